@@ -1,0 +1,167 @@
+"""The tiled engine as one opaque operator for autograd, torch.compile, export and autocast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveal.ops import tiled
+from foveal.patterns import Pattern
+
+_PATTERNS: dict[int, Pattern] = {}
+_KEYS: dict[Pattern, int] = {}
+
+
+@torch.compiler.assume_constant_result
+def pattern_key(pattern: Pattern) -> int:
+    """A number that stands for the pattern in the operator's signature."""
+    key = _KEYS.setdefault(pattern, len(_KEYS))
+    _PATTERNS[key] = pattern
+    return key
+
+
+def tiled_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Shapes as in `attend`; returns (out, lse), both differentiable."""
+    # drawn as a tensor, so that a compiled graph draws a new one at every call
+    seed = torch.randint(1 << 62, ()) if dropout_p else None
+    key = pattern_key(pattern)
+    return _forward_op(q, k, v, bias, key_mask, seed, key, scale, dropout_p)
+
+
+@torch.library.custom_op("foveal::tiled_forward", mutates_args=())
+def _forward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    pattern: int,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    inputs = _inputs(q, k, v, bias, key_mask, seed, scale, dropout_p)
+    out, lse = tiled.forward(inputs, _PATTERNS[pattern].tiles(q.shape[2]))
+    return out.flatten(1, 2), lse.flatten(1, 2)
+
+
+@_forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    pattern: int,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=dtype)
+
+
+@torch.library.custom_op("foveal::tiled_backward", mutates_args=())
+def _backward_op(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    pattern: int,
+    scale: float,
+    dropout_p: float,
+) -> list[Tensor]:
+    inputs = _inputs(q, k, v, bias, key_mask, seed, scale, dropout_p)
+    shape = inputs.q.shape[:3]
+    grads = tiled.backward(
+        inputs,
+        _PATTERNS[pattern].tiles(q.shape[2]),
+        out.view(*shape, -1, out.shape[-1]),
+        lse.view(*shape, -1),
+        grad_out.reshape(*shape, -1, out.shape[-1]),
+        grad_lse.reshape(*shape, -1),
+    )
+    d_q, d_k, d_v = grads.q.flatten(1, 2), grads.k, grads.v
+    result = [d.to(x.dtype) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True)]
+    if grads.bias is not None and bias is not None:
+        result.append(grads.bias.to(bias.dtype))
+    return result
+
+
+@_backward_op.register_fake
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    pattern: int,
+    scale: float,
+    dropout_p: float,
+) -> list[Tensor]:
+    given = (q, k, v) if bias is None else (q, k, v, bias)
+    return [x.new_empty(x.shape) for x in given]
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, pattern, scale, dropout_p = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.options = (pattern, scale, dropout_p)
+
+
+def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
+    bias = ctx.saved_tensors[3]
+    grads = _backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options)
+    d_bias = grads[3] if bias is not None else None
+    return (*grads[:3], d_bias, None, None, None, None, None)
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tiled.Inputs:
+    kv_heads = k.shape[1]
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return tiled.Inputs(
+        q=_unit_stride(q).unflatten(1, (kv_heads, -1)),
+        k=_unit_stride(k),
+        v=_unit_stride(v),
+        bias=None if bias is None else bias.to(dtype),
+        key_bias=None if key_mask is None else (~key_mask).to(dtype) * tiled.MASKED,
+        scale=scale,
+        dropout_p=dropout_p,
+        seed=0 if seed is None else int(seed),
+    )
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,26 @@
+"""Who attends to whom: small frozen dataclasses that can be drawn, counted, combined and tested."""
+
+from foveal.patterns.axial import Axial
+from foveal.patterns.base import Pattern
+from foveal.patterns.blocks import Blocks
+from foveal.patterns.full import Full
+from foveal.patterns.halo import Halo
+from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.text_image import TextImage
+from foveal.patterns.tiling import Grid, Lookup, TileGroup, Tiling
+from foveal.patterns.window import SlidingWindow
+
+__all__ = [
+    "Pattern",
+    "Full",
+    "SlidingWindow",
+    "Blocks",
+    "Halo",
+    "Neighborhood",
+    "Axial",
+    "TextImage",
+    "Tiling",
+    "TileGroup",
+    "Grid",
+    "Lookup",
+]

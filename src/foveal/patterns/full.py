@@ -1,0 +1,41 @@
+"""Every token reads every token, or every earlier one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
+
+
+@dataclass(frozen=True)
+class Full(Pattern):
+    """Dense attention.
+
+    Args:
+        causal: read only the token itself and earlier ones.
+    """
+
+    causal: bool = False
+
+    always_reads = True
+
+    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        return k_idx <= q_idx if self.causal else (q_idx == q_idx) & (k_idx == k_idx)
+
+    def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
+        if self.causal:
+            return k_first <= q_last, k_last <= q_first
+        every, _ = super().overlap(q_first, q_last, k_first, k_last)
+        return every, every
+
+    def _tiles(self, length: int) -> Tiling:
+        last = (lambda i: i + 1) if self.causal else (lambda i: length)
+        axis = Axis(length, MAX_TILE, lambda i: (0, last(i)), anchored=self.causal)
+        groups = axes_groups([axis], [1], self.allows, check=self.causal)
+        return Tiling(length, length, tuple(groups))
+
+    def num_pairs(self, length: int) -> int:
+        return length * (length + 1) // 2 if self.causal else length * length

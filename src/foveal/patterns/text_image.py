@@ -1,0 +1,118 @@
+"""Text tokens followed by image tokens (DALL-E)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.full import Full
+from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
+
+
+@dataclass(frozen=True)
+class TextImage(Pattern):
+    """Text reads the text before it; the image reads all of the text, and itself by a pattern.
+
+    Ramesh et al., "Zero-Shot Text-to-Image Generation" (2021), appendix B.1.
+
+    Args:
+        text_length: number of text tokens at the front of the sequence.
+        image_pattern: pattern among the image tokens, whose positions are counted from the first
+            image token. The whole is causal when this pattern is.
+
+    Raises:
+        ValueError: text_length is negative.
+    """
+
+    text_length: int
+    image_pattern: Pattern
+
+    def __post_init__(self) -> None:
+        if self.text_length < 0:
+            raise ValueError(f"text_length must not be negative, got {self.text_length}.")
+        if not isinstance(self.image_pattern, Pattern):
+            raise ValueError(f"image_pattern must be a Pattern, got {self.image_pattern!r}.")
+
+    @property
+    def causal(self) -> bool:
+        return self.image_pattern.is_causal
+
+    @property
+    def always_reads(self) -> bool:  # type: ignore[override]
+        return self.image_pattern.always_reads
+
+    @property
+    def heads(self) -> int | None:
+        return self.image_pattern.heads
+
+    def per_head(self) -> tuple[Pattern, ...]:
+        return tuple(TextImage(self.text_length, one) for one in self.image_pattern.per_head())
+
+    def check_length(self, length: int) -> None:
+        super().check_length(length)
+        self.image_pattern.check_length(max(0, length - self.text_length))
+
+    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        text = self.text_length
+        to_text = (k_idx < text) & (k_idx <= q_idx)
+        in_image = (q_idx >= text) & (k_idx >= text)
+        # positions before the image are moved inside, for the pattern need not bear them
+        image = self.image_pattern.allows((q_idx - text).clamp(min=0), (k_idx - text).clamp(min=0))
+        return to_text | (in_image & image)
+
+    def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
+        text = self.text_length
+        some, every = self.image_pattern.overlap(
+            *((edge - text).clamp(min=0) for edge in (q_first, q_last, k_first, k_last))
+        )
+        some = some & (q_last >= text) & (k_last >= text)
+        every = every & (q_first >= text) & (k_first >= text)
+        to_text = (k_first < text) & (k_first <= q_last)
+        return some | to_text, every | ((k_last < text) & (k_last <= q_first))
+
+    def _tiles(self, length: int) -> Tiling:
+        text = min(self.text_length, length)
+        groups = list(Full(causal=True).tiles(text).groups) if text else []
+        image = self.image_pattern.tiles(length - text)
+        if not image.covers_all:  # a pixel without pixels to read still reads the text
+            return super()._tiles(length)
+        shifted = image.shift(text, text, length, length)
+        groups += [self._with_text(group, text) for group in shifted.groups]
+        return Tiling(length, length, tuple(groups))
+
+    def _with_text(self, group: TileGroup, text: int) -> TileGroup:
+        if not text:
+            return group
+        prefix: Places = Grid(0, ((group.num_tiles, 0),), ((text, 1),))
+        mask = group.mask
+        if mask is not None:
+            mask = torch.nn.functional.pad(mask, (text, 0), value=True)
+        return TileGroup(group.queries, (prefix, *group.keys), mask)
+
+    def reads(self, position: int) -> Tensor:
+        self._require_causal("reads")
+        text = self.text_length
+        if position < text:
+            return torch.arange(position + 1)
+        return torch.cat([torch.arange(text), self.image_pattern.reads(position - text) + text])
+
+    def horizon(self) -> tuple[int, int] | None:
+        image = self.image_pattern.horizon()
+        return None if image is None else (self.text_length + image[0], image[1])
+
+    def keeps(self, position: int) -> range | Tensor:
+        self._require_causal("keeps")
+        text = self.text_length
+        if position < text:
+            return range(position + 1)
+        image = torch.as_tensor(self.image_pattern.keeps(position - text), dtype=torch.long)
+        return torch.cat([torch.arange(text), image + text])
+
+    def num_pairs(self, length: int) -> int:
+        text = min(self.text_length, length)
+        heads = self.heads or 1
+        to_text = text * (text + 1) // 2 + (length - text) * text
+        return heads * to_text + self.image_pattern.num_pairs(length - text)
