@@ -1,0 +1,6 @@
+"""What decoding remembers: explicit state, bounded by what the pattern can still read."""
+
+from foveal.caches.attention import AttentionCache
+from foveal.caches.state import DecodingState
+
+__all__ = ["AttentionCache", "DecodingState"]

@@ -1,0 +1,199 @@
+"""The keys and values of one attention layer that later tokens can still read."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.caches.stores import Log, Ring
+from foveal.patterns import Pattern
+
+
+class AttentionCache:
+    """Decoding state of one attention layer.
+
+    A ring of `window` places (behind a static prefix) where the pattern has a horizon, otherwise
+    a log that forgets what `pattern.keeps` no longer lists. Methods update the buffers in place
+    and return the cache: use the returned one, and `clone()` to try two continuations.
+
+    Args:
+        pattern: a causal pattern.
+        batch, kv_heads, head_dim: sizes of the keys and values.
+        max_length: most tokens that will ever come; lets buffers be allocated once. None: they
+            grow as needed.
+        dtype, device: of the stored keys and values.
+
+    Attributes:
+        position: number of tokens seen so far, which is the position of the next one; the rows
+            of a batch share it.
+
+    Raises:
+        ValueError: the pattern is not causal, or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        batch: int,
+        kv_heads: int,
+        head_dim: int,
+        max_length: int | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._check(pattern, batch, kv_heads, head_dim, max_length)
+        self.pattern = pattern
+        self.max_length = max_length
+        self.position = 0
+        shape = (2, batch, kv_heads, 0, head_dim)
+        empty = torch.empty(shape, dtype=dtype, device=device)
+        heads = _head_patterns(pattern)
+        bounds = _horizon(heads)
+        self._store: Ring | Log
+        if bounds is None:
+            self._store = Log(empty, functools.partial(_keeps, heads), max_length)
+        else:
+            self._store = Ring(empty, *bounds, max_length)
+
+    @staticmethod
+    def _check(
+        pattern: Pattern, batch: int, kv_heads: int, head_dim: int, max_length: int | None
+    ) -> None:
+        if not pattern.is_causal:
+            raise ValueError(
+                f"pattern must be causal to be decoded a token at a time, got {pattern}; "
+                "use its causal form."
+            )
+        sizes = {"batch": batch, "kv_heads": kv_heads, "head_dim": head_dim}
+        if max_length is not None:
+            sizes["max_length"] = max_length
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={value}.")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory held for keys and values."""
+        return self._store.num_bytes
+
+    def clone(self) -> AttentionCache:
+        """A copy that shares no buffer with this cache."""
+        twin = copy.copy(self)
+        twin._store = self._store.clone()
+        return twin
+
+    def prefill(self, k: Tensor, v: Tensor) -> AttentionCache:
+        """Load many tokens at once, keeping only what later ones can read.
+
+        Args:
+            k, v: (batch, kv_heads, tokens, head_dim), positions already applied.
+        """
+        kv = torch.stack((k, v))
+        self._check_tokens(kv)
+        self._store.write(kv, self.position)
+        self.position += kv.shape[3]
+        return self
+
+    def append(self, k: Tensor, v: Tensor) -> AttentionCache:
+        """Load the next token: k, v (batch, kv_heads, 1, head_dim)."""
+        if k.shape[2] != 1:
+            raise ValueError(f"append takes one token, got {k.shape[2]}; use prefill for many.")
+        return self.prefill(k, v)
+
+    def attend(self, q: Tensor, scale: float | None = None) -> Tensor:
+        """Attention of the newest token over exactly the keys that the pattern lets it read.
+
+        Args:
+            q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
+            scale: of the scores; head_dim ** -0.5 by default.
+
+        Returns:
+            (batch, heads, 1, head_dim); zeros for a token that reads nothing.
+
+        Raises:
+            ValueError: nothing is loaded yet, or the heads do not fit.
+        """
+        if self.position == 0:
+            raise ValueError("attend needs at least one token in the cache, got position=0.")
+        batch, heads, _, head_dim = q.shape
+        positions, allowed = _reads(self.pattern, self.position - 1)
+        k, v = self._store.read(positions, ordered=allowed is not None)
+        kv_heads = k.shape[1]
+        if heads % kv_heads or (allowed is not None and len(allowed) != heads):
+            raise ValueError(
+                f"heads of q must be a multiple of kv_heads={kv_heads} and fit the pattern's "
+                f"heads={self.pattern.heads}, got {heads} heads."
+            )
+        if len(positions) == 0:
+            return torch.zeros_like(q)
+        # the queries of a group become rows of one small attention, so that keys are not copied
+        grouped = q.reshape(batch, kv_heads, heads // kv_heads, head_dim).to(k.dtype)
+        if allowed is None:
+            out = F.scaled_dot_product_attention(grouped, k, v, scale=scale)
+        else:
+            mask = allowed.to(q.device).reshape(1, kv_heads, heads // kv_heads, -1)
+            alive = mask.any(-1, keepdim=True)
+            # a head without keys reads all of them, and what it got is thrown away
+            some = mask | ~alive
+            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=some, scale=scale)
+            out = out.masked_fill(~alive, 0.0)
+        return out.reshape(q.shape).to(q.dtype)
+
+    def _check_tokens(self, kv: Tensor) -> None:
+        expected, got = self._store.data.shape, kv.shape
+        if (*got[:3], got[4]) != (*expected[:3], expected[4]):
+            raise ValueError(
+                "k and v must be (batch, kv_heads, tokens, head_dim) = "
+                f"({expected[1]}, {expected[2]}, any, {expected[4]}), got {tuple(got[1:])}."
+            )
+        end = self.position + got[3]
+        if self.max_length is not None and end > self.max_length:
+            raise ValueError(
+                f"the cache holds at most max_length={self.max_length} tokens, got {end}; "
+                "create it with a larger max_length."
+            )
+
+
+def _head_patterns(pattern: Pattern) -> tuple[Pattern, ...]:
+    return (pattern,) if pattern.heads is None else pattern.per_head()
+
+
+def _horizon(heads: tuple[Pattern, ...]) -> tuple[int, int] | None:
+    """The prefix and window that cover the reach of every head."""
+    bounds = [one.horizon() for one in set(heads)]
+    known = [b for b in bounds if b is not None]
+    if len(known) < len(bounds):
+        return None
+    return max(b[0] for b in known), max(b[1] for b in known)
+
+
+def _positions(values: range | Tensor) -> Tensor:
+    if isinstance(values, range):
+        return torch.arange(values.start, max(values.start, values.stop))
+    return values.to(device="cpu", dtype=torch.long)
+
+
+def _keeps(heads: tuple[Pattern, ...], position: int) -> range | Tensor:
+    """What the cache must hold after `position`, for any head; ascending."""
+    if len(set(heads)) == 1:
+        return heads[0].keeps(position)
+    return torch.cat([_positions(one.keeps(position)) for one in set(heads)]).unique()
+
+
+@functools.lru_cache(maxsize=64)
+def _reads(pattern: Pattern, position: int) -> tuple[Tensor, Tensor | None]:
+    """Keys that `position` reads, and (heads, keys) True = reads, where heads differ.
+
+    Cached because the layers of a model, one after the other, ask the same question.
+    """
+    heads = _head_patterns(pattern)
+    if len(set(heads)) == 1:
+        return _positions(heads[0].reads(position)), None
+    reads = [_positions(one.reads(position)) for one in heads]
+    keys = torch.cat(reads).unique()
+    return keys, torch.stack([torch.isin(keys, one) for one in reads])

@@ -1,0 +1,38 @@
+"""The decoding state of a stack of layers, or of a whole model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class DecodingState:
+    """The states of parts that decode together, in the order in which they run.
+
+    Attributes:
+        parts: one state a layer or stage: an AttentionCache, a DecodingState, anything with
+            `num_bytes` and `clone()`; None for a part that remembers nothing.
+        position: number of tokens seen so far, which is the position of the next one.
+        tensors: what a part remembers besides the keys and values, by name.
+    """
+
+    parts: list[Any]
+    position: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory held by all parts."""
+        own = sum(t.numel() * t.element_size() for t in self.tensors.values())
+        return own + sum(part.num_bytes for part in self.parts if part is not None)
+
+    def clone(self) -> DecodingState:
+        """A copy that shares no buffer with this state."""
+        twin = copy.copy(self)
+        twin.parts = [None if part is None else part.clone() for part in self.parts]
+        twin.tensors = {name: value.clone() for name, value in self.tensors.items()}
+        return twin

@@ -1,0 +1,164 @@
+"""Where keys and values lie in memory: a ring with a static prefix, and a log that forgets.
+
+Both hold one tensor `data` (2, batch, kv_heads, places, head_dim), keys first, and answer two
+calls: `write` tokens at consecutive positions, `read` the tokens at given positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FIRST_PLACES = 64
+"""Places of a log whose final length is unknown."""
+
+
+class _Store:
+    data: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+    def _allocate(self, like: Tensor, places: int) -> Tensor:
+        return like.new_empty((*like.shape[:3], places, like.shape[4]))
+
+    def _gather(self, places: Tensor) -> Tensor:
+        return self.data.index_select(3, places.to(self.data.device))
+
+
+class Ring(_Store):
+    """The first `prefix` tokens for ever, and the `window` latest of the others.
+
+    Args:
+        like: empty tensor with the sizes, dtype and device of the data.
+        prefix, window: as in `Pattern.horizon`.
+        max_length: most tokens to come; the ring is no larger than they need.
+    """
+
+    def __init__(self, like: Tensor, prefix: int, window: int, max_length: int | None) -> None:
+        if max_length is not None:
+            prefix = min(prefix, max_length)
+            window = min(window, max_length - prefix)
+        self.prefix, self.window = prefix, max(1, window)
+        self.data = self._allocate(like, self.prefix + self.window)
+        self.length = 0
+
+    def clone(self) -> Ring:
+        twin = copy.copy(self)
+        twin.data = self.data.clone()
+        return twin
+
+    def write(self, kv: Tensor, first: int) -> None:
+        """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
+        count = kv.shape[3]
+        self.length = first + count
+        kv = kv.to(self.data.dtype)
+        if count == 1:
+            self.data[:, :, :, self._place(first)] = kv[:, :, :, 0]
+            return
+        positions = torch.arange(first, self.length)
+        stays = (positions < self.prefix) | (positions >= self.length - self.window)
+        positions = positions[stays]
+        device = self.data.device
+        tokens = kv.index_select(3, (positions - first).to(device))
+        self.data.index_copy_(3, self._places(positions).to(device), tokens)
+
+    def read(self, positions: Tensor, ordered: bool = False) -> Tensor:
+        """The tokens at `positions` (2, batch, kv_heads, keys, head_dim).
+
+        `ordered=False` allows any order, which a softmax does not see: a query that reads all
+        that is held then takes the buffer as it lies.
+        """
+        held = min(self.length, self.data.shape[3])
+        if len(positions) == held and not ordered:
+            return self.data[:, :, :, :held]
+        return self._gather(self._places(positions))
+
+    def _place(self, position: int) -> int:
+        if position < self.prefix:
+            return position
+        return self.prefix + (position - self.prefix) % self.window
+
+    def _places(self, positions: Tensor) -> Tensor:
+        turned = self.prefix + (positions - self.prefix) % self.window
+        return torch.where(positions < self.prefix, positions, turned)
+
+
+class Log(_Store):
+    """Tokens in the order they came; those that nothing can read any more make room when needed.
+
+    Args:
+        like: empty tensor with the sizes, dtype and device of the data.
+        keeps: position -> ascending positions that must be held after it.
+        max_length: most tokens to come, None when unknown.
+    """
+
+    def __init__(
+        self, like: Tensor, keeps: Callable[[int], range | Tensor], max_length: int | None
+    ) -> None:
+        self.keeps, self.max_length = keeps, max_length
+        places = FIRST_PLACES
+        if max_length is not None:
+            # the pattern at its end tells a full history from a thinned one
+            places = min(max_length, max(FIRST_PLACES, len(keeps(max_length - 1)) + 1))
+        self.data = self._allocate(like, places)
+        self.held = torch.empty(places, dtype=torch.long)  # position of each place, ascending
+        self.count = 0
+
+    def clone(self) -> Log:
+        twin = copy.copy(self)
+        twin.data, twin.held = self.data.clone(), self.held.clone()
+        return twin
+
+    def write(self, kv: Tensor, first: int) -> None:
+        """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
+        last = first + kv.shape[3] - 1
+        positions = torch.arange(first, last + 1)
+        if len(positions) > 1:
+            # what the newest token itself reads must stay too, so ask on its behalf
+            stays = self._is_kept(positions, last - 1) | (positions == last)
+            if not bool(stays.all()):
+                positions = positions[stays]
+                kv = kv.index_select(3, (positions - first).to(kv.device))
+        if self.count + len(positions) > self.data.shape[3]:
+            self._make_room(len(positions), last - 1)
+        end = self.count + len(positions)
+        self.data[:, :, :, self.count : end] = kv
+        self.held[self.count : end] = positions
+        self.count = end
+
+    def read(self, positions: Tensor, ordered: bool = False) -> Tensor:
+        """The tokens at `positions`, ascending (2, batch, kv_heads, keys, head_dim)."""
+        if len(positions) == self.count:
+            return self.data[:, :, :, : self.count]
+        places = torch.searchsorted(self.held[: self.count], positions)
+        if len(places) and int(places[-1]) - int(places[0]) + 1 == len(places):
+            return self.data[:, :, :, int(places[0]) : int(places[-1]) + 1]
+        return self._gather(places)
+
+    def _is_kept(self, positions: Tensor, after: int) -> Tensor:
+        kept = self.keeps(after)
+        if isinstance(kept, range):
+            return (positions >= kept.start) & (positions < kept.stop)
+        return torch.isin(positions, kept.to("cpu"))
+
+    def _make_room(self, tokens: int, after: int) -> None:
+        """Forget what nothing reads after position `after`; grow when that frees too little."""
+        held = self.held[: self.count]
+        stays = self._is_kept(held, after).nonzero()[:, 0]
+        places = self.data.shape[3]
+        if len(stays) + tokens > 3 * places // 4:  # else the next call would come too soon
+            places = max(len(stays) + tokens, 2 * places)
+            if self.max_length is not None:
+                places = min(places, self.max_length)
+        old, old_held = self._gather(stays), held[stays]
+        if places != self.data.shape[3]:
+            self.data = self._allocate(self.data, places)
+            self.held = torch.empty(places, dtype=torch.long)
+        self.count = len(stays)
+        self.data[:, :, :, : self.count] = old
+        self.held[: self.count] = old_held

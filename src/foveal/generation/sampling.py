@@ -1,0 +1,81 @@
+"""From logits to the next token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is drawn; the cuts apply in the order top_k, top_p, min_p.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw among the k likeliest tokens only.
+        top_p: draw among the fewest likeliest tokens whose probabilities reach this sum
+            (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020).
+        min_p: drop tokens less probable than min_p times the likeliest one
+            (Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.temperature < math.inf):
+            raise ValueError(
+                f"temperature must be 0 (greedy) or more, got temperature={self.temperature!r}."
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(
+                f"top_k must be an int of at least 1, got top_k={self.top_k!r}; use None to draw "
+                "among all tokens."
+            )
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be above 0 and at most 1, got top_p={self.top_p!r}.")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be from 0 to 1, got min_p={self.min_p!r}.")
+
+    def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one token a row: logits (batch, num_tokens) -> (batch,) int64."""
+        if self.temperature == 0.0:
+            return logits.argmax(-1)
+        probs = self.probabilities(logits)
+        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution that is drawn from: (batch, num_tokens), float32 at least."""
+        if self.temperature == 0.0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # the largest becomes 0, so that no temperature, however small, overflows
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = self._keep_top_k(logits, self.top_k)
+        probs = logits.softmax(-1)
+        if self.top_p is not None and self.top_p < 1.0:
+            probs = self._keep_top_p(probs, self.top_p)
+        if self.min_p:
+            floor = self.min_p * probs.amax(-1, keepdim=True)
+            probs = probs.masked_fill(probs < floor, 0.0)
+        return probs / probs.sum(-1, keepdim=True)
+
+    @staticmethod
+    def _keep_top_k(logits: Tensor, k: int) -> Tensor:
+        values, places = logits.topk(k, dim=-1)  # by place, so that ties do not widen the choice
+        return torch.full_like(logits, -math.inf).scatter_(-1, places, values)
+
+    @staticmethod
+    def _keep_top_p(probs: Tensor, p: float) -> Tensor:
+        ranked, places = probs.sort(dim=-1, descending=True, stable=True)
+        before = ranked.cumsum(-1) - ranked  # the likeliest token has nothing before it: it stays
+        return torch.zeros_like(probs).scatter_(-1, places, ranked.masked_fill(before >= p, 0.0))

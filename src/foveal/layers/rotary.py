@@ -1,0 +1,75 @@
+"""Rotary positions along a sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+TABLE_LIMIT = 1 << 17
+"""Positions beyond this are computed when needed instead of being kept in a table."""
+
+
+class Rotary(nn.Module):
+    """Turns pairs of features by angles that grow with the position, so that scores see distance.
+
+    Su et al., "RoFormer" (2021). Feature i is paired with feature i + dim / 2. Without weights;
+    layers may share one instance. The rotation is done in float32 at least.
+
+    Args:
+        dim: features of a head; even.
+        base: wavelengths run from 2 pi to 2 pi * base.
+
+    Raises:
+        ValueError: dim is odd or not positive.
+    """
+
+    def __init__(self, dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(
+                f"dim_head must be even for rotary positions, got {dim}; use an even dim_head or "
+                "rotary=False."
+            )
+        self.dim, self.base = dim, base
+        self._table: Tensor | None = None
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, base={self.base:g}"
+
+    def forward(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
+        """Turn the tokens at positions offset, offset + stride, ...
+
+        Args:
+            x: (batch, tokens, heads, dim).
+
+        Returns:
+            tensor of the shape and dtype of x.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = self._rows(offset, x.shape[1], stride, x.device).to(wide).unbind(1)
+        y = x.to(wide)
+        # the sign of the sine's first half does the subtraction, so one fused product is enough
+        out = torch.addcmul(y * cos, y.roll(self.dim // 2, -1), sin)
+        return out.to(x.dtype)
+
+    def _rows(self, offset: int, count: int, stride: int, device: torch.device) -> Tensor:
+        """Cosines and signed sines: (count, 2, 1, dim) float32."""
+        end = offset + count * stride
+        if torch.compiler.is_compiling() or end > TABLE_LIMIT:
+            return self._angles(offset, count, stride, device)
+        table = self._table
+        if table is None or table.shape[0] < end or table.device != device:
+            rows = max(256, 1 << (end - 1).bit_length())
+            with torch.inference_mode(False):  # training must be able to use the table later
+                table = self._table = self._angles(0, rows, 1, device)
+        return table[offset:end:stride]
+
+    def _angles(self, offset: int, count: int, stride: int, device: torch.device) -> Tensor:
+        # float64, so that a row is the same however it was reached, and exact at any offset
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        half = torch.arange(0, self.dim, 2, dtype=exact, device=device) / self.dim
+        places = torch.arange(count, dtype=exact, device=device) * stride + offset
+        angles = places[:, None] * self.base**-half
+        cos, sin = angles.cos(), angles.sin()
+        rows = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)
+        return rows.to(torch.float32)[:, :, None]

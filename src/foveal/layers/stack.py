@@ -1,0 +1,148 @@
+"""Pre-norm transformer blocks, and stacks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from foveal.caches import AttentionCache, DecodingState
+from foveal.layers.attention import SelfAttention
+from foveal.layers.checks import Device
+from foveal.layers.feed_forward import Activation, FeedForward
+from foveal.layers.rotary import Rotary
+from foveal.patterns import Pattern
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+    Args:
+        dim, pattern, heads, dim_head, kv_heads, rotary: as in SelfAttention.
+        ff_mult, activation: as in FeedForward.
+        dropout: on attention weights, hidden features and both residual branches.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        pattern: Pattern,
+        heads: int = 8,
+        dim_head: int | None = 64,
+        kv_heads: int | None = None,
+        rotary: bool | Rotary = True,
+        ff_mult: float = 4,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, pattern, heads, dim_head, kv_heads, rotary, dropout)
+        self.ff_norm = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, ff_mult, activation, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, dim) -> same; mask (batch, tokens) True = real."""
+        return self._add(x, self.attn(self.attn_norm(x), mask))
+
+    def prefill(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+        """The forward pass over the first tokens, remembered in an empty cache."""
+        y, cache = self.attn.prefill(self.attn_norm(x), cache)
+        return self._add(x, y), cache
+
+    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+        """One more token: x (batch, 1, dim) -> same."""
+        y, cache = self.attn.step(self.attn_norm(x), cache)
+        return self._add(x, y), cache
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of a forward pass over `length` tokens."""
+        return self.attn.flops(length) + self.ff.flops(length)
+
+    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.ff(self.ff_norm(x)))
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, closed by a LayerNorm.
+
+    Args:
+        dim: features in and out.
+        depth: number of blocks; 0 leaves the LayerNorm.
+        patterns: cycled over the blocks.
+        norm_out: end in a LayerNorm.
+        Others as in Block.
+
+    Attributes:
+        checkpointing: recompute each block in the backward pass instead of keeping what it made.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        patterns: Sequence[Pattern],
+        heads: int = 8,
+        dim_head: int | None = 64,
+        kv_heads: int | None = None,
+        rotary: bool | Rotary = True,
+        ff_mult: float = 4,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        norm_out: bool = True,
+    ) -> None:
+        super().__init__()
+        if depth < 0:
+            raise ValueError(f"depth must not be negative, got {depth=}.")
+        if not patterns:
+            raise ValueError("patterns must name at least one pattern, got none.")
+        rest = (heads, dim_head, kv_heads, rotary, ff_mult, activation, dropout)
+        self.layers = nn.ModuleList(
+            Block(dim, patterns[i % len(patterns)], *rest) for i in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim) if norm_out else nn.Identity()
+        self.checkpointing = False
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in the order in which they run."""
+        return cast(list[Block], list(self.layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, dim) -> same; mask (batch, tokens) True = real."""
+        for layer in self.blocks:
+            if self.checkpointing and self.training:
+                x = checkpoint(layer, x, mask, use_reentrant=False)
+            else:
+                x = layer(x, mask)
+        return self.norm(x)
+
+    def make_cache(
+        self, batch: int, max_length: int | None = None, device: Device = None
+    ) -> DecodingState:
+        """An empty decoding state for `batch` rows; on the layers' device if None is given."""
+        return DecodingState(
+            [block.attn.make_cache(batch, max_length, device) for block in self.blocks]
+        )
+
+    def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """The forward pass over the first tokens, remembered in an empty cache."""
+        for i, layer in enumerate(self.blocks):
+            x, cache.parts[i] = layer.prefill(x, cache.parts[i])
+        cache.position += x.shape[1]
+        return self.norm(x), cache
+
+    def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """One more token: x (batch, 1, dim) -> same."""
+        for i, layer in enumerate(self.blocks):
+            x, cache.parts[i] = layer.step(x, cache.parts[i])
+        cache.position += 1
+        return self.norm(x), cache
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of a forward pass over `length` tokens."""
+        return sum(layer.flops(length) for layer in self.blocks)

@@ -1,0 +1,25 @@
+"""Model families built on attend(), each with its published sizes."""
+
+from foveal.models.base import Model
+from foveal.models.causal import CausalLM
+from foveal.models.cost import Cost, cost
+from foveal.models.hourglass import HourglassConfig, HourglassTransformer, HourglassTransformerLM
+from foveal.models.registry import create_model, list_models
+from foveal.models.storage import load_model, save_model
+from foveal.models.transformer import TransformerConfig, TransformerLM
+
+__all__ = [
+    "Model",
+    "CausalLM",
+    "TransformerLM",
+    "TransformerConfig",
+    "HourglassTransformerLM",
+    "HourglassTransformer",
+    "HourglassConfig",
+    "create_model",
+    "list_models",
+    "save_model",
+    "load_model",
+    "Cost",
+    "cost",
+]

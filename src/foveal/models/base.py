@@ -1,0 +1,70 @@
+"""What every model has: a configuration, files, a cost, activation checkpointing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from foveal.layers import Stack
+from foveal.models.config import ModelConfig
+
+
+class Model(nn.Module):
+    """Base of all models.
+
+    Attributes:
+        family: name of the family in configuration files and in the registry.
+        settings: the frozen configuration.
+    """
+
+    family: ClassVar[str]
+    config_class: ClassVar[type[ModelConfig]]
+    settings: ModelConfig
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's keywords and their values."""
+        return self.settings.to_dict()
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
+        raise NotImplementedError
+
+    def activation_checkpointing(self, enabled: bool = True) -> Self:
+        """Recompute blocks in the backward pass: less memory, about a third more time."""
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.checkpointing = enabled
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into the folder, each atomically."""
+        from foveal.models.storage import save_model
+
+        save_model(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str | None = None) -> Self:
+        """The model that `save_pretrained` wrote, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or describes another model.
+        """
+        from foveal.models.storage import load_model
+
+        model = load_model(folder, device)
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"{folder} holds a model of family {model.family!r}, not a {cls.__name__}; use "
+                f"{type(model).__name__}.from_pretrained."
+            )
+        return model

@@ -1,0 +1,248 @@
+"""What the causal language models share: tokens in, logits out, decoding, generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.caches import DecodingState
+from foveal.generation import Recompute, Sampler, generate
+from foveal.generation.loop import Prompts
+from foveal.layers.checks import Device, check_dropout, check_sizes
+from foveal.models.base import Model
+from foveal.models.config import ModelConfig
+
+
+class Body(Protocol):
+    """What turns embedded tokens into features: a Stack, or a hierarchy of them."""
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+    def make_cache(
+        self, batch: int, max_length: int | None = None, device: Device = None
+    ) -> DecodingState: ...
+
+    def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]: ...
+
+    def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]: ...
+
+    def flops(self, length: int) -> int: ...
+
+
+class CausalLM(Model):
+    """A language model: embedding, body, logits.
+
+    A family gives the body; everything else is here. `generate` draws no gradient and leaves the
+    training mode as it was; call `eval()` before `prefill` and `step`, which keep dropout as is.
+
+    Args:
+        settings: the family's configuration; its num_tokens, dim, max_seq_len, dropout and
+            tie_embeddings are read here.
+        body: (batch, tokens, dim) -> same.
+
+    Attributes:
+        is_causal: whether the model can be decoded a token at a time.
+    """
+
+    is_causal: bool
+
+    def __init__(
+        self,
+        settings: ModelConfig,
+        body: nn.Module,
+        *,
+        num_tokens: int,
+        dim: int,
+        max_seq_len: int,
+        dropout: float,
+        tie_embeddings: bool,
+    ) -> None:
+        super().__init__()
+        check_sizes(num_tokens=num_tokens, dim=dim, max_seq_len=max_seq_len)
+        check_dropout(dropout)
+        self.settings = settings
+        self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
+        self.token_emb = nn.Embedding(num_tokens, dim)
+        nn.init.normal_(self.token_emb.weight, std=0.02)
+        self.emb_dropout = nn.Dropout(dropout)
+        self.transformer = body
+        self.to_logits = None if tie_embeddings else nn.Linear(dim, num_tokens)
+
+    @property
+    def _body(self) -> Body:
+        return cast(Body, self.transformer)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            tokens: (batch, length) int.
+            mask: (batch, length) bool, True = real; what is not real influences nothing real.
+
+        Returns:
+            (batch, length, num_tokens)
+
+        Raises:
+            ValueError: shapes that do not fit, or more tokens than max_seq_len.
+        """
+        self._check_tokens(tokens, mask)
+        return self._logits(self._body(self._embed(tokens), mask))
+
+    # -- decoding ---------------------------------------------------------------------------
+
+    def make_cache(
+        self, batch: int, max_length: int | None = None, device: Device = None
+    ) -> DecodingState:
+        """An empty decoding state for `batch` rows of at most `max_length` tokens."""
+        return self._body.make_cache(batch, max_length, device)
+
+    @torch.no_grad()
+    def prefill(
+        self, tokens: Tensor, max_length: int | None = None
+    ) -> tuple[Tensor, DecodingState]:
+        """Read a prompt: tokens (batch, length) -> logits of its last position, decoding state.
+
+        Args:
+            max_length: most tokens that will come, prompt included; None lets the state grow.
+
+        Returns:
+            logits (batch, num_tokens), and the state that `step` continues.
+
+        Raises:
+            ValueError: an empty or too long prompt, or a model that is not causal.
+        """
+        self._check_tokens(tokens, None)
+        cache = self.make_cache(tokens.shape[0], max_length)
+        x, cache = self._body.prefill(self._embed(tokens), cache)
+        return self._logits(x[:, -1]), cache
+
+    @torch.no_grad()
+    def step(self, token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Read one more token a row: token (batch,) -> logits (batch, num_tokens), state.
+
+        The state is updated in place; continue with the returned one, or `clone()` it before.
+
+        Raises:
+            ValueError: a token that is not (batch,), or a sequence longer than max_seq_len.
+        """
+        if token.ndim != 1:
+            raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
+        if cache.position >= self.max_seq_len:
+            raise ValueError(
+                f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
+                f"at position {cache.position}."
+            )
+        x, cache = self._body.step(self._embed(token[:, None]), cache)
+        return self._logits(x[:, -1]), cache
+
+    def generate(
+        self,
+        prompt: Prompts,
+        n: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        stop: int | Collection[int] | None = None,
+        seed: int | None = None,
+        use_cache: bool = True,
+        lengths: Tensor | Sequence[int] | None = None,
+        pad: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Continue prompts by up to n tokens.
+
+        Args:
+            prompt: (batch, length) int tokens, or a list of 1-D prompts of any lengths.
+            n: most new tokens a row.
+            temperature, top_k, top_p, min_p: see foveal.generation.Sampler; temperature=0 takes
+                the likeliest token.
+            stop: token or tokens that end a row; the stop token is kept, `pad` follows.
+            seed: makes the draws repeatable.
+            use_cache: False runs the whole sequence again for every token.
+            lengths: real tokens at the front of each row of a rectangular prompt.
+            pad: fills rows after their end.
+            progress: called with 1 after each position that is filled.
+
+        Returns:
+            (batch, longest prompt + n): each row its prompt, its new tokens, then padding.
+            foveal.generation.generate(model, ...) returns the lengths of the rows as well.
+
+        Raises:
+            ValueError: an empty prompt, tokens outside the vocabulary, a sequence longer than
+                max_seq_len, or nonsense among the sampling options.
+        """
+        self._check_vocabulary(prompt)
+        sampler = Sampler(temperature, top_k, top_p, min_p)
+        was_training = self.training
+        self.eval()
+        try:
+            tokens, _ = generate(
+                self if use_cache else Recompute(self),
+                prompt,
+                n,
+                sampler=sampler,
+                lengths=lengths,
+                stop=stop,
+                pad=pad,
+                seed=seed,
+                max_seq_len=self.max_seq_len,
+                device=self.token_emb.weight.device,
+                progress=progress,
+            )
+        finally:
+            self.train(was_training)
+        return tokens
+
+    # -- cost -------------------------------------------------------------------------------
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
+        return self._body.flops(length) + 2 * length * self.token_emb.weight.numel()
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.emb_dropout(self.token_emb(tokens))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.to_logits is None:
+            return F.linear(x, self.token_emb.weight)
+        return self.to_logits(x)
+
+    def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
+            raise ValueError(
+                "tokens must be (batch, length) of an int type with at least one token, got "
+                f"shape {tuple(tokens.shape)} of {tokens.dtype}."
+            )
+        if tokens.shape[1] > self.max_seq_len:
+            raise ValueError(
+                f"tokens must fit into max_seq_len={self.max_seq_len}, got a length of "
+                f"{tokens.shape[1]}; cut the sequence or build the model with a larger "
+                "max_seq_len."
+            )
+        if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask must be bool of the shape of tokens {tuple(tokens.shape)}, True = real; "
+                f"got shape {tuple(mask.shape)} of {mask.dtype}."
+            )
+
+    def _check_vocabulary(self, prompt: Prompts) -> None:
+        for row in [prompt] if isinstance(prompt, Tensor) else prompt:
+            values = torch.as_tensor(row)
+            if (
+                values.numel()
+                and not 0 <= int(values.min()) <= int(values.max()) < self.num_tokens
+            ):
+                raise ValueError(
+                    f"prompt must hold tokens from 0 to {self.num_tokens - 1}, got values from "
+                    f"{int(values.min())} to {int(values.max())}."
+                )

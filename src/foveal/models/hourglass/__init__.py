@@ -1,0 +1,7 @@
+"""Hourglass: a hierarchy of transformers, the inner ones over a shortened sequence."""
+
+from foveal.models.hourglass.config import HourglassConfig
+from foveal.models.hourglass.model import HourglassTransformerLM
+from foveal.models.hourglass.stage import HourglassTransformer
+
+__all__ = ["HourglassConfig", "HourglassTransformer", "HourglassTransformerLM"]

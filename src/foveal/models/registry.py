@@ -1,0 +1,64 @@
+"""Families by name, and named sizes."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from typing import Any, TypeVar
+
+from foveal.models.base import Model
+
+Family = TypeVar("Family", bound=type[Model])
+
+_families: dict[str, type[Model]] = {}
+_models: dict[str, tuple[str, dict[str, Any]]] = {}
+
+
+def register(sizes: dict[str, dict[str, Any]]) -> Any:
+    """Class decorator: makes a family and its named sizes known.
+
+    Args:
+        sizes: model name -> constructor keywords that differ from the defaults.
+    """
+
+    def add(cls: Family) -> Family:
+        _families[cls.family] = cls
+        for name, options in sizes.items():
+            _models[name] = (cls.family, options)
+        return cls
+
+    return add
+
+
+def family(name: str) -> type[Model]:
+    """The class of a family.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if name not in _families:
+        raise ValueError(f"unknown model family {name!r}; known: {', '.join(sorted(_families))}.")
+    return _families[name]
+
+
+def create_model(name: str, **overrides: Any) -> Model:
+    """A new model by name, with random weights.
+
+    Args:
+        name: one of `list_models()`.
+        overrides: constructor keywords that replace those of the name.
+
+    Raises:
+        ValueError: an unknown name or keyword, with the nearest known one.
+    """
+    if name not in _models:
+        near = difflib.get_close_matches(name, _models, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see foveal.list_models()."
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    of_family, options = _models[name]
+    return family(of_family)(**{**options, **overrides})
+
+
+def list_models(glob: str = "*") -> list[str]:
+    """Names of models that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(_models, glob))

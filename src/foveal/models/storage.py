@@ -1,0 +1,114 @@
+"""Models on disk: a folder with config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foveal.models.base import Model
+from foveal.models.registry import family
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+def save_model(model: Model, folder: str | Path) -> None:
+    """Write a model's configuration and weights; a reader never sees a half-written file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    config = {"family": model.family, "config": model.settings.to_json()}
+    text = json.dumps(config, indent=2) + "\n"
+    _atomically(folder / WEIGHTS, lambda path: save_file(state, path, {"format": "pt"}))
+    _atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_model(folder: str | Path, device: torch.device | str | None = None) -> Model:
+    """The model that `save_model` wrote, in evaluation mode and in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or the weights do not fit the configuration.
+    """
+    folder = Path(folder)
+    name, options = _read_config(folder / CONFIG)
+    weights = _read_weights(folder / WEIGHTS, device)
+    try:
+        cls = family(name)
+        settings = cls.config_class.from_json(options)
+        with torch.device("meta"):  # the weights come from the file, so none are drawn
+            model = cls(settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a model: {error}") from error
+    _fit(model, weights, folder / WEIGHTS)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the target, flush to disk, then take its name."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    _require(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        name, options = content["family"], content["config"]
+        if not isinstance(name, str) or not isinstance(options, dict):
+            raise TypeError("family must be a string and config an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged or not a foveal configuration ({error}); save the model again."
+        ) from error
+    return name, options
+
+
+def _read_weights(path: Path, device: torch.device | str | None) -> dict[str, Tensor]:
+    _require(path)
+    try:
+        return load_file(path, device=str(device or "cpu"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or damaged ({error}); copy it again or save the model again."
+        ) from error
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a folder written by save_pretrained."
+        )
+
+
+def _fit(model: Model, weights: dict[str, Tensor], path: Path) -> None:
+    """Raise ValueError unless names and shapes of the weights are those of the model."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{name} is not part of the model" for name in found.keys() - wanted.keys()]
+    faults += [
+        f"{name} has shape {found[name]}, expected {wanted[name]}"
+        for name in wanted.keys() & found.keys()
+        if wanted[name] != found[name]
+    ]
+    if faults:
+        shown = "; ".join(sorted(faults)[:3]) + ("; ..." if len(faults) > 3 else "")
+        raise ValueError(
+            f"{path} does not fit {CONFIG} beside it: {shown} ({len(faults)} in all)."
+        )

@@ -1,0 +1,63 @@
+"""A pre-norm decoder over any patterns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveal.layers import Rotary, Stack
+from foveal.layers.checks import head_size
+from foveal.models.causal import CausalLM
+from foveal.models.registry import register
+from foveal.models.transformer.config import SIZES, TransformerConfig
+
+
+@register(SIZES)
+class TransformerLM(CausalLM):
+    """Pre-norm transformer language model in which every layer takes a pattern.
+
+    Args:
+        config: a TransformerConfig; or give its keywords, which win where both are given:
+            num_tokens=256, dim=512, depth=6, max_seq_len=1024, heads=8, dim_head=64,
+            pattern=Full(causal=True), kv_heads=None, ff_mult=4, activation="gelu", dropout=0.,
+            tie_embeddings=False, rotary=True. See TransformerConfig for their meaning.
+
+    Raises:
+        ValueError: an unknown keyword or sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from foveal import patterns as P
+        >>> from foveal.models import TransformerLM
+        >>> model = TransformerLM(dim=32, depth=2, heads=2, pattern=P.SlidingWindow(64))
+        >>> model(torch.zeros(1, 100, dtype=torch.long)).shape
+        torch.Size([1, 100, 256])
+    """
+
+    family = "transformer"
+    config_class = TransformerConfig
+
+    def __init__(self, config: TransformerConfig | None = None, /, **options: Any) -> None:
+        c = TransformerConfig.resolve(config, options)
+        dim_head = head_size(c.dim, c.heads, c.dim_head)
+        body = Stack(
+            c.dim,
+            c.depth,
+            c.patterns,
+            heads=c.heads,
+            dim_head=dim_head,
+            kv_heads=c.kv_heads,
+            rotary=Rotary(dim_head) if c.rotary else False,
+            ff_mult=c.ff_mult,
+            activation=c.activation,
+            dropout=c.dropout,
+        )
+        super().__init__(
+            c,
+            body,
+            num_tokens=c.num_tokens,
+            dim=c.dim,
+            max_seq_len=c.max_seq_len,
+            dropout=c.dropout,
+            tie_embeddings=c.tie_embeddings,
+        )
+        self.is_causal = all(pattern.is_causal for pattern in c.patterns)
