@@ -1,0 +1,104 @@
+"""FlexAttention's view of a pattern, from block borders instead of n^2 pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from foveal.patterns.base import Pattern, check_positive
+from foveal.patterns.block_sparse import BlockSparse
+from foveal.patterns.combine import Intersection, Union
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+HeadMask = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def analytic_block_mask(
+    pattern: Pattern, length: int, block: int = 128, device: torch.device | str | None = None
+) -> BlockMask:
+    """FlexAttention's BlockMask for a self-attention of `length` tokens.
+
+    `pattern.overlap` on the borders of the (length / block)^2 blocks says which blocks are empty,
+    full or partial; pairs inside partial blocks are left to `pattern.allows` when the kernel runs.
+    Where `overlap` is cautious a block counts as partial, which costs time and changes nothing.
+
+    Args:
+        pattern: any pattern; one with `heads` gives a mask of that many heads.
+        length: tokens; need not be a multiple of `block`.
+        block: tokens of a block of queries and of keys.
+        device: where the mask will be used.
+
+    Raises:
+        ValueError: block is not a positive int, or length does not suit the pattern.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    check_positive(block=block)
+    pattern.check_length(length)
+    first = torch.arange(0, length, block)
+    last = (first + block - 1).clamp(max=max(0, length - 1))
+    some, every = pattern.overlap(first[:, None], last[:, None], first[None], last[None])
+    # FlexAttention counts a block cut by the end of the sequence as partial
+    whole = last - first + 1 == block
+    every = every & some & whole[:, None] & whole
+    shape = (1, pattern.heads or 1, len(first), len(first))
+    partial_count, partial_index = _in_order((some & ~every).expand(shape), device)
+    full_count, full_index = _in_order(every.expand(shape), device)
+    return BlockMask.from_kv_blocks(
+        partial_count,
+        partial_index,
+        full_count,
+        full_index,
+        BLOCK_SIZE=block,
+        mask_mod=mask_mod(pattern, device),
+        seq_lengths=(length, length),
+    )
+
+
+def mask_mod(pattern: Pattern, device: torch.device | str | None = None) -> MaskMod:
+    """`pattern.allows` with the signature that FlexAttention asks for, to be used on `device`."""
+    allowed_in_head = _in_head(pattern)
+    # once outside of any tracing, so that layouts already lie on the device when it begins
+    allowed_in_head(*torch.zeros(3, 1, dtype=torch.long, device=device).unbind())
+
+    def allowed(batch: Tensor, head: Tensor, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        return allowed_in_head(head, q_idx, k_idx)
+
+    return allowed
+
+
+def _in_head(pattern: Pattern) -> HeadMask:
+    """`allows` for the head that is asked for: elementwise, no dimension of heads appears."""
+    if pattern.heads is None:
+        return lambda head, q_idx, k_idx: pattern.allows(q_idx, k_idx)
+    if isinstance(pattern, BlockSparse):
+        return pattern.allows_in_head
+    if isinstance(pattern, Union | Intersection):
+        parts, fold = [_in_head(part) for part in pattern.parts], pattern.fold
+        return lambda head, q_idx, k_idx: fold([part(head, q_idx, k_idx) for part in parts])
+    return _select_head(pattern.per_head())
+
+
+def _select_head(heads: Sequence[Pattern]) -> HeadMask:
+    """For other patterns: evaluate every head's own and take the one asked for."""
+
+    def allowed(head: Tensor, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        found = heads[0].allows(q_idx, k_idx) & (head == 0)
+        for number, one in enumerate(heads[1:], start=1):
+            found = found | (one.allows(q_idx, k_idx) & (head == number))
+        return found
+
+    return allowed
+
+
+def _in_order(blocks: Tensor, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+    """How many blocks are on in each row, and their columns first: both int32."""
+    count = blocks.sum(-1, dtype=torch.int32)
+    index = blocks.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return count.to(device), index.to(device).contiguous()

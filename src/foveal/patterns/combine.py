@@ -1,0 +1,141 @@
+"""Patterns made of patterns: a pair is allowed by any of them, or by all of them."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveal.patterns.base import Overlap, Pattern
+
+
+@dataclass(frozen=True, init=False)
+class _Combined(Pattern):
+    """What unions and intersections share: their parts, checks and heads."""
+
+    parts: tuple[Pattern, ...]
+
+    def __init__(self, *parts: Pattern) -> None:
+        name = type(self).__name__
+        if not parts:
+            raise ValueError(f"{name} needs at least one pattern, got none.")
+        for part in parts:
+            if not isinstance(part, Pattern):
+                raise ValueError(f"{name} takes patterns, got {part!r}.")
+        # nested unions (intersections) are flattened, so that (a | b) | c == a | (b | c)
+        flat: list[Pattern] = []
+        for part in parts:
+            flat.extend(part.parts if isinstance(part, type(self)) else [part])
+        counts = {part.heads for part in flat if part.heads is not None}
+        if len(counts) > 1:
+            raise ValueError(f"parts of {name} must agree in heads, got {sorted(counts)}.")
+        object.__setattr__(self, "parts", tuple(flat))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
+
+    @property
+    def heads(self) -> int | None:
+        return next((part.heads for part in self.parts if part.heads is not None), None)
+
+    def per_head(self) -> tuple[Pattern, ...]:
+        if self.heads is None:
+            return (self,)
+        return tuple(
+            type(self)(
+                *(part if part.heads is None else part.per_head()[i] for part in self.parts)
+            )
+            for i in range(self.heads)
+        )
+
+    def check_length(self, length: int) -> None:
+        for part in self.parts:
+            part.check_length(length)
+
+    def num_pairs(self, length: int) -> int:
+        return sum(one.tiles(length).num_pairs for one in self.per_head())
+
+    def fold(self, found: Iterable[Tensor]) -> Tensor:
+        """What the parts say, taken together."""
+        raise NotImplementedError
+
+    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        return self.fold(part.allows(q_idx, k_idx) for part in self.parts)
+
+    def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
+        # an intersection of "some pair" may be empty and a union of halves full: both are allowed
+        found = [part.overlap(q_first, q_last, k_first, k_last) for part in self.parts]
+        some, every = zip(*found, strict=True)
+        return self.fold(some), self.fold(every)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Union(_Combined):
+    """A pair is allowed where any of the patterns allows it: `Union(a, b)` or `a | b`.
+
+    Causal when all of them are. A tile reads the keys of all patterns, so unions of patterns whose
+    keys lie apart cost the sum of their keys in every tile.
+    """
+
+    @property
+    def causal(self) -> bool:
+        return all(part.is_causal for part in self.parts)
+
+    def fold(self, found: Iterable[Tensor]) -> Tensor:
+        return functools.reduce(operator.or_, found)
+
+    def reads(self, position: int) -> Tensor:
+        self._require_causal("reads")
+        return torch.cat([part.reads(position) for part in self.parts]).unique()
+
+    def keeps(self, position: int) -> Tensor:
+        self._require_causal("keeps")
+        return torch.cat([_positions(part.keeps(position)) for part in self.parts]).unique()
+
+    def horizon(self) -> tuple[int, int] | None:
+        bounds = [part.horizon() for part in self.parts]
+        known = [bound for bound in bounds if bound is not None]
+        if len(known) < len(bounds):
+            return None
+        return max(prefix for prefix, _ in known), max(window for _, window in known)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Intersection(_Combined):
+    """A pair is allowed where all of the patterns allow it: `Intersection(a, b)` or `a & b`.
+
+    Causal when any of them is, so `pattern & Full(causal=True)` cuts a pattern to the past. A
+    query may be left without a key; its output is zero.
+    """
+
+    @property
+    def causal(self) -> bool:
+        return any(part.is_causal for part in self.parts)
+
+    def fold(self, found: Iterable[Tensor]) -> Tensor:
+        return functools.reduce(operator.and_, found)
+
+    def reads(self, position: int) -> Tensor:
+        self._require_causal("reads")
+        first = next(part for part in self.parts if part.is_causal)
+        keys = first.reads(position)
+        allowed = self.allows(torch.tensor(position), keys)
+        return keys[allowed if self.heads is None else allowed.any(0)]
+
+    def keeps(self, position: int) -> Tensor:
+        self._require_causal("keeps")
+        kept = [_positions(part.keeps(position)) for part in self.parts if part.is_causal]
+        return functools.reduce(lambda a, b: a[torch.isin(a, b)], kept)
+
+    def horizon(self) -> tuple[int, int] | None:
+        bounds = [part.horizon() for part in self.parts if part.is_causal]
+        known = [bound for bound in bounds if bound is not None]
+        return min(known, key=sum) if known else None
+
+
+def _positions(kept: range | Tensor) -> Tensor:
+    return torch.arange(kept.start, kept.stop) if isinstance(kept, range) else kept
