@@ -132,8 +132,11 @@ class Strided(Pattern):
         self, top: int, tall: int, start: int, wide: int, count: int, num_rows: int, mask: Tensor
     ) -> TileGroup:
         stride = self.stride
-        across = ((1, 0), (count, wide))
-        queries = Grid(top * stride + start, across, ((tall, stride), (wide, 1)))
+        across = ((count, wide), (1, 0), (1, 0))
+
+        def rows(first: int, height: int) -> Grid:
+            return Grid(first * stride + start, across, ((1, 0), (height, stride), (wide, 1)))
+
         near_rows = tall if self.causal else tall + 1
         near = Grid(
             (top - 1) * stride + start, ((count, wide),), ((near_rows * stride + wide, 1),)
@@ -141,11 +144,9 @@ class Strided(Pattern):
         keys: list[Places] = [near]
         above = top - 1
         below = 0 if self.causal else max(0, num_rows - (top + tall + 1))
-        for row, height in ((0, above), (top + tall + 1, below)):
-            if height:
-                keys.append(Grid(row * stride + start, across, ((height, stride), (wide, 1))))
+        keys += [rows(row, n) for row, n in ((0, above), (top + tall + 1, below)) if n]
         used = near.num_items + (above + below) * wide
-        return TileGroup(queries, tuple(keys), mask[:, :, :used])
+        return TileGroup(rows(top, tall), tuple(keys), mask[:, :, :used])
 
     def _box_mask(self, tall: int, wide: int, num_rows: int) -> Tensor:
         """Near keys first, then as many far rows as any box needs: all boxes take a slice."""
