@@ -1,7 +1,8 @@
 """How attention is computed: attend(), its implementations, and merging by log-sum-exp."""
 
 from foveal.ops.attend import attend
+from foveal.ops.bias import WindowBias
 from foveal.ops.choose import Explanation, explain
 from foveal.ops.merge import merge
 
-__all__ = ["attend", "explain", "Explanation", "merge"]
+__all__ = ["attend", "explain", "Explanation", "merge", "WindowBias"]

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from foveal.ops import flex
+from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
 from foveal.ops.choose import IMPLS, choose
 from foveal.ops.reference import masked_attention
 from foveal.ops.tiled_op import tiled_attend
-from foveal.patterns import Full, Pattern
+from foveal.patterns import Full, Halo, Pattern
 
 
 @overload
@@ -24,7 +25,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | None = None,
+    bias: Tensor | WindowBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -38,7 +39,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | None = None,
+    bias: Tensor | WindowBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -51,7 +52,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | None = None,
+    bias: Tensor | WindowBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -65,7 +66,8 @@ def attend(
         k: (batch, kv_heads, n_keys, head_dim); kv_heads divides heads (grouped-query attention).
         v: (batch, kv_heads, n_keys, head_dim_v).
         pattern: who attends to whom; positions count from 0 in both queries and keys.
-        bias: added to the logits; floating, broadcastable to (batch, heads, n_queries, n_keys).
+        bias: added to the logits: floating, broadcastable to (batch, heads, n_queries, n_keys), or
+            a WindowBias, which is computed inside the tiles of a Halo pattern.
         key_mask: (batch, n_keys) bool, True = real key. A query left without any key gives
             zeros, never NaN, and passes no gradient.
         scale: factor of q k^T; head_dim ** -0.5 when None.
@@ -94,7 +96,7 @@ def attend(
     if not torch.compiler.is_compiling():
         check_inputs(q, k, v, pattern, bias, key_mask, dropout_p)
         pattern.check_length(max(q.shape[2], k.shape[2]))
-    if bias is not None and bias.ndim < 4:
+    if isinstance(bias, Tensor) and bias.ndim < 4:
         bias = bias[(None,) * (4 - bias.ndim)]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = Call(q, k, v, pattern, bias, key_mask, scale, dropout_p, return_lse)
@@ -118,7 +120,11 @@ def _pick(call: Call) -> str:
     q = call.q
     if not call.square:
         return "reference" if call.return_lse else "dense"
-    impl = _choose(call.pattern, q.shape[2], q.device.type, q.shape[0] * q.shape[1], q.shape[3])
+    impl = _choose(
+        call.pattern, call.k.shape[2], q.device.type, q.shape[0] * q.shape[1], q.shape[3]
+    )
+    if isinstance(call.bias, WindowBias):  # dense would have to expand it
+        return "tiled"
     if impl == "flex":
         biased = call.bias is not None and call.bias.requires_grad
         if biased or flex.why_not(q, call.k, call.v, call.dropout_p):
@@ -135,13 +141,13 @@ def _choose(pattern: Pattern, length: int, device: str, heads: int, head_dim: in
 
 
 class Call(NamedTuple):
-    """One call of attend(), with its defaults filled in."""
+    """One call of attend(), with its defaults filled in; `square`: as many queries as fit."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     pattern: Pattern
-    bias: Tensor | None
+    bias: Tensor | WindowBias | None
     key_mask: Tensor | None
     scale: float
     dropout_p: float
@@ -149,11 +155,17 @@ class Call(NamedTuple):
 
     @property
     def square(self) -> bool:
-        return self.q.shape[2] == self.k.shape[2]
+        return self.q.shape[2] == self.pattern.num_queries(self.k.shape[2])
 
     @property
     def lengths(self) -> str:
         return f"{self.q.shape[2]} queries and {self.k.shape[2]} keys"
+
+    def dense_bias(self) -> Tensor | None:
+        if isinstance(self.bias, WindowBias):
+            assert isinstance(self.pattern, Halo)
+            return self.bias.dense(self.pattern)
+        return self.bias
 
     def mask(self) -> Tensor:
         return _mask(self.pattern, self.q.shape[2], self.k.shape[2], self.q.device)
@@ -168,7 +180,7 @@ def _reference(call: Call) -> Result:
         call.k,
         call.v,
         call.mask(),
-        bias=call.bias,
+        bias=call.dense_bias(),
         key_mask=call.key_mask,
         scale=call.scale,
         dropout_p=call.dropout_p,
@@ -205,9 +217,10 @@ def _dense_masked(call: Call, options: dict) -> Tensor:
     alive = mask.any(-1, keepdim=True)
     # a row without keys reads all of them instead, and its output is discarded
     mask = mask | ~alive
-    if call.bias is not None:
-        alive = alive & ((call.bias > -torch.inf) & mask).any(-1, keepdim=True)
-        mask = torch.where(mask, call.bias.to(call.q.dtype).clamp(min=-1e30), -torch.inf)
+    bias = call.dense_bias()
+    if bias is not None:
+        alive = alive & ((bias > -torch.inf) & mask).any(-1, keepdim=True)
+        mask = torch.where(mask, bias.to(call.q.dtype).clamp(min=-1e30), -torch.inf)
     out = scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=mask, **options)
     return out.masked_fill(~alive, 0.0)
 
@@ -215,7 +228,7 @@ def _dense_masked(call: Call, options: dict) -> Tensor:
 def _tiled(call: Call) -> Result:
     if not call.square:
         raise ValueError(
-            f"impl='tiled' needs as many queries as keys, got {call.lengths}; use impl='dense'."
+            f"impl='tiled' needs as many queries as the pattern has for the keys, got {call.lengths}; use impl='dense'."
         )
     if call.pattern.heads is not None:
         return _tiled_by_head(call)
@@ -230,7 +243,7 @@ def _tiled_by_head(call: Call) -> Result:
     for head, pattern in enumerate(call.pattern.per_head()):
         own = slice(head // repeats, head // repeats + 1)
         bias = call.bias
-        if bias is not None and bias.shape[1] > 1:
+        if isinstance(bias, Tensor) and bias.shape[1] > 1:
             bias = bias[:, head : head + 1]
         q, k, v = call.q[:, head : head + 1], call.k[:, own], call.v[:, own]
         parts.append(
@@ -247,7 +260,7 @@ def _flex(call: Call) -> Result:
     if lacks:
         raise ValueError(f"impl='flex' cannot do this call: {lacks}; use impl='tiled'.")
     return flex.flex_attend(
-        call.q, call.k, call.v, call.pattern, call.bias, call.key_mask, call.scale
+        call.q, call.k, call.v, call.pattern, call.dense_bias(), call.key_mask, call.scale
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.ops.bias import WindowBias
 from foveal.patterns import Pattern
 
 
@@ -13,7 +14,7 @@ def check_inputs(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    bias: Tensor | None,
+    bias: Tensor | WindowBias | None,
     key_mask: Tensor | None,
     dropout_p: float,
 ) -> None:
@@ -34,6 +35,9 @@ def check_inputs(
         )
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p=}.")
+    if isinstance(bias, WindowBias):
+        bias.check(q, pattern)
+        bias = None
     _check_extras(q, k, bias, key_mask)
     if pattern.heads is not None and pattern.heads != q.shape[1]:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Reading and writing tokens of a tensor through the grids of a tile plan."""
+"""Reading and writing tokens of a tensor through the grids of a tile plan.
+
+Tensors are (*lead, tokens, dim), where the leading dimensions are the batch and the heads.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,18 @@ def outer_count(group: TileGroup) -> int:
 
 
 def view(x: Tensor, grid: Grid) -> Tensor:
-    """(heads, tokens, dim) -> view (heads, *tiles, *items, dim) without a copy."""
-    heads, _, dim = x.shape
-    across, token, inner = x.stride()
+    """(*lead, tokens, dim) -> view (*lead, *tiles, *items, dim) without a copy."""
+    *lead, token, inner = x.stride()
     dims = (*grid.tiles, *grid.items)
     return x.as_strided(
-        (heads, *(count for count, _ in dims), dim),
-        (across, *(stride * token for _, stride in dims), inner),
+        (*x.shape[:-2], *(count for count, _ in dims), x.shape[-1]),
+        (*lead, *(stride * token for _, stride in dims), inner),
         x.storage_offset() + grid.start * token,
     )
 
 
 def matrices(x: Tensor, grid: Places) -> Tensor | None:
-    """(heads, tokens, dim) -> view (heads, tiles, items, dim), or None if no such view exists."""
+    """(*lead, tokens, dim) -> view (*lead, tiles, items, dim), or None if no such view exists."""
     if isinstance(grid, Lookup):
         return None
     tiles, items = _collapse(grid.tiles), _collapse(grid.items)
@@ -61,96 +63,89 @@ def _collapse(dims: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
 
 
 def gather(x: Tensor, places: Places, out: Tensor) -> None:
-    """Copy tokens: x (heads, tokens, dim) -> out (heads, tiles, items, dim)."""
+    """Copy tokens: x (*lead, tokens, dim) -> out (*lead, tiles, items, dim)."""
     if isinstance(places, Lookup):
-        index = places.positions.to(x.device).reshape(-1)
-        out.copy_(x.index_select(1, index).view(out.shape))
-        return
-    source = view(x, places)
-    split_view(out, places).copy_(source)
+        out.copy_(x.index_select(-2, places.flat(x.device)).view(out.shape))
+    else:
+        split_view(out, places).copy_(view(x, places))
 
 
 def split_view(x: Tensor, grid: Grid) -> Tensor:
-    """(heads, tiles, items, dim) -> view (heads, *tiles, *items, dim)."""
-    shape = [count for count, _ in (*grid.tiles, *grid.items)]
-    across, tile, item, inner = x.stride()
-    strides = []
+    """(*lead, tiles, items, dim) -> view (*lead, *tiles, *items, dim)."""
+    *lead, tile, item, inner = x.stride()
+    strides: list[int] = []
     for dims, unit in ((grid.tiles, tile), (grid.items, item)):
         steps = [unit]
         for count, _ in reversed(dims[1:]):
             steps.insert(0, steps[0] * count)
         strides += steps
+    shape = [count for count, _ in (*grid.tiles, *grid.items)]
     return x.as_strided(
-        (x.shape[0], *shape, x.shape[3]), (across, *strides, inner), x.storage_offset()
+        (*x.shape[:-3], *shape, x.shape[-1]), (*lead, *strides, inner), x.storage_offset()
     )
 
 
 def scatter(x: Tensor, places: Places, values: Tensor) -> None:
-    """Write tokens that no two tiles share: values (heads, tiles, items, dim) -> x."""
+    """Write tokens that no two tiles share: values (*lead, tiles, items, dim) -> x."""
     if isinstance(places, Lookup):
-        index = places.positions.to(x.device).reshape(-1)
-        x.index_copy_(1, index, values.reshape(x.shape[0], -1, x.shape[2]).to(x.dtype))
-        return
-    view(x, places).copy_(split_view(values, places))
+        index = places.flat(x.device)
+        x.index_copy_(x.ndim - 2, index, values.flatten(-3, -2).to(x.dtype))
+    else:
+        view(x, places).copy_(split_view(values, places))
 
 
 def accumulate(x: Tensor, places: Places, values: Tensor) -> None:
-    """Add values (heads, tiles, items, dim) into x (heads, tokens, dim), where tiles may overlap.
+    """Add values (*lead, tiles, items, dim) into x (*lead, tokens, dim), where tiles may overlap.
 
     Overlapping tiles are added in classes of tiles that do not overlap, in a fixed order.
     """
     if isinstance(places, Lookup):
-        index = places.positions.to(x.device).reshape(-1)
-        x.index_add_(1, index, values.reshape(x.shape[0], -1, x.shape[2]))
+        x.index_add_(x.ndim - 2, places.flat(x.device), values.flatten(-3, -2))
         return
-    grid, parts = _sum_shared(places, split_view(values, places))
+    lead = x.ndim - 2
+    grid, parts = _sum_shared(places, split_view(values, places), lead)
     target = view(x, grid)
     classes = [
         -(-((count - 1) * step + 1) // pace) if tiles > 1 else 1
-        for (tiles, pace), (count, step) in zip(grid.tiles, _padded_items(grid), strict=True)
+        for (tiles, pace), (count, step) in zip(grid.tiles, grid.items, strict=True)
     ]
+    whole = (slice(None),) * lead
     for starts in itertools.product(*(range(n) for n in classes)):
-        cut = (slice(None), *(slice(s, None, n) for s, n in zip(starts, classes, strict=True)))
+        cut = whole + tuple(slice(s, None, n) for s, n in zip(starts, classes, strict=True))
         target[cut].add_(parts[cut])
 
 
-def _sum_shared(grid: Grid, values: Tensor) -> tuple[Grid, Tensor]:
+def _sum_shared(grid: Grid, values: Tensor, lead: int) -> tuple[Grid, Tensor]:
     """Add up tile dimensions of stride 0, whose tiles are the same tokens."""
     tiles = list(grid.tiles)
     for axis, (count, step) in enumerate(tiles):
         if step == 0 and count > 1:
-            values = values.sum(1 + axis, keepdim=True)
+            values = values.sum(lead + axis, keepdim=True)
             tiles[axis] = (1, 0)
     return replace(grid, tiles=tuple(tiles)), values
 
 
-def _padded_items(grid: Grid) -> list[tuple[int, int]]:
-    """Item dimensions paired with the tile dimensions they run along."""
-    if len(grid.items) == len(grid.tiles):
-        return list(grid.items)
-    return [grid.items[0]] * len(grid.tiles)
-
-
-def tile_values(x: Tensor, places: Places) -> Tensor:
-    """One number per token: x (tokens,) -> (tiles, items)."""
-    out = x.new_empty(1, places.num_tiles, places.num_items, 1)
-    gather(x[None, :, None], places, out)
-    return out[0, :, :, 0]
+def tile_values(x: Tensor, parts: tuple[Places, ...]) -> Tensor:
+    """One number per token: x (*lead, tokens) -> (*lead, tiles, tile_k)."""
+    sizes = [part.num_items for part in parts]
+    out = x.new_empty(*x.shape[:-1], parts[0].num_tiles, sum(sizes), 1)
+    take_keys(x[..., None], parts, out)
+    return out[..., 0]
 
 
 def take_keys(x: Tensor, parts: tuple[Places, ...], out: Tensor) -> None:
-    """Gather several places side by side: out (heads, tiles, tile_k, dim)."""
+    """Gather several places side by side: out (*lead, tiles, tile_k, dim)."""
     first = 0
     for part in parts:
-        gather(x, part, out[:, :, first : first + part.num_items])
+        gather(x, part, out[..., first : first + part.num_items, :])
         first += part.num_items
 
 
 def add_keys(x: Tensor, parts: tuple[Places, ...], values: Tensor) -> None:
-    """Reverse of `take_keys`: add values (heads, tiles, tile_k, dim) into x."""
+    """Reverse of `take_keys`: add values (*lead, tiles, tile_k, dim) into x."""
     first = 0
     for part in parts:
-        accumulate(x, part, values[:, :, first : first + part.num_items])
+        accumulate(x, part, values[..., first : first + part.num_items, :])
         first += part.num_items
 
 

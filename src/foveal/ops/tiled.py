@@ -5,17 +5,20 @@ the weights of each chunk from the saved log-sum-exp (Dao et al., "FlashAttentio
 memory is that of the inputs and outputs. All sums run in a fixed order: results are reproducible.
 
 Legend of shapes: B batch, G key/value heads, R query heads per key/value head, N queries,
-M keys, D head_dim, V head_dim of v; inside a chunk: g heads, t tiles, q queries and k keys a tile.
+M keys, D head_dim, V head_dim of v; inside a chunk: b sequences, g heads, t tiles, and in a tile
+q queries and k keys.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from foveal.ops.bias import WindowBias, window_columns
 from foveal.ops.places import (
     Scratch,
     add_keys,
@@ -27,6 +30,7 @@ from foveal.ops.places import (
     take_keys,
     tile_values,
 )
+from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import Places, TileGroup, Tiling
 
 MASKED = -1e30
@@ -35,12 +39,15 @@ MASKED = -1e30
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Scores in one chunk: half of a core's cache on CPU; enough to fill the device on CUDA."""
 
+IN_PLACE_TILES = 4
+"""With fewer tiles a head, one product over copies of all heads beats a product per head."""
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some tiles of some heads of one sequence of the batch."""
+    """Some tiles of some heads of some sequences."""
 
-    batch: int
+    batch: slice
     heads: slice  # of key/value heads
     group: TileGroup
     queries: Places
@@ -55,7 +62,9 @@ class Inputs:
     q: Tensor
     k: Tensor
     v: Tensor
+    pattern: Pattern
     bias: Tensor | None  # (B or 1, H or 1, N or 1, M or 1)
+    window: WindowBias | None  # rows and columns (B, G, R, N, window)
     key_bias: Tensor | None  # (B, M), 0 or MASKED
     scale: float
     dropout_p: float
@@ -69,31 +78,41 @@ class Inputs:
         self.noise.manual_seed(self.seed)
 
     @property
+    def tiling(self) -> Tiling:
+        return self.pattern.tiles(self.k.shape[2])
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[-1]
+
+    @property
     def repeats(self) -> int:
         return self.q.shape[2]
 
-    def chunks(self, tiling: Tiling) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[Chunk]:
         """All chunks of the call, always in the same order."""
         budget = CHUNK.get(self.q.device.type, 1 << 24)
-        heads = self.k.shape[1]
-        for group in tiling.groups:
+        batch, heads = self.k.shape[:2]
+        for group in self.tiling.groups:
             mask = self._additive(group.mask)
             count = outer_count(group)
             row = group.num_tiles // count * self.repeats * group.tile_q * group.tile_k
             num_tiles = max(1, min(count, budget // row))
             num_heads = max(1, min(heads, budget // (row * num_tiles)))
-            for batch in range(self.k.shape[0]):
-                for h in range(0, heads, num_heads):
-                    for t in range(0, count, num_tiles):
-                        size = min(num_tiles, count - t)
-                        yield Chunk(
-                            batch,
-                            slice(h, min(h + num_heads, heads)),
-                            group,
-                            narrow_places(group.queries, t, size),
-                            tuple(narrow_places(part, t, size) for part in group.keys),
-                            mask if mask is None or len(mask) == 1 else mask[t : t + size],
-                        )
+            num_batch = max(1, min(batch, budget // (row * num_tiles * num_heads)))
+            for b, h, t in itertools.product(
+                range(0, batch, num_batch), range(0, heads, num_heads), range(0, count, num_tiles)
+            ):
+                size = min(num_tiles, count - t)
+                own = mask if mask is None or len(mask) == 1 else mask[t : t + size]
+                yield Chunk(
+                    slice(b, min(b + num_batch, batch)),
+                    slice(h, min(h + num_heads, heads)),
+                    group,
+                    narrow_places(group.queries, t, size),
+                    tuple(narrow_places(part, t, size) for part in group.keys),
+                    own,
+                )
 
     def _additive(self, mask: Tensor | None) -> Tensor | None:
         if mask is None:
@@ -107,66 +126,91 @@ class Inputs:
 
     # -- parts of a chunk -------------------------------------------------------------------
 
-    def queries(self, name: str, x: Tensor, chunk: Chunk) -> Tensor:
-        """x (B, G, R, N, E) -> copy (g, t, R q, E)."""
-        g, part = chunk.heads.stop - chunk.heads.start, chunk.queries
-        out = self.scratch.get(
-            name, g, part.num_tiles, self.repeats, part.num_items, x.shape[-1]
+    def queries(self, name: str, chunk: Chunk, *parts: Tensor) -> Tensor:
+        """Parts (B, G, R, N, E), side by side -> copy (b, g, t, R q, sum of E)."""
+        b, g = self.k[chunk.batch, chunk.heads].shape[:2]
+        places = chunk.queries
+        width = sum(part.shape[-1] for part in parts)
+        out = self.scratch.get(name, b, g, places.num_tiles, self.repeats, places.num_items, width)
+        first = 0
+        for part in parts:
+            x = part[chunk.batch, chunk.heads]
+            last = first + part.shape[-1]
+            for r in range(self.repeats):
+                gather(x[:, :, r], places, out[:, :, :, r, :, first:last])
+            first = last
+        return out.flatten(3, 4)
+
+    def scaled_queries(self, chunk: Chunk) -> Tensor:
+        """(b, g, t, R q, D) times the scale, followed by the columns of the window bias."""
+        q = self.queries("q", chunk, self.q, *(self.window or ()))
+        q[..., : self.head_dim] *= self.scale
+        return q
+
+    def biased_keys(self, chunk: Chunk) -> Tensor:
+        """(b, g, t, k, D), followed by the one-hot columns that pick the window bias."""
+        if self.window is None:
+            return self.keys("k", self.k, chunk)
+        assert isinstance(self.pattern, Halo)
+        hot = window_columns(self.pattern, chunk.group).to(self.q.device, self.dtype)
+        x = self.k[chunk.batch, chunk.heads]
+        k = self.scratch.get(
+            "k", *x.shape[:2], chunk.queries.num_tiles, len(hot), self.head_dim + hot.shape[1]
         )
-        for r in range(self.repeats):
-            gather(x[chunk.batch, chunk.heads, r], part, out[:, :, r])
-        return out.flatten(2, 3)
+        take_keys(x, chunk.keys, k[..., : self.head_dim])
+        k[..., self.head_dim :] = hot
+        return k
 
     def write_queries(self, x: Tensor, chunk: Chunk, values: Tensor) -> None:
-        """values (g, t, R q, E) -> their places in x (B, G, R, N, E)."""
-        parts = values.unflatten(2, (self.repeats, chunk.queries.num_items))
+        """values (b, g, t, R q, E) -> their places in x (B, G, R, N, E)."""
+        x = x[chunk.batch, chunk.heads]
+        parts = values.unflatten(3, (self.repeats, chunk.queries.num_items))
         for r in range(self.repeats):
-            scatter(x[chunk.batch, chunk.heads, r], chunk.queries, parts[:, :, r])
+            scatter(x[:, :, r], chunk.queries, parts[:, :, :, r])
 
     def keys(self, name: str, x: Tensor, chunk: Chunk) -> Tensor:
-        """x (B, G, M, E) -> (g, t, k, E): in place where the tiles are plain matrices."""
+        """x (B, G, M, E) -> (b, g, t, k, E): in place where the tiles are plain matrices."""
         x = x[chunk.batch, chunk.heads]
-        if len(chunk.keys) == 1 and x.dtype == self.dtype:
+        tiles, items = chunk.queries.num_tiles, chunk.group.tile_k
+        if len(chunk.keys) == 1 and x.dtype == self.dtype and tiles >= IN_PLACE_TILES:
             in_place = matrices(x, chunk.keys[0])
             if in_place is not None:
                 return in_place
-        tiles, items = chunk.queries.num_tiles, chunk.group.tile_k
-        out = self.scratch.get(name, x.shape[0], tiles, items, x.shape[-1])
+        out = self.scratch.get(name, *x.shape[:2], tiles, items, x.shape[-1])
         take_keys(x, chunk.keys, out)
         return out
 
     def logits(self, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
-        """q (g, t, R q, D) scaled, k (g, t, k, D) -> logits (g, t, R q, k)."""
-        scores = self.scratch.get("scores", *q.shape[:3], k.shape[2])
+        """q (b, g, t, R q, D) scaled, k (b, g, t, k, D) -> logits (b, g, t, R q, k)."""
+        scores = self.scratch.get("scores", *q.shape[:4], k.shape[3])
         batched_matmul(q, k.mT, scores)
-        shaped = scores.unflatten(2, (self.repeats, chunk.queries.num_items))
+        shaped = scores.unflatten(3, (self.repeats, chunk.queries.num_items))
         if self.bias is not None:
             shaped += self._bias(chunk, self.bias)
         if chunk.mask is not None:
             shaped += chunk.mask[:, None]
         if self.key_bias is not None:
-            row = self.key_bias[chunk.batch]
-            parts = [tile_values(row, part) for part in chunk.keys]
-            shaped += torch.cat(parts, 1)[:, None, None, :]
+            shaped += tile_values(self.key_bias[chunk.batch], chunk.keys)[:, None, :, None, None]
         return scores
 
     def _bias(self, chunk: Chunk, bias: Tensor) -> Tensor:
+        """The bias of the chunk's pairs: broadcasts to (b, g, t, R, q, k)."""
         values = bias[self._bias_index(chunk, bias)].clamp(min=MASKED)
-        heads = values.shape[0]
-        if heads == 1:
-            return values[:, :, None]
-        return values.unflatten(0, (-1, self.repeats)).transpose(1, 2)
+        repeats = self.repeats if values.shape[1] > 1 else 1
+        return values.unflatten(1, (-1, repeats)).transpose(2, 3)
 
     def _bias_index(self, chunk: Chunk, bias: Tensor) -> tuple[Tensor, ...]:
-        """Indices of the chunk's pairs: shapes broadcast to (heads, t, q, k)."""
-        device = bias.device
-        first, last = chunk.heads.start * self.repeats, chunk.heads.stop * self.repeats
-        heads = torch.arange(first, last) if bias.shape[1] > 1 else torch.zeros(1, dtype=torch.long)
-        q = chunk.queries.index()[None, :, :, None] * (bias.shape[2] > 1)
-        k = torch.cat([part.index() for part in chunk.keys], 1)[None, :, None, :]
-        batch = torch.tensor(chunk.batch if bias.shape[0] > 1 else 0)
-        index = (batch, heads[:, None, None, None], q, k * (bias.shape[3] > 1))
-        return tuple(part.to(device) for part in index)
+        """Indices of the chunk's pairs: shapes broadcast to (b, heads, t, q, k)."""
+
+        def every(dim: int, part: slice) -> Tensor:
+            return torch.arange(part.start, part.stop) if bias.shape[dim] > 1 else torch.zeros(1)
+
+        all_heads = slice(chunk.heads.start * self.repeats, chunk.heads.stop * self.repeats)
+        batch = every(0, chunk.batch).long()[:, None, None, None, None]
+        heads = every(1, all_heads).long()[:, None, None, None]
+        q = chunk.queries.index()[:, :, None] * (bias.shape[2] > 1)
+        k = torch.cat([part.index() for part in chunk.keys], 1)[:, None, :] * (bias.shape[3] > 1)
+        return tuple(part.to(bias.device) for part in (batch, heads, q, k))
 
     def drop(self, weights: Tensor) -> Tensor | None:
         """Dropout factors, 0 or 1 / (1 - p), of a chunk's weights."""
@@ -178,40 +222,46 @@ class Inputs:
 
     def add_bias_grad(self, grad: Tensor, chunk: Chunk, grad_scores: Tensor) -> None:
         """Sum the gradient of the chunk's logits into that of the bias."""
-        assert self.bias is not None
-        index = self._bias_index(chunk, self.bias)
-        values = grad_scores.unflatten(2, (self.repeats, -1)).transpose(1, 2).flatten(0, 1)
-        if self.bias.shape[1] == 1:
-            values = values.sum(0, keepdim=True)
-        grad.index_put_(
-            tuple(part.expand(values.shape) for part in index), values.to(grad.dtype), True
-        )
+        index = self._bias_index(chunk, grad)
+        values = grad_scores.unflatten(3, (self.repeats, -1)).transpose(2, 3).flatten(1, 2)
+        for dim in (0, 1):
+            if grad.shape[dim] == 1:
+                values = values.sum(dim, keepdim=True)
+        grad.index_put_(tuple(part.expand(values.shape) for part in index), values, True)
 
 
 def batched_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a @ b over (g, t) matrices, without a copy of overlapping ones."""
-    if all(x.is_contiguous() or x.mT.is_contiguous() for x in (a, b)):
-        torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out=out.flatten(0, 1))
+    """out = a @ b over (b, g, t) matrices, without a copy of overlapping ones."""
+    if _one_batch(a) and _one_batch(b):
+        torch.bmm(a.flatten(0, 2), b.flatten(0, 2), out=out.flatten(0, 2))
         return
-    for head in range(a.shape[0]):
-        torch.bmm(a[head], b[head], out=out[head])
+    for at in itertools.product(*(range(n) for n in out.shape[:2])):
+        torch.bmm(a[at], b[at], out=out[at])
 
 
-def forward(inputs: Inputs, tiling: Tiling) -> tuple[Tensor, Tensor]:
+def _one_batch(x: Tensor) -> bool:
+    """Whether the three batch dimensions can be viewed as one."""
+    (b, g, t), (batch, head, tile) = x.shape[:3], x.stride()[:3]
+    return (g == 1 or t == 1 or head == t * tile) and (
+        b == 1 or g * t == 1 or batch == (g * head if g > 1 else t * tile)
+    )
+
+
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Returns out (B, G, R, N, V) and lse (B, G, R, N)."""
     q, v = inputs.q, inputs.v
     shape = q.shape[:-1]
-    out = q.new_empty if tiling.covers_all else q.new_zeros
+    out = q.new_empty if inputs.tiling.covers_all else q.new_zeros
     out = out((*shape, v.shape[-1]))
     lse = torch.full(shape, -torch.inf, dtype=inputs.dtype, device=q.device)
-    for chunk in inputs.chunks(tiling):
-        q_tile = inputs.queries("q", q, chunk).mul_(inputs.scale)
-        scores = inputs.logits(chunk, q_tile, inputs.keys("k", inputs.k, chunk))
+    for chunk in inputs.chunks():
+        q_tile = inputs.scaled_queries(chunk)
+        scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
         weights, chunk_lse = _softmax(inputs, chunk, scores)
         keep = inputs.drop(weights)
         if keep is not None:
             weights *= keep
-        result = inputs.scratch.get("out", *q_tile.shape[:3], v.shape[-1])
+        result = inputs.scratch.get("out", *q_tile.shape[:4], v.shape[-1])
         batched_matmul(weights, inputs.keys("v", inputs.v, chunk), result)
         inputs.write_queries(out, chunk, result)
         inputs.write_queries(lse[..., None], chunk, chunk_lse[..., None])
@@ -219,7 +269,7 @@ def forward(inputs: Inputs, tiling: Tiling) -> tuple[Tensor, Tensor]:
 
 
 def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """scores (g, t, R q, k) -> weights, and their log-sum-exp (g, t, R q).
+    """scores (b, g, t, R q, k) -> weights, and their log-sum-exp (b, g, t, R q).
 
     Two maxima give the log-sum-exp: the largest weight is exp(largest logit - lse).
     """
@@ -236,29 +286,36 @@ def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tens
 
 @dataclass
 class Gradients:
-    """Sums being built: as the inputs, in the precision of the arithmetic."""
+    """Sums being built: shaped as the inputs, in the precision of the arithmetic."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     bias: Tensor | None
+    window: WindowBias | None
+
+    @classmethod
+    def zeros(cls, inputs: Inputs) -> Gradients:
+        def zero(x: Tensor) -> Tensor:
+            return torch.zeros(x.shape, dtype=inputs.dtype, device=x.device)
+
+        return cls(
+            zero(inputs.q),
+            zero(inputs.k),
+            zero(inputs.v),
+            None if inputs.bias is None else zero(inputs.bias),
+            None if inputs.window is None else WindowBias(*(zero(x) for x in inputs.window)),
+        )
 
 
 def backward(
-    inputs: Inputs, tiling: Tiling, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
+    inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> Gradients:
-    """Gradients of q, k, v and bias; out, lse and their gradients as `forward` returns them."""
-    dtype = inputs.dtype
-    bias = inputs.bias
-    grads = Gradients(
-        torch.zeros_like(inputs.q, dtype=dtype, memory_format=torch.contiguous_format),
-        torch.zeros_like(inputs.k, dtype=dtype, memory_format=torch.contiguous_format),
-        torch.zeros_like(inputs.v, dtype=dtype, memory_format=torch.contiguous_format),
-        None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=bias.device),
-    )
-    delta = (out * grad_out).sum(-1, dtype=dtype) - grad_lse
+    """Gradients of the inputs; out, lse and their gradients shaped as `forward` returns them."""
+    grads = Gradients.zeros(inputs)
+    delta = (out * grad_out).sum(-1, dtype=inputs.dtype) - grad_lse
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of empty rows become zero
-    for chunk in inputs.chunks(tiling):
+    for chunk in inputs.chunks():
         _chunk_backward(inputs, chunk, lse, delta, grad_out, grads)
     return grads
 
@@ -266,36 +323,39 @@ def backward(
 def _chunk_backward(
     inputs: Inputs, chunk: Chunk, lse: Tensor, delta: Tensor, grad_out: Tensor, grads: Gradients
 ) -> None:
-    q = inputs.queries("q", inputs.q, chunk).mul_(inputs.scale)
-    k = inputs.keys("k", inputs.k, chunk)
-    v = inputs.keys("v", inputs.v, chunk)
-    d_out = inputs.queries("d_out", grad_out, chunk)
+    q = inputs.scaled_queries(chunk)
+    k = inputs.biased_keys(chunk)
+    d_out = inputs.queries("d_out", chunk, grad_out)
     weights = inputs.logits(chunk, q, k)
-    weights -= inputs.queries("lse", lse[..., None], chunk)
+    weights -= inputs.queries("lse", chunk, lse[..., None])
     weights.exp_()
     keep = inputs.drop(weights)
-    dropped = weights if keep is None else weights * keep
 
+    v = inputs.keys("v", inputs.v, chunk)
     d_v = inputs.scratch.get("d_keys", *v.shape)
-    batched_matmul(dropped.mT, d_out, d_v)
-    _add(grads.v, chunk, d_v)
+    batched_matmul((weights if keep is None else weights * keep).mT, d_out, d_v)
+    add_keys(grads.v[chunk.batch, chunk.heads], chunk.keys, d_v)
 
     d_scores = inputs.scratch.get("weights", *weights.shape)
     batched_matmul(d_out, v.mT, d_scores)
     if keep is not None:
         d_scores *= keep
-    d_scores -= inputs.queries("delta", delta[..., None], chunk)
+    d_scores -= inputs.queries("delta", chunk, delta[..., None])
     d_scores *= weights
     if grads.bias is not None:
         inputs.add_bias_grad(grads.bias, chunk, d_scores)
 
-    d_k = inputs.scratch.get("d_keys", *k.shape)
-    batched_matmul(d_scores.mT, q, d_k)
-    _add(grads.k, chunk, d_k)
+    d_k = inputs.scratch.get("d_keys", *k.shape[:4], inputs.head_dim)
+    batched_matmul(d_scores.mT, q[..., : inputs.head_dim], d_k)
+    add_keys(grads.k[chunk.batch, chunk.heads], chunk.keys, d_k)
     d_q = inputs.scratch.get("d_q", *q.shape)
     batched_matmul(d_scores, k, d_q)
-    inputs.write_queries(grads.q, chunk, d_q.mul_(inputs.scale))
+    _write_query_grads(inputs, chunk, d_q, grads)
 
 
-def _add(grad: Tensor, chunk: Chunk, values: Tensor) -> None:
-    add_keys(grad[chunk.batch, chunk.heads], chunk.keys, values)
+def _write_query_grads(inputs: Inputs, chunk: Chunk, d_q: Tensor, grads: Gradients) -> None:
+    """d_q (b, g, t, R q, E) holds the gradient of the queries, then that of the window bias."""
+    own, *rest = d_q.split([inputs.head_dim, *(x.shape[-1] for x in inputs.window or ())], -1)
+    inputs.write_queries(grads.q, chunk, own.mul_(inputs.scale))
+    for grad, part in zip(grads.window or (), rest, strict=True):
+        inputs.write_queries(grad, chunk, part)

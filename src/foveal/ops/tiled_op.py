@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops import tiled
+from foveal.ops.bias import WindowBias
 from foveal.patterns import Pattern
 
 _PATTERNS: dict[int, Pattern] = {}
@@ -25,7 +26,7 @@ def tiled_attend(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    bias: Tensor | None,
+    bias: Tensor | WindowBias | None,
     key_mask: Tensor | None,
     scale: float,
     dropout_p: float,
@@ -33,8 +34,10 @@ def tiled_attend(
     """Shapes as in `attend`; returns (out, lse), both differentiable."""
     # drawn as a tensor, so that a compiled graph draws a new one at every call
     seed = torch.randint(1 << 62, ()) if dropout_p else None
+    rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
+    dense = None if isinstance(bias, WindowBias) else bias
     key = pattern_key(pattern)
-    return _forward_op(q, k, v, bias, key_mask, seed, key, scale, dropout_p)
+    return _forward_op(q, k, v, dense, rows, columns, key_mask, seed, key, scale, dropout_p)
 
 
 @torch.library.custom_op("foveal::tiled_forward", mutates_args=())
@@ -43,14 +46,17 @@ def _forward_op(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
     pattern: int,
     scale: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    inputs = _inputs(q, k, v, bias, key_mask, seed, scale, dropout_p)
-    out, lse = tiled.forward(inputs, _PATTERNS[pattern].tiles(q.shape[2]))
+    out, lse = tiled.forward(
+        _inputs(q, k, v, bias, rows, columns, key_mask, seed, pattern, scale, dropout_p)
+    )
     return out.flatten(1, 2), lse.flatten(1, 2)
 
 
@@ -60,6 +66,8 @@ def _(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
     pattern: int,
@@ -78,6 +86,8 @@ def _backward_op(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
     out: Tensor,
@@ -86,21 +96,24 @@ def _backward_op(
     scale: float,
     dropout_p: float,
 ) -> list[Tensor]:
-    inputs = _inputs(q, k, v, bias, key_mask, seed, scale, dropout_p)
+    inputs = _inputs(q, k, v, bias, rows, columns, key_mask, seed, pattern, scale, dropout_p)
     shape = inputs.q.shape[:3]
     grads = tiled.backward(
         inputs,
-        _PATTERNS[pattern].tiles(q.shape[2]),
         out.view(*shape, -1, out.shape[-1]),
         lse.view(*shape, -1),
         grad_out.reshape(*shape, -1, out.shape[-1]),
         grad_lse.reshape(*shape, -1),
     )
-    d_q, d_k, d_v = grads.q.flatten(1, 2), grads.k, grads.v
-    result = [d.to(x.dtype) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True)]
-    if grads.bias is not None and bias is not None:
-        result.append(grads.bias.to(bias.dtype))
-    return result
+    found = [grads.q.flatten(1, 2), grads.k, grads.v]
+    found += [] if grads.bias is None else [grads.bias]
+    found += [] if grads.window is None else [part.flatten(1, 2) for part in grads.window]
+    given = _given(q, k, v, bias, rows, columns)
+    return [grad.to(x.dtype) for grad, x in zip(found, given, strict=True)]
+
+
+def _given(*inputs: Tensor | None) -> list[Tensor]:
+    return [x for x in inputs if x is not None]
 
 
 @_backward_op.register_fake
@@ -111,6 +124,8 @@ def _(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
     out: Tensor,
@@ -119,8 +134,7 @@ def _(
     scale: float,
     dropout_p: float,
 ) -> list[Tensor]:
-    given = (q, k, v) if bias is None else (q, k, v, bias)
-    return [x.new_empty(x.shape) for x in given]
+    return [x.new_empty(x.shape) for x in _given(q, k, v, bias, rows, columns)]
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -130,10 +144,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-    bias = ctx.saved_tensors[3]
-    grads = _backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options)
-    d_bias = grads[3] if bias is not None else None
-    return (*grads[:3], d_bias, None, None, None, None, None)
+    grads = iter(_backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options))
+    given = ctx.saved_tensors[:6]
+    return (*(None if x is None else next(grads) for x in given), *(None,) * 5)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -144,18 +157,28 @@ def _inputs(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
+    pattern: int,
     scale: float,
     dropout_p: float,
 ) -> tiled.Inputs:
-    kv_heads = k.shape[1]
+    def by_kv_head(x: Tensor) -> Tensor:
+        return _unit_stride(x).unflatten(1, (k.shape[1], -1))
+
+    window = None
+    if rows is not None and columns is not None:
+        window = WindowBias(by_kv_head(rows), by_kv_head(columns))
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return tiled.Inputs(
-        q=_unit_stride(q).unflatten(1, (kv_heads, -1)),
+        q=by_kv_head(q),
         k=_unit_stride(k),
         v=_unit_stride(v),
+        pattern=_PATTERNS[pattern],
         bias=None if bias is None else bias.to(dtype),
+        window=window,
         key_bias=None if key_mask is None else (~key_mask).to(dtype) * tiled.MASKED,
         scale=scale,
         dropout_p=dropout_p,

@@ -111,6 +111,4 @@ class Axial(ImagePattern):
             lines = [(rows, self.width), (1, rest)]
         else:
             lines = [(rest, rows + 1), (self.width - rest, rows)]
-        return sum(
-            count * (n * (n + 1) // 2 if self.causal else n * n) for count, n in lines
-        )
+        return sum(count * (n * (n + 1) // 2 if self.causal else n * n) for count, n in lines)

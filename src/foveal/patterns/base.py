@@ -70,6 +70,10 @@ class Pattern:
         if length < 0:
             raise ValueError(f"length must not be negative, got {length=}.")
 
+    def num_queries(self, n_keys: int) -> int:
+        """Queries that go with this many keys: as many, unless the pattern strides them."""
+        return n_keys
+
     # -- dense view -------------------------------------------------------------------------
 
     def mask(

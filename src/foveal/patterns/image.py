@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,19 +84,6 @@ class ImagePattern(Pattern):
                 lambda queries: self._candidates(queries, length),
             )
         return Tiling(length, length, tuple(groups))
-
-    def _separable_pairs(self, length: int, row: Reaches, column: Reaches) -> int | None:
-        """Pairs of a whole image whose reach is a product of two axes; None for a partial one."""
-        if length != self.height * self.width:
-            return None
-        return _count(row, self.height) * _count(column, self.width)
-
-
-Reaches = Callable[[int], range]
-
-
-def _count(reach: Reaches, length: int) -> int:
-    return sum(sum(0 <= j < length for j in reach(i)) for i in range(length))
 
 
 def tile_shape(block: tuple[int, int], most: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.patterns.base import pair
-from foveal.patterns.image import ImagePattern, Reaches, Rows
+from foveal.patterns.image import ImagePattern, Rows
 from foveal.patterns.tiling import Axis, Tiling, listed_groups
 
 Causal = Literal["raster", "corner"] | None
@@ -197,20 +197,22 @@ class Neighborhood(ImagePattern):
         if self.border == "wrap":
             return int((length - self._wrapped_offsets()).clamp(min=0).sum())
 
-        centred = self._separable_pairs(length, *(self._keys_along(a) for a in (0, 1)))
-        if centred is None:
+        if length != self.height * self.width:
             return super().num_pairs(length)
+        centred = self._pairs_along(0) * self._pairs_along(1)
         # the centred window is symmetric: its raster half holds each pair once, and the pixel
         return (centred + length) // 2 if self.causal == "raster" else centred
 
-    def _keys_along(self, axis: int) -> Reaches:
+    def _pairs_along(self, axis: int) -> int:
+        """Allowed pairs of coordinates on one axis, before the cut to the past."""
         length, step = self.size[axis], self._dilation[axis]  # type: ignore[index]
-        kernel = self._kernel[axis]
-
-        def reach(i: int) -> range:
-            if self.causal == "raster":
-                return range(i - kernel // 2 * step, i + kernel // 2 * step + 1, step)
+        pairs = 0
+        for i in range(length):
             low, high = self._axis_reach(i, axis, length)
-            return range(low, high, step)
-
-        return reach
+            if self.causal == "raster":  # counted as if centred
+                low, high = (
+                    i - self._kernel[axis] // 2 * step,
+                    i + self._kernel[axis] // 2 * step + 1,
+                )
+            pairs += sum(0 <= j < length for j in range(low, high, step))
+        return pairs

@@ -26,7 +26,7 @@ class Grid:
 
     tiles: (count, stride) of each tile dimension, in tokens; a stride of 0 means that all tiles
         share their items.
-    items: (count, stride) of each item dimension; as many dimensions as `tiles`.
+    items: (count, stride) of each item dimension; as many dimensions as `tiles`, each along the tile dimension of the same place.
     """  # noqa: E501
 
     start: int
@@ -72,6 +72,10 @@ class Lookup:
 
     def index(self) -> Tensor:
         return self.positions
+
+    def flat(self, device: torch.device) -> Tensor:
+        """All positions in one row on a device: (tiles * items,)."""
+        return self.positions.reshape(-1).to(device)
 
 
 Places = Grid | Lookup
@@ -144,9 +148,7 @@ class Tiling:
     def shift(self, queries: int, keys: int, num_queries: int, num_keys: int) -> Tiling:
         """The same plan for tokens that start at later positions of a longer sequence."""
         groups = tuple(
-            TileGroup(
-                g.queries.shift(queries), tuple(part.shift(keys) for part in g.keys), g.mask
-            )
+            TileGroup(g.queries.shift(queries), tuple(part.shift(keys) for part in g.keys), g.mask)
             for g in self.groups
         )
         return Tiling(num_queries, num_keys, groups)
@@ -183,19 +185,27 @@ class Axis:
     tile: queries in a tile.
     reach: coordinate -> (first, last + 1) of the keys it may read; clipped to the axis.
     spacing: step between neighbouring keys (dilation); tiles then hold one residue class.
+    tile_breaks: tiles never straddle a multiple of this.
+    anchored: False where the mask depends on the ranges only, not on the query's place.
+    scale: key coordinates from one query to the next (strided queries).
     """
 
     length: int
     tile: int
     reach: Reach
     spacing: int = 1
-    tile_breaks: int | None = None  # tiles never straddle a multiple of this
-    anchored: bool = True  # False: the mask depends on the ranges only, not on the query's place
+    tile_breaks: int | None = None
+    anchored: bool = True
+    scale: int = 1
+
+    @property
+    def num_queries(self) -> int:
+        return -(-self.length // self.scale)
 
     def runs(self) -> list[Run]:
         """The tiles of this axis, gathered into evenly spaced runs of equal ones."""
         found: dict[tuple, list[tuple[int, int]]] = {}
-        for residue in range(min(self.spacing, self.length)):
+        for residue in range(min(self.spacing, self.num_queries)):
             for first, length in self._tiles(residue):
                 signature, first_key = self._signature(first, length)
                 found.setdefault(signature, []).append((first, first_key))
@@ -206,7 +216,7 @@ class Axis:
 
     def _tiles(self, residue: int) -> Iterable[tuple[int, int]]:
         """(first coordinate, number of queries) of each tile in one residue class."""
-        limit = self.length
+        limit = self.num_queries
         cuts = self.tile_breaks or limit
         for begin in range(0, limit, cuts):
             last = min(begin + cuts, limit)
@@ -221,10 +231,10 @@ class Axis:
             ranges.append((max(low, 0), min(high, self.length)))
         low = min(r[0] for r in ranges)
         high = max(r[1] for r in ranges)
-        first_key = low + (first - low) % self.spacing
+        first_key = low + (first * self.scale - low) % self.spacing
         num_keys = max(0, -(-(high - first_key) // self.spacing))
         relative = tuple((a - first_key, b - first_key) for a, b in ranges)
-        place = first - first_key if self.anchored or self.spacing > 1 else 0
+        place = first * self.scale - first_key if self.anchored or self.spacing > 1 else 0
         return (length, num_keys, place, relative), first_key
 
     def _even(self, starts: Sequence[tuple[int, int]], length: int, num_keys: int) -> list[Run]:
@@ -252,9 +262,16 @@ class Axis:
 
 
 def axes_groups(
-    axes: Sequence[Axis], strides: Sequence[int], allows: Allows, check: bool = True
+    axes: Sequence[Axis],
+    strides: Sequence[int],
+    allows: Allows,
+    check: bool = True,
+    query_strides: Sequence[int] | None = None,
 ) -> list[TileGroup]:
-    """Groups of the product of axes (row-major strides): each combination of runs is one group.
+    """Groups of the product of axes: each combination of runs is one group.
+
+    strides: positions from one coordinate to the next on each axis, for keys and, where
+    `query_strides` is not given, for queries.
 
     The pattern must be the same in all tiles of a run up to the shift of the tile; the mask is
     then that of the first tile. `check=False` says that every pair inside the ranges is allowed.
@@ -263,12 +280,13 @@ def axes_groups(
     for runs in itertools.product(*(axis.runs() for axis in axes)):
         if any(run.num_keys == 0 for run in runs):
             continue
-        dims = list(zip(runs, strides, strict=True))
+        dims = list(zip(runs, query_strides or strides, strict=True))
         queries = Grid(
             sum(run.first * s for run, s in dims),
             tuple((run.count, run.step * s) for run, s in dims),
             tuple((run.length, run.spacing * s) for run, s in dims),
         )
+        dims = list(zip(runs, strides, strict=True))
         keys = Grid(
             sum(run.first_key * s for run, s in dims),
             tuple((run.count, run.key_step * s) for run, s in dims),

@@ -1,0 +1,83 @@
+"""Biases of the logits that are computed inside the tile, never as an n x n tensor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from foveal.patterns import Halo, Pattern
+from foveal.patterns.tiling import TileGroup
+
+
+class WindowBias(NamedTuple):
+    """Query-dependent bias of a Halo window, factorised into its rows and columns.
+
+    The logit of a query and the key in row `a` and column `c` of the query's block window gains
+    `rows[..., query, a] + columns[..., query, c]`; row 0 is the topmost row of the halo, inside
+    the image or not. Ramachandran et al., "Stand-Alone Self-Attention in Vision Models" (2019).
+
+    rows: (batch, heads, n_queries, block height + 2 halo height)
+    columns: (batch, heads, n_queries, block width + 2 halo width)
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def check(self, q: Tensor, pattern: Pattern) -> None:
+        """Raise ValueError if the bias does not fit the queries and the pattern."""
+        if not isinstance(pattern, Halo):
+            raise ValueError(
+                f"a WindowBias goes with a Halo pattern, got {pattern}; pass a tensor bias instead."
+            )
+        for name, values, size in zip(self._fields, self, pattern.window, strict=True):
+            expected = (*q.shape[:3], size)
+            if tuple(values.shape) != expected:
+                raise ValueError(
+                    f"WindowBias.{name} must be (batch, heads, n_queries, window) = {expected}, "
+                    f"got {tuple(values.shape)}."
+                )
+
+    def dense(self, pattern: Halo) -> Tensor:
+        """The same bias as a (batch, heads, n_queries, n_keys) tensor: the oracle."""
+        n_keys = pattern.height * pattern.width
+        q = torch.arange(self.rows.shape[2], device=self.rows.device)
+        k = torch.arange(n_keys, device=self.rows.device)
+        total = None
+        places = zip(
+            self, pattern.query_coordinates(q), pattern.coordinates(k), (0, 1), strict=True
+        )
+        for values, q_at, k_at, axis in places:
+            place = window_place(pattern, q_at[:, None], k_at[None, :], axis)
+            place = place.clamp(0, pattern.window[axis] - 1)
+            part = values.gather(-1, place.expand(*values.shape[:2], *place.shape))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+
+def window_place(pattern: Halo, q_at: Tensor, k_at: Tensor, axis: int) -> Tensor:
+    """Where a key stands in the window of the query's block: 0 ... window - 1 on one axis."""
+    block, halo = pattern.block[axis], pattern.halo[axis]
+    return k_at - (q_at // block * block - halo)
+
+
+def window_columns(pattern: Halo, group: TileGroup) -> Tensor:
+    """One-hot places of a tile's keys: (tile_k, window height + window width).
+
+    All tiles of a group of a Halo plan read the same part of the window. Appended to the keys,
+    and (rows, columns) to the queries, these columns add the bias within the product q k^T.
+    """
+    q = group.queries.index()[0, :1]
+    k = group.key_index()[0]
+    places = zip(pattern.query_coordinates(q), pattern.coordinates(k), (0, 1), strict=True)
+    return torch.cat(
+        [
+            torch.nn.functional.one_hot(
+                window_place(pattern, q_at, k_at, axis), pattern.window[axis]
+            )
+            for q_at, k_at, axis in places
+        ],
+        dim=1,
+    )
