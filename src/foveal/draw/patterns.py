@@ -1,0 +1,271 @@
+"""Pictures of patterns: the mask, and on images what one pixel reads."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
+from foveal.patterns import Pattern, TextImage
+from foveal.patterns.block_sparse import BlockSparse
+from foveal.patterns.image import ImagePattern
+
+MAX_LENGTH = 16384
+MAX_CELLS = 640
+"""Cells of a mask on a side; longer sequences are drawn as shares of allowed pairs."""
+MAX_HEADS = 4
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Where the pixels of an image pattern stand in the sequence."""
+
+    height: int
+    width: int
+    text: int = 0
+
+
+@overload
+def draw_pattern(pattern: Pattern, length: int | None = None, path: None = None) -> bytes: ...
+@overload
+def draw_pattern(pattern: Pattern, length: int | None = None, *, path: str | Path) -> Path: ...
+@overload
+def draw_pattern(pattern: Pattern, length: int | None, path: str | Path) -> Path: ...
+def draw_pattern(
+    pattern: Pattern, length: int | None = None, path: str | Path | None = None
+) -> bytes | Path:
+    """Draw a pattern as a PNG: the mask (rows are queries), and what one query reads.
+
+    On images a second panel shows the pixels that one pixel reads, and the text before them.
+    Blue is read, white is not, orange is the query shown; of a causal pattern the future is grey.
+    Patterns of several heads get a mask for each of the first four.
+
+    Args:
+        pattern: what to draw.
+        length: positions to draw; None: the whole image or layout, else 64.
+        path: where the PNG goes; None returns its bytes.
+
+    Returns:
+        the path, or the bytes of the PNG.
+
+    Raises:
+        ValueError: length is not between 1 and 16,384, or does not suit the pattern.
+        ModuleNotFoundError: matplotlib is missing (`pip install "foveal[draw]"`).
+    """
+    length = natural_length(pattern) if length is None else length
+    if not 1 <= length <= MAX_LENGTH:
+        raise ValueError(f"length must be between 1 and {MAX_LENGTH} to be drawn, got {length=}.")
+    pattern.check_length(length)
+    figure = _figure(pattern, length)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    if path is None:
+        return picture.getvalue()
+    Path(path).write_bytes(picture.getvalue())
+    return Path(path)
+
+
+def natural_length(pattern: Pattern) -> int:
+    """The length a pattern is made for: its image or layout, or 64 where it has none."""
+    canvas = find_canvas(pattern)
+    if canvas is not None:
+        return canvas.text + canvas.height * canvas.width
+    lengths = [natural_length(part) for part in getattr(pattern, "parts", ())]
+    if isinstance(pattern, BlockSparse):
+        lengths = [pattern.num_blocks * pattern.block_size]
+    return min(lengths, default=64)
+
+
+def find_canvas(pattern: Pattern) -> Canvas | None:
+    """The image that a pattern is about, itself or through its parts; None for sequences."""
+    if isinstance(pattern, ImagePattern):
+        return Canvas(pattern.height, pattern.width)
+    if isinstance(pattern, TextImage):
+        image = find_canvas(pattern.image_pattern)
+        return image and Canvas(image.height, image.width, image.text + pattern.text_length)
+    found = (find_canvas(part) for part in getattr(pattern, "parts", ()))
+    return next((canvas for canvas in found if canvas is not None), None)
+
+
+# -- numbers ------------------------------------------------------------------------------------
+
+
+def shares(pattern: Pattern, length: int) -> Tensor:
+    """Share of allowed pairs in each cell of the picture: (cells, cells)."""
+    cell = -(-length // MAX_CELLS)
+    count = -(-length // cell)
+    keys = torch.arange(count * cell)
+    rows = []
+    for first in range(0, length, cell):
+        queries = torch.arange(first, min(first + cell, length))[:, None]
+        on = pattern.allows(queries, keys[:length][None]).expand(len(queries), length).float()
+        padded = torch.nn.functional.pad(on.sum(0), (0, len(keys) - length))
+        rows.append(padded.view(count, cell).sum(1) / (len(queries) * cell))
+    return torch.stack(rows)
+
+
+def _chosen(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
+    """The query to show: near the middle, and off the axes of symmetry."""
+    if canvas is None:
+        return length * 5 // 8
+    row, column = canvas.height * 4 // 7, canvas.width * 4 // 7
+    return min(canvas.text + row * canvas.width + column, length - 1)
+
+
+# -- panels -------------------------------------------------------------------------------------
+
+
+def _figure(pattern: Pattern, length: int) -> Any:
+    from matplotlib.figure import Figure
+
+    canvas = find_canvas(pattern)
+    if canvas is not None and length <= canvas.text:
+        canvas = None
+    query = _chosen(pattern, length, canvas)
+    heads = pattern.per_head()[:MAX_HEADS]
+    panels = len(heads) + (canvas is not None)
+    caption = _caption(pattern, length, 58 * panels)
+    size = (0.6 + 4.4 * panels, 4.8 + 0.2 * (caption.count("\n") + 1))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    all_axes = figure.subplots(1, panels, squeeze=False)[0]
+    for number, (axes, one) in enumerate(zip(all_axes, heads, strict=False)):
+        _draw_mask(axes, one, length, query, first=number == 0)
+        if pattern.heads is not None:
+            axes.set_title(f"head {number} of {pattern.heads}", color=INK, fontsize=10)
+    if canvas is not None:
+        _draw_canvas(all_axes[-1], pattern, canvas, length, query)
+    figure.suptitle(caption, color=INK, fontsize=11)
+    return figure
+
+
+def _caption(pattern: Pattern, length: int, width: int) -> str:
+    pairs, heads = pattern.num_pairs(length), pattern.heads or 1
+    share = pairs / (heads * length * length)
+    name = "\n".join(textwrap.wrap(repr(pattern), width, max_lines=3))
+    each = pairs / (heads * length)
+    counted = "1 pair" if pairs == 1 else f"{pairs:,} pairs"
+    return f"{name}\n{counted}, {share:.1%} of all; {each:,.1f} keys a query"
+
+
+def _draw_mask(axes: Any, pattern: Pattern, length: int, query: int, first: bool) -> None:
+    part = shares(pattern, length)
+    cells = len(part)
+    # thin lines of a long sequence fill little of a cell; the root keeps them visible
+    picture = _blend(part.sqrt(), _background(pattern, cells))
+    axes.imshow(picture.tolist(), interpolation="nearest", extent=(0, length, length, 0))
+    if length <= 72:
+        axes.set_xticks(range(length + 1), minor=True)
+        axes.set_yticks(range(length + 1), minor=True)
+        axes.grid(which="minor", color="white", linewidth=0.4)
+    axes.tick_params(which="minor", length=0)
+    _frame_row(axes, query, length)
+    axes.set_xlabel("key position", color=INK)
+    if first:
+        axes.set_ylabel("query position", color=INK)
+    _dress(axes)
+    axes.yaxis.set_major_locator(_whole_numbers())
+
+
+def _frame_row(axes: Any, query: int, length: int) -> None:
+    """A frame round the row of one query, or a line where rows are thinner than that."""
+    from matplotlib.patches import Rectangle
+
+    thick = length / 300
+    height = 1.0 if thick < 1 else thick
+    axes.add_patch(
+        Rectangle(
+            (0, query + 0.5 - height / 2),
+            length,
+            height,
+            facecolor="none" if thick < 0.6 else QUERY,
+            edgecolor=QUERY,
+            linewidth=1.3 if thick < 0.6 else 0,
+            zorder=5,
+        )
+    )
+
+
+def _background(pattern: Pattern, cells: int) -> Tensor:
+    """(cells, cells, 3): white, or grey where a causal pattern may not look."""
+    picture = _colour(EMPTY).expand(cells, cells, 3).clone()
+    if pattern.is_causal:
+        picture[torch.ones(cells, cells, dtype=torch.bool).triu(1)] = _colour(FUTURE)
+    return picture
+
+
+def _blend(share: Tensor, background: Tensor) -> Tensor:
+    return background + share[..., None] * (_colour(READ) - background)
+
+
+def _draw_canvas(axes: Any, pattern: Pattern, canvas: Canvas, length: int, query: int) -> None:
+    """The image with what the query reads, and the text tokens as rows above it."""
+    keys = torch.arange(length)
+    allowed = pattern.allows(torch.tensor(query), keys)
+    read = allowed.any(0) if allowed.dim() == 2 else allowed.expand(length)
+    text_rows = -(-canvas.text // canvas.width)
+    gap = 1 if text_rows else 0
+    rows = text_rows + gap + canvas.height
+    picture = torch.ones(rows, canvas.width, 3)
+    for key in range(min(length, canvas.text + canvas.height * canvas.width)):
+        pixel = key - canvas.text
+        place = key if pixel < 0 else (text_rows + gap) * canvas.width + pixel
+        unread = FUTURE if pattern.is_causal and key > query else EMPTY
+        colour = QUERY if key == query else READ if read[key] else unread
+        picture[place // canvas.width, place % canvas.width] = _colour(colour)
+    axes.imshow(
+        picture.tolist(),
+        interpolation="nearest",
+        extent=(0, canvas.width, canvas.height, -text_rows - gap),
+    )
+    _pixel_grid(axes, canvas, text_rows, gap)
+    row, column = divmod(query - canvas.text, canvas.width)
+    reads_itself = "" if bool(read[query]) else ", not itself"
+    axes.set_title(f"what pixel ({row}, {column}) reads{reads_itself}", color=INK, fontsize=10)
+    axes.set_xlabel("column", color=INK)
+    axes.set_ylabel("row", color=INK)
+    _dress(axes)
+
+
+def _pixel_grid(axes: Any, canvas: Canvas, text_rows: int, gap: int) -> None:
+    """Lines between pixels, a frame round the image, and a label for the text."""
+    if max(canvas.height, canvas.width) <= 72:
+        lines: dict[str, Any] = {"color": MUTED, "linewidth": 0.35, "alpha": 0.7}
+        axes.vlines(range(canvas.width + 1), 0, canvas.height, **lines)
+        axes.hlines(range(canvas.height + 1), 0, canvas.width, **lines)
+    axes.set_yticks(range(0, canvas.height + 1, max(1, -(-canvas.height // 7))))
+    if text_rows:
+        axes.set_ylim(canvas.height, -text_rows - gap)
+        axes.text(
+            canvas.width / 2,
+            -gap / 2,
+            f"{canvas.text} text tokens above",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
+
+
+def _dress(axes: Any) -> None:
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.tick_params(colors=INK, labelsize=8)
+    for spine in axes.spines.values():
+        spine.set_color(MUTED)
+        spine.set_linewidth(0.6)
+
+
+def _whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True, nbins=7, min_n_ticks=1)
+
+
+def _colour(name: str) -> Tensor:
+    """ "#rrggbb" as three numbers from 0 to 1."""
+    return torch.tensor([int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)])

@@ -1,0 +1,91 @@
+"""Pictures of patterns: right numbers behind them, and files that are pictures."""
+
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from foveal.draw.patterns import Canvas, draw_pattern, find_canvas, natural_length, shares
+from foveal.patterns import Axial, Blocks, Full, Halo, Neighborhood, SlidingWindow, TextImage
+from foveal.patterns.block_sparse import BlockSparse
+from foveal.patterns.strided import Strided
+
+LAYOUTS = torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Full(),
+        SlidingWindow(8),
+        Halo((6, 10), 4, 1),
+        Neighborhood((7, 9), 3, 2),
+        TextImage(11, Axial((4, 6), "column", causal=True)),
+        BlockSparse(LAYOUTS, 8),
+        BlockSparse(LAYOUTS, 8, causal=True) | SlidingWindow(4),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("length", [None, 1, 7])
+def test_every_kind_of_pattern_is_drawn(pattern, length, tmp_path):
+    """Sequences, images, text before images, heads: a PNG, as bytes and as a file."""
+    content = draw_pattern(pattern, length)
+    width, height = png_size(content)
+    assert width > 300
+    assert height > 300
+    path = draw_pattern(pattern, length, tmp_path / "pattern.png")
+    assert png_size(path.read_bytes()) == (width, height)
+
+
+def test_shares_are_the_mask_or_its_mean():
+    """Short masks are drawn pair by pair, long ones as the share of each cell."""
+    assert torch.equal(shares(Strided(5), 60), Strided(5).mask(60).float())
+    pattern = SlidingWindow(300)
+    found = shares(pattern, 2000)
+    assert found.shape == (500, 500)
+    expected = pattern.mask(2000).view(500, 4, 500, 4).float().mean((1, 3))
+    assert torch.equal(found, expected)
+    # the last cell of a length that does not divide holds fewer pairs
+    assert shares(Full(), 1281).shape == (427, 427)
+
+
+def test_image_and_natural_length_are_found():
+    """(height, width) in this order, through text and through unions."""
+    text = TextImage(11, Axial((4, 6), causal=True))
+    assert find_canvas(text) == Canvas(4, 6, 11)
+    assert find_canvas(Blocks(4) | Halo((6, 10), 4, 1)) == Canvas(6, 10)
+    assert find_canvas(SlidingWindow(3)) is None
+    assert natural_length(text) == 35
+    assert natural_length(SlidingWindow(3)) == 64
+    assert natural_length(BlockSparse(LAYOUTS, 8)) == 40
+    assert natural_length(SlidingWindow(3) | BlockSparse(LAYOUTS, 8)) == 40
+
+
+def test_errors():
+    """A length that cannot be drawn, or that the pattern cannot bear."""
+    with pytest.raises(ValueError, match="length"):
+        draw_pattern(Full(), 0)
+    with pytest.raises(ValueError, match="length"):
+        draw_pattern(Full(), 10**6)
+    with pytest.raises(ValueError, match="length"):
+        draw_pattern(Halo(3), 10)
+
+
+def test_no_global_state_of_pyplot():
+    """matplotlib comes with the first picture only, and pyplot never."""
+    code = """
+import sys
+import foveal.draw.patterns as d
+assert "matplotlib" not in sys.modules
+from foveal.patterns import Full
+d.draw_pattern(Full(), 4)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
