@@ -1,0 +1,49 @@
+"""`foveal draw PATTERN`: a picture of who attends to whom."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from foveal.cli.options import parse
+from foveal.recipes.expressions import parse_pattern
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Draw a pattern as a PNG.
+
+    Attributes:
+        pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
+        length: positions to draw.
+        output: the picture's path; named after the pattern unless given.
+    """
+
+    pattern: Annotated[str, tyro.conf.Positional]
+    length: int = 64
+    output: Path | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Draw a pattern and print the path of the picture."""
+    options = parse(Options, arguments, "draw")
+    pattern = parse_pattern(options.pattern)
+    if options.length < 1:
+        raise ValueError(f"length must be at least 1, got length={options.length}.")
+    path = Path(_file_name(options.pattern)) if options.output is None else options.output
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
+    from foveal.draw.patterns import draw_pattern
+
+    print(draw_pattern(pattern, options.length, path))
+    return 0
+
+
+def _file_name(expression: str) -> str:
+    """`SlidingWindow(window=8)` -> `slidingwindow-window-8.png`."""
+    words = re.findall(r"[a-z0-9]+", expression.lower())
+    return "-".join(words)[:80] + ".png"

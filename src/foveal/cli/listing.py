@@ -1,0 +1,39 @@
+"""`foveal list`: what there is to train, to draw and to build."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from foveal import patterns
+from foveal.cli.options import parse
+from foveal.recipes.build import model_class, model_names
+from foveal.recipes.config import recipe_names, summary_of
+from foveal.recipes.expressions import pattern_names
+
+
+@dataclass(kw_only=True)
+class Options:
+    """List recipes, patterns and models."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print three short tables."""
+    parse(Options, arguments, "list")
+    _table("recipes", {name: summary_of(name) for name in recipe_names()})
+    found = {name: getattr(patterns, name) for name in pattern_names()}
+    _table("patterns", {name: _first_line(cls) for name, cls in found.items()})
+    _table("models", {name: _first_line(model_class(name)) for name in model_names()})
+    return 0
+
+
+def _table(title: str, rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    print(title)
+    for name, text in rows.items():
+        print(f"  {name:<{width}}  {text}")
+    print()
+
+
+def _first_line(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").split("\n", 1)[0]

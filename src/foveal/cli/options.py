@@ -1,0 +1,173 @@
+"""Command-line options from dataclasses, by tyro; mistakes become one line."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import tyro
+
+from foveal.recipes.build import model_arguments, model_class
+from foveal.recipes.config import RunConfig, config_from_dict
+
+OptionsT = TypeVar("OptionsT")
+
+_ALIASES = {
+    "data.path": "--data",
+    "training.steps": "--steps",
+    "training.time_budget": "--time-budget",
+    "training.seed": "--seed",
+}
+
+
+def parse(options: type[OptionsT], arguments: Sequence[str], command: str) -> OptionsT:
+    """Parse a command line; `--help` prints and exits with 0.
+
+    Raises:
+        ValueError: an unknown option or an unreadable value, in one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=list(arguments), prog=f"foveal {command}")
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+    raise ValueError(f"{_one_line(said.getvalue())} (foveal {command} --help lists the options)")
+
+
+def _one_line(box: str) -> str:
+    """The gist of tyro's framed message, with the nearest option that it knows."""
+    words = re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", box))
+    words = " ".join(words.split())
+    gist = re.split(r"Perhaps you meant|Arguments? similar to|Argument helptext|For full", words)[
+        0
+    ]
+    gist = re.sub(r"^(Unrecognized options|Value error|Required options|Parsing error) ", "", gist)
+    unknown = re.match(r"Unrecognized (?:or misplaced )?options: (--\S+?),? ", gist + " ")
+    if unknown:
+        known = set(re.findall(r"--[\w.-]+", words[len(gist) :])) - {unknown[1], "--help"}
+        close = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"unknown option {unknown[1]}{hint}"
+    wrong = re.match(r"Error parsing (\S+): no type matching (\S+) .*? from \[(.*?)\]", gist)
+    if wrong:
+        return f"{wrong[1]} must be {wrong[2]}, got {wrong[3]}"
+    return gist.strip()
+
+
+def parse_overrides(
+    config: RunConfig, arguments: Sequence[str]
+) -> tuple[RunConfig, str | None, bool]:
+    """A recipe's configuration with what the command line changes about it.
+
+    Returns:
+        The configuration, the output folder or None, and whether to resume.
+    """
+    options: Any = parse(_train_options(config), arguments, f"train {config.recipe}")
+    given = {key: _given(value) for key, value in vars(options.model).items()}
+    values = {
+        "recipe": config.recipe,
+        "task": config.task,
+        # only what differs from the constructor's own default or was in the recipe
+        "model": {**config.model, **{k: v for k, v in given.items() if v is not _UNSET}},
+        "data": vars(options.data),
+        "optimizer": vars(options.optimizer),
+        "training": vars(options.training),
+    }
+    changed = config_from_dict(values, where="the command line")
+    return changed, options.output, options.resume != "never"
+
+
+class _Unset:
+    """Stands for a constructor's own default, which the recipe does not repeat."""
+
+    def __repr__(self) -> str:
+        return "the model's default"
+
+
+_UNSET = _Unset()
+
+
+def _given(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _train_options(config: RunConfig) -> type:
+    """A dataclass of all options of `foveal train` for a recipe, with the recipe's values."""
+    output = Annotated[str | None, tyro.conf.arg(help="run folder; a new one under runs/")]
+    resume = Annotated[
+        Literal["never", "auto"],
+        tyro.conf.arg(help="auto: go on from the last whole checkpoint, if there is one"),
+    ]
+    model = _model_options(config)
+    sections = {name: getattr(config, name) for name in ("data", "optimizer", "training")}
+    fields: list[Any] = [
+        ("output", output, dataclasses.field(default=None)),
+        ("resume", resume, dataclasses.field(default="never")),
+        ("model", model, dataclasses.field(default_factory=model)),
+    ]
+    for name, value in sections.items():
+        made = _with_aliases(name, value)
+        fields.append((name, made, dataclasses.field(default_factory=made)))
+    return dataclasses.make_dataclass("TrainOptions", fields, kw_only=True)
+
+
+def _with_aliases(section: str, value: Any) -> type:
+    """The section's dataclass again, with the present values as defaults and short names."""
+    hints = get_type_hints(type(value))
+    fields: list[Any] = []
+    for item in dataclasses.fields(value):
+        alias = _ALIASES.get(f"{section}.{item.name}")
+        hint = hints[item.name]
+        if alias:
+            hint = Annotated[hint, tyro.conf.arg(aliases=[alias])]
+        default = dataclasses.field(default=getattr(value, item.name))
+        fields.append((item.name, hint, default))
+    made = dataclasses.make_dataclass(type(value).__name__, fields, kw_only=True)
+    made.__doc__ = type(value).__doc__
+    return made
+
+
+def _model_options(config: RunConfig) -> type:
+    """The constructor's keywords of the recipe's model, each a Python literal or a pattern."""
+    fields: list[Any] = []
+    for name, default in model_arguments(model_class(config.model["name"])).items():
+        shown = config.model.get(name, _UNSET)
+        note = "" if default is inspect.Parameter.empty else f"the model's default: {default!r}"
+        hint = Annotated[Any, _LITERAL, tyro.conf.arg(help=note.replace("%", "%%"))]
+        # tyro wants defaults that do not change
+        frozen = tuple(shown) if isinstance(shown, list) else shown
+        fields.append((name, hint, dataclasses.field(default_factory=partial(_same, frozen))))
+    made = dataclasses.make_dataclass("ModelOptions", fields, kw_only=True)
+    made.__doc__ = f"Keywords of {config.model['name']}."
+    return made
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or else the text itself, such as a pattern."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+_LITERAL = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="VALUE",
+    instance_from_str=lambda words: _literal(words[0]),
+    is_instance=lambda value: True,
+    str_from_instance=lambda value: [str(value)],
+)

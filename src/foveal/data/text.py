@@ -1,0 +1,149 @@
+"""Bytes as language-model data: shuffled windows to train on, ordered ones to score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveal.data.sampling import ShuffledSampler, permute
+from foveal.data.sources import Corpus
+
+IGNORED = -100
+"""Target of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Where the bytes come from and how they are cut.
+
+    Attributes:
+        path: "stdlib" (the source of Python's standard library), a file, a folder or a glob.
+        context: bytes that a window holds.
+    """
+
+    path: str = "stdlib"
+    context: int = 256
+
+
+class TextStream:
+    """Endless batches of windows in shuffled order, resumable to the bit.
+
+    Each pass cuts the corpus at a new random offset, so that windows differ from pass to pass.
+
+    Args:
+        corpus: the bytes to train on.
+        context: bytes per window; the window's successor byte is the last target.
+        batch_size, seed, rank, world_size: see `ShuffledSampler`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        context: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_context(corpus, context)
+        self.corpus, self.context = corpus, context
+        # one window is kept in reserve for the offset, where the corpus is long enough for it
+        windows = max(1, (len(corpus) - 1) // context - 1)
+        self._slack = min(context, len(corpus) - windows * context)
+        self.sampler = ShuffledSampler(windows, batch_size, seed, rank, world_size)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each int64 of shape (batch_size, context)."""
+        indices, passes = self.sampler.next()
+        starts = indices * self.context + self._offsets(passes)
+        rows = [self.corpus.read(int(start), self.context + 1) for start in starts]
+        tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position; ValueError if it belongs to other data."""
+        self.sampler.load_state_dict(state)
+
+    def _offsets(self, passes: np.ndarray) -> np.ndarray:
+        size = max(1, self._slack)
+        key = self.sampler.seed + 1
+        return permute(passes % size, size, key)
+
+
+def check_context(corpus: Corpus, context: int) -> None:
+    """Raise ValueError unless the corpus holds at least one window and its successor byte."""
+    if context < 1:
+        raise ValueError(f"context must be at least 1, got {context=}.")
+    if len(corpus) < context + 1:
+        raise ValueError(
+            f"{corpus.name} has {len(corpus)} bytes, but context={context} needs at least "
+            f"{context + 1}; use a longer text or a shorter context."
+        )
+
+
+def scoring_windows(
+    corpus: Corpus,
+    context: int,
+    *,
+    stride: int | None = None,
+    limit: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows that score every byte but the first exactly once, in order, the same every time.
+
+    Args:
+        context: bytes per window.
+        stride: bytes newly scored by each window; `context` (the default) scores every window
+            from a cold start, a smaller one gives each scored byte at least `context - stride`
+            bytes of history (but those of the first window).
+        limit: use only so many windows, spread evenly over the corpus.
+
+    Yields:
+        (inputs, targets), int64 of shape (context,) or shorter at the end; targets that another
+        window scores are `IGNORED`.
+    """
+    stride = context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride must lie between 1 and context={context}, got {stride=}.")
+    check_context(corpus, 1)
+    # a window is named by the end of the targets it scores
+    ends = [min(context, len(corpus) - 1)]
+    ends += [*range(ends[0] + stride, len(corpus) - 1, stride)]
+    if ends[-1] < len(corpus) - 1:
+        ends.append(len(corpus) - 1)
+    chosen = range(len(ends))
+    if limit is not None and limit < len(ends):
+        chosen = np.linspace(0, len(ends) - 1, limit).round().astype(int)  # type: ignore[assignment]
+    for index in chosen:
+        scored_from = ends[index - 1] if index else 0
+        yield _window(corpus, context, int(scored_from), int(ends[index]), stride)
+
+
+def _window(
+    corpus: Corpus, context: int, scored_from: int, end: int, stride: int
+) -> tuple[Tensor, Tensor]:
+    """The window that ends at `end` and scores the targets after `scored_from`."""
+    start = scored_from if stride == context else max(0, end - context)
+    tokens = torch.from_numpy(corpus.read(start, end + 1 - start).astype(np.int64))
+    targets = tokens[1:].clone()
+    targets[: scored_from - start] = IGNORED
+    return tokens[:-1], targets
+
+
+def encode(text: str) -> list[int]:
+    """A string as byte tokens (UTF-8)."""
+    return list(text.encode("utf-8"))
+
+
+def decode(tokens: list[int] | Tensor) -> str:
+    """Byte tokens as a string; bytes that are not UTF-8 become the replacement character."""
+    values = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    return bytes(values).decode("utf-8", errors="replace")

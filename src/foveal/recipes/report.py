@@ -1,0 +1,159 @@
+"""What a run folder ends with: report.html and its pictures, made from the files beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from foveal.patterns.base import Pattern
+from foveal.recipes.config import RunConfig
+from foveal.recipes.expressions import build_pattern
+from foveal.recipes.runs import CONFIG, load_config, read_json
+from foveal.training.metrics import read_metrics
+
+REPORT, PICTURES = "report.html", "pictures"
+_PATTERN_LENGTH = 64
+
+
+def write_run_report(folder: Path) -> Path | None:
+    """Write the report of a run; None, with a warning, where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        warnings.warn(
+            "no report.html, since matplotlib is missing: pip install 'foveal[draw]'",
+            stacklevel=2,
+        )
+        return None
+    from foveal.draw.report import write_report
+
+    config = load_config(folder)
+    result = read_json(folder / "result.json") or {}
+    (folder / PICTURES).mkdir(exist_ok=True)
+    return write_report(
+        folder / REPORT,
+        title=f"{Path(config.recipe).stem}: {config.model['name']}",
+        subtitle=f"foveal run {folder.name}, trained on {config.data.path}",
+        headline=_headline(result, read_json(folder / "evaluation.json")),
+        sections=list(_sections(folder, config, result)),
+    )
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures that belong to a run's report."""
+    return sorted((folder / PICTURES).glob("*.png"))
+
+
+def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, str]:
+    score = evaluation or result
+    cards = {}
+    if "bits_per_byte" in score:
+        cards["bits per byte, held out"] = f"{score['bits_per_byte']:.3f}"
+    if result:
+        cards["steps"] = f"{result['steps']:,}"
+        cards["minutes of training"] = f"{result['seconds'] / 60:.1f}"
+        cards["parameters"] = result["facts"]["parameters"]
+    return cards
+
+
+def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterator[Any]:
+    """The parts of the report for which there is something to show."""
+    from foveal.draw.report import Section
+
+    entries = read_metrics(folder)
+    if any("loss" in entry for entry in entries):
+        picture = _draw_training(entries, folder / PICTURES / "training.png")
+        yield Section("Training", pictures=[("Loss on training and held-out bytes", picture)])
+    evaluation = read_json(folder / "evaluation.json")
+    if evaluation:
+        yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
+    samples = read_json(folder / "samples.json") or []
+    if samples:
+        yield Section(
+            "Samples",
+            note="What the model writes after the prompt, which is set in bold.",
+            samples=[(s["prompt"], s["text"]) for s in reversed(samples)],
+        )
+    drawn = list(_draw_patterns(config, folder / PICTURES))
+    if drawn:
+        yield Section(
+            "Patterns", note="Rows are queries, columns are the keys they read.", pictures=drawn
+        )
+    if result:
+        yield Section("Data and model", rows=result["facts"])
+        yield Section("Machine and versions", rows=result["machine"])
+    yield Section("Configuration", code=json.dumps(read_json(folder / CONFIG), indent=2))
+
+
+def _draw_training(entries: list[dict[str, float]], path: Path) -> Path:
+    from foveal.draw.curves import Curve, draw_curves, smooth
+
+    steps = [entry["step"] for entry in entries if "loss" in entry]
+    bits = [entry["loss"] / math.log(2) for entry in entries if "loss" in entry]
+    curves = [Curve("", steps, bits, "faint"), Curve("training", steps, smooth(bits))]
+    held_out = [
+        (entry["step"], entry[key])
+        for entry in entries
+        for key in ("valid/bits_per_byte", "final/bits_per_byte")
+        if key in entry
+    ]
+    if held_out:
+        x, y = zip(*held_out, strict=True)
+        curves.append(Curve("held out", x, y, "points"))
+    return draw_curves(curves, path, xlabel="step", ylabel="bits per byte")
+
+
+def _evaluation_section(evaluation: dict[str, Any], path: Path) -> Any:
+    from foveal.draw.curves import draw_bars
+    from foveal.draw.report import Section
+
+    values = {
+        "this model": evaluation["bits_per_byte"],
+        "gzip -9": evaluation["gzip"],
+        "xz -9e": evaluation["xz"],
+    }
+    rows = {
+        "scored": f"{evaluation['bytes']:,} bytes, each but the first once",
+        "data": f"{evaluation['data']}, checksum {evaluation['checksum']}",
+        "windows": describe_windows(evaluation["context"], evaluation["stride"]),
+        "checkpoint": evaluation["checkpoint"],
+    }
+    picture = draw_bars(values, path, xlabel="bits per byte (less is better)")
+    return Section("Held-out score", pictures=[("The same bytes, three ways", picture)], rows=rows)
+
+
+def describe_windows(context: int, stride: int) -> str:
+    """How bytes were scored, in words; a score means little without it."""
+    if stride == context:
+        return f"{context} bytes, each window from a cold start"
+    return (
+        f"{context} bytes, sliding by {stride}: each byte sees {context - stride} or more before"
+    )
+
+
+def _draw_patterns(config: RunConfig, folder: Path) -> Iterator[tuple[str, Path]]:
+    """A picture of each pattern that the model's table names."""
+    try:
+        from foveal.draw.patterns import draw_pattern
+    except ImportError:
+        return
+    for number, pattern in enumerate(_patterns(config.model)):
+        path = folder / f"pattern-{number}.png"
+        draw_pattern(pattern, _PATTERN_LENGTH, path)
+        yield f"{pattern} at {_PATTERN_LENGTH} positions", path
+
+
+def _patterns(table: dict[str, Any]) -> Iterator[Pattern]:
+    """The distinct patterns of a [model] table, in order."""
+    seen = []
+    for key, value in table.items():
+        if not key.endswith(("pattern", "patterns")) or value is None:
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            pattern = build_pattern(item)
+            if pattern not in seen:
+                seen.append(pattern)
+                yield pattern

@@ -1,0 +1,212 @@
+"""What the commands do: train a recipe, evaluate a run, let it write."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import lzma
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.data.sources import Corpus, Span, open_corpus
+from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
+from foveal.recipes.config import RunConfig
+from foveal.recipes.report import write_run_report
+from foveal.recipes.runs import (
+    begin,
+    choose_folder,
+    load_config,
+    load_model,
+    read_json,
+    write_json,
+)
+from foveal.training.machine import describe_machine
+from foveal.training.trainer import Outcome, Trainer, make_accelerator
+
+SAMPLES, EVALUATION, RESULT = "samples.json", "evaluation.json", "result.json"
+_PROMPTS = ("def ", "class ", "import ")
+_SAMPLE_BYTES = 320
+_MAX_SAMPLES = 12
+
+
+def train(
+    config: RunConfig, output: str | None = None, resume: bool = False
+) -> tuple[Path, Outcome]:
+    """Train a configuration in a run folder and end with its report.
+
+    Returns:
+        The run's folder, and how the training ended.
+
+    Raises:
+        ValueError: the configuration cannot make a run; nothing has been written then.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved.
+    """
+    accelerator = make_accelerator(config.training)
+    task = ByteTask(config, accelerator.process_index, accelerator.num_processes)
+    folder = choose_folder(config, output, resume)
+    with accelerator.main_process_first():
+        last = begin(folder, config)
+    trainer = Trainer(
+        task,
+        config.optimizer,
+        config.training,
+        folder,
+        settings=config.to_dict(),
+        accelerator=accelerator,
+        title=Path(config.recipe).stem,
+    )
+    outcome = trainer.fit(resume_from=last if resume else None)
+    if accelerator.is_main_process:
+        _finish(folder, task, config, outcome, accelerator.device)
+    accelerator.wait_for_everyone()
+    return folder, outcome
+
+
+def _finish(
+    folder: Path, task: ByteTask, config: RunConfig, outcome: Outcome, device: torch.device
+) -> None:
+    """Write the results, a few samples and the report."""
+    result = {
+        "steps": outcome.step,
+        "seconds": round(outcome.elapsed, 1),
+        **outcome.metrics,
+        "facts": {**task.facts(), "context": f"{config.data.context} bytes"},
+        "machine": describe_machine(device),
+    }
+    write_json(folder / RESULT, result)
+    if not (folder / SAMPLES).exists():
+        model = task.model.eval()
+        for number, prompt in enumerate(_PROMPTS):
+            written = continue_text(
+                model,
+                prompt,
+                _SAMPLE_BYTES,
+                max_seq_len=max_length(model, config),
+                seed=number,
+                temperature=0.7,
+            )
+            add_sample(folder, written)
+    write_run_report(folder)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score and what it must be read beside.
+
+    Attributes:
+        bits_per_byte: of the model, over `bytes` held-out bytes.
+        gzip, xz: bits per byte of `gzip -9` and `xz -9e` on the same bytes.
+        context, stride: see `foveal.data.text.scoring_windows`.
+        data, checksum: what was scored.
+        seconds: time that the scoring took.
+        checkpoint: the weights that were scored.
+    """
+
+    bits_per_byte: float
+    gzip: float
+    xz: float
+    bytes: int
+    context: int
+    stride: int
+    data: str
+    checksum: str
+    seconds: float
+    checkpoint: str
+
+
+def evaluate(
+    folder: Path,
+    *,
+    data: str | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    max_bytes: int = 4_000_000,
+) -> Evaluation:
+    """Score a run on its held-out bytes, in float32, and compress the same bytes.
+
+    Args:
+        data: score the held-out part of another source.
+        context: bytes per window; the training context unless told otherwise.
+        stride: bytes newly scored by each window; the context unless told otherwise.
+        max_bytes: score only so many bytes from the start of the held-out part.
+    """
+    config = load_config(folder)
+    model, last = load_model(folder, config)
+    corpus = _head(open_corpus(config.data.path if data is None else data)[1], max_bytes)
+    context = config.data.context if context is None else context
+    stride = context if stride is None else stride
+    started = time.perf_counter()
+    bits, count = score_windows(model.to(pick_device()), corpus, context, stride=stride)[
+        "bits_per_byte"
+    ]
+    seconds = time.perf_counter() - started
+    raw = corpus.read(0, len(corpus)).tobytes()
+    result = Evaluation(
+        bits_per_byte=bits / count,
+        gzip=8 * len(gzip.compress(raw, 9)) / len(raw),
+        xz=8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) / len(raw),
+        bytes=len(raw),
+        context=context,
+        stride=stride,
+        data=corpus.name,
+        checksum=corpus.checksum(),
+        seconds=seconds,
+        checkpoint=last.name,
+    )
+    write_json(folder / EVALUATION, asdict(result))
+    write_run_report(folder)
+    return result
+
+
+def generate(
+    folder: Path, prompt: str, length: int, *, seed: int | None = None, **sampling: Any
+) -> Continuation:
+    """Let a run's model continue a prompt and keep the text beside the run's samples."""
+    config = load_config(folder)
+    model, _ = load_model(folder, config)
+    written = continue_text(
+        model.to(pick_device()),
+        prompt,
+        length,
+        max_seq_len=max_length(model, config),
+        seed=seed,
+        **sampling,
+    )
+    add_sample(folder, written)
+    write_run_report(folder)
+    return written
+
+
+def add_sample(folder: Path, written: Continuation) -> None:
+    """Keep a continuation for the report; the oldest go when there are many."""
+    samples = read_json(folder / SAMPLES) or []
+    samples.append(dataclasses.asdict(written))
+    write_json(folder / SAMPLES, samples[-_MAX_SAMPLES:])
+
+
+def max_length(model: Any, config: RunConfig) -> int:
+    """The most tokens that a model looks at: its own word, or the training context."""
+    return int(getattr(model, "max_seq_len", config.data.context))
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
+def _head(corpus: Corpus, max_bytes: int) -> Corpus:
+    """The first bytes of a corpus."""
+    if max_bytes < 2:
+        raise ValueError(f"max_bytes must be at least 2, got {max_bytes=}.")
+    if len(corpus) <= max_bytes:
+        return corpus
+    spans, left = [], max_bytes
+    for span in corpus.spans:
+        spans.append(Span(span.path, span.start, span.start + min(left, len(span))))
+        left -= len(spans[-1])
+    return Corpus(f"{corpus.name}, first {max_bytes:,} bytes", spans)

@@ -1,0 +1,163 @@
+"""What can be set about a training run, and strict reading of it from plain dictionaries."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay.
+
+    Attributes:
+        learning_rate: the peak, reached after the warm-up.
+        final_fraction: the learning rate at the end, as a fraction of the peak.
+        warmup_steps: steps over which the learning rate rises linearly from zero.
+        weight_decay: applied to matrices only, never to biases, gains and other vectors.
+        beta1, beta2, epsilon: AdamW's.
+        clip: largest norm of the gradient; 0 switches clipping off.
+    """
+
+    learning_rate: float = 1e-3
+    final_fraction: float = 0.05
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Budget, batches, and how often something else happens.
+
+    Attributes:
+        steps: stop after so many optimizer steps. Runs with only this budget resume bit for bit.
+        time_budget: stop after so many seconds of training. With both, whichever comes first.
+        batch_size: examples per process and micro-batch.
+        accumulate: micro-batches per optimizer step.
+        seed: weights at the start, order of the data, dropout.
+        precision: "auto" is bfloat16 where the hardware multiplies it natively, else float32.
+        device: "auto" is the accelerator that is there, "cpu" leaves it alone.
+        log_every, evaluate_every, checkpoint_every: in steps; 0 means only at the end.
+        checkpoint_seconds: also save when so many seconds have passed since the last time; 0
+            means never.
+        keep: checkpoints to keep.
+        compile: run the model through torch.compile.
+    """
+
+    steps: int | None = None
+    time_budget: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu"] = "auto"
+    log_every: int = 10
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    checkpoint_seconds: float = 0.0
+    keep: int = 2
+    compile: bool = False
+
+
+def check_training(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
+    """Raise ValueError for values that cannot make a run."""
+    if training.steps is None and training.time_budget is None:
+        raise ValueError(
+            "the training needs a budget: set training.steps or training.time_budget (seconds)."
+        )
+    for name, least in _LEAST_TRAINING.items():
+        _check_at_least("training." + name, getattr(training, name), least)
+    for name, least in _LEAST_OPTIMIZER.items():
+        _check_at_least("optimizer." + name, getattr(optimizer, name), least)
+
+
+_LEAST_TRAINING = {
+    "steps": 1,
+    "time_budget": 0,
+    "batch_size": 1,
+    "accumulate": 1,
+    "log_every": 1,
+    "evaluate_every": 0,
+    "checkpoint_every": 0,
+    "checkpoint_seconds": 0,
+    "keep": 1,
+    "seed": 0,
+}
+_LEAST_OPTIMIZER = {"learning_rate": 0, "warmup_steps": 0, "weight_decay": 0, "clip": 0}
+
+
+def _check_at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}.")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint for a misspelt word: 'did you mean ...?' or the list of what there is."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(choices)}."
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for the first key of `given` that is not in `known`."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in {where}; {nearest(key, known)}")
+
+
+def from_dict(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Build a flat config dataclass from a dictionary, strictly.
+
+    Args:
+        where: names the place in errors, such as "[training] of recipe bytes-hourglass".
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one), a missing key, or a wrong type.
+    """
+    assert is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in fields(cls)}
+    check_keys(values, known, where)
+    for name, field in known.items():
+        required = field.default is MISSING and field.default_factory is MISSING
+        if required and name not in values:
+            raise ValueError(f"the key {name!r} is missing in {where}.")
+    converted = {name: _convert(value, hints[name], name, where) for name, value in values.items()}
+    return typing.cast(ConfigT, cls(**converted))
+
+
+def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
+    """Accept a value for a hint of int, float, bool, str, Literal and unions of them."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return value
+        elif option is float and type(value) is int:
+            return float(value)
+        elif type(value) is option:
+            return value
+    raise ValueError(f"{name} in {where} must be {_describe(options)}, got {value!r}.")
+
+
+def _describe(options: Iterable[Any]) -> str:
+    words: list[str] = []
+    for option in options:
+        if get_origin(option) is Literal:
+            words += map(repr, get_args(option))
+        else:
+            words.append("left out" if option is type(None) else option.__name__)
+    return " or ".join(words)

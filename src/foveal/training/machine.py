@@ -1,0 +1,65 @@
+"""The machine and the versions behind a number."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("foveal", "torch", "accelerate", "numpy")
+
+
+def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
+    """What a score or a timing should be read beside, as label -> text."""
+    device = torch.device(device)
+    facts = {
+        "device": _device_name(device),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
+        "Python": platform.python_version(),
+    }
+    for package in _PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed as a package"
+    return facts
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        flags = _cpu_flags()
+        return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
+    return False
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _processor() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    for line in _cpuinfo():
+        if line.lower().startswith(("flags", "features")):  # x86 and ARM spellings
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

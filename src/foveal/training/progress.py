@@ -1,0 +1,85 @@
+"""What a person sees while a run is under way: a live bar, or quiet lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+_LINE_EVERY = 10.0
+
+
+class Progress:
+    """Shows how far a run has come; this one shows nothing."""
+
+    def __enter__(self) -> Progress:
+        """Start to show."""
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Stop, leaving the last state on the screen."""
+
+    def update(self, fraction: float, text: str) -> None:
+        """Show a fraction from 0 to 1 and a few words."""
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+
+
+def make_progress(title: str, enabled: bool = True, out: TextIO | None = None) -> Progress:
+    """A live bar on a terminal, a line every ten seconds elsewhere, nothing unless `enabled`."""
+    out = sys.stdout if out is None else out
+    if not enabled:
+        return Progress()
+    return _Bar(title) if out.isatty() else _Lines(title, out)
+
+
+class _Lines(Progress):
+    """One line every ten seconds, for logs and pipes."""
+
+    def __init__(self, title: str, out: TextIO) -> None:
+        self._title, self._out = title, out
+        self._next = time.monotonic() + _LINE_EVERY
+
+    def update(self, fraction: float, text: str) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_EVERY
+            self.say(f"{self._title} {fraction:4.0%}  {text}")
+
+    def say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+class _Bar(Progress):
+    """A bar that redraws itself; lines are printed above it."""
+
+    def __init__(self, title: str) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f}%  {task.fields[text]}"),
+        )
+        self._task: Any = self._bar.add_task(title, total=1.0, text="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bar.stop()
+
+    def update(self, fraction: float, text: str) -> None:
+        self._bar.update(self._task, completed=fraction, text=text)
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, markup=False)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:20."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

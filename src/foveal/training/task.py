@@ -1,0 +1,52 @@
+"""What the trainer asks of the thing it trains."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Stream(Protocol):
+    """Endless batches whose position can be saved."""
+
+    def next(self) -> Any:
+        """The next batch of this process."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, the same on every process."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position."""
+
+
+Totals = dict[str, tuple[float, float]]
+"""Sums and counts by metric; the metric is sum / count once all processes have added theirs."""
+
+
+class Task(Protocol):
+    """A model, its data, its loss and its score.
+
+    Attributes:
+        model: what is trained.
+        stream: where its batches come from.
+        unit: what the model consumes, in the plural, for the speed: "tokens", "images".
+        units_per_batch: how many of them are in one batch of one process.
+        score: the metric of `evaluate` that describes a run.
+    """
+
+    model: nn.Module
+    stream: Stream
+    unit: str
+    units_per_batch: int
+    score: str
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Scalar loss of a batch; `model` is `self.model`, perhaps wrapped for many processes."""
+
+    def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
+        """Sums and counts over this process's share of the held-out data.
+
+        Args:
+            quick: a small fixed share of it will do.
+        """

@@ -1,0 +1,327 @@
+"""The training loop, on Accelerate: one process or many, to a budget, resumable at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from foveal.training import checkpoints
+from foveal.training.config import OptimizerConfig, TrainingConfig, check_training
+from foveal.training.interrupt import Interrupt, Interrupted
+from foveal.training.machine import native_bfloat16
+from foveal.training.metrics import MetricsLog
+from foveal.training.progress import clock, make_progress
+from foveal.training.schedule import learning_rate, progress
+from foveal.training.task import Task, Totals
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps taken in all.
+        elapsed: seconds of training in all, over all resumes.
+        metrics: the full evaluation at the end.
+        checkpoint: the last checkpoint.
+    """
+
+    step: int
+    elapsed: float
+    metrics: dict[str, float]
+    checkpoint: Path
+
+
+def make_accelerator(training: TrainingConfig) -> Accelerator:
+    """Accelerate's view of this process: its device, its rank, its fellows."""
+    return Accelerator(cpu=training.device == "cpu")
+
+
+class Trainer:
+    """Trains a task in a run folder until its budget is spent.
+
+    Args:
+        task: model, data, loss and score; its stream must be made for this process's rank.
+        optimizer, training: how to train.
+        folder: the run's folder, which must exist.
+        settings: the whole configuration, saved with each checkpoint.
+        accelerator: from `make_accelerator`.
+        title: shown beside the progress.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: OptimizerConfig,
+        training: TrainingConfig,
+        folder: Path,
+        *,
+        settings: dict[str, Any],
+        accelerator: Accelerator,
+        title: str = "training",
+    ) -> None:
+        check_training(training, optimizer)
+        self.task, self.optimizer_config, self.training = task, optimizer, training
+        self.folder, self.settings, self.accelerator = folder, settings, accelerator
+        self.title = title
+        self.step, self.elapsed = 0, 0.0
+        task.model.to(accelerator.device)
+        self.optimizer = accelerator.prepare(
+            make_optimizer(task.model, optimizer, accelerator.device)
+        )
+        model = torch.compile(task.model) if training.compile else task.model
+        self._model: nn.Module = accelerator.prepare(model)
+        self._autocast = _uses_bfloat16(training, accelerator.device)
+
+    def fit(self, resume_from: Path | None = None) -> Outcome:
+        """Train to the end of the budget.
+
+        Args:
+            resume_from: a checkpoint to continue from.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM came; the state has been saved.
+            FloatingPointError: the loss is no longer a number.
+        """
+        if resume_from is not None:
+            self._load(resume_from)
+        main = self.accelerator.is_main_process
+        log = MetricsLog(self.folder, self.step, enabled=main)
+        try:
+            with make_progress(self.title, enabled=main) as bar, Interrupt() as interrupt:
+                _Loop(self, log, bar, interrupt).run()
+                metrics = self.evaluate(quick=False)
+                log.write(self.step, {f"final/{name}": value for name, value in metrics.items()})
+        finally:
+            log.close()
+        return Outcome(self.step, self.elapsed, metrics, self._folder_of(self.step))
+
+    def train_step(self) -> Tensor:
+        """One optimizer step; returns the mean loss of its micro-batches, detached, scalar."""
+        # every step draws from a generator of its own: nothing to save, nothing disturbs it
+        torch.manual_seed(
+            _step_seed(self.training.seed, self.step, self.accelerator.process_index)
+        )
+        done = progress(self.training, self.step, self.elapsed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optimizer_config, self.step, done)
+        total = torch.zeros((), device=self.accelerator.device)
+        count = self.training.accumulate
+        for index in range(count):
+            batch = _to_device(self.task.stream.next(), self.accelerator.device)
+            with self._synchronised(last=index == count - 1):
+                with self.autocast():
+                    loss = self.task.loss(self._model, batch) / count
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if self.optimizer_config.clip:
+            self.accelerator.clip_grad_norm_(self._model.parameters(), self.optimizer_config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, *, quick: bool) -> dict[str, float]:
+        """The task's metrics over all processes."""
+        self.task.model.eval()
+        try:
+            with self.autocast():
+                totals = self.task.evaluate(
+                    quick=quick,
+                    rank=self.accelerator.process_index,
+                    world_size=self.accelerator.num_processes,
+                )
+        finally:
+            self.task.model.train()
+        return self._reduce(totals)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step; all processes wait for it."""
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "optimizer": self.optimizer.state_dict(),
+                "stream": self.task.stream.state_dict(),
+            }
+            checkpoints.save_checkpoint(
+                self.folder / CHECKPOINTS,
+                self.step,
+                self.task.model,
+                state,
+                self.settings,
+                keep=self.training.keep,
+            )
+        self.accelerator.wait_for_everyone()
+        return self._folder_of(self.step)
+
+    def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
+        """The first process's clock and wish to stop, so that all leave the loop together."""
+        if self.accelerator.num_processes == 1:
+            return elapsed, stop
+        values = torch.tensor([elapsed, stop], dtype=torch.float64).to(self.accelerator.device)
+        values = broadcast(values, from_process=0)
+        return float(values[0]), bool(values[1])
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Matrix products in bfloat16 where the configuration says so."""
+        if not self._autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+
+    def _load(self, folder: Path) -> None:
+        checkpoints.load_weights(self.task.model, folder)
+        state = checkpoints.load_state(folder)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.task.stream.load_state_dict(state["stream"])
+        self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Exchange gradients between processes only at the last micro-batch."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self._model)
+
+    def _reduce(self, totals: Totals) -> dict[str, float]:
+        names = sorted(totals)
+        values = torch.tensor([totals[name] for name in names], dtype=torch.float64)
+        values = values.to(self.accelerator.device)
+        values = self.accelerator.reduce(values, reduction="sum")
+        return {
+            name: float(total / count) for name, (total, count) in zip(names, values, strict=True)
+        }
+
+    def _folder_of(self, step: int) -> Path:
+        return self.folder / CHECKPOINTS / f"step-{step:08d}"
+
+
+class _Loop:
+    """The order of events around `Trainer.train_step`."""
+
+    def __init__(self, trainer: Trainer, log: MetricsLog, bar: Any, interrupt: Interrupt) -> None:
+        self.trainer, self.log, self.bar, self.interrupt = trainer, log, bar, interrupt
+        self.training = trainer.training
+        self._started = time.monotonic() - trainer.elapsed
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.step if trainer.step else -1
+        self._losses: list[Tensor] = []
+        self._logged_at, self._logged_step = time.monotonic(), trainer.step
+        self._first = progress(self.training, trainer.step, trainer.elapsed)
+        self._first_at = time.monotonic()
+
+    def run(self) -> None:
+        """Step until the budget is spent or somebody interrupts."""
+        trainer = self.trainer
+        trainer.task.model.train()
+        stop = self._tick()
+        while progress(self.training, trainer.step, trainer.elapsed) < 1.0:
+            if stop:
+                self._save()
+                raise Interrupted(trainer.step, trainer.folder)
+            self._losses.append(trainer.train_step())
+            stop = self._tick()
+            if self._due(self.training.log_every) or self._finished():
+                self._report()
+            if self._due(self.training.evaluate_every) and not self._finished():
+                metrics = trainer.evaluate(quick=True)
+                self.log.write(trainer.step, {f"valid/{k}": v for k, v in metrics.items()})
+            if self._due(self.training.checkpoint_every) or self._save_is_late():
+                self._save()
+        self._save()
+
+    def _tick(self) -> bool:
+        """Move the clock on; returns whether to stop."""
+        elapsed = time.monotonic() - self._started
+        self.trainer.elapsed, stop = self.trainer.agree(elapsed, self.interrupt.requested)
+        return stop
+
+    def _finished(self) -> bool:
+        return progress(self.training, self.trainer.step, self.trainer.elapsed) >= 1.0
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.trainer.step % every == 0
+
+    def _save_is_late(self) -> bool:
+        limit = self.training.checkpoint_seconds
+        # the shared clock, so that all processes come to the same answer
+        return limit > 0 and self.trainer.elapsed - (self._saved_at - self._started) >= limit
+
+    def _save(self) -> None:
+        if self.trainer.step != self._saved_step:
+            self.trainer.save()
+            self._saved_step = self.trainer.step
+        self._saved_at = self._started + self.trainer.elapsed
+
+    def _report(self) -> None:
+        """Log the mean loss since the last report and redraw the progress."""
+        trainer, now = self.trainer, time.monotonic()
+        loss = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {trainer.step}; lower optimizer.learning_rate="
+                f"{trainer.optimizer_config.learning_rate} or raise optimizer.warmup_steps."
+            )
+        steps = trainer.step - self._logged_step
+        units = steps * self.training.accumulate * trainer.task.units_per_batch
+        speed = units * trainer.accelerator.num_processes / max(now - self._logged_at, 1e-9)
+        self._logged_at, self._logged_step = now, trainer.step
+        values = {"loss": loss, "lr": trainer.optimizer.param_groups[0]["lr"], "speed": speed}
+        self.log.write(trainer.step, {**values, "elapsed": trainer.elapsed})
+        self._show(loss, speed)
+
+    def _show(self, loss: float, speed: float) -> None:
+        trainer = self.trainer
+        done = progress(self.training, trainer.step, trainer.elapsed)
+        left = (time.monotonic() - self._first_at) * (1 - done) / max(done - self._first, 1e-9)
+        self.bar.update(
+            done,
+            f"step {trainer.step:,}  loss {loss:.3f}  "
+            f"{speed:,.0f} {trainer.task.unit}/s  {clock(left)} left",
+        )
+
+
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW that decays matrices and leaves vectors alone."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def _uses_bfloat16(training: TrainingConfig, device: torch.device) -> bool:
+    if training.precision == "auto":
+        return native_bfloat16(device)
+    return training.precision == "bfloat16"
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: _to_device(value, device) for name, value in batch.items()}
+    return type(batch)(_to_device(value, device) for value in batch)

@@ -1,0 +1,70 @@
+"""Configurations: strict reading, and the schedule they describe."""
+
+from itertools import pairwise
+
+import pytest
+
+from foveal.training.config import OptimizerConfig, TrainingConfig, check_training, from_dict
+from foveal.training.schedule import learning_rate, progress
+
+
+def test_values_are_read_with_their_types():
+    """Whole numbers serve as floats, None where it is allowed."""
+    config = from_dict(TrainingConfig, {"steps": 5, "time_budget": 3, "compile": True}, "x")
+    assert config.time_budget == 3.0
+    assert isinstance(config.time_budget, float)
+    assert config.steps == 5
+    assert from_dict(TrainingConfig, {"steps": None}, "x").steps is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"stpes": 5}, r"unknown key 'stpes' in \[training\]; did you mean 'steps'\?"),
+        ({"steps": "5"}, r"steps in \[training\] must be int or left out, got '5'"),
+        ({"steps": True}, "steps .* must be int"),
+        ({"batch_size": 2.0}, "batch_size .* must be int, got 2.0"),
+        ({"precision": "float16"}, "'auto' or 'float32' or 'bfloat16', got 'float16'"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_fix(values, words):
+    """A misspelt key or a wrong type is one line that says where and what instead."""
+    with pytest.raises(ValueError, match=words):
+        from_dict(TrainingConfig, values, "[training]")
+
+
+@pytest.mark.parametrize(
+    ("training", "optimizer", "words"),
+    [
+        ({}, {}, "needs a budget"),
+        ({"steps": 0}, {}, "training.steps must be at least 1, got 0"),
+        ({"steps": 1, "keep": 0}, {}, "training.keep"),
+        ({"steps": 1, "batch_size": -3}, {}, "training.batch_size .* got -3"),
+        ({"steps": 1}, {"learning_rate": float("nan")}, "optimizer.learning_rate"),
+    ],
+)
+def test_values_that_make_no_run_are_refused(training, optimizer, words):
+    """Budgets, sizes and rates are checked before anything starts."""
+    with pytest.raises(ValueError, match=words):
+        check_training(TrainingConfig(**training), OptimizerConfig(**optimizer))
+
+
+def test_whichever_budget_ends_first_counts():
+    """Progress is the larger of steps and time, and ends at 1."""
+    both = TrainingConfig(steps=100, time_budget=50.0)
+    assert progress(both, 10, 20.0) == 0.4
+    assert progress(both, 80, 20.0) == 0.8
+    assert progress(both, 300, 20.0) == 1.0
+    assert progress(TrainingConfig(steps=10), 5, 1e9) == 0.5
+    assert progress(TrainingConfig(time_budget=0.0), 0, 0.0) == 1.0
+
+
+def test_the_learning_rate_rises_and_falls():
+    """Warm-up by steps, cosine to the floor by progress."""
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=9, final_fraction=0.1)
+    rates = [learning_rate(config, step, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1, rel=1e-3)
+    assert max(rates) == rates[9]
+    assert all(a > b for a, b in pairwise(rates[9:]))
+    assert rates[100] == pytest.approx(0.1)
+    assert learning_rate(config, 1000, 0.5) == pytest.approx(0.55)
