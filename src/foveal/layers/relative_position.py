@@ -1,0 +1,112 @@
+"""Relative positions in two dimensions, factorised into rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveal.layers.checks import check_sizes
+from foveal.patterns.base import pair
+
+Size = int | tuple[int, int]
+RelPosMode = Literal["sum", "split"]
+MODES = ("sum", "split")
+
+
+class RelPosEmb(nn.Module):
+    """Logits of queries against embeddings of where a key stands relative to them.
+
+    A query in row `r` of its block and a key in row `a` of the block's window meet entry
+    `a - r + window - 1` of `rel_height`; columns and `rel_width` likewise. The two logits add up.
+    The names and the layout of the tables are those of halonet-pytorch.
+
+    Args:
+        block_size: (height, width) of a block of queries, or an int.
+        rel_size: (height, width) of the window of keys, or an int.
+        dim_head: features of a query.
+        mode: "sum" compares the whole query with both tables (halonet-pytorch, timm); "split"
+            compares its first half with the rows and its second half with the columns, as in the
+            paper (Vaswani et al. 2021, following Ramachandran et al. 2019).
+
+    Raises:
+        ValueError: an unknown mode, or an odd `dim_head` to split.
+    """
+
+    def __init__(
+        self, block_size: Size, rel_size: Size, dim_head: int, mode: RelPosMode = "sum"
+    ) -> None:
+        super().__init__()
+        check_sizes(dim_head=dim_head)
+        self.block_size = pair(block_size, "block_size")
+        self.rel_size = pair(rel_size, "rel_size")
+        if mode not in MODES:
+            raise ValueError(f"mode must be 'sum' or 'split', got {mode=}.")
+        if mode == "split" and dim_head % 2:
+            raise ValueError(f"dim_head must be even to be split in halves, got {dim_head=}.")
+        self.mode = mode
+        self.dim_head = dim_head
+        width = dim_head // 2 if mode == "split" else dim_head
+        self.rel_height = nn.Parameter(torch.empty(2 * self.rel_size[0] - 1, width))
+        self.rel_width = nn.Parameter(torch.empty(2 * self.rel_size[1] - 1, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw both tables from a normal distribution of standard deviation dim_head ** -0.5."""
+        for table in (self.rel_height, self.rel_width):
+            nn.init.normal_(table, std=self.dim_head**-0.5)
+
+    def extra_repr(self) -> str:
+        return f"block_size={self.block_size}, rel_size={self.rel_size}, mode={self.mode!r}"
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Logits of whole blocks: q (batch, block pixels, dim_head) -> (batch, pixels, window)."""
+        grid = q.unflatten(1, self.block_size).unsqueeze(3)
+        rows, columns = self.window_logits(grid)
+        logits = rows[:, 0, :, :, None] + columns[:, 0, :, None, :]
+        return logits.flatten(2)
+
+    def window_logits(
+        self, q: Tensor, stride: int = 1, scale: float = 1.0, true_offsets: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of every query of a map with the rows and the columns of its block's window.
+
+        Args:
+            q: (batch, height, width, heads, dim_head), the queries of a map; blocks start at its
+                upper left corner.
+            stride: pixels from one query to the next; divides the block.
+            scale: factor of the logits.
+            true_offsets: measure from the query's pixel; False measures from its place among
+                the queries, as timm does when it strides.
+
+        Returns:
+            rows (batch, heads, height * width, window height), and columns likewise.
+        """
+        halves = q.chunk(2, dim=-1) if self.mode == "split" else (q, q)
+        tables = (self.rel_height, self.rel_width)
+        parts = []
+        for axis, (half, table) in enumerate(zip(halves, tables, strict=True)):
+            block, window = self.block_size[axis], self.rel_size[axis]
+            logits = half @ (table[window - block :] * scale).t()
+            step = stride if true_offsets else 1
+            starts = [block - 1 - i * step for i in range(block // stride)]
+            parts.append(_windows(logits, axis + 1, starts, window).flatten(1, 2).transpose(1, 2))
+        return parts[0], parts[1]
+
+
+def _windows(logits: Tensor, axis: int, starts: Sequence[int], length: int) -> Tensor:
+    """Cut from each query's logits those of its window.
+
+    logits (batch, height, width, heads, entries) -> (batch, height, width, heads, length), where
+    the `i`-th query of a block along `axis` takes entries from `starts[i]`.
+    """
+    n, period = logits.shape[axis], len(starts)
+    if not isinstance(n, int) or n % period:
+        tail = [0, 0] * (logits.ndim - 1 - axis) + [0, -n % period]
+        logits = nn.functional.pad(logits, tail)
+    places = logits.unflatten(axis, (-1, period)).unbind(axis + 1)
+    cut = [x.narrow(-1, start, length) for x, start in zip(places, starts, strict=True)]
+    whole = torch.stack(cut, axis + 1).flatten(axis, axis + 1)
+    return whole.narrow(axis, 0, n)

@@ -1,0 +1,90 @@
+"""Halo attention over windows that are copied out: for sizes that are symbols while exporting.
+
+The plan of a pattern needs numbers. `torch.export` with a dynamic height or width has none, so
+HaloAttention then takes this route: the same mathematics in plain tensor operations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+Pair = tuple[int, int]
+
+
+def windowed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    block: Pair,
+    halo: Pair,
+    stride: int,
+    read_padding: bool,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Attention of blocks to their windows.
+
+    Args:
+        q: (batch, query height, query width, heads, head_dim).
+        k, v: (batch, height, width, heads, head_dim or head_dim_v).
+        rows, columns: (batch, heads, queries, window height or width), as in WindowBias.
+        block, halo: (height, width) in pixels.
+        stride: pixels from one query to the next.
+        read_padding: pixels beyond the map are keys with k = v = 0, rather than absent.
+
+    Returns:
+        (batch, query height, query width, heads, head_dim_v).
+    """
+    size = q.shape[1:3]
+    inner = (block[0] // stride, block[1] // stride)
+    bias = rows.unflatten(2, size)[..., :, None] + columns.unflatten(2, size)[..., None, :]
+    q_blocks = _blocks(q, inner)  # (batch, nh, nw, pixels, heads, head_dim)
+    bias = _blocks(bias.flatten(4).permute(0, 2, 3, 1, 4), inner).transpose(3, 4)
+    counts = (q_blocks.shape[1], q_blocks.shape[2])
+    real = torch.ones_like(k[:1, :, :, :1, :1])
+    k, v, real = (_windows(x, counts, block, halo) for x in (k, v, real))
+    if not read_padding:
+        bias = bias.masked_fill(real.transpose(3, 4)[..., None, :, 0] == 0, -torch.inf)
+    q, k, v = (x.transpose(3, 4) for x in (q_blocks, k, v))
+    out = scaled_dot_product_attention(
+        q.flatten(0, 2),
+        k.flatten(0, 2),
+        v.flatten(0, 2),
+        attn_mask=bias.flatten(0, 2).to(q.dtype),
+        dropout_p=dropout_p,
+        scale=scale,
+    )
+    return _unblock(out.transpose(1, 2).unflatten(0, (-1, *counts)), inner, size)
+
+
+def _blocks(x: Tensor, inner: Pair) -> Tensor:
+    """(batch, height, width, ...) -> (batch, nh, nw, inner pixels, ...), padded with zeros."""
+    bottom, right = (-x.shape[1 + a] % inner[a] for a in (0, 1))
+    x = pad(x, [0, 0, 0, 0, 0, right, 0, bottom])
+    x = x.unflatten(2, (-1, inner[1])).unflatten(1, (-1, inner[0]))
+    return x.transpose(2, 3).flatten(3, 4)
+
+
+def _unblock(x: Tensor, inner: Pair, size: torch.Size) -> Tensor:
+    """(batch, nh, nw, inner pixels, ...) -> (batch, height, width, ...)."""
+    x = x.unflatten(3, inner).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return x[:, : size[0], : size[1]]
+
+
+def _windows(x: Tensor, counts: Pair, block: Pair, halo: Pair) -> Tensor:
+    """(batch, height, width, ...) -> (batch, nh, nw, window pixels, ...), zeros outside."""
+    for axis in (0, 1):
+        span = counts[axis] * block[axis]
+        after = span - x.shape[1 + 2 * axis] + halo[axis]
+        ends = [0, 0] * (x.ndim - 2 - 2 * axis) + [halo[axis], after]
+        x = pad(x, ends)
+        first = torch.arange(counts[axis], device=x.device) * block[axis]
+        index = first[:, None] + torch.arange(block[axis] + 2 * halo[axis], device=x.device)
+        x = x.index_select(1 + 2 * axis, index.flatten())
+        x = x.unflatten(1 + 2 * axis, index.shape)
+    return x.transpose(2, 3).flatten(3, 4)
