@@ -49,7 +49,8 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a model: {error}") from error
     _fit(model, weights, folder / WEIGHTS)
-    model.load_state_dict(weights, strict=True, assign=True)
+    # copies are aligned as fresh weights are, so that results are the same to the last bit
+    model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
     return model.eval()
 
 
