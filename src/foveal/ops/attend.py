@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -120,21 +120,18 @@ def _pick(call: Call) -> str:
     q = call.q
     if not call.square:
         return "reference" if call.return_lse else "dense"
-    impl = _choose(
-        call.pattern, call.k.shape[2], q.device.type, q.shape[0] * q.shape[1], q.shape[3]
-    )
     if isinstance(call.bias, WindowBias):  # dense would have to expand it
         return "tiled"
+    if torch.compiler.is_compiling():  # lengths may be symbols: the operator plans at run time
+        return "dense" if isinstance(call.pattern, Full) and not call.return_lse else "tiled"
+    impl, _ = choose(
+        call.pattern, call.k.shape[2], q.device.type, q.shape[0] * q.shape[1], q.shape[3]
+    )
     if impl == "flex":
         biased = call.bias is not None and call.bias.requires_grad
         if biased or flex.why_not(q, call.k, call.v, call.dropout_p):
             return "tiled"
     return "tiled" if impl == "dense" and call.return_lse else impl
-
-
-@torch.compiler.assume_constant_result
-def _choose(pattern: Pattern, length: int, device: str, heads: int, head_dim: int) -> str:
-    return choose(pattern, length, device, heads, head_dim)[0]
 
 
 # -- the implementations behind one signature ---------------------------------------------------
@@ -194,7 +191,7 @@ def _dense(call: Call) -> Result:
             "impl='reference'."
         )
     q, k, v = call.q, call.k, call.v
-    options = {
+    options: dict[str, Any] = {
         "dropout_p": call.dropout_p,
         "scale": call.scale,
         "enable_gqa": q.shape[1] != k.shape[1],

@@ -64,7 +64,7 @@ def _kernel(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
     if device == "cpu":  # compiled flex returns no lse on CPU (torch 2.13)
         return _quiet(flex_attention)
-    return torch.compile(flex_attention, dynamic=True)  # type: ignore[return-value]
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def _quiet(kernel: Callable) -> Callable:

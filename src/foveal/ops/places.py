@@ -150,7 +150,7 @@ def add_keys(x: Tensor, parts: tuple[Places, ...], values: Tensor) -> None:
 
 
 class Scratch:
-    """Named buffers that chunks reuse: on CPU a fresh page costs more than the arithmetic on it."""
+    """Named buffers that chunks reuse: on CPU a fresh page costs more than its arithmetic."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device

@@ -11,6 +11,7 @@ q queries and k keys.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from foveal.ops.places import (
     tile_values,
 )
 from foveal.patterns import Halo, Pattern
-from foveal.patterns.tiling import Places, TileGroup, Tiling
+from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 
 MASKED = -1e30
 """Logit of a masked pair: its weight is exactly zero, and sums with it stay finite."""
@@ -39,8 +40,25 @@ MASKED = -1e30
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Scores in one chunk: half of a core's cache on CPU; enough to fill the device on CUDA."""
 
+WHOLE = 512 * 512
+"""Up to so many pairs, one masked tile is cheaper than several groups of tiles."""
+
 IN_PLACE_TILES = 4
 """With fewer tiles a head, one product over copies of all heads beats a product per head."""
+
+
+@functools.lru_cache(maxsize=256)
+def plan(pattern: Pattern, n_keys: int) -> Tiling:
+    """The pattern's tiles, or for a short sequence one tile that holds it whole."""
+    tiling = pattern.tiles(n_keys)
+    num_queries = pattern.num_queries(n_keys)
+    whole = num_queries * n_keys
+    if len(tiling.groups) < 2 or whole > WHOLE or 2 * tiling.visited < whole:
+        return tiling
+    mask = pattern.mask(num_queries, n_keys)
+    queries, keys = (Grid(0, ((1, 0),), ((n, 1),)) for n in (num_queries, n_keys))
+    group = TileGroup(queries, (keys,), None if bool(mask.all()) else mask[None])
+    return Tiling(num_queries, n_keys, (group,))
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,9 @@ class Inputs:
 
     @property
     def tiling(self) -> Tiling:
-        return self.pattern.tiles(self.k.shape[2])
+        if self.window is not None:  # its columns differ from tile to tile
+            return self.pattern.tiles(self.k.shape[2])
+        return plan(self.pattern, self.k.shape[2])
 
     @property
     def head_dim(self) -> int:
@@ -251,8 +271,8 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Returns out (B, G, R, N, V) and lse (B, G, R, N)."""
     q, v = inputs.q, inputs.v
     shape = q.shape[:-1]
-    out = q.new_empty if inputs.tiling.covers_all else q.new_zeros
-    out = out((*shape, v.shape[-1]))
+    new = q.new_empty if inputs.tiling.covers_all else q.new_zeros
+    out = new((*shape, v.shape[-1]))
     lse = torch.full(shape, -torch.inf, dtype=inputs.dtype, device=q.device)
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)

@@ -7,18 +7,8 @@ from torch import Tensor
 
 from foveal.ops import tiled
 from foveal.ops.bias import WindowBias
+from foveal.ops.spec import describe, rebuild
 from foveal.patterns import Pattern
-
-_PATTERNS: dict[int, Pattern] = {}
-_KEYS: dict[Pattern, int] = {}
-
-
-@torch.compiler.assume_constant_result
-def pattern_key(pattern: Pattern) -> int:
-    """A number that stands for the pattern in the operator's signature."""
-    key = _KEYS.setdefault(pattern, len(_KEYS))
-    _PATTERNS[key] = pattern
-    return key
 
 
 def tiled_attend(
@@ -36,8 +26,10 @@ def tiled_attend(
     seed = torch.randint(1 << 62, ()) if dropout_p else None
     rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
     dense = None if isinstance(bias, WindowBias) else bias
-    key = pattern_key(pattern)
-    return _forward_op(q, k, v, dense, rows, columns, key_mask, seed, key, scale, dropout_p)
+    text, sizes = describe(pattern)
+    return _forward_op(
+        q, k, v, dense, rows, columns, key_mask, seed, text, sizes, scale, dropout_p
+    )
 
 
 @torch.library.custom_op("foveal::tiled_forward", mutates_args=())
@@ -50,12 +42,13 @@ def _forward_op(
     columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
-    pattern: int,
+    pattern: str,
+    sizes: list[int],
     scale: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     out, lse = tiled.forward(
-        _inputs(q, k, v, bias, rows, columns, key_mask, seed, pattern, scale, dropout_p)
+        _inputs(q, k, v, bias, rows, columns, key_mask, seed, pattern, sizes, scale, dropout_p)
     )
     return out.flatten(1, 2), lse.flatten(1, 2)
 
@@ -70,7 +63,8 @@ def _(
     columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
-    pattern: int,
+    pattern: str,
+    sizes: list[int],
     scale: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
@@ -92,11 +86,14 @@ def _backward_op(
     seed: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    pattern: int,
+    pattern: str,
+    sizes: list[int],
     scale: float,
     dropout_p: float,
 ) -> list[Tensor]:
-    inputs = _inputs(q, k, v, bias, rows, columns, key_mask, seed, pattern, scale, dropout_p)
+    inputs = _inputs(
+        q, k, v, bias, rows, columns, key_mask, seed, pattern, sizes, scale, dropout_p
+    )
     shape = inputs.q.shape[:3]
     grads = tiled.backward(
         inputs,
@@ -130,7 +127,8 @@ def _(
     seed: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    pattern: int,
+    pattern: str,
+    sizes: list[int],
     scale: float,
     dropout_p: float,
 ) -> list[Tensor]:
@@ -138,15 +136,15 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, pattern, scale, dropout_p = inputs
+    *tensors, pattern, sizes, scale, dropout_p = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.options = (pattern, scale, dropout_p)
+    ctx.options = (pattern, sizes, scale, dropout_p)
 
 
 def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
     grads = iter(_backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options))
     given = ctx.saved_tensors[:6]
-    return (*(None if x is None else next(grads) for x in given), *(None,) * 5)
+    return (*(None if x is None else next(grads) for x in given), *(None,) * 6)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
@@ -161,7 +159,8 @@ def _inputs(
     columns: Tensor | None,
     key_mask: Tensor | None,
     seed: Tensor | None,
-    pattern: int,
+    pattern: str,
+    sizes: list[int],
     scale: float,
     dropout_p: float,
 ) -> tiled.Inputs:
@@ -176,7 +175,7 @@ def _inputs(
         q=by_kv_head(q),
         k=_unit_stride(k),
         v=_unit_stride(v),
-        pattern=_PATTERNS[pattern],
+        pattern=rebuild(pattern, sizes),
         bias=None if bias is None else bias.to(dtype),
         window=window,
         key_bias=None if key_mask is None else (~key_mask).to(dtype) * tiled.MASKED,

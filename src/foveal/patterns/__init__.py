@@ -1,11 +1,15 @@
-"""Who attends to whom: small frozen dataclasses that can be drawn, counted, combined and tested."""
+"""Who attends to whom: frozen dataclasses that can be drawn, counted, combined and tested."""
 
 from foveal.patterns.axial import Axial
 from foveal.patterns.base import Pattern
+from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.blocks import Blocks
+from foveal.patterns.combine import Intersection, Union
+from foveal.patterns.fixed import Fixed
 from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.strided import Strided
 from foveal.patterns.text_image import TextImage
 from foveal.patterns.tiling import Grid, Lookup, TileGroup, Tiling
 from foveal.patterns.window import SlidingWindow
@@ -18,7 +22,12 @@ __all__ = [
     "Halo",
     "Neighborhood",
     "Axial",
+    "BlockSparse",
+    "Strided",
+    "Fixed",
     "TextImage",
+    "Union",
+    "Intersection",
     "Tiling",
     "TileGroup",
     "Grid",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MASK_CHUNK = 1 << 24
 """Pairs evaluated at once where a default has to look at all of them."""
 
+PATTERN_CLASSES: dict[str, type[Pattern]] = {}
+"""Every pattern class by name."""
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -48,6 +51,18 @@ class Pattern:
     def per_head(self) -> tuple[Pattern, ...]:
         """One pattern for each head; only where `heads` is not None."""
         return (self,)
+
+    # class attributes without annotations, so that they are no fields
+    opaque = False
+    """Whether fields hold more than ints, strings, bools, tuples and patterns."""
+
+    def __init_subclass__(cls) -> None:
+        PATTERN_CLASSES[cls.__qualname__] = cls
+
+    @classmethod
+    def from_fields(cls, *fields: Any) -> Pattern:
+        """A pattern from the values of its dataclass fields, in order."""
+        return cls(*fields)
 
     always_reads = False
     """Whether every query reads at least one key at any length (class attribute)."""
@@ -206,17 +221,20 @@ def _cached_tiles(pattern: Pattern, length: int) -> Tiling:
     return pattern._tiles(length)
 
 
+INTS = (int, torch.SymInt)  # sizes are symbols while a model is exported
+
+
 def check_positive(**values: int) -> None:
     """Raise ValueError for the first value that is not a positive int, naming it."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, INTS) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {name}={value!r}.")
 
 
 def pair(value: int | tuple[int, int], name: str, least: int = 1) -> tuple[int, int]:
     """An int or (height, width) as (height, width), checked to be at least `least` each."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    ok = len(both) == 2 and all(isinstance(v, int) and v >= least for v in both)
+    both = (value, value) if isinstance(value, INTS) else tuple(value)
+    ok = len(both) == 2 and all(isinstance(v, INTS) and v >= least for v in both)
     if not ok:
         raise ValueError(
             f"{name} must be an int or a (height, width) pair of at least {least}, "

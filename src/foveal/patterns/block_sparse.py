@@ -45,6 +45,8 @@ class BlockSparse(Pattern):
     block_size: int
     causal: bool = False
 
+    opaque = True  # the layout is a tensor
+
     # derived: the layout without blocks that lie in the future altogether, and copies by device
     _read: Tensor = field(init=False, repr=False)
     _copies: dict[torch.device, Tensor] = field(init=False, repr=False)

@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class _Combined(Pattern):
         if len(counts) > 1:
             raise ValueError(f"parts of {name} must agree in heads, got {sorted(counts)}.")
         object.__setattr__(self, "parts", tuple(flat))
+
+    @classmethod
+    def from_fields(cls, *fields: Any) -> Pattern:
+        return cls(*fields[0])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
@@ -84,6 +89,10 @@ class Union(_Combined):
     @property
     def causal(self) -> bool:
         return all(part.is_causal for part in self.parts)
+
+    @property
+    def always_reads(self) -> bool:  # type: ignore[override]
+        return any(part.always_reads for part in self.parts)
 
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         return functools.reduce(operator.or_, found)

@@ -107,7 +107,7 @@ class Halo(ImagePattern):
 
     def _axes(self, rows: int) -> list[Axis]:
         stride = self.query_stride
-        tile = tile_shape(tuple(b // stride for b in self.block), WHOLE_BLOCK)
+        tile = tile_shape((self.block[0] // stride, self.block[1] // stride), WHOLE_BLOCK)
         return [
             Axis(
                 length,

@@ -55,7 +55,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Token positions without a regular shape, listed one by one: positions (tiles, items) int64."""
+    """Token positions without a regular shape: positions (tiles, items) int64."""
 
     positions: Tensor
 

@@ -1,0 +1,345 @@
+"""attend() against the float64 oracle, forward and backward, in every implementation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import foveal
+from foveal import patterns as P
+from foveal.ops import WindowBias
+from foveal.ops.reference import masked_attention
+from foveal.testing import assert_close
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+CASES = [
+    (P.Full(), 97),
+    (P.Full(causal=True), 130),
+    (P.SlidingWindow(40), 200),
+    (P.SlidingWindow(40, causal=False), 201),
+    (P.Blocks(30, True, 1), 131),
+    (P.Blocks(100), 150),
+    (P.Halo((13, 21), 8, 3), 273),
+    (P.Halo((16, 24), 4, 3), 384),
+    (P.Neighborhood((17, 12), 5), 204),
+    (P.Neighborhood((17, 12), 3, 2), 204),
+    (P.Neighborhood((17, 12), 5, border="shift"), 204),
+    (P.Neighborhood((17, 12), 5, causal="corner"), 190),
+    (P.Neighborhood((9, 12), 5, causal="raster", border="wrap"), 108),
+    (P.Axial((9, 7), "row", True), 60),
+    (P.Axial((9, 7), "column"), 63),
+    (P.Strided(11), 140),
+    (P.Fixed(16, 3), 140),
+    (P.BlockSparse.fixed(128, 16), 128),
+    (P.BlockSparse.bigbird(128, 16, seed=0), 120),
+    (P.SlidingWindow(9) | P.Strided(20), 150),
+    (P.Halo((10, 12), 4, 3) & P.Neighborhood((10, 12), 7), 120),
+    (P.TextImage(20, P.Neighborhood((8, 9), 5, causal="raster")), 92),
+    (P.TextImage(70, P.Axial((8, 9), "row", True, True)), 133),
+]
+
+
+def inputs(length, heads=4, kv_heads=4, dim=16, dim_v=24, dtype=torch.float64, batch=2):
+    """q, k, v in token-major memory, as projections leave them."""
+
+    def one(count, size):
+        x = torch.randn(batch, length, count, size, dtype=torch.float64).transpose(1, 2)
+        return x.to(dtype).requires_grad_()
+
+    return one(heads, dim), one(kv_heads, dim), one(kv_heads, dim_v)
+
+
+def finite(x):
+    return torch.where(torch.isfinite(x), x, 0.0)
+
+
+def check(pattern, length, impl, *, kv_heads=4, bias=None, key_mask=None, dtype=torch.float64):
+    """Outputs, log-sum-exp and all gradients of one call equal the oracle's."""
+    given_inputs = [*inputs(length, kv_heads=kv_heads, dtype=dtype)]
+    if bias is not None:
+        given_inputs.append(bias.to(dtype).requires_grad_())
+    with_lse = impl != "dense"
+
+    def run(call, tensors):
+        extra = tensors[3] if len(tensors) > 3 else None
+        out, lse = call(*tensors[:3], extra)
+        torch.manual_seed(1)
+        loss = (out * torch.randn(out.shape, dtype=torch.float64)).sum()
+        if with_lse:
+            loss = loss + (finite(lse) * torch.randn(lse.shape, dtype=torch.float64)).sum()
+        return out, lse, torch.autograd.grad(loss, tensors)
+
+    def ours(q, k, v, extra):
+        options = {"bias": extra, "key_mask": key_mask, "impl": impl}
+        if with_lse:
+            return foveal.attend(q, k, v, pattern, return_lse=True, **options)
+        return foveal.attend(q, k, v, pattern, **options), None
+
+    def oracle(q, k, v, extra):
+        return masked_attention(q, k, v, pattern.mask(length), bias=extra, key_mask=key_mask)
+
+    out, lse, grads = run(ours, given_inputs)
+    exact = [x.detach().double().requires_grad_() for x in given_inputs]
+    want, want_lse, want_grads = run(oracle, exact)
+    rtol = TOLERANCE[dtype]
+    assert out.dtype == dtype
+    assert_close(out, want, rtol=rtol, name="out")
+    if with_lse:
+        assert torch.equal(torch.isfinite(lse), torch.isfinite(want_lse))
+        assert_close(finite(lse), finite(want_lse), rtol=rtol, name="lse")
+    for name, got, expected in zip(("dq", "dk", "dv", "dbias"), grads, want_grads, strict=False):
+        assert_close(got, expected, rtol=rtol, name=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("impl", ["tiled", "dense", "reference"])
+@pytest.mark.parametrize(("pattern", "length"), CASES, ids=str)
+def test_every_pattern_equals_the_oracle(pattern, length, impl, dtype):
+    """Every pattern and implementation, with bias, padding and a sequence of padding only."""
+    torch.manual_seed(0)
+    check(pattern, length, impl, dtype=dtype)
+    key_mask = torch.rand(2, length) > 0.3
+    key_mask[1] = False
+    bias = torch.randn(2, 4, length, length, dtype=torch.float64)
+    check(pattern, length, impl, kv_heads=2, bias=bias, key_mask=key_mask, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("pattern", "length"), CASES[::4], ids=str)
+def test_half_precision(pattern, length, dtype):
+    """Half-precision inputs are computed in float32 and lose only their own rounding."""
+    torch.manual_seed(0)
+    check(pattern, length, "tiled", dtype=dtype)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    length=st.integers(1, 200),
+    window=st.integers(1, 90),
+    causal=st.booleans(),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    bias=st.sampled_from([None, (1, 1, 1, 0), (2, 1, 0, 0), (1, 4, 0, 1), (0,)]),
+    masked=st.booleans(),
+)
+def test_drawn_windows(length, window, causal, kv_heads, bias, masked):
+    """Any size, grouping, padding and broadcast form of the bias (0 stands for the length)."""
+    torch.manual_seed(length)
+    key_mask = torch.rand(2, length) > 0.5 if masked else None
+    if bias is not None:
+        bias = torch.randn([n or length for n in bias], dtype=torch.float64)
+    check(
+        P.SlidingWindow(window, causal),
+        length,
+        "tiled",
+        kv_heads=kv_heads,
+        bias=bias,
+        key_mask=key_mask,
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    block=st.sampled_from([2, 4, 8, (4, 8)]),
+    halo=st.integers(0, 4),
+    stride=st.sampled_from([1, 2]),
+    masked=st.booleans(),
+)
+def test_window_bias_equals_its_dense_form(size, block, halo, stride, masked):
+    """The bias inside the tiles and the n x n tensor give the same outputs and gradients."""
+    torch.manual_seed(0)
+    pattern = P.Halo(size, block, halo, stride)
+    n_keys = size[0] * size[1]
+    n_queries = pattern.num_queries(n_keys)
+    q, _, _ = inputs(n_queries)
+    _, k, v = inputs(n_keys, kv_heads=2)
+    bias = WindowBias(
+        *(
+            torch.randn(2, 4, n_queries, n, dtype=torch.float64, requires_grad=True)
+            for n in pattern.window
+        )
+    )
+    key_mask = torch.rand(2, n_keys) > 0.3 if masked else None
+    weight = torch.randn(2, 4, n_queries, 24, dtype=torch.float64)
+    results = []
+    for impl in ("tiled", "reference"):
+        out = foveal.attend(q, k, v, pattern, bias=bias, key_mask=key_mask, impl=impl)
+        grads = torch.autograd.grad((out * weight).sum(), [q, k, v, *bias])
+        results.append([out, *grads])
+    for got, want in zip(*results, strict=True):
+        assert (got - want).abs().max() < 1e-10
+
+
+def test_additive_minus_infinity_is_a_mask():
+    """A bias of -inf forbids a pair; a row of them gives zeros, not NaN."""
+    q, k, v = inputs(70)
+    bias = torch.zeros(70, 70, dtype=torch.float64)
+    bias[:, 3] = -torch.inf
+    bias[5] = -torch.inf
+    pattern = P.SlidingWindow(20)
+    for impl in ("tiled", "dense", "reference"):
+        out = foveal.attend(q, k, v, pattern, bias=bias, impl=impl)
+        assert torch.isfinite(out).all()
+        assert not out[:, :, 5].any()
+        want, _ = masked_attention(q, k, v, pattern.mask(70) & (bias > -torch.inf))
+        assert_close(out, want, rtol=1e-10)
+
+
+def test_padding_sends_no_gradient():
+    """A query without keys has zero output and zero gradient everywhere."""
+    q, k, v = inputs(100)
+    key_mask = torch.ones(2, 100, dtype=torch.bool)
+    key_mask[:, :30] = False
+    for impl in ("tiled", "dense", "reference"):
+        out = foveal.attend(q, k, v, P.SlidingWindow(8), key_mask=key_mask, impl=impl)
+        assert not out[:, :, :30].any()
+        d_q, d_k, _ = torch.autograd.grad(out.square().sum(), (q, k, v))
+        assert not d_q[:, :, :30].any()
+        assert not d_k[:, :, :30].any()
+
+
+@pytest.mark.parametrize("impl", ["tiled", "dense", "reference"])
+def test_dropout_is_unbiased_and_its_gradient_matches(impl):
+    """The mean over many draws is the output without dropout; gradients use the same draw."""
+    torch.manual_seed(0)
+    q, k, v = inputs(40, dim_v=16)
+    pattern = P.SlidingWindow(12)
+    exact = foveal.attend(q, k, v, pattern)
+    draws = torch.stack(
+        [foveal.attend(q, k, v, pattern, dropout_p=0.3, impl=impl) for _ in range(400)]
+    )
+    assert (draws.mean(0) - exact).abs().max() < 0.25
+    assert (draws[0] - draws[1]).abs().max() > 0.01
+
+    def call(value):
+        torch.manual_seed(3)
+        return foveal.attend(q, k, value, pattern, dropout_p=0.3, impl=impl)
+
+    # the output is linear in v, so the gradient must reproduce it exactly
+    (grad,) = torch.autograd.grad(call(v).sum(), v)
+    assert_close((grad * v).sum(), call(v).sum(), rtol=1e-9)
+
+
+def test_results_are_reproducible():
+    """Two runs give the same bits, gradients included."""
+    q, k, v = inputs(300, dtype=torch.float32)
+    pattern = P.TextImage(44, P.Neighborhood(16, 5, causal="raster"))
+    runs = []
+    for _ in range(2):
+        out = foveal.attend(q, k, v, pattern, impl="tiled")
+        runs.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_empty_sequence_and_batch():
+    """No tokens or no sequences give empty results."""
+    for batch, length in ((2, 0), (0, 10)):
+        q, k, v = inputs(length, batch=batch)
+        for impl in ("tiled", "reference", None):
+            out = foveal.attend(q, k, v, P.SlidingWindow(4), impl=impl)
+            assert out.shape == (batch, 4, length, 24)
+
+
+@pytest.mark.parametrize("impl", ["tiled", "dense", None])
+def test_compiles_to_one_graph_and_exports(impl):
+    """fullgraph compilation, and export with dynamic batch and length, give the same numbers."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in x.chunk(3, -1))
+            return foveal.attend(q, k, v, P.SlidingWindow(9), impl=impl)
+
+    layer, x = Layer(), torch.randn(2, 100, 96, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    (want,) = torch.autograd.grad(layer(x).square().sum(), x)
+    (got,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    assert_close(got, want, rtol=1e-5)
+    dims = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
+    exported = torch.export.export(layer, (x.detach(),), dynamic_shapes=dims).module()
+    other = torch.randn(3, 77, 96)
+    assert_close(exported(other), layer(other), rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled(x).dtype == torch.bfloat16
+
+
+def test_operator_is_well_formed():
+    """torch.library's own checks of schema, fake kernel and autograd registration."""
+    from foveal.ops import tiled_op
+    from foveal.ops.spec import describe
+
+    q, k, v = inputs(70, dtype=torch.float32)
+    args = (q, k, v, None, None, None, None, None, *describe(P.SlidingWindow(9)), 0.25, 0.0)
+    torch.library.opcheck(tiled_op._forward_op, args)
+
+
+def test_flex_cross_check():
+    """FlexAttention with the analytic block mask, an independent implementation, agrees."""
+    q, k, v = (x.detach() for x in inputs(150, dtype=torch.float32, dim_v=16))
+    for pattern in (P.SlidingWindow(20), P.Halo((10, 15), 4, 3)):
+        out, lse = foveal.attend(q, k, v, pattern, impl="flex", return_lse=True)
+        want, want_lse = masked_attention(q, k, v, pattern.mask(150))
+        assert_close(out, want, rtol=2e-5)
+        assert_close(lse, want_lse, rtol=2e-5)
+    with pytest.raises(ValueError, match=r"flex.*backward.*tiled"):
+        foveal.attend(q.requires_grad_(), k, v, P.SlidingWindow(20), impl="flex")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"pattern": "window"}, TypeError, "Pattern"),
+        ({"impl": "fast"}, ValueError, "fast"),
+        ({"dropout_p": 1.5}, ValueError, "1.5"),
+        ({"q": torch.zeros(2, 6, 50, 16)}, ValueError, "multiple"),
+        ({"k": torch.zeros(2, 4, 50, 8)}, ValueError, "head_dim"),
+        ({"v": torch.zeros(1, 4, 50, 16)}, ValueError, "batch"),
+        ({"v": torch.zeros(2, 4, 49, 16)}, ValueError, "length"),
+        ({"q": torch.zeros(2, 50, 16)}, ValueError, "head_dim"),
+        ({"q": torch.zeros(2, 4, 50, 16, dtype=torch.float64)}, ValueError, "float64"),
+        ({"key_mask": torch.ones(2, 50)}, ValueError, "bool"),
+        ({"key_mask": torch.ones(2, 51, dtype=torch.bool)}, ValueError, "51"),
+        ({"bias": torch.ones(3, 50)}, ValueError, "bias"),
+        ({"pattern": P.Axial(7)}, ValueError, "49"),
+        ({"impl": "dense", "return_lse": True}, ValueError, "tiled"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    """A wrong argument raises at the door, with its name or value and what was expected."""
+    given_call = {name: torch.zeros(2, 4, 50, 16) for name in "qkv"}
+    given_call |= {"pattern": P.SlidingWindow(4)} | change
+    q, k, v, pattern = (given_call.pop(name) for name in ("q", "k", "v", "pattern"))
+    with pytest.raises(error, match=words):
+        foveal.attend(q, k, v, pattern, **given_call)
+
+
+def test_explain_names_the_choice():
+    """explain() gives the implementation that attend() takes, the reason and the alternatives."""
+    long = foveal.explain(P.SlidingWindow(256), 8192)
+    assert long.impl == "tiled"
+    assert long.pairs == P.SlidingWindow(256).num_pairs(8192)
+    assert foveal.explain(P.SlidingWindow(8), 32).impl == "dense"
+    assert foveal.explain(P.Full(), 8192).impl == "dense"
+    assert "dense" in str(long)
+    assert "visited" in str(long)
+
+
+def test_sizes_may_be_symbols():
+    """A pattern built from the input's own height and width exports and compiles once."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            height, width = x.shape[-2:]
+            q = x.flatten(2).mT[:, None]
+            return foveal.attend(q, q, q, P.Halo((height, width), 4, 2))
+
+    dims = ({2: torch.export.Dim("height"), 3: torch.export.Dim("width")},)
+    layer = Layer()
+    exported = torch.export.export(
+        layer, (torch.randn(1, 8, 16, 16),), dynamic_shapes=dims
+    ).module()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in ((16, 16), (9, 13)):
+        x = torch.randn(1, 8, *size)
+        assert_close(exported(x), layer(x), rtol=1e-5)
+        assert_close(compiled(x), layer(x), rtol=1e-5)
