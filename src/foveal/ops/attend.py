@@ -225,7 +225,8 @@ def _dense_masked(call: Call, options: dict) -> Tensor:
 def _tiled(call: Call) -> Result:
     if not call.square:
         raise ValueError(
-            f"impl='tiled' needs as many queries as the pattern has for the keys, got {call.lengths}; use impl='dense'."
+            "impl='tiled' needs the number of queries that the pattern has for its keys, got "
+            f"{call.lengths}; use impl='dense'."
         )
     if call.pattern.heads is not None:
         return _tiled_by_head(call)

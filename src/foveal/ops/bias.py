@@ -29,7 +29,7 @@ class WindowBias(NamedTuple):
         """Raise ValueError if the bias does not fit the queries and the pattern."""
         if not isinstance(pattern, Halo):
             raise ValueError(
-                f"a WindowBias goes with a Halo pattern, got {pattern}; pass a tensor bias instead."
+                f"a WindowBias needs a Halo pattern, got {pattern}; pass a tensor bias instead."
             )
         for name, values, size in zip(self._fields, self, pattern.window, strict=True):
             expected = (*q.shape[:3], size)

@@ -1,4 +1,4 @@
-"""Merging partial attentions by their log-sum-exp: the one rule behind every structured softmax."""
+"""Merging partial attentions by log-sum-exp: the one rule behind every structured softmax."""
 
 from __future__ import annotations
 
