@@ -10,8 +10,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from foveal.patterns import Pattern
 from foveal.patterns.base import PATTERN_CLASSES
 
@@ -41,13 +39,16 @@ def _text(value: Any, sizes: list[int]) -> str:
     return repr(_SIZE)
 
 
-@torch.compiler.assume_constant_result
 def _keep(pattern: Pattern) -> int:
     """The place of a pattern that text cannot describe."""
     if pattern not in _PLACES:
         _PLACES[pattern] = len(_KEPT)
         _KEPT.append(pattern)
     return _PLACES[pattern]
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler (a second)
+_keep._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def rebuild(text: str, sizes: list[int]) -> Pattern:

@@ -34,6 +34,8 @@ class Fixed(Pattern):
     summary: int
     causal: bool = True
 
+    always_reads = True
+
     def __post_init__(self) -> None:
         check_positive(stride=self.stride, summary=self.summary)
         if self.summary > self.stride:
@@ -86,7 +88,7 @@ class Fixed(Pattern):
             own = whole * (self.stride * (self.stride + 1) // 2) + rest * (rest + 1) // 2
             earlier = self.stride * (whole * (whole - 1) // 2) + rest * whole
             return own + earlier * self.summary
-        own = whole * min(self.stride, self._plain) * self.stride + rest * (rest - summaries)
+        own = whole * self._plain * self.stride + rest * (rest - summaries)
         return own + length * (whole * self.summary + summaries)
 
     # -- plan ---------------------------------------------------------------------------------
@@ -148,12 +150,10 @@ class Fixed(Pattern):
         queries = Grid(start + first, (tiles,), ((stop - first, 1),))
         size, (whole, rest) = self.stride, divmod(length, self.stride)
         shared = ((tiles[0], 0), (1, 0))
-        keys = (
-            own,
-            Grid(self._plain, shared, ((whole, size), (self.summary, 1))),
-            Grid(whole * size + self._plain, shared, ((1, 0), (max(0, rest - self._plain), 1))),
-        )
-        keys = tuple(part for part in keys if part.num_items)
+        summaries = Grid(self._plain, shared, ((whole, size), (self.summary, 1)))
+        unfinished = max(0, rest - self._plain)
+        last = Grid(whole * size + self._plain, shared, ((1, 0), (unfinished, 1)))
+        keys = tuple(part for part in (own, summaries, last) if part.num_items)
         first_tile = torch.cat([part.index()[0] for part in keys])
         mask = self.allows(queries.index()[0][:, None], first_tile)
         return TileGroup(queries, keys, None if bool(mask.all()) else mask[None])

@@ -66,8 +66,8 @@ def from_config(config: dict[str, Any]) -> Pattern:
     cls = _find(config["name"])
     values = {key: _rich(value) for key, value in config.items() if key != "name"}
     _check_fields(cls.__name__, values, _fields(cls))
-    if set(values) == {"parts"}:  # unions and intersections take their parts one by one
-        return cls(*values["parts"])
+    if set(values) == {"parts"}:  # unions and intersections take them by position
+        return _build(cls.__name__, cls, values["parts"], {})
     return _build(cls.__name__, cls, (), values)
 
 

@@ -48,6 +48,8 @@ class Strided(Pattern):
     stride: int
     causal: bool = True
 
+    always_reads = True
+
     def __post_init__(self) -> None:
         check_positive(stride=self.stride)
 

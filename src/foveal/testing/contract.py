@@ -35,6 +35,8 @@ def assert_pattern(pattern: Pattern, length: int, block: int = 8) -> None:
         pattern.num_pairs(length) == int(mask.sum()),
         f"num_pairs says {pattern.num_pairs(length)}, the mask has {int(mask.sum())}",
     )
+    if pattern.always_reads:
+        expect(bool(mask.any(-1).all()), "always_reads is True but a query reads nothing")
     _check_overlap(pattern, mask, length, block)
     heads = mask if mask.dim() == 3 else mask[None]
     for one, its_mask in zip(pattern.per_head(), heads, strict=True):

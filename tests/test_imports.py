@@ -1,0 +1,111 @@
+"""What importing costs: modules load with little installed, and `import foveal` with no extras."""
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foveal
+
+OPTIONAL = [
+    "accelerate",
+    "einops",
+    "matplotlib",
+    "numpy",
+    "PIL",
+    "rich",
+    "tensorboard",
+    "triton",
+    "tyro",
+]
+CORE = ("patterns", "ops", "caches", "layers", "models", "generation", "testing")
+ALLOWED = {"foveal", "torch", "safetensors"}
+"""Beside Python's own modules, and whatever torch loads by itself."""
+
+
+def modules() -> list[str]:
+    walk = pkgutil.walk_packages(foveal.__path__, "foveal.")
+    return [module.name for module in walk if not module.name.endswith("__main__")]
+
+
+def run(code: str) -> str:
+    """Output of a fresh process with the same interpreter and path."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    source = str(Path(foveal.__file__).parents[1])
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+BLOCK = f"""
+import sys, torch  # which may load what it finds
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL}:
+            raise ModuleNotFoundError("not installed: " + name, name=name)
+
+for name in list(sys.modules):
+    if name.split(".")[0] in {OPTIONAL} and name.split(".")[0] != "numpy":
+        del sys.modules[name]
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_every_core_module_imports_without_optional_packages():
+    """With nothing installed but torch and safetensors, the rooms up to generation all load."""
+    core = [name for name in modules() if name.split(".")[1] in CORE]
+    assert len(core) > 20
+    run(f"{BLOCK}\nimport importlib\nfor name in {core}: importlib.import_module(name)")
+
+
+@pytest.mark.parametrize("room", ["data", "draw", "interop", "recipes", "training", "cli"])
+def test_every_other_module_imports(room):
+    """In an environment with the extras, each module can be imported by itself."""
+    mine = [name for name in modules() if name.split(".")[1] == room]
+    run(f"import importlib\nfor name in {mine}: importlib.import_module(name)")
+
+
+def test_import_foveal_loads_no_optional_dependency():
+    """A fresh process gains only foveal, safetensors and parts of Python's own library."""
+    code = """
+import sys, json, torch
+before = set(sys.modules)
+import foveal
+gained = {name.split(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(gained - set(sys.stdlib_module_names))))
+"""
+    gained = set(json.loads(run(code)))
+    assert gained <= ALLOWED
+    assert not gained & set(OPTIONAL)
+
+
+def test_import_foveal_is_quick():
+    """`import foveal` takes at most 0.3 s more than `import torch` (best of several)."""
+    code = """
+import time, torch
+start = time.perf_counter()
+import foveal
+print(time.perf_counter() - start)
+"""
+    times = []
+    for _ in range(5):
+        times.append(float(run(code)))
+        if times[-1] <= 0.15:  # clearly quick: no need to try for a better one
+            break
+    assert min(times) <= 0.3, times
