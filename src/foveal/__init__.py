@@ -1,8 +1,46 @@
 """foveal: structured attention for PyTorch, for long sequences and large images."""
 
-from foveal import patterns
-from foveal.ops import Explanation, attend, explain, merge
+from foveal import caches, generation, layers, models, patterns, testing
+from foveal.generation import generate
+from foveal.models import (
+    Cost,
+    HourglassTransformer,
+    HourglassTransformerLM,
+    TransformerLM,
+    cost,
+    create_model,
+    list_models,
+    load_model,
+    save_model,
+)
+from foveal.ops import Explanation, WindowBias, attend, explain, merge
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["patterns", "attend", "explain", "Explanation", "merge", "__version__"]
+__all__ = [
+    # modules
+    "patterns",
+    "layers",
+    "models",
+    "caches",
+    "generation",
+    "testing",
+    # attention
+    "attend",
+    "explain",
+    "Explanation",
+    "merge",
+    "WindowBias",
+    # models
+    "TransformerLM",
+    "HourglassTransformer",
+    "HourglassTransformerLM",
+    "create_model",
+    "list_models",
+    "save_model",
+    "load_model",
+    "cost",
+    "Cost",
+    "generate",
+    "__version__",
+]
