@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-Pair = tuple[int, int]
+from foveal.layers.windows import Pair, from_windows, to_windows
 
 
 def windowed_attention(
@@ -40,11 +40,11 @@ def windowed_attention(
     Returns:
         (batch, query height, query width, heads, head_dim_v).
     """
-    size = q.shape[1:3]
+    size = (q.shape[1], q.shape[2])
     inner = (block[0] // stride, block[1] // stride)
     bias = rows.unflatten(2, size)[..., :, None] + columns.unflatten(2, size)[..., None, :]
-    q_blocks = _blocks(q, inner)  # (batch, nh, nw, pixels, heads, head_dim)
-    bias = _blocks(bias.flatten(4).permute(0, 2, 3, 1, 4), inner).transpose(3, 4)
+    q_blocks = to_windows(q, inner)  # (batch, nh, nw, pixels, heads, head_dim)
+    bias = to_windows(bias.flatten(4).permute(0, 2, 3, 1, 4), inner).transpose(3, 4)
     counts = (q_blocks.shape[1], q_blocks.shape[2])
     real = torch.ones_like(k[:1, :, :, :1, :1])
     k, v, real = (_windows(x, counts, block, halo) for x in (k, v, real))
@@ -59,21 +59,7 @@ def windowed_attention(
         dropout_p=dropout_p,
         scale=scale,
     )
-    return _unblock(out.transpose(1, 2).unflatten(0, (-1, *counts)), inner, size)
-
-
-def _blocks(x: Tensor, inner: Pair) -> Tensor:
-    """(batch, height, width, ...) -> (batch, nh, nw, inner pixels, ...), padded with zeros."""
-    bottom, right = (-x.shape[1 + a] % inner[a] for a in (0, 1))
-    x = pad(x, [0, 0, 0, 0, 0, right, 0, bottom])
-    x = x.unflatten(2, (-1, inner[1])).unflatten(1, (-1, inner[0]))
-    return x.transpose(2, 3).flatten(3, 4)
-
-
-def _unblock(x: Tensor, inner: Pair, size: torch.Size) -> Tensor:
-    """(batch, nh, nw, inner pixels, ...) -> (batch, height, width, ...)."""
-    x = x.unflatten(3, inner).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return x[:, : size[0], : size[1]]
+    return from_windows(out.transpose(1, 2).unflatten(0, (-1, *counts)), inner, size)
 
 
 def _windows(x: Tensor, counts: Pair, block: Pair, halo: Pair) -> Tensor:

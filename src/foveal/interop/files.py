@@ -1,0 +1,88 @@
+"""Reading checkpoint files without executing anything in them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from foveal.models.upstream import Checkpoint
+
+NESTS = ("state_dict", "model_state_dict", "weights", "model", "module", "net")
+"""Keys under which training scripts keep the weights."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
+
+
+def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint from a file of torch or safetensors, or from a dict in memory.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, would execute code, or holds no weights.
+    """
+    if isinstance(source, Mapping):
+        return _unpack(source, "the state dict")
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a checkpoint file.")
+    if path.suffix == ".safetensors":
+        return _unpack(_read_safetensors(path), str(path))
+    return _unpack(_read_torch(path), str(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); copy it again.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights only" in str(error).lower() and "global" in str(error).lower():
+            raise ValueError(
+                f"{path} holds Python objects besides tensors, and reading them could execute "
+                "code; it is refused. Save its state dict alone with the package that wrote it."
+            ) from error
+        raise ValueError(f"{path} is not a checkpoint, or is damaged; copy it again.") from error
+    except (EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or damaged ({type(error).__name__}); copy it again."
+        ) from error
+
+
+def _unpack(content: Any, source: str) -> Checkpoint:
+    """Find the weights in what a file holds."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source} holds a {type(content).__name__}, expected a dict of tensors.")
+    weights = _tensors(content)
+    extra = {name: value for name, value in content.items() if name not in weights}
+    for nest in NESTS:
+        if not weights and isinstance(content.get(nest), Mapping):
+            weights = _tensors(content[nest])
+            extra.pop(nest, None)
+    if not weights:
+        keys = ", ".join(sorted(map(str, content))[:5]) or "nothing"
+        raise ValueError(f"{source} holds no weights; its keys are {keys}.")
+    return Checkpoint(_unwrap(weights), extra, source)
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights

@@ -1,0 +1,103 @@
+"""load_upstream(): models and layers from checkpoints of public packages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from foveal.interop.files import read_checkpoint
+from foveal.models.halonet import upstream as halonet
+from foveal.models.sepvit import upstream as sepvit
+from foveal.models.upstream import Checkpoint, Upstream
+
+PACKAGE_DEFAULT = "package"
+"""Default of `compat`: the mathematics of the package that wrote the checkpoint."""
+
+_packages: dict[str, Upstream] = {}
+
+
+def register_upstream(upstream: Upstream) -> None:
+    """Make a package known to `load_upstream`."""
+    _packages[upstream.package] = upstream
+
+
+for _known in (halonet.HALONET_PYTORCH, halonet.TIMM, sepvit.VIT_PYTORCH, sepvit.AUTHORS):
+    register_upstream(_known)
+
+
+def list_upstreams() -> dict[str, tuple[str, ...]]:
+    """Package -> the versions whose mathematics `compat` can reproduce."""
+    return {name: upstream.compats for name, upstream in sorted(_packages.items())}
+
+
+def load_upstream(
+    checkpoint: str | Path | Mapping[str, Any],
+    package: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    compat: str | None = PACKAGE_DEFAULT,
+) -> nn.Module:
+    """The model or layer of a public package's checkpoint, in evaluation mode.
+
+    Args:
+        checkpoint: a file written by torch.save or safetensors, or a state dict. Files are read
+            without executing anything in them.
+        package: who wrote it, one of `list_upstreams()`; None tells from the names of the
+            parameters.
+        config: keywords of the package's constructor; only those that the shapes of the weights
+            do not give are needed.
+        compat: whose mathematics. Left out, those of the package, faults included; None, the
+            corrected ones, with the same weights; or "<package>-<version>".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown package or version, a damaged or dangerous file, weights that do
+            not fit.
+
+    Example:
+        >>> import foveal.interop as interop
+        >>> from foveal.layers import HaloAttention
+        >>> weights = HaloAttention(dim=32, block_size=8, halo_size=4).state_dict()
+        >>> layer = interop.load_upstream(
+        ...     weights, package="halonet-pytorch", config=dict(block_size=8, halo_size=4)
+        ... )
+        >>> layer.heads
+        8
+    """
+    read = read_checkpoint(checkpoint)
+    upstream = _find(read) if package is None else _named(package)
+    if compat == PACKAGE_DEFAULT:
+        compat = upstream.compats[0]
+    if compat is not None and compat not in upstream.compats:
+        raise ValueError(
+            f"compat must be None or one of {', '.join(upstream.compats)} for "
+            f"{upstream.package}, got {compat=}."
+        )
+    try:
+        return upstream.build(read, dict(config or {}), compat)
+    except KeyError as error:
+        raise ValueError(
+            f"{read.source} does not look like {upstream.package}: it has no {error}."
+        ) from error
+
+
+def _named(package: str) -> Upstream:
+    if package not in _packages:
+        near = difflib.get_close_matches(package, _packages, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(_packages))}."
+        raise ValueError(f"unknown package {package!r}; {hint}")
+    return _packages[package]
+
+
+def _find(checkpoint: Checkpoint) -> Upstream:
+    for upstream in _packages.values():
+        if upstream.recognises(checkpoint.weights):
+            return upstream
+    names = ", ".join(list(checkpoint.weights)[:3])
+    raise ValueError(
+        f"cannot tell which package wrote {checkpoint.source} ({names}, ...); pass package=, one "
+        f"of {', '.join(sorted(_packages))}."
+    )

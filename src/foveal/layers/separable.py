@@ -1,0 +1,269 @@
+"""Depthwise separable self-attention: within windows, then between them (SepViT).
+
+Li et al., "SepViT: Separable Vision Transformer" (2022). Two layers: `DSSA` has the parameters
+of vit-pytorch's layer, `SeparableAttention` those of the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
+
+from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, tokens
+from foveal.layers.relative_position import Size
+from foveal.layers.windows import from_windows, real_pixels, to_windows
+from foveal.patterns.base import pair
+
+
+class DSSA(nn.Module):
+    """Attention within windows and one token each, then between windows; as in vit-pytorch.
+
+    A learned token joins every window; what it gathers there decides how much the windows then
+    read of each other. Maps that the window does not divide are padded, and the padding is read
+    by nobody.
+
+    Args:
+        dim: features of the map.
+        heads: number of heads.
+        dim_head: features of a head.
+        dropout: on both kinds of attention weights and on the result.
+        window_size: (height, width) of a window, or an int.
+
+    Raises:
+        ValueError: sizes that are not positive, or dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        dim_head: int = 32,
+        dropout: float = 0.0,
+        window_size: Size = 7,
+    ) -> None:
+        super().__init__()
+        check_sizes(dim=dim, heads=heads, dim_head=dim_head)
+        check_dropout(dropout)
+        self.dim, self.heads, self.dim_head, self.dropout = dim, heads, dim_head, dropout
+        self.window_size = pair(window_size, "window_size")
+        inner = heads * dim_head
+        self.norm = ChanLayerNorm(dim)
+        # convolutions of width 1 hold the weights under the names and shapes of vit-pytorch
+        self.to_qkv = nn.Conv1d(dim, 3 * inner, 1, bias=False)
+        self.window_tokens = nn.Parameter(torch.randn(dim))
+        self.window_tokens_to_qk = nn.Sequential(
+            nn.LayerNorm(dim_head),
+            nn.GELU(),
+            nn.Identity(),
+            nn.Conv1d(inner, 2 * inner, 1),
+        )
+        self.to_out = nn.Sequential(PointwiseConv(inner, dim), nn.Dropout(dropout))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, dim_head={self.dim_head}, window_size={self.window_size}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, dim, height, width) -> same."""
+        _check_map(x, self.dim)
+        x = self.norm.of_tokens(tokens(x))
+        size, window = (x.shape[1], x.shape[2]), self.window_size
+        windows = to_windows(x, window)
+        batch, *grid = windows.shape[:3]
+        windows = windows.flatten(0, 2)
+        token = self.window_tokens.to(x.dtype).expand(windows.shape[0], 1, -1)
+        qkv = nn.functional.linear(
+            torch.cat((token, windows), 1), self.to_qkv.weight.flatten(1)
+        ).unflatten(-1, (3, self.heads, self.dim_head))
+        dropout = self.dropout if self.training else 0.0
+        real = real_pixels(x, window)
+        out = window_attention(qkv, real, batch, dropout)  # (windows, heads, 1 + pixels, dim_head)
+
+        out = out.unflatten(0, (batch, -1))
+        shares = self._shares(out[:, :, :, 0], dropout)
+        maps = mix_windows(shares, out[:, :, :, 1:].transpose(2, 3), real)
+        maps = from_windows(maps.flatten(3).unflatten(1, grid), window, size)
+        project, drop = self.to_out
+        return as_map(drop(cast(PointwiseConv, project).of_tokens(maps)))
+
+    def _shares(self, found: Tensor, dropout: float) -> Tensor:
+        """How much windows read of each other: (batch, heads, windows, windows).
+
+        found: (batch, windows, heads, dim_head), what the window tokens gathered.
+        """
+        norm, _, _, project = self.window_tokens_to_qk
+        weight = cast(nn.Conv1d, project).weight.flatten(1)
+        qk = nn.functional.linear(
+            gelu(norm(found)).flatten(2), weight, cast(nn.Conv1d, project).bias
+        ).unflatten(-1, (self.heads, 2, self.dim_head))
+        return window_shares(qk.transpose(2, 3), dropout)
+
+
+class SeparableAttention(nn.Module):
+    """Attention within windows and one token each, then between windows; as the authors wrote it.
+
+    Differs from `DSSA` in: the norm covers the window tokens; both kinds of attention have a
+    shortcut around them; every window has a token of its own; projections have biases. Windows
+    of 14 beside windows of 7 are the "grouped" attention of the paper.
+
+    Args:
+        dim: features of the map.
+        heads: number of heads; divides dim.
+        window_size: (height, width) of a window, or an int.
+        grid: windows along the height and the width at the resolution of training. Maps of other
+            sizes get window tokens interpolated to their grid. With one window the layer is
+            global attention without window tokens, at any size.
+        window_tokens: "learned", or "zero" for none.
+        dropout: on the attention weights.
+        proj_dropout: on the result.
+        qkv_bias: biases in the projections to queries, keys and values.
+        eps: of the layer norms.
+
+    Raises:
+        ValueError: sizes that are not positive or do not divide, an unknown option.
+    """
+
+    win_tokens: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window_size: Size = 7,
+        grid: Size = (8, 8),
+        window_tokens: Literal["learned", "zero"] = "learned",
+        dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+        qkv_bias: bool = True,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        check_sizes(dim=dim, heads=heads)
+        check_dropout(dropout)
+        if dim % heads:
+            raise ValueError(f"heads must divide dim, got {dim=} and {heads=}.")
+        if window_tokens not in ("learned", "zero"):
+            raise ValueError(f"window_tokens must be 'learned' or 'zero', got {window_tokens=}.")
+        self.dim, self.heads, self.dropout = dim, heads, dropout
+        self.window_size, self.grid = pair(window_size, "window_size"), pair(grid, "grid")
+        self.is_global = self.grid == (1, 1)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.win_tokens = None
+        if not self.is_global:
+            if window_tokens == "learned":
+                self.win_tokens = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], 1, dim))
+            self.win_norm = nn.LayerNorm(dim)
+            self.win_qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.to_out = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(proj_dropout)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, window_size={self.window_size}, grid={self.grid}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, dim) -> same."""
+        out = self._whole(x) if self.is_global else self._separable(x)
+        return self.drop(self.to_out(out))
+
+    def _whole(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self._within(x.flatten(1, 2), None, x.shape[0]).unflatten(1, x.shape[1:3]) + x
+
+    def _separable(self, x: Tensor) -> Tensor:
+        size, window = (x.shape[1], x.shape[2]), self.window_size
+        windows = to_windows(x, window)
+        batch, *grid = windows.shape[:3]
+        windows = windows.flatten(1, 2)
+        token = self._tokens(windows, grid)
+        both = self.norm(torch.cat((token, windows), 2))
+        real = real_pixels(x, window)
+        both = both + self._within(both.flatten(0, 1), real, batch).view_as(both)
+
+        found, maps = both[:, :, 0], both[:, :, 1:].unflatten(-1, (self.heads, -1))
+        qk = self.win_qk(gelu(self.win_norm(found))).unflatten(-1, (2, self.heads, -1))
+        shares = window_shares(qk, self.dropout if self.training else 0.0)
+        maps = mix_windows(shares, maps, real) + maps
+        return from_windows(maps.flatten(3).unflatten(1, grid), window, size)
+
+    def _within(self, x: Tensor, real: Tensor | None, batch: int) -> Tensor:
+        """Attention inside windows: (windows, tokens, dim) -> same."""
+        qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
+        dropout = self.dropout if self.training else 0.0
+        return window_attention(qkv, real, batch, dropout).transpose(1, 2).flatten(2)
+
+    def _tokens(self, windows: Tensor, grid: list[int]) -> Tensor:
+        """Window tokens of a map: (batch, windows, 1, dim)."""
+        batch, count, _, dim = windows.shape
+        if self.win_tokens is None:
+            return windows.new_zeros(batch, count, 1, dim)
+        own: Tensor = self.win_tokens
+        if not all(isinstance(n, int) for n in grid) or tuple(grid) != self.grid:
+            # (1, windows, 1, dim) as an image of the grid, resized, and back
+            image = own.view(1, *self.grid, dim).permute(0, 3, 1, 2)
+            image = interpolate(image, size=list(grid), mode="bilinear", align_corners=False)
+            own = image.flatten(2).transpose(1, 2)[:, :, None]
+        return own.to(windows.dtype).expand(batch, -1, -1, -1)
+
+
+def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: float) -> Tensor:
+    """Attention of the tokens of each window to each other.
+
+    Args:
+        qkv: (batch * windows, tokens, 3, heads, dim_head); the first token may be a window token.
+        real: (windows, pixels) bool, which of the last tokens are pixels; None = all.
+        batch: number of maps.
+        dropout: on the attention weights.
+
+    Returns:
+        (batch * windows, heads, tokens, dim_head).
+    """
+    q, k, v = qkv.transpose(1, 3).unbind(2)
+    mask = None
+    if real is not None:
+        real = nn.functional.pad(real, (qkv.shape[1] - real.shape[1], 0), value=True)
+        mask = real.expand(batch, -1, -1).flatten(0, 1)[:, None, None, :]
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def window_shares(qk: Tensor, dropout: float) -> Tensor:
+    """Attention weights between windows.
+
+    qk (batch, windows, 2, heads, dim_head) -> (batch, heads, windows, windows).
+    """
+    q, k = qk.transpose(1, 3).unbind(2)
+    weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+    return nn.functional.dropout(weights, dropout) if dropout else weights
+
+
+def mix_windows(shares: Tensor, maps: Tensor, real: Tensor | None) -> Tensor:
+    """Every window as the weighted mean of all windows, pixel by pixel.
+
+    Where a window has no pixel, because it leaves the map, the others share its weight.
+
+    Args:
+        shares: (batch, heads, windows, windows).
+        maps: (batch, windows, pixels, heads, dim_head).
+        real: (windows, pixels) bool; None = all pixels are.
+
+    Returns:
+        As maps.
+    """
+    if real is not None:
+        maps = maps * real[:, :, None, None]
+    flat = maps.permute(0, 3, 1, 2, 4)
+    mixed = (shares.to(maps.dtype) @ flat.flatten(3)).unflatten(3, flat.shape[3:])
+    if real is not None:
+        weight = shares @ real.to(shares.dtype)
+        # a pixel that no window has is padding, and will be cut off
+        weight = torch.where(weight > 0, weight, 1.0)
+        mixed = mixed / weight[..., None].to(mixed.dtype)
+    return mixed.permute(0, 2, 3, 1, 4)
+
+
+def _check_map(x: Tensor, dim: int) -> None:
+    if x.ndim != 4 or x.shape[1] != dim:
+        raise ValueError(f"x must be (batch, {dim}, height, width), got {tuple(x.shape)}.")

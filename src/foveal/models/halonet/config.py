@@ -1,0 +1,114 @@
+"""Configuration and named sizes of HaloNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from foveal.layers.halo import Padding
+from foveal.layers.relative_position import RelPosMode, Size
+from foveal.models.image import ImageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HaloNetConfig(ImageConfig):
+    """Keywords of HaloNet; lists have an entry for each stage.
+
+    Attributes:
+        depths: blocks.
+        dims: width of the bottlenecks, which is that of queries and keys.
+        heads: attention heads.
+        strides: of the first block of a stage.
+        block_size, halo_size: (height, width) of a block and of its border, or ints.
+        value_ratio: width of the values, as a multiple of the bottleneck (r_v of the paper).
+        bottleneck_ratio: width of a block's result, likewise (r_b).
+        final_dim: features of a last 1 x 1 convolution (d_f); None for none.
+        stem_dim, stem_kernel, stem_stride: of the first convolution.
+        stem_pool: a max pooling of stride 2 after it.
+        conv_stages: stages whose attention is a 3 x 3 convolution instead (the hybrids of the
+            paper's table 3).
+        rel_pos, padding: as in HaloAttention.
+        attn_drop_rate: dropout on the attention weights.
+    """
+
+    depths: tuple[int, ...] = (3, 3, 7, 3)
+    dims: tuple[int, ...] = (64, 128, 256, 512)
+    heads: tuple[int, ...] = (4, 8, 8, 8)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    block_size: Size = 8
+    halo_size: Size = 3
+    value_ratio: float = 1.0
+    bottleneck_ratio: float = 0.5
+    final_dim: int | None = None
+    stem_dim: int = 64
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_pool: bool = True
+    conv_stages: tuple[int, ...] = ()
+    rel_pos: RelPosMode = "split"
+    padding: Padding = "mask"
+    attn_drop_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        stages = len(self.depths)
+        for name in ("dims", "heads", "strides"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(
+                    f"{name} must have an entry for each of the {stages} stages of "
+                    f"depths={self.depths}, got {name}={getattr(self, name)}."
+                )
+        for dim, heads in zip(self.dims, self.heads, strict=True):
+            if dim % heads:
+                raise ValueError(
+                    f"heads must divide dims stage by stage, got dims={self.dims} and "
+                    f"heads={self.heads}."
+                )
+
+
+def _size(
+    block: int, halo: int, value: float, bottleneck: float, depth: int, final: int | None = None
+) -> dict[str, Any]:
+    """A row of table A2 of the paper."""
+    return {
+        "block_size": block,
+        "halo_size": halo,
+        "value_ratio": value,
+        "bottleneck_ratio": bottleneck,
+        "depths": (3, 3, depth, 3),
+        "final_dim": final,
+    }
+
+
+# Image sizes of the paper: 256, 256, 256, 320, 384, 448, 512, 600. It prints 12.3 M parameters for
+# H3, which d_f = 1280 would give; its table says 1024, which we follow (11.8 M).
+SIZES: dict[str, dict[str, Any]] = {
+    "halonet_h0": _size(8, 3, 1.0, 0.5, 7),
+    "halonet_h1": _size(8, 3, 1.0, 1.0, 10),
+    "halonet_h2": _size(8, 3, 1.0, 1.25, 11),
+    "halonet_h3": _size(10, 3, 1.0, 1.5, 12, 1024),
+    "halonet_h4": _size(12, 2, 1.0, 3.0, 12, 1280),
+    "halonet_h5": _size(14, 2, 2.5, 2.0, 23, 1536),
+    "halonet_h6": _size(8, 4, 3.0, 2.75, 24, 1536),
+    "halonet_h7": _size(10, 3, 4.0, 3.5, 26, 2048),
+    "halonet50": {
+        **_size(8, 3, 1.0, 4.0, 6),
+        "depths": (3, 4, 6, 3),
+        "heads": (4, 8, 16, 32),
+    },
+    # for images of 32 x 32 pixels: a stem without pooling, three stages, whole maps in few blocks
+    "halonet_cifar": {
+        "depths": (2, 2, 2),
+        "dims": (32, 64, 128),
+        "heads": (2, 4, 8),
+        "strides": (1, 2, 2),
+        "block_size": 4,
+        "halo_size": 2,
+        "bottleneck_ratio": 2.0,
+        "stem_dim": 32,
+        "stem_kernel": 3,
+        "stem_stride": 1,
+        "stem_pool": False,
+        "num_classes": 10,
+    },
+}

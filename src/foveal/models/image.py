@@ -1,0 +1,215 @@
+"""What image models share: stages, a classifier that can be replaced, pyramids of features."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.halo import HaloAttention
+from foveal.models.base import Model
+from foveal.models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(ModelConfig):
+    """Keywords of all image models.
+
+    Attributes:
+        num_classes: outputs of the classifier; 0 for none, which gives pooled features.
+        in_chans: channels of an image; also called `channels`.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less.
+        features_only: no head; the model returns the maps of its stages.
+        out_indices: which stages those are; None = all.
+    """
+
+    num_classes: int = 1000
+    in_chans: int = 3
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    features_only: bool = False
+    out_indices: tuple[int, ...] | None = None
+
+    @classmethod
+    def resolve(cls, config: Self | None, options: dict[str, Any]) -> Self:
+        if "channels" in options and "in_chans" not in options:
+            options = dict(options)
+            options["in_chans"] = options.pop("channels")
+        return super().resolve(config, options)
+
+    def __post_init__(self) -> None:
+        check_sizes(in_chans=self.in_chans)
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must not be negative, got {self.num_classes}.")
+        check_dropout(self.drop_rate)
+        check_dropout(self.drop_path_rate)
+        for name, value in self.to_dict().items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, _tuples(value))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+class ImageModel(Model):
+    """Base of image models: subclasses define `_stages` and build their layers.
+
+    Attributes:
+        feature_info: for each stage its `num_chs`, `reduction` (pixels of the image per pixel of
+            the map) and `module` (name).
+        num_features: features that the classifier reads.
+    """
+
+    settings: ImageConfig
+    feature_info: list[dict[str, Any]]
+    num_features: int
+
+    # -- what a subclass defines ------------------------------------------------------------
+
+    def _stages(self, x: Tensor) -> Iterator[Tensor]:
+        """The maps (batch, dim, height, width) after each stage."""
+        raise NotImplementedError
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """What comes between the last stage and the head; a map to a map."""
+        return x
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """Map -> features (batch, num_features)."""
+        return x.mean((2, 3))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer: a Linear, or an Identity without classes."""
+        raise NotImplementedError
+
+    def _set_classifier(self, layer: nn.Module) -> None:
+        raise NotImplementedError
+
+    # -- the public face --------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier; 0 without one."""
+        return self.settings.num_classes
+
+    def forward(self, x: Tensor) -> Any:
+        """Images (batch, channels, height, width) -> logits (batch, num_classes).
+
+        With `features_only` a list of maps, one for each chosen stage.
+        """
+        if self.settings.features_only:
+            return self.forward_intermediates(
+                x, self.settings.out_indices, intermediates_only=True
+            )
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images -> the last map (batch, dim, height, width), before pooling."""
+        self._check(x)
+        *_, last = self._stages(x)
+        return self._finish(last)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map -> logits, or with `pre_logits` the pooled features."""
+        x = nn.functional.dropout(self._pool(x), self.settings.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Sequence[int] | int | None = None,
+        *,
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps of chosen stages.
+
+        Args:
+            x: images (batch, channels, height, width).
+            indices: stages, negative ones from the end; an int for that many last ones; None for
+                all.
+            intermediates_only: return the maps alone.
+
+        Returns:
+            (last map as of `forward_features`, maps), or the maps.
+
+        Raises:
+            ValueError: an index that is no stage.
+        """
+        self._check(x)
+        wanted = self._indices(indices)
+        maps = list(self._stages(x))
+        chosen = [maps[i] for i in wanted]
+        return chosen if intermediates_only else (self._finish(maps[-1]), chosen)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier with random weights; 0 for none."""
+        # the configuration follows, so that a saved model loads again
+        fields = {**self.settings.to_dict(), "num_classes": num_classes}
+        self.settings = type(self.settings)(**fields)
+        weight = next(self.parameters())
+        self._set_classifier(
+            classifier(self.num_features, num_classes).to(weight.device, weight.dtype)
+        )
+
+    def flops(self, length: int | tuple[int, int] = 224) -> int:
+        """Floating-point operations of a forward pass over one image.
+
+        Args:
+            length: (height, width) of the image, or the side of a square one.
+        """
+        size = (length, length) if isinstance(length, int) else tuple(length)
+        twin = copy.deepcopy(self).to("meta").eval()
+        layers = [layer for layer in twin.modules() if isinstance(layer, HaloAttention)]
+        counts = [_PairCounter(layer) for layer in layers]
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin(torch.empty(1, self.settings.in_chans, *size, device="meta"))
+        return counter.get_total_flops() + sum(count.flops for count in counts)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _check(self, x: Tensor) -> None:
+        channels = self.settings.in_chans
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"x must be images (batch, {channels}, height, width), got {tuple(x.shape)}."
+            )
+
+    def _indices(self, indices: Sequence[int] | int | None) -> list[int]:
+        count = len(self.feature_info)
+        if isinstance(indices, int):
+            indices = range(count - indices, count)
+        chosen = list(range(count) if indices is None else indices)
+        if any(not -count <= i < count for i in chosen):
+            raise ValueError(f"indices must be stages below {count}, got {chosen}.")
+        return [i % count for i in chosen]
+
+
+def classifier(features: int, num_classes: int) -> nn.Module:
+    """A Linear with small random weights, or an Identity for 0 classes."""
+    if not num_classes:
+        return nn.Identity()
+    layer = nn.Linear(features, num_classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class _PairCounter:
+    """Stands in for the attention of a HaloAttention: counts the pairs of its pattern."""
+
+    def __init__(self, layer: HaloAttention) -> None:
+        self._layer, self.flops = layer, 0
+        layer._attend = self.attend  # type: ignore[method-assign]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The result's shape: (batch, query height, query width, heads * dim_v)."""
+        self.flops += self._layer.attention_flops(k.shape[1], k.shape[2])
+        return q.new_empty(*q.shape[:3], v.shape[3] * v.shape[4])

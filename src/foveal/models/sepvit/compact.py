@@ -1,0 +1,164 @@
+"""SepViT with the signature and the parameters of vit-pytorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from foveal.layers.patch import (
+    PEG,
+    ChanLayerNorm,
+    DropPath,
+    OverlappingPatchEmbed,
+    PointwiseConv,
+    as_map,
+    drop_path_rates,
+    tokens,
+)
+from foveal.layers.separable import DSSA
+from foveal.models.image import ImageModel, classifier
+from foveal.models.registry import register
+from foveal.models.sepvit.config import SepViTConfig
+
+
+@register({})
+class SepViT(ImageModel):
+    """The SepViT of vit-pytorch: same keywords, same parameters, any size of image.
+
+    It is not the network of the paper, which is SepVisionTransformer: no grouped windows, one
+    window token a layer, no inner shortcuts. `window_size` and `dim_head`, which vit-pytorch
+    accepts and ignores, are honoured.
+
+    Args:
+        config: a SepViTConfig; or give its keywords, which win where both are given:
+            num_classes=1000, dim=32, depth=(1, 2, 6, 2), heads=(1, 2, 4, 8), window_size=7,
+            dim_head=32, ff_mult=4, channels=3, dropout=0., drop_path_rate=0., ...
+
+    Raises:
+        ValueError: an unknown keyword or sizes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from foveal.models import SepViT
+        >>> net = SepViT(num_classes=10, dim=32, depth=(1, 1), heads=(1, 2), window_size=4)
+        >>> net(torch.randn(2, 3, 50, 70)).shape
+        torch.Size([2, 10])
+    """
+
+    family = "sepvit-compact"
+    config_class = SepViTConfig
+    settings: SepViTConfig  # type: ignore[assignment]
+
+    def __init__(self, config: SepViTConfig | None = None, /, **options: Any) -> None:
+        super().__init__()
+        self.settings = c = SepViTConfig.resolve(config, options)
+        stages = len(c.depth)
+        heads, windows = c.per_stage("heads"), c.per_stage("window_size")
+        rates = drop_path_rates(c.drop_path_rate, c.depth)
+        self.layers, self.feature_info = nn.ModuleList(), []
+        dim_in = c.channels
+        for stage in range(stages):
+            dim = c.dim * 2**stage
+            last = stage == stages - 1
+            body = Stage(c, dim, heads[stage], windows[stage], rates[stage], norm_output=not last)
+            embed = OverlappingPatchEmbed(dim_in, dim, 4 if stage == 0 else 2)
+            self.layers.append(nn.ModuleList([embed, PEG(dim), body]))
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": 4 * 2**stage, "module": f"layers.{stage}"}
+            )
+            dim_in = dim
+        self.num_features = dim_in
+        self.mlp_head = nn.Sequential(
+            nn.Identity(),
+            nn.Identity() if c.features_only else nn.LayerNorm(dim_in),
+            classifier(dim_in, 0 if c.features_only else c.num_classes),
+        )
+
+    def get_classifier(self) -> nn.Module:
+        return self.mlp_head[2]
+
+    def _set_classifier(self, layer: nn.Module) -> None:
+        self.mlp_head[2] = layer
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return self.mlp_head[1](x.mean((2, 3)))
+
+    def _stages(self, x: Tensor) -> Iterator[Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        for stage in self.layers:
+            for part in cast(nn.ModuleList, stage):
+                x = part(x)
+            yield x
+
+
+class Stage(nn.Module):
+    """Blocks of separable attention and feed-forward layers.
+
+    Args:
+        c: configuration of the network.
+        dim, heads, window_size: of the stage.
+        rates: stochastic depth of each block.
+        norm_output: end in a layer norm.
+    """
+
+    def __init__(
+        self,
+        c: SepViTConfig,
+        dim: int,
+        heads: int,
+        window_size: int,
+        rates: list[float],
+        norm_output: bool,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    DSSA(dim, heads, c.dim_head, c.dropout, window_size),
+                    ConvFeedForward(dim, c.ff_mult, c.dropout),
+                ]
+            )
+            for _ in rates
+        )
+        self.drop_paths = nn.ModuleList(DropPath(rate) for rate in rates)
+        self.norm = ChanLayerNorm(dim) if norm_output else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, dim, height, width) -> same."""
+        for pair, drop in zip(self.layers, self.drop_paths, strict=True):
+            for layer in cast(nn.ModuleList, pair):
+                x = x + drop(layer(x))
+        return self.norm(x)
+
+
+class ConvFeedForward(nn.Module):
+    """Norm, 1 x 1 convolution, GELU, 1 x 1 convolution, on maps.
+
+    Args:
+        dim: channels.
+        mult: hidden channels, as a multiple.
+        dropout: on the hidden and the resulting features.
+    """
+
+    def __init__(self, dim: int, mult: float = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        inner = int(dim * mult)
+        self.net = nn.Sequential(
+            ChanLayerNorm(dim),
+            PointwiseConv(dim, inner),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            PointwiseConv(inner, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, dim, height, width) -> same."""
+        x = tokens(x)
+        for layer in self.net:
+            pointwise = isinstance(layer, (ChanLayerNorm, PointwiseConv))
+            x = layer.of_tokens(x) if pointwise else layer(x)
+        return as_map(x)

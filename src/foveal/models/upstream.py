@@ -1,0 +1,75 @@
+"""What a family says about checkpoints of public packages that it can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        weights: parameter name -> tensor, as the package named them.
+        extra: what else the file held, such as hyper-parameters.
+        source: where it came from, for messages.
+    """
+
+    weights: Weights
+    extra: dict[str, Any] = field(default_factory=dict)
+    source: str = "the state dict"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A public package whose checkpoints a family reads.
+
+    Attributes:
+        package: its name on the package index.
+        compats: versions whose mathematics can be reproduced, faults included, as
+            "<package>-<version>"; the first is the default.
+        recognises: whether weights look like those of the package.
+        build: (checkpoint, config, compat) -> the model with its weights; compat None asks for
+            the corrected mathematics.
+    """
+
+    package: str
+    compats: tuple[str, ...]
+    recognises: Callable[[Weights], bool]
+    build: Callable[[Checkpoint, dict[str, Any], str | None], nn.Module]
+
+
+def take(config: dict[str, Any], inferred: dict[str, Any], package: str) -> dict[str, Any]:
+    """Keywords read from the shapes of weights, checked against those that were given.
+
+    Raises:
+        ValueError: a keyword was given that contradicts the weights.
+    """
+    for name, value in inferred.items():
+        given = config.get(name, value)
+        given = tuple(given) if isinstance(given, (list, tuple)) else given
+        if given != value:
+            raise ValueError(
+                f"config {name}={given!r} does not fit these {package} weights, which have "
+                f"{name}={value!r}; leave it out."
+            )
+    return {**config, **inferred}
+
+
+def load(model: nn.Module, weights: Weights, source: str) -> nn.Module:
+    """Copy weights into a model, strictly, and set it to evaluation.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit the model it describes: {error}") from error
+    return model.eval()
