@@ -55,12 +55,23 @@ class HourglassTransformer(nn.Module):
     Every stack of blocks ends in a LayerNorm, as in the authors' code.
 
     Args:
-        config: the whole hierarchy.
+        config: a HourglassConfig; or give its keywords (those of tokens and embeddings are not
+            used).
         stage: the level to build with all that is inside it; 0 is the outermost.
+
+    Raises:
+        ValueError: an unknown keyword, sizes that do not fit, or a depth without nesting.
     """
 
-    def __init__(self, config: HourglassConfig, stage: int = 0) -> None:
+    def __init__(
+        self, config: HourglassConfig | None = None, /, stage: int = 0, **options: Any
+    ) -> None:
         super().__init__()
+        config = HourglassConfig.resolve(config, options)
+        if stage >= config.num_stages:
+            raise ValueError(
+                f"depth must be (before, inner, after) for an hourglass, got depth={config.depth}."
+            )
         before, _, after = config.depth_of(stage)
         self.factor, self.causal = config.factors[stage], config.causal
         self.pre_transformer = _stack(config, stage, before)
