@@ -103,6 +103,15 @@ def test_eager_flex_attention_equals_the_oracle(pattern):
     assert (out - expected).abs().max() < 1e-5
 
 
+def test_strided_queries():
+    """Fewer queries than keys: as many rows of blocks as the queries fill."""
+    pattern = Halo((12, 14), 4, 1, query_stride=2)
+    ours = analytic_block_mask(pattern, 168, 16)
+    assert ours.seq_lengths == (42, 168)
+    theirs = create_block_mask(mask_mod(pattern), None, None, 42, 168, device="cpu", BLOCK_SIZE=16)
+    assert bool((ours.to_dense() >= theirs.to_dense()).all())
+
+
 def test_long_sequences_need_no_dense_mask():
     """A million tokens with blocks of 4,096: n^2 pairs would be 10^12."""
     mask = analytic_block_mask(SlidingWindow(4096), 1_000_000, 4096)

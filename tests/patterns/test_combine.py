@@ -68,6 +68,17 @@ def test_horizons():
     assert (near & Strided(3)).horizon() == (0, 4)
 
 
+def test_strided_queries():
+    """Parts whose queries are strided alike combine; others are refused."""
+    from foveal.patterns.halo import Halo
+
+    strided = Halo((8, 12), 4, 1, query_stride=2)
+    assert_pattern(strided | Halo((8, 12), 4, 0, query_stride=2), 96)
+    assert_pattern(strided & Halo((8, 12), 8, 0, query_stride=2), 96)
+    with pytest.raises(ValueError, match="agree in queries"):
+        (strided | Halo((8, 12), 4, 1)).tiles(96)
+
+
 def test_check_length_asks_every_part():
     """A length that one part cannot bear is refused."""
     pattern = SlidingWindow(3) | BlockSparse(layout(4, 4), 4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
-from foveal.patterns import Pattern, TextImage
+from foveal.patterns import Halo, Pattern, TextImage
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.image import ImagePattern
 
@@ -97,13 +97,14 @@ def find_canvas(pattern: Pattern) -> Canvas | None:
 
 
 def shares(pattern: Pattern, length: int) -> Tensor:
-    """Share of allowed pairs in each cell of the picture: (cells, cells)."""
+    """Share of allowed pairs in each cell of the picture: (cells of queries, cells of keys)."""
     cell = -(-length // MAX_CELLS)
     count = -(-length // cell)
     keys = torch.arange(count * cell)
     rows = []
-    for first in range(0, length, cell):
-        queries = torch.arange(first, min(first + cell, length))[:, None]
+    num_queries = pattern.num_queries(length)
+    for first in range(0, num_queries, cell):
+        queries = torch.arange(first, min(first + cell, num_queries))[:, None]
         on = pattern.allows(queries, keys[:length][None]).expand(len(queries), length).float()
         padded = torch.nn.functional.pad(on.sum(0), (0, len(keys) - length))
         rows.append(padded.view(count, cell).sum(1) / (len(queries) * cell))
@@ -112,8 +113,9 @@ def shares(pattern: Pattern, length: int) -> Tensor:
 
 def _chosen(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
     """The query to show: near the middle, and off the axes of symmetry."""
-    if canvas is None:
-        return length * 5 // 8
+    num_queries = pattern.num_queries(length)
+    if canvas is None or num_queries != length:
+        return num_queries * 5 // 8
     row, column = canvas.height * 4 // 7, canvas.width * 4 // 7
     return min(canvas.text + row * canvas.width + column, length - 1)
 
@@ -145,23 +147,23 @@ def _figure(pattern: Pattern, length: int) -> Any:
 
 
 def _caption(pattern: Pattern, length: int, width: int) -> str:
-    pairs, heads = pattern.num_pairs(length), pattern.heads or 1
-    share = pairs / (heads * length * length)
+    pairs, rows = pattern.num_pairs(length), (pattern.heads or 1) * pattern.num_queries(length)
+    share = pairs / (rows * length)
     name = "\n".join(textwrap.wrap(repr(pattern), width, max_lines=3))
-    each = pairs / (heads * length)
+    each = pairs / rows
     counted = "1 pair" if pairs == 1 else f"{pairs:,} pairs"
     return f"{name}\n{counted}, {share:.1%} of all; {each:,.1f} keys a query"
 
 
 def _draw_mask(axes: Any, pattern: Pattern, length: int, query: int, first: bool) -> None:
     part = shares(pattern, length)
-    cells = len(part)
+    num_queries = pattern.num_queries(length)
     # thin lines of a long sequence fill little of a cell; the root keeps them visible
-    picture = _blend(part.sqrt(), _background(pattern, cells))
-    axes.imshow(picture.tolist(), interpolation="nearest", extent=(0, length, length, 0))
+    picture = _blend(part.sqrt(), _background(pattern, *part.shape))
+    axes.imshow(picture.tolist(), interpolation="nearest", extent=(0, length, num_queries, 0))
     if length <= 72:
         axes.set_xticks(range(length + 1), minor=True)
-        axes.set_yticks(range(length + 1), minor=True)
+        axes.set_yticks(range(num_queries + 1), minor=True)
         axes.grid(which="minor", color="white", linewidth=0.4)
     axes.tick_params(which="minor", length=0)
     _frame_row(axes, query, length)
@@ -191,11 +193,11 @@ def _frame_row(axes: Any, query: int, length: int) -> None:
     )
 
 
-def _background(pattern: Pattern, cells: int) -> Tensor:
-    """(cells, cells, 3): white, or grey where a causal pattern may not look."""
-    picture = _colour(EMPTY).expand(cells, cells, 3).clone()
+def _background(pattern: Pattern, rows: int, columns: int) -> Tensor:
+    """(rows, columns, 3): white, or grey where a causal pattern may not look."""
+    picture = _colour(EMPTY).expand(rows, columns, 3).clone()
     if pattern.is_causal:
-        picture[torch.ones(cells, cells, dtype=torch.bool).triu(1)] = _colour(FUTURE)
+        picture[torch.ones(rows, columns, dtype=torch.bool).triu(1)] = _colour(FUTURE)
     return picture
 
 
@@ -208,6 +210,7 @@ def _draw_canvas(axes: Any, pattern: Pattern, canvas: Canvas, length: int, query
     keys = torch.arange(length)
     allowed = pattern.allows(torch.tensor(query), keys)
     read = allowed.any(0) if allowed.dim() == 2 else allowed.expand(length)
+    query = _own_key(pattern, query)
     text_rows = -(-canvas.text // canvas.width)
     gap = 1 if text_rows else 0
     rows = text_rows + gap + canvas.height
@@ -230,6 +233,14 @@ def _draw_canvas(axes: Any, pattern: Pattern, canvas: Canvas, length: int, query
     axes.set_xlabel("column", color=INK)
     axes.set_ylabel("row", color=INK)
     _dress(axes)
+
+
+def _own_key(pattern: Pattern, query: int) -> int:
+    """The key at the place of a query; another number only where queries are strided."""
+    if not isinstance(pattern, Halo):
+        return query
+    row, column = pattern.query_coordinates(torch.tensor(query))
+    return int(row) * pattern.width + int(column)
 
 
 def _pixel_grid(axes: Any, canvas: Canvas, text_rows: int, gap: int) -> None:

@@ -112,10 +112,13 @@ class Pattern:
         return _cached_tiles(self, length)
 
     def _tiles(self, length: int) -> Tiling:
+        num_queries = self.num_queries(length)
         groups = listed_groups(
-            self.allows, consecutive(length), lambda queries: self._candidates(queries, length)
+            self.allows,
+            consecutive(num_queries),
+            lambda queries: self._candidates(queries, length),
         )
-        return Tiling(length, length, tuple(groups))
+        return Tiling(num_queries, length, tuple(groups))
 
     def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
         """Interval form of `allows`: for stretches of queries and keys (inclusive, broadcast).

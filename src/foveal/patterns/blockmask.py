@@ -41,13 +41,13 @@ def analytic_block_mask(
 
     check_positive(block=block)
     pattern.check_length(length)
-    first = torch.arange(0, length, block)
-    last = (first + block - 1).clamp(max=max(0, length - 1))
-    some, every = pattern.overlap(first[:, None], last[:, None], first[None], last[None])
+    num_queries = pattern.num_queries(length)
+    (q_first, q_last), (k_first, k_last) = (_borders(n, block) for n in (num_queries, length))
+    q_first, q_last = q_first[:, None], q_last[:, None]
+    some, every = pattern.overlap(q_first, q_last, k_first, k_last)
     # FlexAttention counts a block cut by the end of the sequence as partial
-    whole = last - first + 1 == block
-    every = every & some & whole[:, None] & whole
-    shape = (1, pattern.heads or 1, len(first), len(first))
+    every = every & some & (q_last - q_first + 1 == block) & (k_last - k_first + 1 == block)
+    shape = (1, pattern.heads or 1, len(q_first), len(k_first))
     partial_count, partial_index = _in_order((some & ~every).expand(shape), device)
     full_count, full_index = _in_order(every.expand(shape), device)
     return BlockMask.from_kv_blocks(
@@ -57,8 +57,14 @@ def analytic_block_mask(
         full_index,
         BLOCK_SIZE=block,
         mask_mod=mask_mod(pattern, device),
-        seq_lengths=(length, length),
+        seq_lengths=(num_queries, length),
     )
+
+
+def _borders(length: int, block: int) -> tuple[Tensor, Tensor]:
+    """First and last position of each block."""
+    first = torch.arange(0, length, block)
+    return first, (first + block - 1).clamp(max=max(0, length - 1))
 
 
 def mask_mod(pattern: Pattern, device: torch.device | str | None = None) -> MaskMod:

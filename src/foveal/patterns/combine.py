@@ -57,6 +57,15 @@ class _Combined(Pattern):
             for i in range(self.heads)
         )
 
+    def num_queries(self, n_keys: int) -> int:
+        counts = {part.num_queries(n_keys) for part in self.parts}
+        if len(counts) > 1:
+            raise ValueError(
+                f"parts of {type(self).__name__} must agree in queries, got {sorted(counts)} for "
+                f"{n_keys} keys."
+            )
+        return counts.pop()
+
     def check_length(self, length: int) -> None:
         for part in self.parts:
             part.check_length(length)

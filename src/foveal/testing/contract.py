@@ -23,12 +23,13 @@ def assert_pattern(pattern: Pattern, length: int, block: int = 8) -> None:
     Raises:
         AssertionError: naming the view that disagrees, and where.
     """
-    index = torch.arange(length)
-    mask = pattern.mask(length)
-    shape = (length, length) if pattern.heads is None else (pattern.heads, length, length)
+    num_queries = pattern.num_queries(length)
+    queries, keys = torch.arange(num_queries), torch.arange(length)
+    mask = pattern.mask(num_queries, length)
+    shape = (*(() if pattern.heads is None else (pattern.heads,)), num_queries, length)
     expect(mask.shape == shape, f"mask has shape {tuple(mask.shape)}, expected {shape}")
     expect(
-        bool((pattern.allows(index[:, None], index[None]) == mask).all()),
+        bool((pattern.allows(queries[:, None], keys[None]) == mask).all()),
         "mask differs from allows",
     )
     expect(
@@ -37,7 +38,7 @@ def assert_pattern(pattern: Pattern, length: int, block: int = 8) -> None:
     )
     if pattern.always_reads:
         expect(bool(mask.any(-1).all()), "always_reads is True but a query reads nothing")
-    _check_overlap(pattern, mask, length, block)
+    _check_overlap(pattern, mask, block)
     heads = mask if mask.dim() == 3 else mask[None]
     for one, its_mask in zip(pattern.per_head(), heads, strict=True):
         _check_tiles(one.tiles(length), its_mask)
@@ -81,18 +82,23 @@ def _check_tiles(tiling: Tiling, mask: Tensor) -> None:
     expect(tiling.num_pairs == int(mask.sum()), "tiles.num_pairs differs from the mask")
 
 
-def _check_overlap(pattern: Pattern, mask: Tensor, length: int, block: int) -> None:
-    first = torch.arange(0, length, block)
-    last = (first + block - 1).clamp(max=max(0, length - 1))
-    some, every = pattern.overlap(first[:, None], last[:, None], first[None], last[None])
-    for q, (q0, q1) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-        for k, (k0, k1) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+def _check_overlap(pattern: Pattern, mask: Tensor, block: int) -> None:
+    q, k = (_stretches(n, block) for n in mask.shape[-2:])
+    some, every = pattern.overlap(q[:, :1], q[:, 1:], k[:, 0], k[:, 1])
+    for i, (q0, q1) in enumerate(q.tolist()):
+        for j, (k0, k1) in enumerate(k.tolist()):
             piece = mask[..., q0 : q1 + 1, k0 : k1 + 1]
             where = f"queries {q0}..{q1}, keys {k0}..{k1}"
-            lost = piece.any(-1).any(-1) & ~some[..., q, k]
+            lost = piece.any(-1).any(-1) & ~some[..., i, j]
             expect(not bool(lost.any()), f"overlap: any is False but pairs exist, {where}")
-            holes = every[..., q, k] & ~piece.all(-1).all(-1)
+            holes = every[..., i, j] & ~piece.all(-1).all(-1)
             expect(not bool(holes.any()), f"overlap: all is True but pairs are missing, {where}")
+
+
+def _stretches(length: int, block: int) -> Tensor:
+    """(first, last) of consecutive stretches: (num_stretches, 2)."""
+    first = torch.arange(0, length, block)
+    return torch.stack([first, (first + block - 1).clamp(max=max(0, length - 1))], dim=1)
 
 
 def _check_decoding(pattern: Pattern, mask: Tensor) -> None:
