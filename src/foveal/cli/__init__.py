@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     """Run a subcommand and turn what the user can mend into one line."""
     with warnings.catch_warnings():
+        warnings.simplefilter("default")
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             module = importlib.import_module(f"foveal.cli.{_MODULES.get(command, command)}")

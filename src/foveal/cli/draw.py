@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from foveal.cli.options import parse
-from foveal.recipes.expressions import parse_pattern
+from foveal.patterns import serialize
 
 
 @dataclass(kw_only=True)
@@ -19,21 +19,19 @@ class Options:
 
     Attributes:
         pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
-        length: positions to draw.
+        length: positions to draw; the whole image of an image pattern, else 64, unless given.
         output: the picture's path; named after the pattern unless given.
     """
 
     pattern: Annotated[str, tyro.conf.Positional]
-    length: int = 64
+    length: int | None = None
     output: Path | None = None
 
 
 def main(arguments: list[str]) -> int:
     """Draw a pattern and print the path of the picture."""
     options = parse(Options, arguments, "draw")
-    pattern = parse_pattern(options.pattern)
-    if options.length < 1:
-        raise ValueError(f"length must be at least 1, got length={options.length}.")
+    pattern = serialize.parse(options.pattern)
     path = Path(_file_name(options.pattern)) if options.output is None else options.output
     if not path.parent.is_dir():
         raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from foveal import patterns
 from foveal.cli.options import parse
+from foveal.patterns.serialize import known_patterns
 from foveal.recipes.build import model_class, model_names
 from foveal.recipes.config import recipe_names, summary_of
-from foveal.recipes.expressions import pattern_names
 
 
 @dataclass(kw_only=True)
@@ -21,8 +20,7 @@ def main(arguments: list[str]) -> int:
     """Print three short tables."""
     parse(Options, arguments, "list")
     _table("recipes", {name: summary_of(name) for name in recipe_names()})
-    found = {name: getattr(patterns, name) for name in pattern_names()}
-    _table("patterns", {name: _first_line(cls) for name, cls in found.items()})
+    _table("patterns", {name: _first_line(cls) for name, cls in known_patterns().items()})
     _table("models", {name: _first_line(model_class(name)) for name in model_names()})
     return 0
 

@@ -46,7 +46,8 @@ def parse(options: type[OptionsT], arguments: Sequence[str], command: str) -> Op
 
 def _one_line(box: str) -> str:
     """The gist of tyro's framed message, with the nearest option that it knows."""
-    words = re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", box))
+    plain = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]+|-{3,}", " ", box)
+    words = " ".join(line.strip(" |+") for line in plain.splitlines())
     words = " ".join(words.split())
     gist = re.split(r"Perhaps you meant|Arguments? similar to|Argument helptext|For full", words)[
         0

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from foveal.training import Outcome
 
 _HELP = """usage: foveal train RECIPE [OPTIONS]
 
@@ -35,10 +40,15 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
+    if outcome.is_main:
+        _print_outcome(folder, outcome)
+    return 0
+
+
+def _print_outcome(folder: Path, outcome: Outcome) -> None:
     scores = "  ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
-    print(f"trained {outcome.step:,} steps in {outcome.elapsed:.0f} s;  held out: {scores}")
+    print(f"trained {outcome.step:,} steps in {outcome.elapsed:.1f} s;  held out: {scores}")
     print(f"run        {folder}")
     print(f"checkpoint {outcome.checkpoint}")
     if (folder / "report.html").exists():
         print(f"report     {folder / 'report.html'}")
-    return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-INK, MUTED, ACCENT, SECOND = "#1d2733", "#8a97a6", "#2b6cb0", "#c05621"
+from foveal.draw.style import INK, MUTED, QUERY, READ
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def draw_curves(
 
     figure = Figure(figsize=(7.6, 3.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    colours = iter([ACCENT, SECOND, "#2f855a", "#6b46c1"])
+    colours = iter([READ, QUERY, "#2f855a", "#6b46c1"])
     for curve in curves:
         if curve.style == "faint":
             axes.plot(curve.x, curve.y, color=MUTED, alpha=0.35, lw=0.8)
@@ -67,7 +67,7 @@ def draw_bars(values: dict[str, float], path: Path, *, xlabel: str) -> Path:
     figure = Figure(figsize=(7.6, 0.5 + 0.45 * len(values)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     names = list(values)
-    colours = [ACCENT] + [MUTED] * (len(names) - 1)
+    colours = [READ] + [MUTED] * (len(names) - 1)
     bars = axes.barh(names, list(values.values()), color=colours, height=0.62)
     axes.bar_label(bars, fmt="%.3f", padding=4, color=INK, fontsize=9)
     axes.invert_yaxis()

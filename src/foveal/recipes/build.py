@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from foveal.recipes.expressions import build_pattern
 from foveal.training.config import check_keys, nearest
 
 
@@ -54,7 +53,8 @@ def build_model(table: Mapping[str, Any], where: str, **defaults: Any) -> nn.Mod
     """Make the model that a [model] table describes.
 
     Args:
-        table: `name`, and arguments as TOML holds them: lists for tuples, tables for patterns.
+        table: `name`, and arguments as TOML holds them: lists for tuples; patterns as
+            tables or text, which the models read themselves.
         where: names the recipe in errors.
         defaults: arguments that the task knows, used where the table is silent and the
             constructor takes them.
@@ -67,7 +67,7 @@ def build_model(table: Mapping[str, Any], where: str, **defaults: Any) -> nn.Mod
     given = {key: value for key, value in table.items() if key != "name"}
     check_keys(given, known, f"[model] of {where} ({cls.__name__})")
     fitting = {key: value for key, value in defaults.items() if key in known}
-    arguments = {key: _convert(key, value) for key, value in {**fitting, **given}.items()}
+    arguments = {key: _tuples(value) for key, value in {**fitting, **given}.items()}
     missing = [key for key, value in known.items() if value is inspect.Parameter.empty]
     missing = [key for key in missing if key not in arguments]
     if missing:
@@ -78,14 +78,9 @@ def build_model(table: Mapping[str, Any], where: str, **defaults: Any) -> nn.Mod
         raise ValueError(f"{cls.__name__} refuses [model] of {where}: {error}.") from error
 
 
-def _convert(key: str, value: Any) -> Any:
-    if key.endswith(("pattern", "patterns")) and value is not None:
-        return tuple(map(build_pattern, value)) if _is_list(value) else build_pattern(value)
-    return tuple(_convert("", item) for item in value) if _is_list(value) else value
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+def _tuples(value: Any) -> Any:
+    """Lists, the only sequences of TOML and JSON, as the tuples that constructors expect."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _is_model(value: Any) -> bool:

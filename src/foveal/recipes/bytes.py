@@ -16,7 +16,6 @@ from foveal.data.sources import Corpus, open_corpus
 from foveal.data.text import (
     IGNORED,
     TextStream,
-    check_context,
     decode,
     encode,
     scoring_windows,
@@ -33,12 +32,18 @@ _SCORING_BATCH = 32
 def build_byte_model(config: RunConfig) -> nn.Module:
     """The model of a configuration, its weights drawn from the run's seed."""
     torch.manual_seed(config.training.seed)
-    return build_model(
+    model = build_model(
         config.model,
         f"recipe {config.recipe}",
         num_tokens=NUM_TOKENS,
         max_seq_len=config.data.context,
     )
+    if not getattr(model, "is_causal", True):
+        raise ValueError(
+            "a language model must be causal, or it would see the bytes it predicts; use causal "
+            f"patterns, got {config.model.get('pattern')!r}."
+        )
+    return model
 
 
 class ByteTask:
@@ -50,11 +55,15 @@ class ByteTask:
     def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
         data, training = config.data, config.training
         self.train_corpus, self.valid_corpus = open_corpus(data.path)
-        check_context(self.valid_corpus, 1)
         self.context = data.context
         self.stream = TextStream(
             self.train_corpus, data.context, training.batch_size, training.seed, rank, world_size
         )
+        if len(self.valid_corpus) < 2:
+            raise ValueError(
+                f"{self.valid_corpus.name} has {len(self.valid_corpus)} bytes, but a score needs "
+                "at least 2; use a longer text."
+            )
         self.units_per_batch = training.batch_size * data.context
         self.model = build_byte_model(config)
 

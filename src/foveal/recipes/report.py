@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from foveal.patterns.base import Pattern
+from torch import nn
+
+from foveal.patterns import Pattern
+from foveal.patterns.serialize import from_config, to_config
 from foveal.recipes.config import RunConfig
-from foveal.recipes.expressions import build_pattern
 from foveal.recipes.runs import CONFIG, load_config, read_json
 from foveal.training.metrics import read_metrics
 
 REPORT, PICTURES = "report.html", "pictures"
-_PATTERN_LENGTH = 64
 
 
 def write_run_report(folder: Path) -> Path | None:
@@ -77,7 +78,7 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
             note="What the model writes after the prompt, which is set in bold.",
             samples=[(s["prompt"], s["text"]) for s in reversed(samples)],
         )
-    drawn = list(_draw_patterns(config, folder / PICTURES))
+    drawn = list(_draw_patterns(result, folder / PICTURES))
     if drawn:
         yield Section(
             "Patterns", note="Rows are queries, columns are the keys they read.", pictures=drawn
@@ -116,6 +117,7 @@ def _evaluation_section(evaluation: dict[str, Any], path: Path) -> Any:
         "xz -9e": evaluation["xz"],
     }
     rows = {
+        "bits per byte": ", ".join(f"{name} {value:.3f}" for name, value in values.items()),
         "scored": f"{evaluation['bytes']:,} bytes, each but the first once",
         "data": f"{evaluation['data']}, checksum {evaluation['checksum']}",
         "windows": describe_windows(evaluation["context"], evaluation["stride"]),
@@ -134,26 +136,21 @@ def describe_windows(context: int, stride: int) -> str:
     )
 
 
-def _draw_patterns(config: RunConfig, folder: Path) -> Iterator[tuple[str, Path]]:
-    """A picture of each pattern that the model's table names."""
-    try:
-        from foveal.draw.patterns import draw_pattern
-    except ImportError:
-        return
-    for number, pattern in enumerate(_patterns(config.model)):
+def _draw_patterns(result: dict[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:
+    """A picture of each pattern that the trained model used."""
+    from foveal.draw.patterns import draw_pattern
+
+    for number, table in enumerate(result.get("patterns", ())):
+        pattern = from_config(table)
         path = folder / f"pattern-{number}.png"
-        draw_pattern(pattern, _PATTERN_LENGTH, path)
-        yield f"{pattern} at {_PATTERN_LENGTH} positions", path
+        yield f"{pattern}", draw_pattern(pattern, None, path)
 
 
-def _patterns(table: dict[str, Any]) -> Iterator[Pattern]:
-    """The distinct patterns of a [model] table, in order."""
-    seen = []
-    for key, value in table.items():
-        if not key.endswith(("pattern", "patterns")) or value is None:
-            continue
-        for item in value if isinstance(value, list | tuple) else [value]:
-            pattern = build_pattern(item)
-            if pattern not in seen:
-                seen.append(pattern)
-                yield pattern
+def patterns_of(model: nn.Module) -> list[dict[str, Any]]:
+    """The distinct patterns in a model's layers, as plain data, in order."""
+    found: list[Pattern] = []
+    for module in model.modules():
+        pattern = getattr(module, "pattern", None)
+        if isinstance(pattern, Pattern) and pattern not in found:
+            found.append(pattern)
+    return [to_config(pattern) for pattern in found]

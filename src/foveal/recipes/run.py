@@ -15,7 +15,7 @@ import torch
 from foveal.data.sources import Corpus, Span, open_corpus
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.config import RunConfig
-from foveal.recipes.report import write_run_report
+from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import (
     begin,
     choose_folder,
@@ -24,6 +24,7 @@ from foveal.recipes.runs import (
     read_json,
     write_json,
 )
+from foveal.training.config import check_training
 from foveal.training.machine import describe_machine
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
@@ -45,6 +46,7 @@ def train(
         ValueError: the configuration cannot make a run; nothing has been written then.
         Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
+    check_training(config.training, config.optimizer)
     accelerator = make_accelerator(config.training)
     task = ByteTask(config, accelerator.process_index, accelerator.num_processes)
     folder = choose_folder(config, output, resume)
@@ -74,6 +76,7 @@ def _finish(
         "steps": outcome.step,
         "seconds": round(outcome.elapsed, 1),
         **outcome.metrics,
+        "patterns": patterns_of(task.model),
         "facts": {**task.facts(), "context": f"{config.data.context} bytes"},
         "machine": describe_machine(device),
     }

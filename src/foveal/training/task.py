@@ -28,18 +28,22 @@ class Task(Protocol):
     """A model, its data, its loss and its score.
 
     Attributes:
-        model: what is trained.
-        stream: where its batches come from.
         unit: what the model consumes, in the plural, for the speed: "tokens", "images".
         units_per_batch: how many of them are in one batch of one process.
         score: the metric of `evaluate` that describes a run.
     """
 
-    model: nn.Module
-    stream: Stream
     unit: str
     units_per_batch: int
     score: str
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def stream(self) -> Stream:
+        """Where its batches come from."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Scalar loss of a batch; `model` is `self.model`, perhaps wrapped for many processes."""

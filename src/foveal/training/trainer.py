@@ -35,12 +35,14 @@ class Outcome:
         elapsed: seconds of training in all, over all resumes.
         metrics: the full evaluation at the end.
         checkpoint: the last checkpoint.
+        is_main: whether this is the process that speaks for all.
     """
 
     step: int
     elapsed: float
     metrics: dict[str, float]
     checkpoint: Path
+    is_main: bool = True
 
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
@@ -105,7 +107,7 @@ class Trainer:
                 log.write(self.step, {f"final/{name}": value for name, value in metrics.items()})
         finally:
             log.close()
-        return Outcome(self.step, self.elapsed, metrics, self._folder_of(self.step))
+        return Outcome(self.step, self.elapsed, metrics, self._folder_of(self.step), main)
 
     def train_step(self) -> Tensor:
         """One optimizer step; returns the mean loss of its micro-batches, detached, scalar."""

@@ -1,0 +1,244 @@
+"""The foveal command: what it prints, and how it answers to mistakes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from foveal.cli import main
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Commands run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def complaint(capsys, *arguments):
+    """The one line on stderr of a command that must fail with exit code 2."""
+    assert main(list(map(str, arguments))) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("foveal: ")
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_a_run_from_end_to_end(recipe, capsys, tmp_path):
+    """train, evaluate, generate, report: each prints what it promises."""
+    assert main(["train", str(recipe), "--output", "run"]) == 0
+    printed = capsys.readouterr().out
+    assert "held out: bits_per_byte" in printed
+    assert "report     run/report.html" in printed
+    assert main(["evaluate", "run"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("this model", "gzip -9", "xz -9e", "checksum", "from a cold start"):
+        assert words in printed
+    assert main(["evaluate", "run", "--stride", "4"]) == 0
+    assert "sliding by 4: each byte sees 12 or more" in capsys.readouterr().out
+    assert main(["generate", "run", "--prompt", "the ", "--length", "30", "--seed", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("the ")
+    assert "30 tokens in" in printed
+    assert "tokens/s]" in printed
+    assert main(["report", "run"]) == 0
+    paths = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert len(paths) == 4
+    assert all(os.path.getsize(path) > 1000 for path in paths)
+
+
+def test_overrides_reach_the_run(recipe, capsys):
+    """Any setting of the recipe can be changed, --data and --steps by their short names too."""
+    other = recipe.with_name("other.txt")
+    other.write_bytes(b"abc" * 500)
+    arguments = ["--data", str(other), "--steps", "3", "--optimizer.learning-rate", "0.5"]
+    model = ["--model.depth", "2", "--model.pattern", "SlidingWindow(4)"]
+    assert main(["train", str(recipe), "--output", "run", *arguments, *model]) == 0
+    import json
+
+    config = json.loads((recipe.parent / "run" / "config.json").read_text())
+    assert config["data"]["path"] == str(other)
+    assert config["training"]["steps"] == 3
+    assert config["optimizer"]["learning_rate"] == 0.5
+    assert config["model"]["depth"] == 2
+    assert config["model"]["pattern"] == "SlidingWindow(4)"
+    assert config["model"]["dropout"] == 0.1
+    assert "kv_heads" not in config["model"]
+
+
+def test_a_run_resumes_by_the_command(recipe, capsys):
+    """--resume auto starts fresh where there is nothing, and goes on where there is something."""
+    for steps in (10, 20):
+        arguments = ["--output", "run", "--resume", "auto", "--steps", str(steps)]
+        assert main(["train", str(recipe), *arguments]) == 0
+        assert f"trained {steps} steps" in capsys.readouterr().out
+    assert "already holds a run" in complaint(capsys, "train", recipe, "--output", "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["train"], "name the recipe first"),
+        (["train", "bytes-hourglas"], "unknown recipe 'bytes-hourglas'; did you mean"),
+        (["train", "missing.toml"], "recipe file must exist, got recipe='missing.toml'"),
+        (["train", "RECIPE", "--data", "missing.txt"], "must exist, got path='missing.txt'"),
+        (["train", "RECIPE", "--data", "*.none"], "no file matches"),
+        (["train", "RECIPE", "--data", "EMPTY"], "file is empty"),
+        (["train", "RECIPE", "--data", "."], "but context=4000 needs"),
+        (["train", "RECIPE", "--model.heads", "3", "--model.dim-head", "None"], "heads=3"),
+        (["train", "RECIPE", "--model.pattern", "SlidingWindo(3)"], "SlidingWindow"),
+        (["train", "RECIPE", "--stpes", "3"], "unknown option --stpes; did you mean --steps?"),
+        (["train", "RECIPE", "--steps", "many"], "must be {None}|INT, got 'many'"),
+        (["train", "RECIPE", "--steps", "0"], "training.steps must be at least 1, got 0"),
+        (["train", "RECIPE", "--output", "RECIPE"], "is a file"),
+        (["evaluate", "nowhere"], "run='nowhere' is not a run folder"),
+        (["evaluate", "latest"], "no run under runs"),
+        (["generate", "latest"], "--prompt"),
+        (["draw", "SlidingWindo(8)"], "SlidingWindow"),
+        (["draw", "SlidingWindow(window=0)"], "window"),
+        (["draw", "__import__('os').system('true')"], "pattern"),
+        (["draw", "Full()", "--output", "no/where.png"], "folder of output"),
+        (["draw", "Full()", "--length", "0"], "length"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(recipe, capsys, arguments, words, tmp_path):
+    """Each mistake names the value and the fix, without traceback, and writes nothing."""
+    (tmp_path / "empty").write_bytes(b"")
+    if "context" in words:
+        recipe.write_text(recipe.read_text().replace("context = 16", "context = 4000"))
+    known = {"RECIPE": str(recipe), "EMPTY": str(tmp_path / "empty")}
+    before = sorted(tmp_path.rglob("*"))
+    assert words in complaint(capsys, *(known.get(word, word) for word in arguments))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_misspelt_key_in_a_recipe_is_one_line(recipe, capsys):
+    """The key, the recipe and the nearest key."""
+    recipe.write_text(recipe.read_text().replace("batch_size", "batchsize"))
+    line = complaint(capsys, "train", recipe)
+    assert "'batchsize' in [training] of recipe" in line
+    assert "tiny.toml; did you mean 'batch_size'?" in line
+
+
+def test_long_prompts_and_truncated_checkpoints_are_one_line(recipe, capsys, tmp_path):
+    """What can only go wrong with a run there is one line as well."""
+    assert main(["train", str(recipe), "--output", "run", "--training.keep", "1"]) == 0
+    capsys.readouterr()
+    line = complaint(capsys, "generate", "run", "--prompt", "x" * 100)
+    assert "maximum of 16 bytes, got 100 bytes" in line
+    line = complaint(capsys, "generate", "run", "--prompt", "x", "--temperature", "-1")
+    assert "temperature" in line
+    weights = tmp_path / "run/checkpoints/step-00000024/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert main(["evaluate", "run"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("foveal: ") for line in lines)
+    assert "model.safetensors is truncated" in lines[-1]
+
+
+def test_help_and_version(capsys):
+    """Every command explains itself and ends with 0."""
+    assert main(["--help"]) == 0
+    assert "foveal COMMAND" in capsys.readouterr().out
+    assert main([]) == 2
+    for command in ("train", "list"):
+        with pytest.raises(SystemExit) if command == "list" else _nothing() as stop:
+            main([command, "--help"])
+        assert stop is None or stop.value.code == 0
+        assert "usage: foveal" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "bytes-transformer", "--help"])
+    printed = capsys.readouterr().out
+    for option in ("--data", "--output", "--resume", "--model.dim", "--training.batch-size"):
+        assert option in printed
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_list_shows_recipes_patterns_and_models(capsys):
+    """What can be named elsewhere is listed with a line each."""
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("bytes-hourglass", "SlidingWindow", "HourglassTransformerLM"):
+        assert name in printed
+
+
+def test_draw_writes_a_picture_and_prints_its_path(capsys, tmp_path):
+    """The file is named after the pattern unless told otherwise."""
+    assert main(["draw", "SlidingWindow(window=8)", "--length", "32"]) == 0
+    path = capsys.readouterr().out.strip()
+    assert path == "slidingwindow-window-8.png"
+    assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_is_quick_because_it_imports_little():
+    """The command itself loads neither Accelerate nor matplotlib nor tyro."""
+    code = (
+        "import sys; from foveal.cli import main; main(['--help']);"
+        "print(sorted({'accelerate', 'matplotlib', 'tyro', 'rich', 'numpy.random'} "
+        "& set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.splitlines()[-1]
+    assert "accelerate" not in loaded
+    assert "matplotlib" not in loaded
+    assert "tyro" not in loaded
+
+
+def start(recipe, *arguments, launcher=()):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launcher, "-m", "foveal.cli", "train", str(recipe), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_ctrl_c_saves_and_exits_with_130(recipe, tmp_path):
+    """The first Ctrl-C ends the run in good order and says how to go on."""
+    process = start(recipe, "--output", "run", "--steps", "1000000")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume auto" in err
+    assert "Traceback" not in err
+    step = int(err.split("interrupted at step ")[1].split(";")[0].replace(",", ""))
+    assert (tmp_path / f"run/checkpoints/step-{step:08d}").is_dir()
+
+
+def test_two_processes_train_one_model(recipe, tmp_path):
+    """Under torchrun two processes share the work and agree with one that does it all."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    recipe.write_text(recipe.read_text().replace("dropout = 0.1", "dropout = 0.0"))
+    process = start(recipe, "--output", "two", launcher=launcher)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.count("trained 24 steps") == 1
+    arguments = ["--output", "one", "--training.batch-size", "8"]
+    assert main(["train", str(recipe), *arguments]) == 0
+    from safetensors.torch import load_file
+
+    one, two = (
+        load_file(tmp_path / name / "checkpoints/step-00000024/model.safetensors")
+        for name in ("one", "two")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+    import json
+
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")
+    ]
+    assert results[0]["bits_per_byte"] == pytest.approx(results[1]["bits_per_byte"], rel=1e-3)

@@ -1,0 +1,79 @@
+"""Trains a recipe again and again in forked children that are killed, then once to the end.
+
+Run as a script by test_kill.py: `killing.py RECIPE OUTPUT`. Children are killed with SIGKILL: at
+chosen fsync calls, that is in the midst of writing files, and at chosen times. A child that runs
+to its end returns 0. Forking saves the seconds that importing PyTorch takes.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+
+
+def kill_at_sync(number):
+    """Let this process die at its `number`-th fsync."""
+    from foveal.training import files
+
+    calls = 0
+    real = files.sync
+
+    def sync(path):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path)
+
+    files.sync = sync
+
+
+def child(recipe, output, sync_number):
+    """Train with --resume auto in a forked process; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        if sync_number:
+            kill_at_sync(sync_number)
+        from foveal.recipes.config import load_recipe
+        from foveal.recipes.run import train
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(load_recipe(recipe), output, resume=True)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def main(recipe, output):
+    """Kill at many moments; exit 0 when the last child ended well."""
+    import torch.utils.tensorboard  # noqa: F401
+
+    import foveal.recipes.run
+    import foveal.training.trainer  # noqa: F401
+
+    killed = 0
+    for number in (1, 2, 3, 5, 7, 8, 11, 16, 20, 26):
+        _, status = os.waitpid(child(recipe, output, number), 0)
+        killed += os.WIFSIGNALED(status)
+    chance = random.Random(0)
+    for _ in range(6):
+        process = child(recipe, output, None)
+        time.sleep(chance.uniform(0.05, 0.6))
+        os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        killed += os.WIFSIGNALED(status)
+    _, status = os.waitpid(child(recipe, output, None), 0)
+    print("killed", killed)
+    return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

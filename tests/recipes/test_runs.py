@@ -1,0 +1,194 @@
+"""A run from recipe to report: train, evaluate, generate, and what the folder then holds."""
+
+import gzip
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from foveal.data import open_corpus
+from foveal.recipes.bytes import continue_text, score_windows
+from foveal.recipes.config import load_recipe
+from foveal.recipes.report import pictures_of
+from foveal.recipes.run import evaluate, generate, train
+from foveal.recipes.runs import choose_folder, find_run, load_config, load_model
+from foveal.training.checkpoints import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_recipe):
+    """The folder of a finished run and its text."""
+    folder = tmp_path_factory.mktemp("trained")
+    text = folder / "text.txt"
+    text.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        tiny_recipe.format(data=text.as_posix()).replace("steps = 24", "steps = 120")
+    )
+    run, outcome = train(load_recipe(str(recipe)), output=str(folder / "run"))
+    assert outcome.step == 120
+    return run, text
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the finished run that a test may change."""
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+def test_a_run_folder_ends_complete(trained):
+    """Report, pictures, metrics, samples, configuration and result are all there."""
+    run, _ = trained
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        *("report.html", "pictures", "metrics.jsonl", "samples.json", "config.json"),
+        *("result.json", "checkpoints", "tensorboard"),
+    }
+    assert {path.name for path in pictures_of(run)} == {"pattern-0.png", "training.png"}
+    report = (run / "report.html").read_text()
+    for words in ("SlidingWindow(window=8", "bits per byte", "torch", "learning_rate", "checksum"):
+        assert words in report
+    assert not list(run.rglob("*.partial"))
+
+
+def test_the_model_learnt_and_can_be_loaded_alone(trained):
+    """The checkpoint is a model folder that `from_pretrained` reads."""
+    from foveal.models import TransformerLM
+
+    run, _ = trained
+    result = json.loads((run / "result.json").read_text())
+    assert result["bits_per_byte"] < 4.0
+    model, last = load_model(run, load_config(run))
+    alone = TransformerLM.from_pretrained(last)
+    tokens = torch.arange(16)[None]
+    assert torch.equal(model(tokens), alone(tokens))
+
+
+def test_evaluation_stands_beside_compressors_on_the_same_bytes(run, trained):
+    """The score is that of the held-out bytes, and gzip saw exactly these."""
+    result = evaluate(run)
+    _, held_out = open_corpus(str(trained[1]))
+    raw = held_out.read(0, len(held_out)).tobytes()
+    assert result.bytes == len(raw)
+    assert result.gzip == 8 * len(gzip.compress(raw, 9)) / len(raw)
+    assert result.checksum == held_out.checksum()
+    assert result.bits_per_byte == pytest.approx(
+        json.loads((run / "result.json").read_text())["bits_per_byte"], rel=1e-5
+    )
+    assert "gzip -9" in (run / "report.html").read_text()
+    assert evaluate(run, max_bytes=100).bytes == 100
+
+
+def test_bits_per_byte_are_mean_negative_log_probabilities(trained):
+    """The score equals its definition, computed byte by byte; a stride only adds history."""
+    run, text = trained
+    model, _ = load_model(run, load_config(run))
+    _, corpus = open_corpus(str(text))
+    data = torch.from_numpy(corpus.read(0, 50).copy()).long()
+    bits = 0.0
+    for i in range(1, 50):
+        start = (i - 1) // 16 * 16
+        logits = model(data[None, start:i])[0, -1].detach()
+        bits -= float(logits.log_softmax(-1)[data[i]]) / math.log(2)
+    from foveal.recipes.run import _head
+
+    with torch.no_grad():
+        total, count = score_windows(model, _head(corpus, 50), 16)["bits_per_byte"]
+    assert count == 49
+    assert total == pytest.approx(bits, rel=1e-4)
+
+
+def test_generation_is_kept_for_the_report(run):
+    """The same seed writes the same text, and the report shows it."""
+    one, two = (generate(run, "the ", 40, seed=3, temperature=0.5) for _ in range(2))
+    assert one.text == two.text
+    assert one.tokens == 40
+    samples = json.loads((run / "samples.json").read_text())
+    assert samples[-1]["text"] == one.text
+    assert "the " in (run / "report.html").read_text()
+
+
+def test_generation_goes_on_beyond_the_context(trained):
+    """A model of 16 bytes writes any number of them, keeping the end in view."""
+    run, _ = trained
+    config = load_config(run)
+    model, _ = load_model(run, config)
+    written = continue_text(model, "the quick ", 77, max_seq_len=16, seed=0, temperature=0.0)
+    assert len(written.text.encode()) == 77
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "words"),
+    [
+        ("", 5, "prompt must not be empty"),
+        ("x" * 16, 5, "shorter than the model's maximum of 16 bytes, got 16 bytes"),
+        ("x", 0, "length must be at least 1"),
+    ],
+)
+def test_senseless_prompts_are_named(trained, prompt, length, words):
+    """A prompt that leaves no room, and an empty one, are one line."""
+    run, _ = trained
+    model, _ = load_model(run, load_config(run))
+    with pytest.raises(ValueError, match=words):
+        continue_text(model, prompt, length, max_seq_len=16)
+
+
+def test_a_truncated_only_checkpoint_is_named(run):
+    """Evaluation of a run whose weights are cut says so."""
+    shutil.rmtree(run / "checkpoints" / "step-00000114")
+    weights = run / "checkpoints" / "step-00000120" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with (
+        pytest.warns(UserWarning, match="truncated"),
+        pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"),
+    ):
+        evaluate(run)
+
+
+def test_resuming_with_other_settings_is_refused(recipe, tmp_path):
+    """A run cannot go on with another model; more steps are welcome."""
+    output = str(tmp_path / "run")
+    config = load_recipe(str(recipe))
+    train(config, output)
+    before = (tmp_path / "run" / "config.json").read_text()
+    changed = recipe.read_text().replace("dim = 16", "dim = 32")
+    recipe.write_text(changed)
+    with pytest.raises(ValueError, match=r"another model\.dim"):
+        train(load_recipe(str(recipe)), output, resume=True)
+    assert (tmp_path / "run" / "config.json").read_text() == before
+    recipe.write_text(changed.replace("dim = 32", "dim = 16").replace("steps = 24", "steps = 30"))
+    _, outcome = train(load_recipe(str(recipe)), output, resume=True)
+    assert outcome.step == 30
+
+
+def test_folders_are_numbered_and_found(recipe, tmp_path, monkeypatch):
+    """Runs get the next free number; 'latest' is the newest; resuming takes the last."""
+    monkeypatch.chdir(tmp_path)
+    config = load_recipe(str(recipe))
+    with pytest.raises(ValueError, match="no run under runs"):
+        find_run("latest")
+    assert str(choose_folder(config, None, resume=True)) == "runs/tiny-001"
+    for name in ("tiny-001", "tiny-002"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    assert str(choose_folder(config, None, resume=False)) == "runs/tiny-003"
+    assert str(choose_folder(config, None, resume=True)) == "runs/tiny-002"
+    assert str(find_run("latest")) == "runs/tiny-002"
+    with pytest.raises(ValueError, match="already holds a run; add --resume auto"):
+        choose_folder(config, "runs/tiny-001", resume=False)
+    with pytest.raises(ValueError, match="not a run folder"):
+        find_run("runs")
+
+
+def test_bad_data_leaves_nothing_behind(recipe, text, tmp_path):
+    """A run that cannot start does not leave a folder."""
+    output = tmp_path / "run"
+    text.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        train(load_recipe(str(recipe)), str(output))
+    text.write_bytes(b"short text")
+    with pytest.raises(ValueError, match=r"9 bytes, but context=16 needs at least 17"):
+        train(load_recipe(str(recipe)), str(output))
+    assert not output.exists()
