@@ -7,7 +7,13 @@ STAMP  := $(VENV)/.installed
 .PHONY: run test lint clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
-	$(BIN)/foveal demo
+	$(BIN)/foveal train bytes-hourglass
+	@echo
+	$(BIN)/foveal evaluate latest
+	@echo
+	$(BIN)/foveal generate latest --prompt "def " --seed 1
+	@echo
+	$(BIN)/foveal report latest
 
 test: $(STAMP) lint      ## style, types, import contract, then every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -26,8 +26,9 @@ class Curve:
     style: str = "line"
 
 
-def smooth(values: Sequence[float], weight: float = 0.95) -> list[float]:
-    """Exponential moving average without the pull of its start towards zero."""
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average over about a fifteenth of the values, without a slow start."""
+    weight = max(0.0, 1 - 15 / max(1, len(values)))
     out, total, mass = [], 0.0, 0.0
     for value in values:
         total = weight * total + (1 - weight) * value

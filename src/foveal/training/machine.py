@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("foveal", "torch", "accelerate", "numpy")
+import foveal
+
+_PACKAGES = ("torch", "accelerate", "numpy")
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -20,13 +22,14 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
+        "foveal": foveal.__version__,
         "Python": platform.python_version(),
     }
     for package in _PACKAGES:
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
-            facts[package] = "not installed as a package"
+            facts[package] = "not installed"
     return facts
 
 
