@@ -197,13 +197,45 @@ def _dense(call: Call) -> Result:
         "enable_gqa": q.shape[1] != k.shape[1],
     }
     plain = call.bias is None and call.key_mask is None
-    if plain and isinstance(call.pattern, Full) and (call.square or not call.pattern.causal):
+    if plain and call.square and call.pattern.always_reads and _short_bfloat16(call):
+        out = _matmul_attention(call)
+    elif plain and isinstance(call.pattern, Full) and (call.square or not call.pattern.causal):
         out = scaled_dot_product_attention(q, k, v, is_causal=call.pattern.causal, **options)
     elif plain and call.square and call.pattern.always_reads:
         out = scaled_dot_product_attention(q, k, v, attn_mask=call.mask(), **options)
     else:
         out = _dense_masked(call, options)
     return out, None
+
+
+SHORT = 512
+"""Up to this length bfloat16 products of the whole matrix beat the CPU's fused kernel."""
+
+
+def _short_bfloat16(call: Call) -> bool:
+    q = call.q
+    return (
+        q.device.type == "cpu"
+        and q.dtype == torch.bfloat16
+        and q.shape[1] == call.k.shape[1]
+        and q.shape[2] <= SHORT
+        and not call.dropout_p
+    )
+
+
+def _matmul_attention(call: Call) -> Tensor:
+    """Dense attention by two plain products; see SHORT."""
+    q, k, v = (x.flatten(0, 1) for x in (call.q, call.k, call.v))
+    forbidden = torch.zeros((), dtype=q.dtype)
+    if call.pattern != Full():
+        forbidden = _additive_mask(call.pattern, q.shape[1], k.shape[1])
+    logits = torch.baddbmm(forbidden, q, k.mT, alpha=call.scale)
+    return torch.bmm(logits.softmax(-1), v).unflatten(0, call.q.shape[:2])
+
+
+def _additive_mask(pattern: Pattern, n_queries: int, n_keys: int) -> Tensor:
+    mask = _mask(pattern, n_queries, n_keys, torch.device("cpu"))
+    return torch.where(mask, 0.0, -torch.inf).to(torch.bfloat16)
 
 
 def _dense_masked(call: Call, options: dict) -> Tensor:

@@ -161,7 +161,14 @@ class Pattern:
             ValueError: the pattern is not causal, so a new token cannot be decoded.
         """
         self._require_causal("reads")
-        keys = torch.arange(position + 1)
+        last = position + 1
+        bounds = self.horizon()
+        if bounds is None or last <= sum(bounds):
+            keys = torch.arange(last)
+        else:
+            prefix, window = bounds
+            recent = torch.arange(max(prefix, last - window), last)
+            keys = torch.cat([torch.arange(prefix), recent])
         return keys[self.allows(torch.tensor(position), keys)]
 
     def horizon(self) -> tuple[int, int] | None:
