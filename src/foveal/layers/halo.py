@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool2d, pad
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
 from foveal.layers.windowed import windowed_attention
+from foveal.layers.windows import fold, known
 from foveal.ops import WindowBias, attend
 from foveal.patterns import Halo
 from foveal.patterns.base import pair
@@ -132,7 +133,7 @@ class HaloAttention(nn.Module):
         q, k, v = self._project(x)
         if self.padding == "inverted":
             out = self._inverted(v)
-        elif isinstance(x.shape[2], int) and isinstance(x.shape[3], int):
+        elif known(x.shape[2], x.shape[3]):
             out = self._attend(q, k, v)
         else:
             out = self._windowed(q, k, v)
@@ -207,7 +208,7 @@ class HaloAttention(nn.Module):
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return out.flatten(3)
+        return fold(out, 3, 4)
 
     def _inverted(self, v: Tensor) -> Tensor:
         """halonet-pytorch 0.0.4: the mean of a whole window, zero where it leaves the map."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_sizes
+from foveal.layers.windows import fold, known, take_first
 from foveal.patterns.base import pair
 
 Size = int | tuple[int, int]
@@ -92,7 +93,8 @@ class RelPosEmb(nn.Module):
             logits = half @ (table[window - block :] * scale).t()
             step = stride if true_offsets else 1
             starts = [block - 1 - i * step for i in range(block // stride)]
-            parts.append(_windows(logits, axis + 1, starts, window).flatten(1, 2).transpose(1, 2))
+            logits = _windows(logits, axis + 1, starts, window)
+            parts.append(fold(logits, 1, 2).transpose(1, 2))
         return parts[0], parts[1]
 
 
@@ -103,10 +105,11 @@ def _windows(logits: Tensor, axis: int, starts: Sequence[int], length: int) -> T
     the `i`-th query of a block along `axis` takes entries from `starts[i]`.
     """
     n, period = logits.shape[axis], len(starts)
-    if not isinstance(n, int) or n % period:
-        tail = [0, 0] * (logits.ndim - 1 - axis) + [0, -n % period]
+    blocks = -(-n // period)
+    if not known(n) or n % period:
+        tail = [0, 0] * (logits.ndim - 1 - axis) + [0, blocks * period - n]
         logits = nn.functional.pad(logits, tail)
-    places = logits.unflatten(axis, (-1, period)).unbind(axis + 1)
+    places = logits.unflatten(axis, (blocks, period)).unbind(axis + 1)
     cut = [x.narrow(-1, start, length) for x, start in zip(places, starts, strict=True)]
     whole = torch.stack(cut, axis + 1).flatten(axis, axis + 1)
-    return whole.narrow(axis, 0, n)
+    return take_first(whole, axis, n)

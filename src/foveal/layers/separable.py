@@ -10,12 +10,12 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, tokens
 from foveal.layers.relative_position import Size
-from foveal.layers.windows import from_windows, real_pixels, to_windows
+from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
 from foveal.patterns.base import pair
 
 
@@ -73,7 +73,7 @@ class DSSA(nn.Module):
         size, window = (x.shape[1], x.shape[2]), self.window_size
         windows = to_windows(x, window)
         batch, *grid = windows.shape[:3]
-        windows = windows.flatten(0, 2)
+        windows = fold(windows, 0, 2)
         token = self.window_tokens.to(x.dtype).expand(windows.shape[0], 1, -1)
         qkv = nn.functional.linear(
             torch.cat((token, windows), 1), self.to_qkv.weight.flatten(1)
@@ -85,7 +85,7 @@ class DSSA(nn.Module):
         out = out.unflatten(0, (batch, -1))
         shares = self._shares(out[:, :, :, 0], dropout)
         maps = mix_windows(shares, out[:, :, :, 1:].transpose(2, 3), real)
-        maps = from_windows(maps.flatten(3).unflatten(1, grid), window, size)
+        maps = from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
         project, drop = self.to_out
         return as_map(drop(cast(PointwiseConv, project).of_tokens(maps)))
 
@@ -171,29 +171,30 @@ class SeparableAttention(nn.Module):
 
     def _whole(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self._within(x.flatten(1, 2), None, x.shape[0]).unflatten(1, x.shape[1:3]) + x
+        return self._within(fold(x, 1, 2), None, x.shape[0]).unflatten(1, x.shape[1:3]) + x
 
     def _separable(self, x: Tensor) -> Tensor:
         size, window = (x.shape[1], x.shape[2]), self.window_size
         windows = to_windows(x, window)
         batch, *grid = windows.shape[:3]
-        windows = windows.flatten(1, 2)
+        windows = fold(windows, 1, 2)
         token = self._tokens(windows, grid)
         both = self.norm(torch.cat((token, windows), 2))
         real = real_pixels(x, window)
-        both = both + self._within(both.flatten(0, 1), real, batch).view_as(both)
+        within = self._within(fold(both, 0, 1), real, batch)
+        both = both + within.unflatten(0, both.shape[:2])
 
         found, maps = both[:, :, 0], both[:, :, 1:].unflatten(-1, (self.heads, -1))
         qk = self.win_qk(gelu(self.win_norm(found))).unflatten(-1, (2, self.heads, -1))
         shares = window_shares(qk, self.dropout if self.training else 0.0)
         maps = mix_windows(shares, maps, real) + maps
-        return from_windows(maps.flatten(3).unflatten(1, grid), window, size)
+        return from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
 
     def _within(self, x: Tensor, real: Tensor | None, batch: int) -> Tensor:
         """Attention inside windows: (windows, tokens, dim) -> same."""
         qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
         dropout = self.dropout if self.training else 0.0
-        return window_attention(qkv, real, batch, dropout).transpose(1, 2).flatten(2)
+        return fold(window_attention(qkv, real, batch, dropout).transpose(1, 2), 2, 3)
 
     def _tokens(self, windows: Tensor, grid: list[int]) -> Tensor:
         """Window tokens of a map: (batch, windows, 1, dim)."""
@@ -201,12 +202,26 @@ class SeparableAttention(nn.Module):
         if self.win_tokens is None:
             return windows.new_zeros(batch, count, 1, dim)
         own: Tensor = self.win_tokens
-        if not all(isinstance(n, int) for n in grid) or tuple(grid) != self.grid:
-            # (1, windows, 1, dim) as an image of the grid, resized, and back
-            image = own.view(1, *self.grid, dim).permute(0, 3, 1, 2)
-            image = interpolate(image, size=list(grid), mode="bilinear", align_corners=False)
-            own = image.flatten(2).transpose(1, 2)[:, :, None]
+        if not known(*grid) or tuple(grid) != self.grid:
+            down, across = (
+                _resize(n, old, own) for n, old in zip(grid, self.grid, strict=True)
+            )
+            image = own.view(*self.grid, dim)
+            image = torch.einsum("yi,ijd,xj->yxd", down, image, across)
+            own = image.flatten(0, 1)[None, :, None]
         return own.to(windows.dtype).expand(batch, -1, -1, -1)
+
+
+def _resize(new: int, old: int, like: Tensor) -> Tensor:
+    """Weights (new, old) of linear interpolation along one axis, pixels as areas.
+
+    Written in tensors, since `new` may be a symbol that cannot take part in float arithmetic.
+    """
+    index = torch.arange(new, device=like.device)
+    place = (2 * index + 1) * old / (2 * (index[-1] + 1)) - 0.5
+    place = place.clamp(0, old - 1)
+    distance = (place[:, None] - torch.arange(old, device=like.device)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)
 
 
 def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: float) -> Tensor:
@@ -255,7 +270,7 @@ def mix_windows(shares: Tensor, maps: Tensor, real: Tensor | None) -> Tensor:
     if real is not None:
         maps = maps * real[:, :, None, None]
     flat = maps.permute(0, 3, 1, 2, 4)
-    mixed = (shares.to(maps.dtype) @ flat.flatten(3)).unflatten(3, flat.shape[3:])
+    mixed = (shares.to(maps.dtype) @ fold(flat, 3, 4)).unflatten(3, flat.shape[3:])
     if real is not None:
         weight = shares @ real.to(shares.dtype)
         # a pixel that no window has is padding, and will be cut off

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from foveal.layers.windows import Pair, from_windows, to_windows
+from foveal.layers.windows import Pair, fold, from_windows, to_windows
 
 
 def windowed_attention(
@@ -44,18 +44,20 @@ def windowed_attention(
     inner = (block[0] // stride, block[1] // stride)
     bias = rows.unflatten(2, size)[..., :, None] + columns.unflatten(2, size)[..., None, :]
     q_blocks = to_windows(q, inner)  # (batch, nh, nw, pixels, heads, head_dim)
-    bias = to_windows(bias.flatten(4).permute(0, 2, 3, 1, 4), inner).transpose(3, 4)
+    bias = to_windows(fold(bias, 4, 5).permute(0, 2, 3, 1, 4), inner).transpose(3, 4)
     counts = (q_blocks.shape[1], q_blocks.shape[2])
     real = torch.ones_like(k[:1, :, :, :1, :1])
     k, v, real = (_windows(x, counts, block, halo) for x in (k, v, real))
     if not read_padding:
-        bias = bias.masked_fill(real.transpose(3, 4)[..., None, :, 0] == 0, -torch.inf)
-    q, k, v = (x.transpose(3, 4) for x in (q_blocks, k, v))
+        absent = real[..., 0, 0][:, :, :, None, None, :] == 0
+        bias = bias.masked_fill(absent, -torch.inf)
+    q, k, v, bias = (fold(x, 0, 2) for x in (q_blocks, k, v, bias))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = scaled_dot_product_attention(
-        q.flatten(0, 2),
-        k.flatten(0, 2),
-        v.flatten(0, 2),
-        attn_mask=bias.flatten(0, 2).to(q.dtype),
+        q,
+        k,
+        v,
+        attn_mask=bias.to(q.dtype),
         dropout_p=dropout_p,
         scale=scale,
     )
@@ -73,4 +75,4 @@ def _windows(x: Tensor, counts: Pair, block: Pair, halo: Pair) -> Tensor:
         index = first[:, None] + torch.arange(block[axis] + 2 * halo[axis], device=x.device)
         x = x.index_select(1 + 2 * axis, index.flatten())
         x = x.unflatten(1 + 2 * axis, index.shape)
-    return x.transpose(2, 3).flatten(3, 4)
+    return fold(x.transpose(2, 3), 3, 4)

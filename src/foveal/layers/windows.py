@@ -9,22 +9,47 @@ from torch.nn.functional import pad
 Pair = tuple[int, int]
 
 
+def known(*sizes: int) -> bool:
+    """Whether sizes are numbers, rather than symbols of a graph that is being exported."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def fold(x: Tensor, first: int, last: int) -> Tensor:
+    """Dimensions first ... last as one.
+
+    With symbols it copies: whether a view would do depends on numbers, and asking for them would
+    tie the graph to the sizes of the example.
+    """
+    return (x if known(*x.shape) else x.clone(memory_format=torch.contiguous_format)).flatten(
+        first, last
+    )
+
+
+def take_first(x: Tensor, axis: int, length: int) -> Tensor:
+    """The first `length` entries along an axis; a copy with symbols, as in `fold`."""
+    if known(*x.shape, length):
+        return x.narrow(axis, 0, length)
+    return x.index_select(axis, torch.arange(length, device=x.device))
+
+
 def to_windows(x: Tensor, window: Pair) -> Tensor:
     """(batch, height, width, ...) -> (batch, rows, columns, window pixels, ...).
 
     The map is padded with zeros at its lower and right end.
     """
-    bottom, right = -x.shape[1] % window[0], -x.shape[2] % window[1]
-    if not (isinstance(bottom, int) and isinstance(right, int)) or bottom or right:
+    rows, columns = (-(-x.shape[1 + a] // window[a]) for a in (0, 1))
+    # written so that symbols cancel: after padding, the height is `rows * window` to the compiler
+    bottom, right = rows * window[0] - x.shape[1], columns * window[1] - x.shape[2]
+    if not known(bottom, right) or bottom or right:
         x = pad(x, [0, 0] * (x.ndim - 3) + [0, right, 0, bottom])
-    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
-    return x.transpose(2, 3).flatten(3, 4)
+    x = x.unflatten(2, (columns, window[1])).unflatten(1, (rows, window[0]))
+    return fold(x.transpose(2, 3), 3, 4)
 
 
 def from_windows(x: Tensor, window: Pair, size: Pair) -> Tensor:
     """(batch, rows, columns, window pixels, ...) -> (batch, height, width, ...)."""
-    x = x.unflatten(3, window).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return x[:, : size[0], : size[1]]
+    x = fold(x.unflatten(3, window).transpose(2, 3), 3, 4).flatten(1, 2)
+    return take_first(take_first(x, 1, size[0]), 2, size[1])
 
 
 def real_pixels(x: Tensor, window: Pair) -> Tensor | None:
@@ -33,8 +58,7 @@ def real_pixels(x: Tensor, window: Pair) -> Tensor | None:
     (windows, window pixels) bool; None when the windows fit, as far as that is known.
     """
     height, width = x.shape[1], x.shape[2]
-    known = isinstance(height, int) and isinstance(width, int)
-    if known and height % window[0] == 0 and width % window[1] == 0:
+    if known(height, width) and height % window[0] == 0 and width % window[1] == 0:
         return None
     ones = torch.ones(1, height, width, dtype=torch.uint8, device=x.device)
     return to_windows(ones, window).flatten(0, 2) > 0

@@ -159,6 +159,8 @@ class ConvFeedForward(nn.Module):
         """(batch, dim, height, width) -> same."""
         x = tokens(x)
         for layer in self.net:
-            pointwise = isinstance(layer, (ChanLayerNorm, PointwiseConv))
-            x = layer.of_tokens(x) if pointwise else layer(x)
+            if isinstance(layer, (ChanLayerNorm, PointwiseConv)):
+                x = layer.of_tokens(x)
+            else:
+                x = layer(x)
         return as_map(x)
