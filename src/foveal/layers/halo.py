@@ -130,14 +130,12 @@ class HaloAttention(nn.Module):
             raise ValueError(
                 f"x must be (batch, {self.dim}, height, width), got {tuple(x.shape)}."
             )
-        q, k, v = self._project(x)
+        attention = self._attend if known(x.shape[2], x.shape[3]) else self._windowed
         if self.padding == "inverted":
-            out = self._inverted(v)
-        elif known(x.shape[2], x.shape[3]):
-            out = self._attend(q, k, v)
-        else:
-            out = self._windowed(q, k, v)
-        return self.to_out(out).permute(0, 3, 1, 2)
+            attention = self._inverted
+        # no name holds q, k and v, so that they are gone before the output is copied
+        out = attention(*self._project(x))
+        return self.to_out(fold(out, 3, 4)).permute(0, 3, 1, 2)
 
     def pattern(self, height: int, width: int) -> Halo:
         """Who attends to whom in a map of this size."""
@@ -168,7 +166,7 @@ class HaloAttention(nn.Module):
         return WindowBias(*logits)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(batch, query height, query width, heads * dim_v)."""
+        """(batch, query height, query width, heads, dim_v)."""
         size, pattern = q.shape[1:3], self.pattern(k.shape[1], k.shape[2])
         bias = self._bias(q)
         dropout = self.dropout if self.training else 0.0
@@ -188,7 +186,7 @@ class HaloAttention(nn.Module):
             )
             # merge() with a part that reads zeros: only the weight of the map is left of it
             out = out * torch.sigmoid(lse - _outside(pattern, bias, lse)).to(out.dtype)[..., None]
-        return out.transpose(1, 2).flatten(2).unflatten(1, size)
+        return out.transpose(1, 2).unflatten(1, size)
 
     def _windowed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         bias = self._bias(q)
@@ -196,7 +194,7 @@ class HaloAttention(nn.Module):
             shape = (q.shape[0], self.heads, q.shape[1] * q.shape[2])
             window = (b + 2 * h for b, h in zip(self.block_size, self.halo_size, strict=True))
             bias = WindowBias(*(q.new_zeros(*shape, side) for side in window))
-        out = windowed_attention(
+        return windowed_attention(
             q,
             k,
             v,
@@ -208,9 +206,8 @@ class HaloAttention(nn.Module):
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return fold(out, 3, 4)
 
-    def _inverted(self, v: Tensor) -> Tensor:
+    def _inverted(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """halonet-pytorch 0.0.4: the mean of a whole window, zero where it leaves the map."""
         size = (v.shape[1], v.shape[2])
         v = v.flatten(3).permute(0, 3, 1, 2)
@@ -223,7 +220,8 @@ class HaloAttention(nn.Module):
         # a window that leaves the map by one pixel has a share of at most 1 - 1 / area
         mean = mean * (inside > 1 - 0.5 / (window[0] * window[1]))
         mean = mean.repeat_interleave(block_h, 2).repeat_interleave(block_w, 3)
-        return mean[:, :, : size[0] : self.stride, : size[1] : self.stride].permute(0, 2, 3, 1)
+        mean = mean[:, :, : size[0] : self.stride, : size[1] : self.stride]
+        return mean.permute(0, 2, 3, 1).unflatten(3, (self.heads, self.dim_v))
 
 
 def _width(name: str, ratio: float, dim_head: int) -> int:

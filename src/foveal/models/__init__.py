@@ -3,8 +3,16 @@
 from foveal.models.base import Model
 from foveal.models.causal import CausalLM
 from foveal.models.cost import Cost, cost
+from foveal.models.halonet import HaloNet, HaloNetConfig
 from foveal.models.hourglass import HourglassConfig, HourglassTransformer, HourglassTransformerLM
+from foveal.models.image import ImageModel
 from foveal.models.registry import create_model, list_models
+from foveal.models.sepvit import (
+    SepVisionTransformer,
+    SepVisionTransformerConfig,
+    SepViT,
+    SepViTConfig,
+)
 from foveal.models.storage import load_model, save_model
 from foveal.models.transformer import TransformerConfig, TransformerLM
 
@@ -16,6 +24,13 @@ __all__ = [
     "HourglassTransformerLM",
     "HourglassTransformer",
     "HourglassConfig",
+    "ImageModel",
+    "HaloNet",
+    "HaloNetConfig",
+    "SepVisionTransformer",
+    "SepVisionTransformerConfig",
+    "SepViT",
+    "SepViTConfig",
     "create_model",
     "list_models",
     "save_model",

@@ -210,6 +210,6 @@ class _PairCounter:
         layer._attend = self.attend  # type: ignore[method-assign]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The result's shape: (batch, query height, query width, heads * dim_v)."""
+        """The result's shape: (batch, query height, query width, heads, dim_v)."""
         self.flops += self._layer.attention_flops(k.shape[1], k.shape[2])
-        return q.new_empty(*q.shape[:3], v.shape[3] * v.shape[4])
+        return q.new_empty(*q.shape[:4], v.shape[4])
