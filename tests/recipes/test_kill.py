@@ -17,9 +17,11 @@ DRIVER = Path(__file__).with_name("killing.py")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_killed_runs_reach_the_same_weights(recipe, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_runs_reach_the_same_weights(recipe, tmp_path, optimizer):
     """After kills inside checkpoint writes and between steps, weights and optimizer are equal."""
-    recipe.write_text(recipe.read_text().replace("steps = 24", "steps = 150"))
+    changed = recipe.read_text().replace("steps = 24", "steps = 150")
+    recipe.write_text(changed.replace("[optimizer]", f'[optimizer]\nname = "{optimizer}"'))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(
         [sys.executable, str(DRIVER), str(recipe), str(tmp_path / "killed")],
@@ -47,8 +49,9 @@ def test_killed_runs_reach_the_same_weights(recipe, tmp_path):
 def assert_equal(ours, theirs):
     """Optimizer moments and the position in the data agree exactly."""
     assert ours["stream"] == theirs["stream"]
-    moments, others = ours["optimizer"]["state"], theirs["optimizer"]["state"]
-    assert moments.keys() == others.keys()
-    for index, moment in moments.items():
-        for name, value in moment.items():
-            assert torch.equal(value, others[index][name]), (index, name)
+    assert len(ours["optimizers"]) == len(theirs["optimizers"])
+    for one, other in zip(ours["optimizers"], theirs["optimizers"], strict=True):
+        assert one["state"].keys() == other["state"].keys()
+        for index, moments in one["state"].items():
+            for name, value in moments.items():
+                assert torch.equal(value, other["state"][index][name]), (index, name)

@@ -12,6 +12,7 @@ from foveal.training import OptimizerConfig, Trainer, TrainingConfig, make_accel
 from foveal.training.checkpoints import checkpoints, last_complete, load_weights
 from foveal.training.interrupt import Interrupted
 from foveal.training.metrics import MetricsLog, read_metrics
+from foveal.training.optimizers import make_optimizers
 
 
 class Numbers:
@@ -111,6 +112,24 @@ def test_resuming_equals_not_stopping(tmp_path):
     trainer(tmp_path / "b", second, steps=50).fit(resume_from=saved)
     for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_optimizers_share_out_the_parameters(name):
+    """Every parameter is trained once; Muon gets hidden matrices; vectors do not decay."""
+    model = nn.ModuleDict(
+        {"body": nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), "head": nn.Linear(4, 2)}
+    )
+    made = make_optimizers(model, OptimizerConfig(name=name), torch.device("cpu"))
+    assert [type(one).__name__ for one in made] == ["Muon", "AdamW"][name == "adamw" :]
+    groups = [group for one in made for group in one.param_groups]
+    trained = [id(p) for group in groups for p in group["params"]]
+    assert sorted(trained) == sorted(map(id, model.parameters()))
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.ndim == 2}
+    if name == "muon":
+        hidden = {id(model["body"][0].weight), id(model["body"][1].weight)}
+        assert {id(p) for p in made[0].param_groups[0]["params"]} == hidden
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path):

@@ -14,17 +14,21 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay.
+    """AdamW or Muon, with warm-up and cosine decay.
 
     Attributes:
+        name: "adamw", or "muon" for the matrices inside the model and AdamW for the rest; a Muon
+            step costs more and, in small models, needs fewer of them.
         learning_rate: the peak, reached after the warm-up.
         final_fraction: the learning rate at the end, as a fraction of the peak.
         warmup_steps: steps over which the learning rate rises linearly from zero.
         weight_decay: applied to matrices only, never to biases, gains and other vectors.
         beta1, beta2, epsilon: AdamW's.
+        momentum: Muon's.
         clip: largest norm of the gradient; 0 switches clipping off.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     final_fraction: float = 0.05
     warmup_steps: int = 100
@@ -32,6 +36,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    momentum: float = 0.95
     clip: float = 1.0
 
 

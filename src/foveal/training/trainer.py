@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from foveal.training.config import OptimizerConfig, TrainingConfig, check_traini
 from foveal.training.interrupt import Interrupt, Interrupted
 from foveal.training.machine import native_bfloat16
 from foveal.training.metrics import MetricsLog
+from foveal.training.optimizers import make_optimizers
 from foveal.training.progress import clock, make_progress
 from foveal.training.schedule import learning_rate, progress
 from foveal.training.task import Task, Totals
@@ -79,9 +81,8 @@ class Trainer:
         self.title = title
         self.step, self.elapsed = 0, 0.0
         task.model.to(accelerator.device)
-        self.optimizer = accelerator.prepare(
-            make_optimizer(task.model, optimizer, accelerator.device)
-        )
+        made = make_optimizers(task.model, optimizer, accelerator.device)
+        self.optimizers = [accelerator.prepare(one) for one in made]
         model = torch.compile(task.model) if training.compile else task.model
         self._model: nn.Module = accelerator.prepare(model)
         self._autocast = _uses_bfloat16(training, accelerator.device)
@@ -116,8 +117,9 @@ class Trainer:
             _step_seed(self.training.seed, self.step, self.accelerator.process_index)
         )
         done = progress(self.training, self.step, self.elapsed)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.optimizer_config, self.step, done)
+        rate = learning_rate(self.optimizer_config, self.step, done)
+        for group in chain.from_iterable(one.param_groups for one in self.optimizers):
+            group["lr"] = rate
         total = torch.zeros((), device=self.accelerator.device)
         count = self.training.accumulate
         for index in range(count):
@@ -129,8 +131,9 @@ class Trainer:
             total += loss.detach()
         if self.optimizer_config.clip:
             self.accelerator.clip_grad_norm_(self._model.parameters(), self.optimizer_config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return total
 
@@ -155,7 +158,7 @@ class Trainer:
             state = {
                 "step": self.step,
                 "elapsed": self.elapsed,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "stream": self.task.stream.state_dict(),
             }
             checkpoints.save_checkpoint(
@@ -186,7 +189,8 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         checkpoints.load_weights(self.task.model, folder)
         state = checkpoints.load_state(folder)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.task.stream.load_state_dict(state["stream"])
         self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
 
@@ -278,7 +282,7 @@ class _Loop:
         units = steps * self.training.accumulate * trainer.task.units_per_batch
         speed = units * trainer.accelerator.num_processes / max(now - self._logged_at, 1e-9)
         self._logged_at, self._logged_step = now, trainer.step
-        values = {"loss": loss, "lr": trainer.optimizer.param_groups[0]["lr"], "speed": speed}
+        values = {"loss": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"], "speed": speed}
         self.log.write(trainer.step, {**values, "elapsed": trainer.elapsed})
         self._show(loss, speed)
 
@@ -291,24 +295,6 @@ class _Loop:
             f"step {trainer.step:,}  loss {loss:.3f}  "
             f"{speed:,.0f} {trainer.task.unit}/s  {clock(left)} left",
         )
-
-
-def make_optimizer(
-    model: nn.Module, config: OptimizerConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and leaves vectors alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=device.type in ("cpu", "cuda"),
-    )
 
 
 def _uses_bfloat16(training: TrainingConfig, device: torch.device) -> bool:
