@@ -9,14 +9,12 @@ process of its own. Absolute times depend on the machine; the ratios are what th
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from timing import medians, peak_memory
 from torch.nn.functional import scaled_dot_product_attention
 
 import foveal
@@ -47,18 +45,6 @@ def training(call: Callable, qkv: list[torch.Tensor]) -> None:
     call(*qkv).sum().backward()
 
 
-def medians(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Seconds of each job: medians over rounds in which the jobs take turns."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if turn:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def beside_dense(rounds: int) -> None:
     qkv = tensors(8192)
     for name, run in (("forward", forward), ("forward + backward", training)):
@@ -82,10 +68,9 @@ def growth(rounds: int) -> None:
 
 def peak() -> None:
     training(window, tensors(65_536))
-    # ru_maxrss is in KiB on Linux and in bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(f"65,536 tokens, forward + backward: peak memory {used / 1e9:.2f} GB, torch included")
+    print(
+        f"65,536 tokens, forward + backward: peak memory {peak_memory() / 1e9:.2f} GB, torch included"
+    )
 
 
 def main() -> None:
