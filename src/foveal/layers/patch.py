@@ -54,14 +54,23 @@ class ChanLayerNorm(nn.Module):
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1 x 1 convolution, computed as one matrix product over the pixels."""
+    """A 1 x 1 convolution, computed as one matrix product over the pixels.
 
-    def __init__(self, dim_in: int, dim_out: int, bias: bool = True) -> None:
-        super().__init__(dim_in, dim_out, 1, bias=bias)
+    Args:
+        dim_in, dim_out: channels.
+        bias: add a bias.
+        stride: pixels from one that is kept to the next.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, bias: bool = True, stride: int = 1) -> None:
+        super().__init__(dim_in, dim_out, 1, stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, dim_in, height, width) -> (batch, dim_out, height, width)."""
-        return as_map(self.of_tokens(tokens(x)))
+        """(batch, dim_in, height, width) -> (batch, dim_out, height / stride, width / stride)."""
+        # not conv2d: with a stride and channels last its backward pass corrupts memory on CPU
+        # where the channels are not a multiple of 8 (torch 2.13)
+        x, (down, across) = tokens(x), self.stride
+        return as_map(self.of_tokens(x[:, ::down, ::across] if max(self.stride) > 1 else x))
 
     def of_tokens(self, x: Tensor) -> Tensor:
         """The same with the channels last: (..., dim_in) -> (..., dim_out)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.halo import HaloAttention
-from foveal.layers.patch import DropPath, drop_path_rates
+from foveal.layers.patch import DropPath, PointwiseConv, drop_path_rates
 from foveal.models.halonet.config import SIZES, HaloNetConfig
 from foveal.models.image import ImageModel, classifier
 from foveal.models.registry import register
@@ -162,5 +162,5 @@ def _mixer(c: HaloNetConfig, stage: int, stride: int) -> nn.Module:
 
 def _conv_bn(dim_in: int, dim_out: int, act: nn.Module, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(dim_in, dim_out, 1, stride, bias=False), nn.BatchNorm2d(dim_out), act
+        PointwiseConv(dim_in, dim_out, bias=False, stride=stride), nn.BatchNorm2d(dim_out), act
     )
