@@ -1,6 +1,6 @@
 """HaloAttention beside halonet-pytorch: the same layer, weights and input in one run.
 
-    pip install --no-deps halonet-pytorch==0.0.5 && pip install einops
+    pip install --no-deps -r peers.txt
     python benchmarks/halo.py [--threads 2] [--rounds 5]
 
 Prints ratios of medians taken in turn, and the extra peak memory of each in a process of its own.

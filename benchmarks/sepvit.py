@@ -1,6 +1,6 @@
 """A SepViT training step beside vit-pytorch: the same configuration in one run.
 
-pip install --no-deps vit-pytorch==1.26.11 && pip install einops
+pip install --no-deps -r peers.txt
 python benchmarks/sepvit.py [--threads 2] [--rounds 5]
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from peers import peer
 from timing import medians
 
 CONFIG = {"num_classes": 1000, "dim": 32, "depth": (1, 2, 6, 2), "heads": (1, 2, 4, 8)}
@@ -26,12 +27,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    from vit_pytorch.sep_vit import SepViT as TheirSepViT
-
     from foveal.models import SepViT
 
     torch.manual_seed(0)
-    ours, theirs = SepViT(**CONFIG), TheirSepViT(**CONFIG)
+    theirs = peer("vit_pytorch.sep_vit").SepViT(**CONFIG)
+    ours = SepViT(**CONFIG)
     x = torch.randn(8, 3, 224, 224)
     took = medians({"ours": lambda: step(ours, x), "theirs": lambda: step(theirs, x)}, args.rounds)
     print(f"torch {torch.__version__}, {args.threads} threads, float32, batch 8 of 224 x 224")

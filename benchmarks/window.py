@@ -68,9 +68,8 @@ def growth(rounds: int) -> None:
 
 def peak() -> None:
     training(window, tensors(65_536))
-    print(
-        f"65,536 tokens, forward + backward: peak memory {peak_memory() / 1e9:.2f} GB, torch included"
-    )
+    held = peak_memory() / 1e9
+    print(f"65,536 tokens, forward + backward: peak memory {held:.2f} GB, torch included")
 
 
 def main() -> None:

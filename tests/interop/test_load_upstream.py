@@ -8,7 +8,9 @@ import os
 import pickle
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,28 +31,12 @@ def halo_weights() -> dict[str, Tensor]:
     return HaloAttention(dim=12, dim_head=6, heads=2, **HALO).state_dict()
 
 
-def sep_vit_module() -> Any:
-    """vit_pytorch.sep_vit alone: importing the package needs torchvision."""
-    pytest.importorskip("einops")
-    package = importlib.util.find_spec("vit_pytorch")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("vit-pytorch is not installed")
-    path = os.path.join(package.submodule_search_locations[0], "sep_vit.py")
-    spec = importlib.util.spec_from_file_location("peer_sep_vit", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # -- halonet-pytorch ----------------------------------------------------------------------------
 
 
-def test_halonet_pytorch() -> None:
+def test_halonet_pytorch(peer: Callable[[str], ModuleType]) -> None:
     """Left out, compat is the version on the package index; everything else is inferred."""
-    peer = pytest.importorskip("halonet_pytorch")
-    theirs = peer.HaloAttention(dim=12, dim_head=6, heads=2, **HALO)
+    theirs = peer("halonet_pytorch").HaloAttention(dim=12, dim_head=6, heads=2, **HALO)
     ours = load_upstream(theirs.state_dict(), config={"block_size": 4})
     assert isinstance(ours, HaloAttention)
     assert ours.padding == "mask"
@@ -148,10 +134,10 @@ def test_timm(options: dict[str, Any]) -> None:
 # -- SepViT -------------------------------------------------------------------------------------
 
 
-def test_vit_pytorch_model(tmp_path: Path) -> None:
+def test_vit_pytorch_model(tmp_path: Path, peer: Callable[[str], ModuleType]) -> None:
     """A file of vit-pytorch needs no configuration."""
     torch.manual_seed(0)
-    theirs = sep_vit_module().SepViT(num_classes=5, dim=16, depth=(1, 2), heads=(1, 2))
+    theirs = peer("vit_pytorch.sep_vit").SepViT(num_classes=5, dim=16, depth=(1, 2), heads=(1, 2))
     torch.save(theirs.state_dict(), tmp_path / "sep.pt")
     ours = load_upstream(tmp_path / "sep.pt")
     assert isinstance(ours, SepViT)
@@ -159,11 +145,10 @@ def test_vit_pytorch_model(tmp_path: Path) -> None:
     assert_close(ours(x), theirs(x), 1e-5)
 
 
-def test_vit_pytorch_ignores_its_window_size() -> None:
+def test_vit_pytorch_ignores_its_window_size(peer: Callable[[str], ModuleType]) -> None:
     """The package's fault by default, the keyword's meaning with compat=None."""
-    peer = sep_vit_module()
     options = {"num_classes": 5, "dim": 16, "depth": (1, 1), "heads": (1, 2), "window_size": 14}
-    theirs = peer.SepViT(**options)
+    theirs = peer("vit_pytorch.sep_vit").SepViT(**options)
     x = torch.randn(1, 3, 112, 112)
     ours = load_upstream(theirs.state_dict(), "vit-pytorch", config=options)
     assert_close(ours(x), theirs(x), 1e-5)
@@ -172,9 +157,9 @@ def test_vit_pytorch_ignores_its_window_size() -> None:
     assert not torch.allclose(fixed(x), theirs(x), rtol=1e-3)
 
 
-def test_vit_pytorch_layer() -> None:
+def test_vit_pytorch_layer(peer: Callable[[str], ModuleType]) -> None:
     """A DSSA layer alone."""
-    theirs = sep_vit_module().DSSA(16, heads=2, dim_head=8)
+    theirs = peer("vit_pytorch.sep_vit").DSSA(16, heads=2, dim_head=8)
     ours = load_upstream(theirs.state_dict(), "vit-pytorch")
     assert isinstance(ours, DSSA)
     x = torch.randn(1, 16, 14, 7)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,22 +87,23 @@ def test_equals_the_dense_oracle(size: tuple[int, int], options: dict[str, Any])
     assert_same_gradients(gradients(layer, x, out), gradients(layer, x, expected), 1e-12)
 
 
-def test_equals_halonet_pytorch() -> None:
+def test_equals_halonet_pytorch(peer: Callable[[str], ModuleType]) -> None:
     """Same weights, same outputs and gradients as halonet-pytorch 0.0.5, in float32."""
-    peer = pytest.importorskip("halonet_pytorch")
     torch.manual_seed(0)
     options = {"dim": 32, "block_size": 8, "halo_size": 3, "dim_head": 16, "heads": 2}
-    theirs, ours = peer.HaloAttention(**options), HaloAttention(**options)
+    theirs, ours = peer("halonet_pytorch").HaloAttention(**options), HaloAttention(**options)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 32, 24, 40, requires_grad=True)
     assert (ours(x) - theirs(x)).abs().max() < 1e-5
     assert_same_gradients(gradients(ours, x, ours(x)), gradients(theirs, x, theirs(x)), 1e-5)
 
 
-def test_position_logits_of_whole_blocks_equal_halonet_pytorch() -> None:
+def test_position_logits_of_whole_blocks_equal_halonet_pytorch(
+    peer: Callable[[str], ModuleType],
+) -> None:
     """RelPosEmb is a drop-in by itself, too."""
-    peer = pytest.importorskip("halonet_pytorch.halonet_pytorch")
-    theirs, ours = peer.RelPosEmb(4, 10, 8), RelPosEmb(4, 10, 8)
+    theirs = peer("halonet_pytorch.halonet_pytorch").RelPosEmb(4, 10, 8)
+    ours = RelPosEmb(4, 10, 8)
     ours.load_state_dict(theirs.state_dict())
     q = torch.randn(3, 16, 8)
     torch.testing.assert_close(ours(q), theirs(q))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -15,26 +14,11 @@ from foveal.layers import DSSA, SeparableAttention
 from foveal.testing import assert_close
 
 
-def vit_pytorch_module() -> ModuleType:
-    """vit_pytorch.sep_vit alone: importing the package needs torchvision."""
-    package = importlib.util.find_spec("vit_pytorch")
-    pytest.importorskip("einops")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("vit-pytorch is not installed")
-    path = os.path.join(package.submodule_search_locations[0], "sep_vit.py")
-    spec = importlib.util.spec_from_file_location("peer_sep_vit", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("size", [(8, 12), (4, 4)])
-def test_dssa_equals_vit_pytorch(size: tuple[int, int]) -> None:
+def test_dssa_equals_vit_pytorch(size: tuple[int, int], peer: Callable[[str], ModuleType]) -> None:
     """Same weights, same outputs; with one window as well, and no parameter without gradient."""
     torch.manual_seed(0)
-    theirs = vit_pytorch_module().DSSA(24, heads=3, dim_head=8, window_size=4).double()
+    theirs = peer("vit_pytorch.sep_vit").DSSA(24, heads=3, dim_head=8, window_size=4).double()
     ours = DSSA(24, heads=3, dim_head=8, window_size=4).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 24, *size, dtype=torch.double)

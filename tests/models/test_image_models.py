@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -140,21 +140,10 @@ def test_samples_are_independent(kind: str) -> None:
         assert_close(model(x[1:2]), model(x)[1:2], 1e-5)
 
 
-def test_compact_equals_vit_pytorch() -> None:
+def test_compact_equals_vit_pytorch(peer: Callable[[str], ModuleType]) -> None:
     """SepViT takes vit-pytorch's weights and gives its logits."""
-    pytest.importorskip("einops")
-    package = importlib.util.find_spec("vit_pytorch")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("vit-pytorch is not installed")
-    # the module alone: importing the package needs torchvision
-    path = os.path.join(package.submodule_search_locations[0], "sep_vit.py")
-    spec = importlib.util.spec_from_file_location("peer_sep_vit", path)
-    assert spec is not None
-    assert spec.loader is not None
-    peer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peer)
     options = {"num_classes": 5, "dim": 16, "depth": (1, 1, 1), "heads": (1, 2, 2)}
-    theirs, ours = peer.SepViT(**options), SepViT(**options)
+    theirs, ours = peer("vit_pytorch.sep_vit").SepViT(**options), SepViT(**options)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 112, 112)
     assert_close(ours(x), theirs(x), 1e-5)

@@ -1,0 +1,30 @@
+"""The public packages beside which foveal is measured and tested (peers.txt names versions)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+
+
+def peer(name: str) -> ModuleType:
+    """A module of a peer, without running the ``__init__`` of its package.
+
+    Some packages import, in their ``__init__``, libraries that the module itself does not need
+    (torchvision for ``vit_pytorch.sep_vit``).
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    package, _, module = name.partition(".")
+    if package not in sys.modules:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not module:
+            return importlib.import_module(name)
+        shell = ModuleType(package)
+        shell.__path__ = list(spec.submodule_search_locations or [])
+        shell.__spec__ = spec
+        sys.modules[package] = shell
+    return importlib.import_module(name)
