@@ -203,9 +203,7 @@ class SeparableAttention(nn.Module):
             return windows.new_zeros(batch, count, 1, dim)
         own: Tensor = self.win_tokens
         if not known(*grid) or tuple(grid) != self.grid:
-            down, across = (
-                _resize(n, old, own) for n, old in zip(grid, self.grid, strict=True)
-            )
+            down, across = (_resize(n, old, own) for n, old in zip(grid, self.grid, strict=True))
             image = own.view(*self.grid, dim)
             image = torch.einsum("yi,ijd,xj->yxd", down, image, across)
             own = image.flatten(0, 1)[None, :, None]
