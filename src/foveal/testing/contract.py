@@ -107,14 +107,14 @@ def _check_decoding(pattern: Pattern, mask: Tensor) -> None:
     bounds = pattern.horizon()
     for position in range(length):
         row = mask[position].nonzero()[:, 0]
+        if bounds is not None:
+            recent = row > position - bounds[1]
+            expect(bool((recent | (row < bounds[0])).all()), f"horizon misses keys of {position}")
         reads = pattern.reads(position)
         expect(
             torch.equal(reads, row),
             f"reads({position}) is {reads.tolist()}, the mask has {row.tolist()}",
         )
-        if bounds is not None:
-            recent = row > position - bounds[1]
-            expect(bool((recent | (row < bounds[0])).all()), f"horizon misses keys of {position}")
         needed = set(mask[position + 1 :, : position + 1].any(0).nonzero()[:, 0].tolist())
         kept = set(torch.as_tensor(pattern.keeps(position)).tolist())
         lost, unknown = needed - kept, kept - set(range(position + 1))
