@@ -12,9 +12,10 @@ from typing import Any
 COMMANDS = {
     "train": "train a recipe: foveal train bytes-hourglass",
     "evaluate": "score a run on held-out data: foveal evaluate latest",
+    "predict": "name what is in pictures: foveal predict latest cat.png",
     "generate": 'let a run write: foveal generate latest --prompt "def "',
     "report": "rewrite a run's report.html and name its pictures: foveal report latest",
-    "draw": 'draw a pattern: foveal draw "SlidingWindow(window=8)"',
+    "draw": 'draw a pattern, or attention: foveal draw "SlidingWindow(window=8)"',
     "list": "recipes, patterns and models that there are",
 }
 _MODULES = {"list": "listing"}

@@ -1,4 +1,4 @@
-"""`foveal draw PATTERN`: a picture of who attends to whom."""
+"""`foveal draw PATTERN`: a picture of who attends to whom; `attention`: of what pixels read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveal.patterns import serialize
 
 @dataclass(kw_only=True)
 class Options:
-    """Draw a pattern as a PNG.
+    """Draw a pattern as a PNG; `foveal draw attention --help` is about the attention of a run.
 
     Attributes:
         pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
@@ -30,6 +30,10 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Draw a pattern and print the path of the picture."""
+    if arguments[:1] == ["attention"]:
+        from foveal.cli import draw_attention
+
+        return draw_attention.main(arguments[1:])
     options = parse(Options, arguments, "draw")
     pattern = serialize.parse(options.pattern)
     path = Path(_file_name(options.pattern)) if options.output is None else options.output

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from foveal.cli.options import parse
-from foveal.recipes.report import describe_windows
+from foveal.recipes.image_runs import evaluate_images
+from foveal.recipes.images import ImageEvaluation
+from foveal.recipes.report import PICTURES, describe_windows
 from foveal.recipes.run import Evaluation, evaluate
-from foveal.recipes.runs import find_run
+from foveal.recipes.runs import find_run, load_config
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Score a run on its held-out bytes, in float32.
+    """Score a run on its held-out bytes or pictures, in float32.
 
     Attributes:
         run: the run's folder, or "latest".
-        data: score the held-out part of another file, folder or glob.
+        data: score the held-out part of other data: a file, folder or glob (pictures: a folder
+            or archive).
         context: bytes per window; the training context unless given.
         stride: bytes newly scored by each window; smaller than the context gives every byte more
             history, and a better score at a higher cost. Equal to the context unless given.
@@ -37,8 +41,12 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Score a run and print a small table."""
     options = parse(Options, arguments, "evaluate")
+    folder = find_run(options.run)
+    if load_config(folder).task == "images":
+        print(_image_table(evaluate_images(folder, data=options.data), folder))
+        return 0
     result = evaluate(
-        find_run(options.run),
+        folder,
         data=options.data,
         context=options.context,
         stride=options.stride,
@@ -46,6 +54,25 @@ def main(arguments: list[str]) -> int:
     )
     print(_table(result))
     return 0
+
+
+def _image_table(result: ImageEvaluation, folder: Path) -> str:
+    width = max(len("class"), *map(len, result.classes))
+    lines = [
+        f"{result.data} (checksum {result.checksum})",
+        f"{result.images:,} pictures ({result.skipped} of the data skipped), "
+        f"{result.seconds:.0f} s, {result.checkpoint}",
+        "",
+        f"top-1 accuracy     {result.accuracy:.2%}",
+        f"top-5 accuracy     {result.top5:.2%}",
+        f"balanced accuracy  {result.balanced_accuracy:.2%}",
+        "",
+        f"{'class':<{width}}  pictures  recall  precision",
+    ]
+    for name, count, recall, precision in result.per_class():
+        lines.append(f"{name:<{width}}  {count:>8,}  {recall:6.1%}  {precision:9.1%}")
+    picture = folder / PICTURES / "confusion.png"
+    return "\n".join([*lines, *(["", f"confusion matrix  {picture}"] if picture.exists() else [])])
 
 
 def _table(result: Evaluation) -> str:

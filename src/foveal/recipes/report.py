@@ -15,6 +15,7 @@ from torch import nn
 from foveal.patterns import Pattern
 from foveal.patterns.serialize import from_config, to_config
 from foveal.recipes.config import RunConfig
+from foveal.recipes.image_report import image_sections
 from foveal.recipes.runs import CONFIG, load_config, read_json
 from foveal.training.metrics import read_metrics
 
@@ -53,6 +54,9 @@ def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict
     cards = {}
     if "bits_per_byte" in score:
         cards["bits per byte, held out"] = f"{score['bits_per_byte']:.3f}"
+    for name, label in (("accuracy", "top-1"), ("balanced_accuracy", "mean over classes")):
+        if name in score:
+            cards[f"{label} accuracy, held out"] = f"{score[name]:.1%}"
     if result:
         cards["steps"] = f"{result['steps']:,}"
         cards["minutes of training"] = f"{result['seconds'] / 60:.1f}"
@@ -65,11 +69,13 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
     from foveal.draw.report import Section
 
     entries = read_metrics(folder)
-    if any("loss" in entry for entry in entries):
+    evaluation = read_json(folder / "evaluation.json")
+    if config.task == "images":
+        yield from image_sections(folder / PICTURES, entries, evaluation)
+    elif any("loss" in entry for entry in entries):
         picture = _draw_training(entries, folder / PICTURES / "training.png")
         yield Section("Training", pictures=[("Loss on training and held-out bytes", picture)])
-    evaluation = read_json(folder / "evaluation.json")
-    if evaluation:
+    if evaluation and config.task != "images":
         yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
     samples = read_json(folder / "samples.json") or []
     if samples:

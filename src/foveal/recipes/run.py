@@ -15,6 +15,8 @@ import torch
 from foveal.data.sources import Corpus, Span, open_corpus
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.config import RunConfig
+from foveal.recipes.image_runs import finish_images
+from foveal.recipes.images import CLASSES
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import (
     begin,
@@ -24,6 +26,7 @@ from foveal.recipes.runs import (
     read_json,
     write_json,
 )
+from foveal.recipes.tasks import make_task, require_task
 from foveal.training.config import check_training
 from foveal.training.machine import describe_machine
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
@@ -48,10 +51,12 @@ def train(
     """
     check_training(config.training, config.optimizer)
     accelerator = make_accelerator(config.training)
-    task = ByteTask(config, accelerator.process_index, accelerator.num_processes)
+    task = make_task(config, accelerator.process_index, accelerator.num_processes)
     folder = choose_folder(config, output, resume)
     with accelerator.main_process_first():
         last = begin(folder, config)
+        if config.task == "images":
+            write_json(folder / CLASSES, task.classes)
     trainer = Trainer(
         task,
         config.optimizer,
@@ -63,7 +68,8 @@ def train(
     )
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
-        _finish(folder, task, config, outcome, accelerator.device)
+        finish = finish_images if config.task == "images" else _finish
+        finish(folder, task, config, outcome, accelerator.device)
     accelerator.wait_for_everyone()
     return folder, outcome
 
@@ -138,6 +144,7 @@ def evaluate(
         max_bytes: score only so many bytes from the start of the held-out part.
     """
     config = load_config(folder)
+    require_task(config, "bytes", "bits per byte")
     model, last = load_model(folder, config)
     corpus = _head(open_corpus(config.data.path if data is None else data)[1], max_bytes)
     context = config.data.context if context is None else context
@@ -170,6 +177,7 @@ def generate(
 ) -> Continuation:
     """Let a run's model continue a prompt and keep the text beside the run's samples."""
     config = load_config(folder)
+    require_task(config, "bytes", "generate")
     model, _ = load_model(folder, config)
     written = continue_text(
         model.to(pick_device()),

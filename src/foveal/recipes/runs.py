@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from foveal.recipes.bytes import build_byte_model
 from foveal.recipes.config import RunConfig, config_from_dict, first_difference
+from foveal.recipes.tasks import build_task_model
 from foveal.training import checkpoints
 from foveal.training.files import remove_partials, write_text
 
@@ -103,7 +103,7 @@ def load_model(folder: Path, config: RunConfig) -> tuple[nn.Module, Path]:
     last = checkpoints.last_complete(folder / CHECKPOINTS)
     if last is None:
         raise ValueError(f"the run {folder} has no checkpoint yet; train it first.")
-    model = build_byte_model(config)
+    model = build_task_model(config, folder)
     checkpoints.load_weights(model, last)
     return model.eval(), last
 

@@ -1,0 +1,54 @@
+"""`foveal draw attention RUN IMAGE --at Y,X`: where pixels of a picture look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from foveal.cli.options import parse
+from foveal.recipes.runs import find_run
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Lay the attention of chosen pixels over a picture, for every layer and head.
+
+    Attributes:
+        run: the run's folder, or "latest".
+        image: a picture; it is scaled and cropped as in training.
+        at: "ROW,COLUMN" of a pixel after that; several are separated by spaces. The middle
+            unless given.
+        output: the picture's path; a number is added to it for each further pixel.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    image: Annotated[str, tyro.conf.Positional]
+    at: tuple[str, ...] = ()
+    output: Path = Path("attention.png")
+
+
+def main(arguments: list[str]) -> int:
+    """Draw and print the paths of the pictures."""
+    options = parse(Options, arguments, "draw attention")
+    if not options.output.parent.is_dir():
+        raise ValueError(
+            f"the folder of output={str(options.output)!r} does not exist; make it first."
+        )
+    from foveal.recipes.image_runs import draw_run_attention
+
+    at = [_pixel(text) for text in options.at]
+    for path in draw_run_attention(find_run(options.run), options.image, at, options.output):
+        print(path)
+    return 0
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    """`12,7` -> (12, 7)."""
+    try:
+        row, column = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--at must be ROW,COLUMN such as 16,16, got {text!r}.") from None
+    return row, column

@@ -1,0 +1,188 @@
+"""Augmentation of whole batches on tensors; every picture gets its own draw.
+
+All functions take images (batch, channels, height, width), float, with 0 as the mean colour, and
+draw from the generator they are given, so that a resumed run sees the same pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, grid_sample, pad
+
+MEAN, SPREAD = 0.5, 0.25
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """uint8 pixels -> floats around 0 of about unit spread, the same for all data."""
+    return (images.float() / 255 - MEAN) / SPREAD
+
+
+def random_crop(images: Tensor, margin: int, generator: Generator) -> Tensor:
+    """Shift each image by up to `margin` pixels; what comes in is the mean colour."""
+    if not margin:
+        return images
+    batch, _, height, width = images.shape
+    padded = pad(images, [margin] * 4).permute(0, 2, 3, 1)
+    top, left = (
+        torch.randint(0, 2 * margin + 1, (batch, 1, 1), generator=generator) for _ in range(2)
+    )
+    rows = top + torch.arange(height)[None, :, None]
+    columns = left + torch.arange(width)[None, None, :]
+    picked = padded[torch.arange(batch)[:, None, None], rows, columns]
+    return picked.permute(0, 3, 1, 2)
+
+
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror half of the images left to right."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def random_resized_crop(images: Tensor, least_area: float, generator: Generator) -> Tensor:
+    """Cut a window of at least `least_area`, up to 3:4 out of square, and scale it up."""
+    if least_area >= 1:
+        return images
+    batch = len(images)
+    area = least_area + (1 - least_area) * torch.rand(batch, generator=generator)
+    ratio = ((torch.rand(batch, generator=generator) * 2 - 1) * math.log(4 / 3)).exp()
+    high, wide = ((area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1))
+    down, across = (
+        (torch.rand(batch, generator=generator) * 2 - 1) * (1 - side) for side in (high, wide)
+    )
+    return _transform(images, _matrix(wide, high, across, down))
+
+
+def random_erasing(images: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Put noise over a rectangle of 2 % to 33 % of some of the images."""
+    if not probability:
+        return images
+    batch, _, height, width = images.shape
+    area = 0.02 + 0.31 * torch.rand(batch, generator=generator)
+    ratio = ((torch.rand(batch, generator=generator) * 2 - 1) * math.log(3)).exp()
+    inside = _boxes((area * ratio).sqrt(), (area / ratio).sqrt(), height, width, generator)
+    inside &= (torch.rand(batch, generator=generator) < probability)[:, None, None]
+    noise = torch.randn(images.shape, generator=generator)
+    return torch.where(inside[:, None], noise, images)
+
+
+def mixup(
+    images: Tensor, targets: Tensor, alpha: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Blend each image and its target (batch, classes) with another one's. Zhang et al. 2018."""
+    if not alpha:
+        return images, targets
+    share, other = _share(alpha, generator), torch.randperm(len(images), generator=generator)
+    return (
+        images * share + images[other] * (1 - share),
+        targets * share + targets[other] * (1 - share),
+    )
+
+
+def cutmix(
+    images: Tensor, targets: Tensor, alpha: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of another image; the target follows the areas. Yun et al. 2019."""
+    if not alpha:
+        return images, targets
+    other = torch.randperm(len(images), generator=generator)
+    side = torch.full((len(images),), math.sqrt(1 - _share(alpha, generator)))
+    inside = _boxes(side, side, images.shape[2], images.shape[3], generator)
+    pasted = inside.float().mean((1, 2))[:, None]
+    mixed = torch.where(inside[:, None], images[other], images)
+    return mixed, targets * (1 - pasted) + targets[other] * pasted
+
+
+def rand_augment(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Two changes out of seven for the batch, each image by its own amount. After Cubuk 2020.
+
+    Args:
+        strength: 0 for none, 1 for rotations up to 30 degrees and the like.
+    """
+    if not strength:
+        return images
+    for choice in torch.randint(0, len(_CHANGES), (2,), generator=generator).tolist():
+        amount = (torch.rand(len(images), generator=generator) * 2 - 1) * strength
+        images = _CHANGES[choice](images, amount)
+    return images
+
+
+# -- the changes of rand_augment; amount (batch,) is from -1 to 1 ---------------------------------
+
+
+def _rotate(images: Tensor, amount: Tensor) -> Tensor:
+    angle = amount * math.radians(30)
+    matrix = torch.zeros(len(images), 2, 3)
+    matrix[:, 0, 0], matrix[:, 0, 1] = angle.cos(), -angle.sin()
+    matrix[:, 1, 0], matrix[:, 1, 1] = angle.sin(), angle.cos()
+    return _transform(images, matrix)
+
+
+def _shear(images: Tensor, amount: Tensor) -> Tensor:
+    matrix = _matrix(*(torch.ones(len(images)),) * 2, *(torch.zeros(len(images)),) * 2)
+    matrix[:, 0, 1] = 0.3 * amount
+    return _transform(images, matrix)
+
+
+def _zoom(images: Tensor, amount: Tensor) -> Tensor:
+    factor = 1 + 0.25 * amount
+    zero = torch.zeros_like(amount)
+    return _transform(images, _matrix(factor, factor, zero, zero))
+
+
+def _brightness(images: Tensor, amount: Tensor) -> Tensor:
+    return images + amount[:, None, None, None]
+
+
+def _contrast(images: Tensor, amount: Tensor) -> Tensor:
+    return images * (1 + 0.5 * amount[:, None, None, None])
+
+
+def _saturation(images: Tensor, amount: Tensor) -> Tensor:
+    grey = images.mean(1, keepdim=True)
+    return grey + (images - grey) * (1 + 0.8 * amount[:, None, None, None])
+
+
+def _solarize(images: Tensor, amount: Tensor) -> Tensor:
+    limit = MEAN / SPREAD * (1 - amount.clamp(min=0) * 0.7)[:, None, None, None]
+    return torch.where(images > limit, -images, images)
+
+
+_CHANGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    *(_rotate, _shear, _zoom, _brightness, _contrast, _saturation, _solarize),
+)
+
+
+def _matrix(wide: Tensor, high: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Affine maps (batch, 2, 3) from places in the result to places in the image."""
+    matrix = torch.zeros(len(wide), 2, 3)
+    matrix[:, 0, 0], matrix[:, 0, 2] = wide, across
+    matrix[:, 1, 1], matrix[:, 1, 2] = high, down
+    return matrix
+
+
+def _transform(images: Tensor, matrix: Tensor) -> Tensor:
+    grid = affine_grid(matrix, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, align_corners=False)
+
+
+def _boxes(high: Tensor, wide: Tensor, height: int, width: int, generator: Generator) -> Tensor:
+    """Random rectangles (batch, height, width) bool; `high` and `wide` are shares of the image."""
+    batch, inside = len(high), []
+    for share, side in ((high, height), (wide, width)):
+        length = (share * side).round().clamp(max=side)
+        first = (torch.rand(batch, generator=generator) * (side - length + 1)).floor()
+        place = torch.arange(side)[None]
+        inside.append((place >= first[:, None]) & (place < (first + length)[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def _share(alpha: float, generator: Generator) -> float:
+    """A draw from Beta(alpha, alpha), by Johnk's method, from the given generator."""
+    while True:
+        a, b = (torch.rand(2, generator=generator, dtype=torch.float64) ** (1 / alpha)).tolist()
+        if 0 < a + b <= 1:
+            return float(a / (a + b))

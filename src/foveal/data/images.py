@@ -1,0 +1,183 @@
+"""Pictures with classes to train and to score on: from folders, archives, `datasets`, emoji."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from foveal.data import augment
+from foveal.data.sampling import ShuffledSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataConfig:
+    """Which pictures, how large, and how they are varied in training.
+
+    Attributes:
+        path: "emoji" for the embedded pictures; a folder of class folders, with or without train
+            and test (or val) folders above them; a .npz archive; or "hf:NAME" for the Hugging
+            Face `datasets` package ("hf:imagefolder:FOLDER" reads a local one, "hf-stream:NAME"
+            without downloading all of it).
+        size: pictures are scaled and cropped to size x size pixels.
+        held_out: share of the pictures kept for scoring where the data have no split.
+        max_images: use only so many training pictures; 0 means all.
+        crop: shift by up to so many pixels.
+        least_area: cut a random window of at least this share and scale it up; 1 means never.
+        flip: mirror half of the pictures left to right.
+        rand_augment: strength of random changes of colour and shape; 0 means none.
+        erasing: share of the pictures that lose a random rectangle.
+        mixup, cutmix: parameter alpha of each; 0 means never. With both, batches take turns.
+        label_smoothing: share of the target that is spread over all classes.
+        balance: weight classes by (1 / frequency) ** balance; 1 counts all classes alike.
+    """
+
+    path: str = "emoji"
+    size: int = 32
+    held_out: float = 0.1
+    max_images: int = 0
+    crop: int = 4
+    least_area: float = 1.0
+    flip: bool = True
+    rand_augment: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.1
+    balance: float = 0.0
+
+
+def check_image_config(config: ImageDataConfig) -> None:
+    """Raise ValueError for values that no picture can have."""
+    if config.size < 4:
+        raise ValueError(f"data.size must be at least 4 pixels, got {config.size}.")
+    if not 0 < config.held_out < 1:
+        raise ValueError(f"data.held_out must be between 0 and 1, got {config.held_out}.")
+    if not 0 < config.least_area <= 1:
+        raise ValueError(f"data.least_area must be above 0, at most 1, got {config.least_area}.")
+    for name in ("rand_augment", "erasing", "label_smoothing", "balance"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"data.{name} must be from 0 to 1, got {getattr(config, name)}.")
+    for name in ("crop", "mixup", "cutmix", "max_images"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"data.{name} must not be negative, got {getattr(config, name)}.")
+
+
+class ImageSet:
+    """Labelled pictures of one size.
+
+    Args:
+        name: what to call them in reports.
+        labels: int64 (n,).
+        classes: the name of each label.
+        read: indices (any number) -> uint8 (number, 3, size, size).
+        skipped: what was wrong with files that were left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        labels: Tensor,
+        classes: Sequence[str],
+        read: Callable[[Tensor], Tensor],
+        skipped: Sequence[str] = (),
+    ) -> None:
+        self.name, self.labels, self.classes = name, labels, list(classes)
+        self.read, self.skipped = read, list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def from_pixels(
+        cls, name: str, pixels: np.ndarray, labels: Any, classes: Sequence[str], skipped: Any = ()
+    ) -> ImageSet:
+        """A set held in memory; pixels uint8 (n, size, size, 3)."""
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        return cls(
+            name, torch.as_tensor(labels).long(), classes, lambda index: images[index], skipped
+        )
+
+    def subset(self, index: Tensor, name: str) -> ImageSet:
+        """Some of the pictures, in the order of `index`."""
+        return ImageSet(
+            name, self.labels[index], self.classes, lambda i: self.read(index[i]), self.skipped
+        )
+
+    def checksum(self) -> str:
+        """Eight hexadecimal digits that other pictures or labels would change."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
+        digest.update(self.read(chosen).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:8]
+
+
+class ImageStream:
+    """Endless augmented batches whose position is one integer.
+
+    Args:
+        images: where they come from.
+        config: how they are varied.
+        batch_size, seed, rank, world_size: as in ShuffledSampler.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: ImageDataConfig,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.images, self.config = images, config
+        self.sampler = ShuffledSampler(len(images), batch_size, seed, rank, world_size)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Images (batch, 3, size, size) float, and targets (batch, classes) that sum to 1."""
+        sampler = self.sampler
+        # the draw depends on the place in the stream alone, so a resumed run repeats it
+        generator = torch.Generator()
+        generator.manual_seed(_seed_of(sampler.seed, sampler.position, sampler.rank))
+        index = torch.from_numpy(sampler.next()[0])
+        images = augment.to_floats(self.images.read(index))
+        targets = torch.nn.functional.one_hot(
+            self.images.labels[index], len(self.images.classes)
+        ).float()
+        return vary(images, targets, self.config, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position."""
+        self.sampler.load_state_dict(state)
+
+
+def vary(
+    images: Tensor, targets: Tensor, config: ImageDataConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """All augmentations of a configuration, in their usual order."""
+    if config.flip:
+        images = augment.flip(images, generator)
+    images = augment.random_resized_crop(images, config.least_area, generator)
+    images = augment.random_crop(images, config.crop, generator)
+    images = augment.rand_augment(images, config.rand_augment, generator)
+    images = augment.random_erasing(images, config.erasing, generator)
+    use_cutmix = config.cutmix > 0
+    if config.cutmix > 0 and config.mixup > 0:
+        use_cutmix = bool(torch.rand((), generator=generator) < 0.5)
+    if use_cutmix:
+        return augment.cutmix(images, targets, config.cutmix, generator)
+    return augment.mixup(images, targets, config.mixup, generator)
+
+
+def _seed_of(seed: int, position: int, rank: int) -> int:
+    words = np.random.SeedSequence([seed, position, rank, 7]).generate_state(1, np.uint64)
+    return int(words[0] >> 1)

@@ -1,0 +1,112 @@
+"""Reading pictures of any kind with Pillow: to RGB, to a size, or named with what is wrong."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".ico", ".tga", ".jp2", ".avif"),
+}
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class UnreadableImageError(ValueError):
+    """A file is no picture, or a damaged one."""
+
+
+def read_picture(source: str | Path | bytes, name: str = "") -> Any:
+    """Decode a picture to an RGB `PIL.Image`.
+
+    The first frame of an animation; transparent parts on white; 16-bit and float pixels scaled
+    to 8 bits; grey, palette and CMYK converted; turned upright as its EXIF data says.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: what to call it in errors; the path unless given.
+
+    Raises:
+        UnreadableImageError: the file is missing, empty, damaged or no picture; names it.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    name = name or (str(source) if not isinstance(source, bytes) else "a picture")
+    try:
+        raw = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not raw:
+            raise UnreadableImageError(f"{name} is empty (0 bytes).")
+        with warnings.catch_warnings():
+            # a suspiciously large picture is an error, other remarks on files are nobody's news
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(raw))
+            picture.seek(0)
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError:
+        raise UnreadableImageError(f"{name} does not exist.") from None
+    except UnidentifiedImageError:
+        raise UnreadableImageError(f"{name} is not a picture that Pillow knows.") from None
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{name} cannot be decoded: {reason}.") from None
+
+
+def _to_rgb(picture: Any) -> Any:
+    from PIL import Image
+
+    if picture.mode in _DEEP_MODES:
+        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Deep pixels as uint8: 16-bit ones by their range, others stretched if they need it."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.nan_to_num(values)
+        top = 1.0 if values.max(initial=0.0) <= 1.0 else max(255.0, float(values.max()))
+    else:
+        top = 255.0 if values.max(initial=0) <= 255 else max(65535.0, float(values.max()))
+    return (values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)
+
+
+def resize_and_crop(picture: Any, size: int, *, crop_share: float = 1.0) -> np.ndarray:
+    """Scale the shorter side to size / crop_share and cut the centre: uint8 (size, size, 3)."""
+    from PIL import Image
+
+    width, height = picture.size
+    if (width, height) != (size, size) or crop_share != 1.0:
+        scale = size / crop_share / min(width, height)
+        wide, high = (max(size, round(side * scale)) for side in (width, height))
+        filter_ = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
+        picture = picture.resize((wide, high), filter_)
+        left, top = (wide - size) // 2, (high - size) // 2
+        picture = picture.crop((left, top, left + size, top + size))
+    return np.array(picture, dtype=np.uint8)
+
+
+def load_square(source: str | Path | bytes, size: int, name: str = "") -> np.ndarray:
+    """`read_picture` and `resize_and_crop` in one: uint8 (size, size, 3)."""
+    return resize_and_crop(read_picture(source, name), size)
+
+
+def try_square(job: tuple[str | bytes, int, str]) -> np.ndarray | str:
+    """`load_square` for a pool of workers: the pixels, or what is wrong with the file."""
+    source, size, name = job
+    try:
+        return load_square(source, size, name)
+    except UnreadableImageError as error:
+        return str(error)

@@ -1,0 +1,99 @@
+"""What the commands do with runs of image classifiers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from foveal.data.augment import to_floats
+from foveal.data.image_sources import open_images
+from foveal.data.pictures import load_square
+from foveal.recipes.config import RunConfig
+from foveal.recipes.images import (
+    ImageEvaluation,
+    ImageTask,
+    Prediction,
+    predict_pictures,
+    score_images,
+)
+from foveal.recipes.report import patterns_of, write_run_report
+from foveal.recipes.runs import load_config, load_model, write_json
+from foveal.recipes.tasks import class_names, require_task
+from foveal.training.machine import describe_machine
+from foveal.training.trainer import Outcome
+
+EVALUATION, RESULT = "evaluation.json", "result.json"
+
+
+def finish_images(
+    folder: Path, task: ImageTask, config: RunConfig, outcome: Outcome, device: torch.device
+) -> None:
+    """Write the results and the report of a run that has ended."""
+    result = {
+        "steps": outcome.step,
+        "seconds": round(outcome.elapsed, 1),
+        **outcome.metrics,
+        "patterns": patterns_of(task.model),
+        "facts": task.facts(),
+        "machine": describe_machine(device),
+    }
+    write_json(folder / RESULT, result)
+    write_run_report(folder)
+
+
+def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation:
+    """Score a run on its held-out pictures, in float32, and keep the result in its folder.
+
+    Args:
+        data: score the held-out part of other data with the same classes.
+    """
+    config = load_config(folder)
+    require_task(config, "images", "top-1 accuracy")
+    model, last = load_model(folder, config)
+    source = config.data if data is None else dataclasses.replace(config.data, path=data)
+    images = open_images(source)[1]
+    result = score_images(model.to(_device()), images, last.name, class_names(folder))
+    write_json(folder / EVALUATION, result.to_dict())
+    write_run_report(folder)
+    return result
+
+
+def predict(folder: Path, paths: Sequence[str], top: int = 5) -> list[Prediction]:
+    """The likeliest classes of picture files."""
+    config = load_config(folder)
+    require_task(config, "images", "predict")
+    model, _ = load_model(folder, config)
+    return predict_pictures(model.to(_device()), paths, config.data.size, class_names(folder), top)
+
+
+def draw_run_attention(
+    folder: Path, image: str, at: Sequence[tuple[int, int]], output: Path
+) -> list[Path]:
+    """Pictures of where pixels of an image look, one for each pixel.
+
+    Args:
+        at: (row, column) of pixels; none for the middle.
+        output: path of the first; further ones have a number before the suffix.
+    """
+    from foveal.draw.attention import draw_attention, record_attention
+
+    config = load_config(folder)
+    require_task(config, "images", "draw attention")
+    model, _ = load_model(folder, config)
+    pixels = load_square(image, config.data.size)
+    chosen = list(at) or [(config.data.size // 2, config.data.size // 2)]
+    inputs = to_floats(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    layers = record_attention(model, inputs, chosen)
+    paths = []
+    for number, place in enumerate(chosen):
+        path = output if number == 0 else output.with_stem(f"{output.stem}-{number + 1}")
+        paths.append(draw_attention(pixels, layers, number, place, path))
+    return paths
+
+
+def _device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator

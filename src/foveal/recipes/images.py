@@ -1,0 +1,239 @@
+"""The task of image classifiers: cross-entropy, and how often they are right."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveal.data.augment import to_floats
+from foveal.data.image_sources import open_images
+from foveal.data.images import ImageSet, ImageStream
+from foveal.data.pictures import UnreadableImageError, load_square
+from foveal.recipes.build import build_model
+from foveal.recipes.config import RunConfig
+from foveal.training.task import Totals
+
+CLASSES = "classes.json"
+"""The file of a run folder with the names of its classes."""
+
+_QUICK_IMAGES = 1000
+_SCORING_BATCH = 250
+
+
+def build_image_model(config: RunConfig, num_classes: int) -> nn.Module:
+    """The model of a configuration, its weights drawn from the run's seed."""
+    importlib.import_module("foveal.models")
+    torch.manual_seed(config.training.seed)
+    return build_model(
+        config.model,
+        f"recipe {config.recipe}",
+        num_classes=num_classes,
+        image_size=config.data.size,
+    )
+
+
+class ImageTask:
+    """Trains an image classifier. See `foveal.training.task.Task`."""
+
+    unit = "images"
+    score = "accuracy"
+
+    def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+        data, training = config.data, config.training
+        self.config = data
+        self.train_images, self.valid_images = open_images(data)
+        self.stream = ImageStream(
+            self.train_images, data, training.batch_size, training.seed, rank, world_size
+        )
+        self.units_per_batch = training.batch_size
+        self.classes = self.train_images.classes
+        self.model = build_image_model(config, len(self.classes))
+        self.class_weights = class_weights(self.train_images, data.balance)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy in nats; images (batch, 3, h, w), targets (batch, classes)."""
+        images, targets = batch
+        logits = model(images).float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        if weights is not None:
+            loss = loss * (targets * weights).sum(1)
+        return loss.mean()
+
+    def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
+        """Shares of right answers on the held-out pictures, or on 1000 of them."""
+        images = self.valid_images
+        limit = _QUICK_IMAGES if quick else len(images)
+        chosen = torch.linspace(0, len(images) - 1, min(limit, len(images))).long()
+        labels = images.labels[chosen]
+        mine = chosen[rank::world_size]
+        logits = classify(self.model, images, mine)
+        return _totals(logits, images.labels[mine], labels)
+
+    def facts(self) -> dict[str, str]:
+        """What a report should say about the data and the model."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {
+            "parameters": f"{parameters:,}",
+            "classes": ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else ""),
+            "training data": _describe(self.train_images),
+            "held-out data": _describe(self.valid_images),
+            "pictures": f"{self.config.size} x {self.config.size} pixels",
+        }
+
+
+def _describe(images: ImageSet) -> str:
+    return f"{images.name}: {len(images):,} pictures, checksum {images.checksum()}"
+
+
+def class_weights(images: ImageSet, power: float) -> Tensor | None:
+    """(1 / frequency) ** power of each class, of mean 1 over the pictures; None for equal ones."""
+    if not power:
+        return None
+    counts = images.labels.bincount(minlength=len(images.classes)).float()
+    weights = counts.clamp(min=1) ** -power
+    return weights * (counts.sum() / (weights * counts).sum())
+
+
+@torch.no_grad()
+def classify(model: nn.Module, images: ImageSet, index: Tensor) -> Tensor:
+    """Logits (len(index), classes) in float32 on the CPU."""
+    device = next(model.parameters()).device
+    parts = [
+        model(to_floats(images.read(part)).to(device)).float().cpu()
+        for part in index.split(_SCORING_BATCH)
+    ]
+    return torch.cat(parts) if len(index) else torch.zeros(0, len(images.classes))
+
+
+def _totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:
+    """Sums and counts; `all_labels` are those of every process, which the balance needs."""
+    places = (logits > logits.gather(1, labels[:, None])).sum(1)
+    right = (places == 0).double()
+    share = 1.0 / all_labels.bincount(minlength=logits.shape[1]).double()[labels]
+    count = float(len(labels))
+    return {
+        "accuracy": (float(right.sum()), count),
+        "top5": (float((places < 5).sum()), count),
+        "balanced_accuracy": (float((right * share).sum()), float(share.sum())),
+    }
+
+
+# -- what the commands ask for --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageEvaluation:
+    """A score on held-out pictures.
+
+    Attributes:
+        accuracy, top5, balanced_accuracy: shares from 0 to 1; the last is the mean over classes.
+        classes: their names.
+        confusion: rows are true classes, columns what the model said, counts.
+        images: number of pictures; `skipped` of the data were not readable.
+        data, checksum: what was scored.
+        seconds: time that the scoring took.
+        checkpoint: the weights that were scored.
+    """
+
+    accuracy: float
+    top5: float
+    balanced_accuracy: float
+    classes: list[str] = field(repr=False)
+    confusion: list[list[int]] = field(repr=False)
+    images: int
+    skipped: int
+    data: str
+    checksum: str
+    seconds: float
+    checkpoint: str
+
+    def per_class(self) -> list[tuple[str, int, float, float]]:
+        """(name, pictures, recall, precision) of each class; NaN where there is none."""
+        counts = torch.tensor(self.confusion).double()
+        right, said, there = counts.diag(), counts.sum(0), counts.sum(1)
+        return [
+            (name, int(there[i]), float(right[i] / there[i]), float(right[i] / said[i]))
+            for i, name in enumerate(self.classes)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+
+def score_images(
+    model: nn.Module, images: ImageSet, checkpoint: str, classes: Sequence[str]
+) -> ImageEvaluation:
+    """Classify every picture of a set.
+
+    Raises:
+        ValueError: the set has other classes than the model.
+    """
+    if images.classes != list(classes):
+        raise ValueError(
+            f"the data must have the classes of the run, {', '.join(classes)}; got "
+            f"{', '.join(images.classes)}."
+        )
+    started = time.perf_counter()
+    logits = classify(model, images, torch.arange(len(images)))
+    totals = _totals(logits, images.labels, images.labels)
+    said, number = logits.argmax(1), len(images.classes)
+    confusion = (images.labels * number + said).bincount(minlength=number**2).view(number, number)
+    scores = {name: total / count for name, (total, count) in totals.items()}
+    return ImageEvaluation(
+        **scores,
+        classes=images.classes,
+        confusion=confusion.tolist(),
+        images=len(images),
+        skipped=len(images.skipped),
+        data=images.name,
+        checksum=images.checksum(),
+        seconds=time.perf_counter() - started,
+        checkpoint=checkpoint,
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about a picture.
+
+    Attributes:
+        path: of the picture.
+        ranking: (class, probability), the likeliest first; empty if it could not be read.
+        problem: why not.
+    """
+
+    path: str
+    ranking: list[tuple[str, float]]
+    problem: str = ""
+
+
+@torch.no_grad()
+def predict_pictures(
+    model: nn.Module, paths: Sequence[str | Path], size: int, classes: Sequence[str], top: int = 5
+) -> list[Prediction]:
+    """The likeliest classes of picture files; unreadable ones are reported, not raised."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top=}.")
+    device, found = next(model.parameters()).device, []
+    for path in paths:
+        try:
+            pixels = torch.from_numpy(load_square(path, size)).permute(2, 0, 1)[None]
+        except UnreadableImageError as error:
+            found.append(Prediction(str(path), [], str(error)))
+            continue
+        shares = model(to_floats(pixels).to(device)).float().softmax(1)[0].cpu()
+        values, places = shares.topk(min(top, len(classes)))
+        ranking = [(classes[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
+        found.append(Prediction(str(path), ranking))
+    return found

@@ -1,0 +1,179 @@
+"""Image runs: train, score, predict and draw attention on pictures that are easy to tell apart."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveal.cli import main
+from foveal.recipes.config import load_recipe
+from foveal.recipes.image_runs import evaluate_images, predict
+from foveal.recipes.run import evaluate, generate, train
+
+RECIPE = """# Tiny
+task = "images"
+
+[model]
+name = "{model}"
+{options}
+
+[data]
+path = "{data}"
+size = 16
+crop = 1
+
+[optimizer]
+learning_rate = 5e-3
+warmup_steps = 2
+
+[training]
+steps = {steps}
+batch_size = 8
+precision = "float32"
+device = "cpu"
+checkpoint_every = 4
+evaluate_every = 8
+log_every = 4
+"""
+HALONET = """stem_kernel = 3
+stem_stride = 2
+stem_pool = false
+stem_dim = 8
+depths = [1]
+dims = [8]
+heads = [2]
+strides = [1]
+block_size = 4
+halo_size = 1"""
+SEPVIT = """dims = [16]
+heads = [2]
+depths = [2]
+window_sizes = [[4, 8]]
+strides = [2]"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Red and blue noise in two class folders."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for label, name in enumerate(("blue", "red")):
+        (root / name).mkdir()
+        for number in range(20):
+            pixels = draw.integers(0, 90, (20, 24, 3), dtype=np.uint8)
+            pixels[..., 2 - 2 * label] += 150
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def write(folder, pictures, model, options, steps=24):
+    path = folder / "tiny.toml"
+    text = RECIPE.format(model=model, options=options, data=pictures.as_posix(), steps=steps)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=["HaloNet", "SepVisionTransformer"])
+def run(request, tmp_path_factory, pictures):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    options = HALONET if request.param == "HaloNet" else SEPVIT
+    recipe = write(folder, pictures, request.param, options)
+    return train(load_recipe(str(recipe)), output=str(folder / "run"))[0]
+
+
+def test_a_run_learns_and_evaluate_says_how_well(run, capsys):
+    """Easy pictures are told apart, and the score comes with a table and a picture."""
+    assert main(["evaluate", str(run)]) == 0
+    said = capsys.readouterr().out
+    result = evaluate_images(run)
+    assert result.balanced_accuracy > 0.7
+    assert sum(map(sum, result.confusion)) == result.images == 4
+    for words in ("top-1", "top-5", "balanced", "recall", "confusion.png", "blue"):
+        assert words in said
+    assert (run / "pictures" / "confusion.png").stat().st_size > 1000
+    assert "mean over classes" in (run / "report.html").read_text()
+
+
+def test_predict_names_classes_and_unreadable_files(run, pictures, tmp_path, capsys):
+    """A table for each readable picture, a line for each other one, 2 if there is none."""
+    empty = tmp_path / "empty.png"
+    empty.write_bytes(b"")
+    assert main(["predict", str(run), str(pictures / "red" / "0.png"), str(empty)]) == 0
+    said = capsys.readouterr()
+    assert "red" in said.out
+    assert "%" in said.out
+    assert "empty.png is empty" in said.err
+    assert main(["predict", str(run), str(empty), str(tmp_path / "none.png")]) == 2
+    assert "none.png does not exist" in capsys.readouterr().err
+    (ranking,) = (one.ranking for one in predict(run, [str(pictures / "red" / "1.png")]))
+    assert sum(share for _, share in ranking) == pytest.approx(1, abs=1e-5)
+
+
+def test_attention_is_drawn_for_chosen_pixels(run, pictures, tmp_path, capsys):
+    """One picture for each pixel; a pixel outside is one clear line."""
+    image, output = str(pictures / "blue" / "0.png"), tmp_path / "a.png"
+    arguments = ["draw", "attention", str(run), image, "--output", str(output), "--at"]
+    assert main([*arguments, "3,4", "15,0"]) == 0
+    assert output.stat().st_size > 1000
+    assert (tmp_path / "a-2.png").exists()
+    capsys.readouterr()
+    assert main([*arguments, "16,0"]) == 2
+    assert "rows 0 to 15" in capsys.readouterr().err
+    assert main([*arguments, "x"]) == 2
+    assert "ROW,COLUMN" in capsys.readouterr().err
+
+
+def test_commands_for_text_refuse_an_image_run(run):
+    """They name the task of the run."""
+    with pytest.raises(ValueError, match="trains 'images'"):
+        generate(run, "a", 3)
+    with pytest.raises(ValueError, match="trains 'images'"):
+        evaluate(run)
+
+
+def test_a_resumed_run_equals_one_in_one_go(tmp_path, pictures):
+    """The augmented stream goes on where it was: the weights are the same to the last bit."""
+    half = write(tmp_path, pictures, "HaloNet", HALONET, steps=6)
+    train(load_recipe(str(half)), output=str(tmp_path / "two"))
+    config = load_recipe(str(write(tmp_path, pictures, "HaloNet", HALONET, steps=6)))
+    assert train(config, output=str(tmp_path / "two"), resume=True)[1].step == 6
+    whole, _ = train(config, output=str(tmp_path / "one"))
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    assert whole.exists()
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("nowhere", "does not exist"), ("lonely", "no class folders"), ("bad.npz", "must have")],
+)
+def test_bad_data_are_one_line_and_exit_code_2(tmp_path, pictures, path, words, capsys):
+    """The line names the data and what was expected of them."""
+    (tmp_path / "lonely").mkdir()
+    np.savez(tmp_path / "bad.npz", pixels=np.zeros(3))
+    recipe = write(tmp_path, pictures, "HaloNet", HALONET)
+    output = tmp_path / "out"
+    data = str(tmp_path / path)
+    assert main(["train", str(recipe), "--data", data, "--output", str(output)]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+    assert not output.exists()
+
+
+def test_stop_and_resume_continue_the_stream(pictures):
+    """A stream that loads a saved position deals the very same augmented batch."""
+    from foveal.data.image_sources import open_images
+    from foveal.data.images import ImageDataConfig, ImageStream
+
+    config = ImageDataConfig(path=str(pictures), size=16, mixup=0.5, cutmix=1.0, erasing=0.5)
+    one = ImageStream(open_images(config)[0], config, 4, seed=3)
+    one.next()
+    state = one.state_dict()
+    expected = one.next()
+    two = ImageStream(open_images(config)[0], config, 4, seed=3)
+    two.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(expected, two.next(), strict=True))
