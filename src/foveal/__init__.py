@@ -2,10 +2,14 @@
 
 from foveal import caches, generation, layers, models, patterns, testing
 from foveal.generation import generate
+from foveal.interop import list_upstreams, load_upstream
+from foveal.layers import DSSA, HaloAttention, RelPosEmb
 from foveal.models import (
     Cost,
+    HaloNet,
     HourglassTransformer,
     HourglassTransformerLM,
+    SepViT,
     TransformerLM,
     cost,
     create_model,
@@ -31,14 +35,22 @@ __all__ = [
     "Explanation",
     "merge",
     "WindowBias",
+    # layers
+    "HaloAttention",
+    "RelPosEmb",
+    "DSSA",
     # models
     "TransformerLM",
     "HourglassTransformer",
     "HourglassTransformerLM",
+    "HaloNet",
+    "SepViT",
     "create_model",
     "list_models",
     "save_model",
     "load_model",
+    "load_upstream",
+    "list_upstreams",
     "cost",
     "Cost",
     "generate",
