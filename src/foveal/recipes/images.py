@@ -56,18 +56,12 @@ class ImageTask:
         self.units_per_batch = training.batch_size
         self.classes = self.train_images.classes
         self.model = build_image_model(config, len(self.classes))
-        self.class_weights = class_weights(self.train_images, data.balance)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy in nats; images (batch, 3, h, w), targets (batch, classes)."""
         images, targets = batch
         logits = model(images).float()
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-        if weights is not None:
-            loss = loss * (targets * weights).sum(1)
-        return loss.mean()
+        return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
         """Shares of right answers on the held-out pictures, or on 1000 of them."""
@@ -93,15 +87,6 @@ class ImageTask:
 
 def _describe(images: ImageSet) -> str:
     return f"{images.name}: {len(images):,} pictures, checksum {images.checksum()}"
-
-
-def class_weights(images: ImageSet, power: float) -> Tensor | None:
-    """(1 / frequency) ** power of each class, of mean 1 over the pictures; None for equal ones."""
-    if not power:
-        return None
-    counts = images.labels.bincount(minlength=len(images.classes)).float()
-    weights = counts.clamp(min=1) ** -power
-    return weights * (counts.sum() / (weights * counts).sum())
 
 
 @torch.no_grad()
