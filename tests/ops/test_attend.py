@@ -93,7 +93,7 @@ def check(pattern, length, impl, *, kv_heads=4, bias=None, key_mask=None, dtype=
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("impl", ["tiled", "dense", "reference"])
+@pytest.mark.parametrize("impl", ["tiled", "native", "dense", "reference"])
 @pytest.mark.parametrize(("pattern", "length"), CASES, ids=str)
 def test_every_pattern_equals_the_oracle(pattern, length, impl, dtype):
     """Every pattern and implementation, with bias, padding and a sequence of padding only."""
@@ -199,7 +199,7 @@ def test_padding_sends_no_gradient():
         assert not d_k[:, :, :30].any()
 
 
-@pytest.mark.parametrize("impl", ["tiled", "dense", "reference"])
+@pytest.mark.parametrize("impl", ["tiled", "native", "dense", "reference"])
 def test_dropout_is_unbiased_and_its_gradient_matches(impl):
     """The mean over many draws is the output without dropout; gradients use the same draw."""
     torch.manual_seed(0)

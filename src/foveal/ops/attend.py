@@ -13,6 +13,8 @@ from foveal.ops import flex
 from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
 from foveal.ops.choose import IMPLS, choose
+from foveal.ops import native
+from foveal.ops.operator import Attention
 from foveal.ops.reference import masked_attention
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Full, Halo, Pattern
@@ -260,13 +262,18 @@ def _tiled(call: Call) -> Result:
             "impl='tiled' needs the number of queries that the pattern has for its keys, got "
             f"{call.lengths}; use impl='dense'."
         )
+    return _planned(call, tiled_attend)
+
+
+def _planned(call: Call, engine: Attention) -> Result:
+    """A call of an engine that works from a tile plan."""
     if call.pattern.heads is not None:
-        return _tiled_by_head(call)
+        return _by_head(call, engine)
     q, k, v, pattern, bias, key_mask, scale, dropout_p, _ = call
-    return tiled_attend(q, k, v, pattern, bias, key_mask, scale, dropout_p)
+    return engine(q, k, v, pattern, bias, key_mask, scale, dropout_p)
 
 
-def _tiled_by_head(call: Call) -> Result:
+def _by_head(call: Call, engine: Attention) -> Result:
     """Heads with layouts of their own, one after the other."""
     repeats = call.q.shape[1] // call.k.shape[1]
     parts = []
@@ -276,11 +283,18 @@ def _tiled_by_head(call: Call) -> Result:
         if isinstance(bias, Tensor) and bias.shape[1] > 1:
             bias = bias[:, head : head + 1]
         q, k, v = call.q[:, head : head + 1], call.k[:, own], call.v[:, own]
-        parts.append(
-            tiled_attend(q, k, v, pattern, bias, call.key_mask, call.scale, call.dropout_p)
-        )
+        parts.append(engine(q, k, v, pattern, bias, call.key_mask, call.scale, call.dropout_p))
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 1), torch.cat(lses, 1)
+
+
+def _native(call: Call) -> Result:
+    lacks = native.why_not(call.q)
+    if not call.square:
+        lacks = f"it needs the number of queries that the pattern has for its keys, got {call.lengths}"
+    if lacks:
+        raise ValueError(f"impl='native' cannot do this call: {lacks}; use impl='tiled'.")
+    return _planned(call, native.native_attend)
 
 
 def _flex(call: Call) -> Result:
@@ -294,7 +308,13 @@ def _flex(call: Call) -> Result:
     )
 
 
-_RUN = {"reference": _reference, "dense": _dense, "tiled": _tiled, "flex": _flex}
+_RUN = {
+    "reference": _reference,
+    "dense": _dense,
+    "tiled": _tiled,
+    "native": _native,
+    "flex": _flex,
+}
 
 
 def _mask(pattern: Pattern, n_queries: int, n_keys: int, device: torch.device) -> Tensor:

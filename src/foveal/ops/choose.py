@@ -9,7 +9,7 @@ import torch
 
 from foveal.patterns import Full, Pattern
 
-IMPLS = ("reference", "dense", "tiled", "flex")
+IMPLS = ("reference", "dense", "tiled", "native", "flex")
 
 # Rates of one core pair, measured by benchmarks/cost_model.py; only their ratios matter.
 DENSE_FLOPS = 130e9
