@@ -183,4 +183,3 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         )
 
     return call
-

@@ -149,7 +149,7 @@ class Plan:
 
 
 def mask_words(mask: Tensor) -> Tensor:
-    """(tiles, tile_q, tile_k) bool -> one bit a query: (tiles, ceil(tile_q / 64), tile_k) int64."""
+    """(tiles, tile_q, tile_k) bool -> a bit a query: (tiles, ceil(tile_q / 64), tile_k) int64."""
     tiles, tile_q, tile_k = mask.shape
     words = torch.zeros(tiles, -(-tile_q // WORD), tile_k, dtype=torch.long)
     for query in range(tile_q):

@@ -25,12 +25,7 @@ struct Backward : Tile<In, P> {
     const E* slope_rows[KEYS];
     float* d_bias = nullptr;  // where this thread sums the gradient of the bias
 
-    static size_t floats(const Call& c) {
-        long widest = 2 * round_up(c.head_dim, W) + 2 * round_up(c.value_dim, W);
-        return Base::floats(c) + (widest + 6 * KEYS + c.window_height + c.window_width) * QUERIES;
-    }
-
-    explicit Backward(const Call& c) : Base(c), arena(floats(c)) {
+    explicit Backward(const Call& c) : Base(c) {
         Base::allocate(arena);
         out_features = arena.take<E>(this->value_dim * QUERIES);
         q_tokens = arena.take<E>(this->dim_padded * QUERIES);

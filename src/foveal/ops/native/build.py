@@ -51,9 +51,10 @@ def why_not() -> str | None:
         return "FOVEAL_NATIVE=0 turns it off"
     if setting not in ("", "1", *LEVELS):
         return f"FOVEAL_NATIVE must be 0, 1, {', '.join(LEVELS)} or empty, got {setting!r}"
-    if failure := _failure.get(level()):
-        return failure
-    if _compiler() is None and not any(path.exists() for path, _ in _candidates(level())):
+    wanted = level()
+    if wanted in _loaded or wanted in _failure:
+        return _failure.get(wanted)
+    if _compiler() is None and not any(path.exists() for path, _ in _candidates(wanted)):
         return "no C++ compiler found (c++, g++, clang++ or $CXX)"
     return None
 
@@ -147,12 +148,17 @@ def cache_folder() -> Path:
 
 
 def _compiler() -> str | None:
-    named = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, (named,) if named else COMPILERS)), None)
+    return _search(os.environ.get("CXX"), os.environ.get("PATH"))
+
+
+@functools.lru_cache(maxsize=4)
+def _search(named: str | None, path: str | None) -> str | None:
+    names = (named,) if named else COMPILERS
+    return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 
 
 def _compile(path: Path, flags: tuple[str, ...]) -> None:
-    """Compile beside the final place and move there at once: other processes see all or nothing."""
+    """Compile beside the final place and move there: other processes see all or nothing."""
     compiler = _compiler()
     if compiler is None:
         raise OSError("no C++ compiler found")

@@ -19,8 +19,7 @@ struct Forward : Tile<In, P> {
     float* sums;                  // (QUERIES, value_padded)
     E* packed;                    // (KEYS / 2, QUERIES) weights as pairs
 
-    explicit Forward(const Call& c)
-        : Base(c), arena(Base::floats(c) + (round_up(c.value_dim, W) + KEYS + 4) * QUERIES) {
+    explicit Forward(const Call& c) : Base(c) {
         Base::allocate(arena);
         top = arena.take<float>(QUERIES);
         total = arena.take<float>(QUERIES);
@@ -98,7 +97,7 @@ struct Forward : Tile<In, P> {
         In* out = this->template head_of<In>(this->call.out, this->head);
         float* lse = this->call.lse + this->row_of_queries() * this->call.num_queries;
         for (long q = 0; q < this->n; ++q) {
-            const bool empty = top[q] <= MASKED / 2;
+            const bool empty = top[q] <= MASKED / 2 && total[q] == total[q];  // NaN is not empty
             const float* from = sums + q * this->value_padded;
             const float share = empty ? 0.0f : 1.0f / total[q];
             In* to = out + this->query[q] * this->call.out.token;

@@ -15,18 +15,27 @@ DTYPES = (torch.float32, torch.bfloat16)
 GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
 
 
-def why_not(q: Tensor) -> str | None:
-    """The reason why the kernel cannot do a call with these queries, or None when it can."""
-    return unfit(q.device.type, q.dtype) or build.why_not()
-
-
-def unfit(device: str, dtype: torch.dtype) -> str | None:
-    """The reason why the kernel does not serve this device and dtype, or None."""
+def why_not(device: str, dtype: torch.dtype) -> str | None:
+    """The reason why the kernel does not serve this device and dtype, or None; builds nothing."""
     if device != "cpu":
         return f"it runs on the CPU, not on {device}"
     if dtype not in DTYPES:
         return f"it computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    return None
+    return build.why_not()
+
+
+def ready() -> bool:
+    """Whether the kernel is loaded; compiles it if need be."""
+    try:
+        build.library()
+    except build.NativeError:
+        return False
+    return True
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler (a second)
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _forward(operands: Operands) -> tuple[Tensor, Tensor]:

@@ -17,26 +17,45 @@ INLINE uint32_t two(T a, T b) {
     return 0;
 }
 
+// Element d of a token's features: a float, or a pair of which the second may lie beyond dim.
+template <class P, class In>
+INLINE typename P::Element element(const In* from, long d, long dim) {
+    if constexpr (P::pack == 1) return widen(from[d]);
+    return two(from[P::pack * d], P::pack * d + 1 < dim ? from[P::pack * d + 1] : In(0));
+}
+
+// Four whole elements in a row.
+template <class P, class In>
+INLINE Vec<4>::U four(const In* from, long d) {
+    if constexpr (P::pack == 1 && sizeof(In) == 2) {
+        float x[4] = {widen(from[d]), widen(from[d + 1]), widen(from[d + 2]), widen(from[d + 3])};
+        return Vec<4>::load<Vec<4>::U>(x);
+    } else {
+        return Vec<4>::load<Vec<4>::U>(from + P::pack * d);
+    }
+}
+
 // Tokens with a feature a row: out[d / pack][q], `lanes` wide, zero beyond n. The operand whose
 // vectors run over the queries.
 template <class P, class In>
 void pack_features(const In* base, long stride, const long* at, long n, long dim, long lanes,
                    typename P::Element* out) {
-    for (long q = 0; q < lanes; ++q) {
-        typename P::Element* to = out + q;
-        if (q >= n) {
-            for (long d = 0; d < dim; d += P::pack, to += lanes) *to = 0;
-            continue;
+    typedef typename P::Element E;
+    const long size = (dim + P::pack - 1) / P::pack, whole = dim / P::pack / 4 * 4;
+    for (long q = 0; q < lanes; q += 4) {
+        const In* from[4];
+        for (long i = 0; i < 4; ++i) from[i] = base + at[q + i < n ? q + i : 0] * stride;
+        for (long d = 0; d < whole; d += 4) {
+            Vec<4>::U row[4];
+            UNROLL for (int i = 0; i < 4; ++i) row[i] = four<P>(from[i], d);
+            transpose(row[0], row[1], row[2], row[3]);
+            UNROLL for (int i = 0; i < 4; ++i) Vec<4>::store(out + (d + i) * lanes + q, row[i]);
         }
-        const In* from = base + at[q] * stride;
-        if constexpr (P::pack == 1) {
-            for (long d = 0; d < dim; ++d, to += lanes) *to = widen(from[d]);
-        } else {
-            long d = 0;
-            for (; d + 1 < dim; d += 2, to += lanes) *to = two(from[d], from[d + 1]);
-            if (d < dim) *to = two(from[d], In(0));
-        }
+        for (long d = whole; d < size; ++d)
+            for (long i = 0; i < 4; ++i) out[d * lanes + q + i] = element<P>(from[i], d, dim);
     }
+    for (long d = 0; n < lanes && d < size; ++d)
+        for (long q = n; q < lanes; ++q) out[d * lanes + q] = E(0);
 }
 
 // Tokens a row: out[i / pack][padded], zero beyond dim. The operand whose vectors run over the
@@ -103,8 +122,7 @@ struct Tokens {
         for (long j = 0; j < n; ++j) {
             const In* from = base + at[j] * stride;
             E* to = rows + j * padded;
-            for (long d = 0; d < dim; d += 2)
-                to[d / 2] = two(from[d], d + 1 < dim ? from[d + 1] : In(0));
+            for (long d = 0; 2 * d < dim; ++d) to[d] = element<P>(from, d, dim);
             row[j] = to;
         }
         if (want_vectors) copy_vectors(base, stride, at, n, dim, padded);

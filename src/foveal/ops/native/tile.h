@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 #include "packing.h"
 #include "plan.h"
@@ -13,28 +14,26 @@
 constexpr float MASKED = -1e30f;  // a logit whose weight is zero, and that sums stay finite with
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.69314718055994531f;
 
-// Buffers of one thread, carved from one allocation.
+// Zeroed buffers of one thread.
 class Arena {
   public:
-    explicit Arena(size_t floats) : next_(nullptr) {
-        block_ = aligned_alloc(64, (floats * 4 + 64 * 64 + 63) / 64 * 64);
-        if (!block_) throw std::bad_alloc();
-        next_ = (char*)block_;
-    }
-    ~Arena() { free(block_); }
+    Arena() = default;
     Arena(const Arena&) = delete;
+    ~Arena() {
+        for (void* buffer : buffers_) free(buffer);
+    }
     template <class T>
     T* take(size_t count) {
-        size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        T* here = (T*)next_;
-        memset(here, 0, bytes);
-        next_ += bytes;
-        return here;
+        size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
+        void* buffer = aligned_alloc(64, bytes);
+        if (!buffer) throw std::bad_alloc();
+        memset(buffer, 0, bytes);
+        buffers_.push_back(buffer);
+        return (T*)buffer;
     }
 
   private:
-    void* block_;
-    char* next_;
+    std::vector<void*> buffers_;
 };
 
 inline long round_up(long n, long to) { return (n + to - 1) / to * to; }
@@ -76,12 +75,6 @@ struct Tile {
     Tile(const Call& c)
         : call(c), dim(c.head_dim), value_dim(c.value_dim), dim_padded(round_up(dim, W)),
           value_padded(round_up(value_dim, W)) {}
-
-    static size_t floats(const Call& c) {
-        long widest = round_up(c.head_dim, W) + round_up(c.value_dim, W);
-        return (c.head_dim + 2 * widest + c.window_height + c.window_width + 2 * KEYS + 64) *
-               QUERIES;
-    }
 
     void allocate(Arena& arena) {
         q_features = arena.take<E>(dim * QUERIES);

@@ -28,8 +28,9 @@ struct Vec {
     static INLINE void store(void* to, T x) {
         memcpy(to, &x, sizeof x);
     }
-    static INLINE F all(float x) { return F{} + x; }
-    static INLINE U all(uint32_t x) { return U{} + x; }
+    // x - 0 is x for every x, so the compiler reduces it to a broadcast; x + 0 it must compute
+    static INLINE F all(float x) { return x - F{}; }
+    static INLINE U all(uint32_t x) { return x - U{}; }
     static INLINE F larger(F a, F b) { return a > b ? a : b; }
 
     // Which lanes have their bit set: all ones or zero.
@@ -55,6 +56,20 @@ struct Vec {
         return p * (F)((n + 127) << 23);
     }
 };
+
+// Rows a, b, c, d of four elements -> their columns.
+INLINE void transpose(Vec<4>::U& a, Vec<4>::U& b, Vec<4>::U& c, Vec<4>::U& d) {
+    typedef Vec<4>::U U;
+#if defined(__clang__) || __GNUC__ >= 12
+#define FOVEAL_SHUFFLE(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
+#else
+#define FOVEAL_SHUFFLE(x, y, i, j, k, l) __builtin_shuffle(x, y, U{i, j, k, l})
+#endif
+    U ab = FOVEAL_SHUFFLE(a, b, 0, 4, 1, 5), ab2 = FOVEAL_SHUFFLE(a, b, 2, 6, 3, 7);
+    U cd = FOVEAL_SHUFFLE(c, d, 0, 4, 1, 5), cd2 = FOVEAL_SHUFFLE(c, d, 2, 6, 3, 7);
+    a = FOVEAL_SHUFFLE(ab, cd, 0, 1, 4, 5), b = FOVEAL_SHUFFLE(ab, cd, 2, 3, 6, 7);
+    c = FOVEAL_SHUFFLE(ab2, cd2, 0, 1, 4, 5), d = FOVEAL_SHUFFLE(ab2, cd2, 2, 3, 6, 7);
+}
 
 // -- arithmetic of the products: how one broadcast element meets a vector -----------------------
 
