@@ -17,7 +17,7 @@ constexpr int panel() {
 
 // C[r] = alpha A[r] B, or added to it: A by rows a[r][k], B[k] = b + k * ldb, k in [first, last).
 template <class P, int R, int N>
-INLINE void by_rows_block(const typename P::Element* const* a, long first, long last,
+NOINLINE void by_rows_block(const typename P::Element* const* a, long first, long last,
                           const typename P::Element* b, long ldb, float* const* c, long column,
                           float alpha, bool add) {
     typedef typename P::V V;
@@ -44,7 +44,7 @@ INLINE void by_rows_block(const typename P::Element* const* a, long first, long 
 
 // C[r] += A B: A by columns A[r][k] = a[k * lda + r], B by rows b[k], k in [first, last).
 template <class P, int R, int N>
-INLINE void by_columns_block(const typename P::Element* a, long lda,
+NOINLINE void by_columns_block(const typename P::Element* a, long lda,
                              const typename P::Element* const* b, long first, long last,
                              float* c, long ldc, long column) {
     typedef typename P::V V;
@@ -122,14 +122,7 @@ constexpr int ROWS = 6;
 template <class P, class Block>
 INLINE void cover(long row, long rows, long first, long last, Block& block) {
     if (rows == 6) return cover_vectors<P, 6>(row, first, last, block);
-    if (rows >= 4) {
-        cover_vectors<P, 4>(row, first, last, block);
-        row += 4, rows -= 4;
-    }
-    if (rows >= 2) {
-        cover_vectors<P, 2>(row, first, last, block);
-        row += 2, rows -= 2;
-    }
+    for (; rows >= 2; row += 2, rows -= 2) cover_vectors<P, 2>(row, first, last, block);
     if (rows) cover_vectors<P, 1>(row, first, last, block);
 }
 

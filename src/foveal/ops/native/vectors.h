@@ -11,6 +11,7 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))  // compiled once, however often it is used
 
 template <int W>
 struct Vec {
