@@ -267,13 +267,12 @@ def _one_batch(x: Tensor) -> bool:
     )
 
 
-def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Returns out (B, G, R, N, V) and lse (B, G, R, N)."""
+def forward(inputs: Inputs, out: Tensor) -> Tensor:
+    """Fills out (B, G, R, N, V) and returns lse (B, G, R, N)."""
     q, v = inputs.q, inputs.v
-    shape = q.shape[:-1]
-    new = q.new_empty if inputs.tiling.covers_all else q.new_zeros
-    out = new((*shape, v.shape[-1]))
-    lse = torch.full(shape, -torch.inf, dtype=inputs.dtype, device=q.device)
+    if not inputs.tiling.covers_all:
+        out.zero_()
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=inputs.dtype, device=q.device)
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
@@ -285,7 +284,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         batched_matmul(weights, inputs.keys("v", inputs.v, chunk), result)
         inputs.write_queries(out, chunk, result)
         inputs.write_queries(lse[..., None], chunk, chunk_lse[..., None])
-    return out, lse
+    return lse
 
 
 def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +305,10 @@ def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tens
 
 @dataclass
 class Gradients:
-    """Sums being built: shaped as the inputs, in the precision of the arithmetic."""
+    """Sums being built: shaped as the inputs, in the precision of the arithmetic.
+
+    In memory the heads of a token lie side by side, as projections want them.
+    """
 
     q: Tensor
     k: Tensor
@@ -317,13 +319,16 @@ class Gradients:
     @classmethod
     def zeros(cls, inputs: Inputs) -> Gradients:
         def zero(x: Tensor) -> Tensor:
-            return torch.zeros(x.shape, dtype=inputs.dtype, device=x.device)
+            batch, *heads, tokens, dim = x.shape
+            shape = (batch, tokens, *heads, dim)
+            new = torch.zeros(shape, dtype=inputs.dtype, device=x.device)
+            return new.movedim(1, -2)
 
         return cls(
             zero(inputs.q),
             zero(inputs.k),
             zero(inputs.v),
-            None if inputs.bias is None else zero(inputs.bias),
+            None if inputs.bias is None else torch.zeros_like(inputs.bias),
             None if inputs.window is None else WindowBias(*(zero(x) for x in inputs.window)),
         )
 
@@ -331,7 +336,7 @@ class Gradients:
 def backward(
     inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> Gradients:
-    """Gradients of the inputs; out, lse and their gradients shaped as `forward` returns them."""
+    """Gradients of the inputs; out, lse and their gradients shaped as in `forward`."""
     grads = Gradients.zeros(inputs)
     delta = (out * grad_out).sum(-1, dtype=inputs.dtype) - grad_lse
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of empty rows become zero
