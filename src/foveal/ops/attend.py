@@ -13,9 +13,10 @@ from foveal.ops import flex
 from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
 from foveal.ops.choose import IMPLS, choose
+from foveal.ops.pyramid import PyramidBias, pyramid_attend, pyramid_reference
 from foveal.ops.reference import masked_attention
 from foveal.ops.tiled_op import tiled_attend
-from foveal.patterns import Full, Halo, Pattern
+from foveal.patterns import Full, Halo, Pattern, Pyramid
 
 
 @overload
@@ -25,7 +26,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | WindowBias | None = None,
+    bias: Tensor | WindowBias | PyramidBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -39,7 +40,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | WindowBias | None = None,
+    bias: Tensor | WindowBias | PyramidBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -52,7 +53,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | WindowBias | None = None,
+    bias: Tensor | WindowBias | PyramidBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -67,9 +68,10 @@ def attend(
         v: (batch, kv_heads, n_keys, head_dim_v).
         pattern: who attends to whom; positions count from 0 in both queries and keys.
         bias: added to the logits: floating, broadcastable to (batch, heads, n_queries, n_keys), or
-            a WindowBias, which is computed inside the tiles of a Halo pattern.
+            a WindowBias (Halo) or PyramidBias (Pyramid), which are computed inside the tiles.
         key_mask: (batch, n_keys) bool, True = real key. A query left without any key gives
-            zeros, never NaN, and passes no gradient.
+            zeros, never NaN, and passes no gradient. A Pyramid with coarse queries, where there
+            are as many as keys, leaves the masked tokens out of its mean queries too.
         scale: factor of q k^T; head_dim ** -0.5 when None.
         dropout_p: probability of dropping a weight.
         impl: "reference", "dense", "tiled" or "flex"; None picks the fastest that fits (see
@@ -96,14 +98,17 @@ def attend(
     if not torch.compiler.is_compiling():
         check_inputs(q, k, v, pattern, bias, key_mask, dropout_p)
         pattern.check_length(max(q.shape[2], k.shape[2]))
+    if impl is not None and impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl=!r}.")
+    if isinstance(pattern, Pyramid) or isinstance(bias, PyramidBias):
+        found = _pyramid(q, k, v, pattern, bias, key_mask, scale, dropout_p, impl)
+        return found if return_lse else found[0]
     if isinstance(bias, Tensor) and bias.ndim < 4:
         bias = bias[(None,) * (4 - bias.ndim)]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = Call(q, k, v, pattern, bias, key_mask, scale, dropout_p, return_lse)
     if impl is None:
         impl = _pick(call)
-    elif impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl=!r}.")
     out, lse = _RUN[impl](call)
     return (out, lse) if return_lse else out  # type: ignore[return-value]
 
@@ -252,6 +257,43 @@ def _dense_masked(call: Call, options: dict) -> Tensor:
         mask = torch.where(mask, bias.to(call.q.dtype).clamp(min=-1e30), -torch.inf)
     out = scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=mask, **options)
     return out.masked_fill(~alive, 0.0)
+
+
+def _pyramid(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    bias: Tensor | WindowBias | PyramidBias | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    impl: str | None,
+) -> tuple[Tensor, Tensor]:
+    """All levels of a Pyramid: its pairs meet as means of clusters, not one by one."""
+    if not isinstance(pattern, Pyramid) or not isinstance(bias, PyramidBias | None):
+        raise ValueError(
+            "a Pyramid takes a PyramidBias or none, and nothing else takes one; got "
+            f"bias={type(bias).__name__} with {pattern}."
+        )
+    if impl in ("dense", "flex"):
+        raise ValueError(
+            f"impl={impl!r} cannot pool keys into the levels of a Pyramid; use impl='tiled' or "
+            "impl='reference'."
+        )
+    run = pyramid_reference if impl == "reference" else pyramid_attend
+    query_mask = key_mask if q.shape[2] == k.shape[2] else None
+    return run(
+        q,
+        k,
+        v,
+        pattern,
+        bias=bias,
+        key_mask=key_mask,
+        query_mask=query_mask,
+        scale=scale,
+        dropout_p=dropout_p,
+    )
 
 
 def _tiled(call: Call) -> Result:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from foveal.patterns import Full, Pattern
+from foveal.patterns import Full, Pattern, Pyramid
+from foveal.patterns.pyramid_tiles import _PyramidTiles
 
 IMPLS = ("reference", "dense", "tiled", "flex")
 
@@ -78,14 +79,14 @@ def explain(
     device_type = torch.device(device).type
     pattern.check_length(length)
     impl, reason = choose(pattern, length, device_type, batch * heads, head_dim)
-    one = pattern.per_head()[0]
-    visited = length * length if impl in ("reference", "dense") else one.tiles(length).visited
+    one, joined = _planned(pattern, length)
+    visited = length * length if impl in ("reference", "dense") else one.tiles(joined).visited
     times = batch * heads
     chunk = min(visited, 1 << 19) if impl == "tiled" else min(visited, 1 << 20)
     others = {
         "reference": "materialises every score; the definition, for tests",
         "dense": f"scaled_dot_product_attention under a mask: {length * length:,} pairs a head",
-        "tiled": f"the tile plan in plain PyTorch: {one.tiles(length).visited:,} pairs a head",
+        "tiled": f"the tile plan in plain PyTorch: {one.tiles(joined).visited:,} pairs a head",
         "flex": "compiled FlexAttention on CUDA"
         if device_type == "cuda"
         else "needs CUDA (no backward pass on CPU)",
@@ -103,12 +104,22 @@ def explain(
     )
 
 
+def _planned(pattern: Pattern, length: int) -> tuple[Pattern, int]:
+    """The pattern whose tiles are computed, and how many keys it then has."""
+    if isinstance(pattern, Pyramid):
+        tiles = _PyramidTiles(pattern, length, length)
+        return tiles, tiles.num_joined_keys
+    return pattern.per_head()[0], length
+
+
 def choose(
     pattern: Pattern, length: int, device: str, heads: int, head_dim: int
 ) -> tuple[str, str]:
     """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
     if isinstance(pattern, Full):
         return "dense", "the pattern is dense attention"
+    if isinstance(pattern, Pyramid):
+        return "tiled", "keys are pooled into levels, which only the tile plan knows"
     return _choose_sparse(pattern.per_head()[0], length, device, heads, head_dim)
 
 

@@ -81,9 +81,9 @@ class Inputs:
     k: Tensor
     v: Tensor
     pattern: Pattern
-    bias: Tensor | None  # (B or 1, H or 1, N or 1, M or 1)
+    bias: Tensor | None  # (B or 1, H or 1, N or 1, M or 1), or a table (1, H or 1, 1, rows)
     window: WindowBias | None  # rows and columns (B, G, R, N, window)
-    key_bias: Tensor | None  # (B, M), 0 or MASKED
+    key_bias: Tensor | None  # (B, M), MASKED where there is no key
     scale: float
     dropout_p: float
     seed: int
@@ -228,8 +228,12 @@ class Inputs:
         all_heads = slice(chunk.heads.start * self.repeats, chunk.heads.stop * self.repeats)
         batch = every(0, chunk.batch).long()[:, None, None, None, None]
         heads = every(1, all_heads).long()[:, None, None, None]
-        q = chunk.queries.index()[:, :, None] * (bias.shape[2] > 1)
+        by_query = bias.shape[2] > 1 or self.pattern.biased_by_table
+        q = chunk.queries.index()[:, :, None] * by_query
         k = torch.cat([part.index() for part in chunk.keys], 1)[:, None, :] * (bias.shape[3] > 1)
+        if self.pattern.biased_by_table:
+            k = self.pattern.bias_place(q, k)
+            q = torch.zeros_like(q)
         return tuple(part.to(bias.device) for part in (batch, heads, q, k))
 
     def drop(self, weights: Tensor) -> Tensor | None:

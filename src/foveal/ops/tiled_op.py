@@ -178,11 +178,18 @@ def _inputs(
         pattern=rebuild(pattern, sizes),
         bias=None if bias is None else bias.to(dtype),
         window=window,
-        key_bias=None if key_mask is None else (~key_mask).to(dtype) * tiled.MASKED,
+        key_bias=_key_bias(key_mask, dtype),
         scale=scale,
         dropout_p=dropout_p,
         seed=0 if seed is None else int(seed),
     )
+
+
+def _key_bias(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What a mask adds to the logits of its keys; a floating mask is added as it stands."""
+    if key_mask is None or key_mask.is_floating_point():
+        return key_mask
+    return (~key_mask).to(dtype) * tiled.MASKED
 
 
 def _unit_stride(x: Tensor) -> Tensor:
