@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.caches import AttentionCache, PyramidCache
+from foveal.caches import PyramidCache
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import check_sizes
 from foveal.layers.rotary import Rotary
@@ -88,7 +88,7 @@ class HAttention1D(SelfAttention):
         return self.to_out(out.transpose(1, 2).flatten(2))
 
     def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
-        assert isinstance(cache, PyramidCache) and not isinstance(cache, AttentionCache)
+        assert isinstance(cache, PyramidCache)
         return cache.attend(q, bias=self._bias)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from foveal.layers.feed_forward import Activation
 from foveal.models.config import ModelConfig, check_range
-from foveal.patterns import Pyramid
+from foveal.patterns import Full, Pattern, Pyramid
 
 PACKAGE = "h-transformer-1d-0.1.9"
 """The version of the public package whose mathematics `compat` reproduces."""
@@ -33,6 +33,7 @@ class HTransformerConfig(ModelConfig):
         shift_tokens: give every layer parts of its neighbours: the token before when causal,
             both neighbours otherwise; or the shifts themselves, such as (0, 1).
         dropout: on embeddings, attention weights, hidden features and residual branches.
+        attention: "pyramid", or "full" for a dense model of the same size to compare with.
         neighbors, queries: see patterns.Pyramid.
         relative_bias: hierarchical relative positions, see layers.HAttention1D.
         rotary: rotary positions on queries and keys.
@@ -54,6 +55,7 @@ class HTransformerConfig(ModelConfig):
     reversible: bool = False
     shift_tokens: bool | tuple[int, ...] = False
     dropout: float = 0.0
+    attention: str = "pyramid"
     neighbors: str = "adjacent"
     queries: str | None = None
     relative_bias: bool | str = False
@@ -70,6 +72,13 @@ class HTransformerConfig(ModelConfig):
                 f"pos_emb must be None, got {type(self.pos_emb).__name__}; positions are rotary, "
                 "rotary=False leaves them out."
             )
+        if self.attention not in ("pyramid", "full"):
+            raise ValueError(f"attention must be 'pyramid' or 'full', got {self.attention!r}.")
+        if self.attention == "full" and (self.relative_bias or self.compat):
+            raise ValueError(
+                "attention='full' has neither relative_bias nor compat, got "
+                f"relative_bias={self.relative_bias!r}, compat={self.compat!r}."
+            )
         if self.compat not in (None, PACKAGE):
             raise ValueError(f"compat must be None or {PACKAGE!r}, got {self.compat!r}.")
         if not isinstance(self.shift_tokens, bool):
@@ -81,8 +90,10 @@ class HTransformerConfig(ModelConfig):
             )
 
     @property
-    def pattern(self) -> Pyramid:
+    def pattern(self) -> Pattern:
         """Who reads whom, in every layer."""
+        if self.attention == "full":
+            return Full(self.causal)
         return Pyramid(self.block_size, self.causal, self.neighbors, self.queries)
 
     @property

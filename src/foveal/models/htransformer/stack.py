@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
+from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import Device, head_size
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.hierarchical import HAttention1D, InterleavedRotary, shift_tokens
@@ -24,23 +25,7 @@ class HBlock(nn.Module):
         super().__init__()
         self.shifts = c.shifts
         self.attn_norm = nn.LayerNorm(c.dim)
-        self.attn: HAttention1D | PackageAttention
-        if c.compat:
-            self.attn = PackageAttention(c.dim, c.heads, c.dim_head, c.block_size, c.causal)
-        else:
-            self.attn = HAttention1D(
-                c.dim,
-                heads=c.heads,
-                dim_head=c.dim_head,
-                block_size=c.block_size,
-                pos_emb=rotary,
-                causal=c.causal,
-                neighbors=c.neighbors,
-                queries=c.queries,
-                relative_bias=c.relative_bias,
-                kv_heads=c.kv_heads,
-                dropout=c.dropout,
-            )
+        self.attn = _attention(c, rotary)
         self.ff_norm = nn.LayerNorm(c.dim)
         self.ff = FeedForward(c.dim, c.ff_mult, c.activation, c.dropout)
         self.dropout = nn.Dropout(c.dropout)
@@ -77,7 +62,7 @@ class HBlock(nn.Module):
     # -- decoding: both streams of a reversible stack, or one that is both -------------------
 
     def make_cache(self, batch: int, max_length: int | None, device: Device) -> DecodingState:
-        attn = cast(HAttention1D, self.attn)
+        attn = cast(SelfAttention, self.attn)
         return DecodingState([attn.make_cache(batch, max_length, device)])
 
     def decode(self, x: Tensor, cache: DecodingState, branch: str) -> Tensor:
@@ -86,7 +71,7 @@ class HBlock(nn.Module):
         x = self._recall(norm(x), cache, branch)
         if branch == "ff":
             return self.dropout(self.ff(x))
-        attn = cast(HAttention1D, self.attn)
+        attn = cast(SelfAttention, self.attn)
         run = attn.step if cache.parts[0].position else attn.prefill
         out, cache.parts[0] = run(x, cache.parts[0])
         return self.dropout(out)
@@ -100,6 +85,30 @@ class HBlock(nn.Module):
         back = max(self.shifts)
         cache.tensors[branch] = longer[:, max(0, longer.shape[1] - back) :].clone()
         return shift_tokens(longer, self.shifts)[:, longer.shape[1] - x.shape[1] :]
+
+
+def _attention(
+    c: HTransformerConfig, rotary: InterleavedRotary | None
+) -> SelfAttention | PackageAttention:
+    if c.compat:
+        return PackageAttention(c.dim, c.heads, c.dim_head, c.block_size, c.causal)
+    if c.attention == "full":
+        return SelfAttention(
+            c.dim, c.pattern, c.heads, c.dim_head, c.kv_heads, rotary or False, c.dropout
+        )
+    return HAttention1D(
+        c.dim,
+        heads=c.heads,
+        dim_head=c.dim_head,
+        block_size=c.block_size,
+        pos_emb=rotary,
+        causal=c.causal,
+        neighbors=c.neighbors,
+        queries=c.queries,
+        relative_bias=c.relative_bias,
+        kv_heads=c.kv_heads,
+        dropout=c.dropout,
+    )
 
 
 class HStack(nn.Module):
