@@ -9,6 +9,9 @@ from foveal.models import (
     HaloNet,
     HourglassTransformer,
     HourglassTransformerLM,
+    HTransformer1D,
+    HTransformerClassifier,
+    HTransformerSeq2Seq,
     SepViT,
     TransformerLM,
     cost,
@@ -17,7 +20,7 @@ from foveal.models import (
     load_model,
     save_model,
 )
-from foveal.ops import Explanation, WindowBias, attend, explain, merge
+from foveal.ops import Explanation, PyramidBias, WindowBias, attend, explain, merge
 
 __version__ = "0.1.0.dev0"
 
@@ -39,12 +42,16 @@ __all__ = [
     "HaloAttention",
     "RelPosEmb",
     "DSSA",
+    "PyramidBias",
     # models
     "TransformerLM",
     "HourglassTransformer",
     "HourglassTransformerLM",
     "HaloNet",
     "SepViT",
+    "HTransformer1D",
+    "HTransformerClassifier",
+    "HTransformerSeq2Seq",
     "create_model",
     "list_models",
     "save_model",

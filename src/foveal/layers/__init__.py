@@ -5,6 +5,7 @@ from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
+from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
 from foveal.layers.relative_position import RelPosEmb
 from foveal.layers.reversible import ReversibleSequence
@@ -25,6 +26,7 @@ __all__ = [
     "SeparableAttention",
     "HAttention1D",
     "CausalHAttention1D",
+    "HCrossAttention1D",
     "PreShiftTokens",
     "ReversibleSequence",
     "PEG",

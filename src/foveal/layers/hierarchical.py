@@ -68,14 +68,7 @@ class HAttention1D(SelfAttention):
         pattern = Pyramid(block_size, causal, neighbors, queries)
         super().__init__(dim, pattern, heads, dim_head, kv_heads, False, dropout)
         self.rotary = _positions(pos_emb, self.dim_head)
-        self.rel_bias: nn.Parameter | None = None
-        if relative_bias not in (True, False, "shared"):
-            raise ValueError(
-                f"relative_bias must be True, False or 'shared', got {relative_bias!r}."
-            )
-        if relative_bias:
-            tables = 1 if relative_bias == "shared" else heads
-            self.rel_bias = nn.Parameter(torch.randn(pattern.bias_size, tables) * 0.1)
+        self.rel_bias = relative_table(pattern, relative_bias, heads)
         self.register_load_state_dict_pre_hook(_drop_buffers)
 
     @property
@@ -124,6 +117,20 @@ class CausalHAttention1D(HAttention1D):
             causal=True,
             **options,
         )
+
+
+def relative_table(pattern: Pyramid, wanted: bool | str, heads: int) -> nn.Parameter | None:
+    """A table of hierarchical relative positions (rows, heads or 1), or None.
+
+    Raises:
+        ValueError: another word than "shared".
+    """
+    if wanted not in (True, False, "shared"):
+        raise ValueError(f"relative_bias must be True, False or 'shared', got {wanted!r}.")
+    if not wanted:
+        return None
+    tables = 1 if wanted == "shared" else heads
+    return nn.Parameter(torch.randn(pattern.bias_size, tables) * 0.1)
 
 
 def _positions(pos_emb: bool | nn.Module | None, dim_head: int) -> Rotary | None:

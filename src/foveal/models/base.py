@@ -41,7 +41,7 @@ class Model(nn.Module):
         """Recompute blocks in the backward pass: less memory, about a third more time."""
         for module in self.modules():
             if hasattr(module, "checkpointing"):
-                module.checkpointing = enabled
+                module.checkpointing = enabled  # type: ignore[assignment]
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:

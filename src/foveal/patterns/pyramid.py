@@ -15,7 +15,7 @@ QUERIES = ("coarse", "fine")
 
 @dataclass(frozen=True)
 class Pyramid(Pattern):
-    """Every token reads every other (or every earlier) one, at a resolution that falls with distance.
+    """Every token reads all others (or all earlier ones), the farther away the more coarsely.
 
     Level l cuts the sequence into clusters of 2^l tokens and into blocks of `block_size` clusters.
     A pair meets at the lowest level at which its blocks are neighbours; there the key stands for
@@ -34,7 +34,7 @@ class Pyramid(Pattern):
     Raises:
         ValueError: block_size is not a positive int, or odd with adjacent neighbours; another
             word than those above.
-    """  # noqa: E501
+    """
 
     block_size: int = 16
     causal: bool = False
