@@ -243,6 +243,6 @@ def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tenso
     cluster = own - (own - torch.arange(ring)) % ring
     tiles = _PyramidTiles(pattern, position + 1, position + 1)
     reads = (cluster >= 0) & tiles._meets(level, own, cluster)
-    gain = torch.where(reads, level * math.log(2), -torch.inf)
+    gain = torch.where(reads, level.double() * math.log(2), -torch.inf)
     place = (cluster - own + ring - 1).clamp(0, pattern.bias_size - 1)
     return gain.flatten(), place.flatten()
