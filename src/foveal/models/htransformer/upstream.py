@@ -27,7 +27,11 @@ _PARTS = {
     "net.0": "ff.to_hidden",
     "net.2": "ff.to_out",
 }
-_OUTER = {"token_emb.": "token_emb.", "to_logits.0.": "transformer.norm.", "to_logits.1.": "to_logits."}
+_OUTER = {
+    "token_emb.": "token_emb.",
+    "to_logits.0.": "transformer.norm.",
+    "to_logits.1.": "to_logits.",
+}
 
 
 def _rename(name: str) -> str | None:
