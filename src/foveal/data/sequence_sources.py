@@ -83,7 +83,7 @@ def _flat(images: ImageSet, length: int) -> SequenceSet:
         (images.read(part).float() * luma).sum(1).round().byte().flatten(1)[:, :length]
         for part in torch.arange(len(images)).split(_BATCH)
     ]
-    rows = torch.cat(grey).numpy()
+    rows = list(torch.cat(grey).numpy())
     return SequenceSet(
         f"{images.name}, grey", rows, images.labels, images.classes, 256, images.skipped
     )

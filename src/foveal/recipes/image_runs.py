@@ -46,7 +46,7 @@ def finish_images(
 
 
 def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation:
-    """Score a run on its held-out pictures or sequences, in float32, and keep the result in its folder.
+    """Score a run on its held-out pictures or sequences, in float32, and keep the result.
 
     Args:
         data: score the held-out part of other data with the same classes.

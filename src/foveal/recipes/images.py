@@ -116,7 +116,7 @@ def classify(model: nn.Module, images: ImageSet, index: Tensor) -> Tensor:
 
 
 def class_totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:
-    """Sums and counts of right answers; `all_labels` are those of every process, which the balance needs."""
+    """Sums and counts; `all_labels` are those of every process, which the balance needs."""
     places = (logits > logits.gather(1, labels[:, None])).sum(1)
     right = (places == 0).double()
     share = 1.0 / all_labels.bincount(minlength=logits.shape[1]).double()[labels]
