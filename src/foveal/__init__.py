@@ -3,7 +3,7 @@
 from foveal import caches, generation, layers, models, patterns, testing
 from foveal.generation import generate
 from foveal.interop import list_upstreams, load_upstream
-from foveal.layers import DSSA, HaloAttention, RelPosEmb
+from foveal.layers import DSSA, CausalHAttention1D, HaloAttention, HAttention1D, RelPosEmb
 from foveal.models import (
     Cost,
     HaloNet,
@@ -38,11 +38,13 @@ __all__ = [
     "Explanation",
     "merge",
     "WindowBias",
+    "PyramidBias",
     # layers
     "HaloAttention",
     "RelPosEmb",
     "DSSA",
-    "PyramidBias",
+    "HAttention1D",
+    "CausalHAttention1D",
     # models
     "TransformerLM",
     "HourglassTransformer",
