@@ -25,7 +25,7 @@ from foveal import patterns as P
 
 PATTERN = P.Pyramid(16, causal=True)
 TRAINED = {"dim": 512, "depth": 6, "max_seq_len": 4096, "block_size": 128, "causal": True}
-DECODED = {"dim": 512, "depth": 6, "max_seq_len": 1024, "block_size": 16, "causal": True}
+DECODED = {"dim": 512, "depth": 2, "max_seq_len": 1024, "block_size": 16, "causal": True}
 
 
 def tensors(length: int, heads: int = 8) -> list[Tensor]:

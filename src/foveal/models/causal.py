@@ -13,6 +13,7 @@ from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
+from foveal.layers.linear import Linear
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
 
@@ -70,7 +71,7 @@ class CausalLM(Model):
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.emb_dropout = nn.Dropout(dropout)
         self.transformer = body
-        self.to_logits = None if tie_embeddings else nn.Linear(dim, num_tokens)
+        self.to_logits = None if tie_embeddings else Linear(dim, num_tokens)
 
     @property
     def _body(self) -> Body:

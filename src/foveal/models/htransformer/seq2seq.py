@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.layers.checks import Device, check_dropout, check_sizes
+from foveal.layers.linear import Linear
 from foveal.models.base import Model
 from foveal.models.causal import check_tokens, check_vocabulary
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
@@ -68,7 +69,7 @@ class HTransformerSeq2Seq(Model):
         self.emb_dropout = nn.Dropout(c.dropout)
         self.encoder = HStack(c.stack(causal=False))
         self.decoder = HDecoder(c.stack(causal=True))
-        self.to_logits = nn.Linear(c.dim, c.target_tokens)
+        self.to_logits = Linear(c.dim, c.target_tokens)
 
     def forward(
         self,
