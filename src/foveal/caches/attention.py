@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.caches.stores import Log, Ring
-from foveal.patterns import Pattern
+from foveal.patterns import Pattern, Pyramid
 
 
 class AttentionCache:
@@ -68,6 +68,10 @@ class AttentionCache:
             raise ValueError(
                 f"pattern must be causal to be decoded a token at a time, got {pattern}; "
                 "use its causal form."
+            )
+        if isinstance(pattern, Pyramid):
+            raise ValueError(
+                f"an AttentionCache cannot pool keys for {pattern}; use PyramidCache."
             )
         sizes = {"batch": batch, "kv_heads": kv_heads, "head_dim": head_dim}
         if max_length is not None:

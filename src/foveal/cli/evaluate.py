@@ -15,11 +15,12 @@ from foveal.recipes.images import ImageEvaluation
 from foveal.recipes.report import PICTURES, describe_windows
 from foveal.recipes.run import Evaluation, evaluate
 from foveal.recipes.runs import find_run, load_config
+from foveal.recipes.tasks import CLASSIFIERS
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Score a run on its held-out bytes or pictures, in float32.
+    """Score a run on its held-out bytes, pictures or sequences, in float32.
 
     Attributes:
         run: the run's folder, or "latest".
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     """Score a run and print a small table."""
     options = parse(Options, arguments, "evaluate")
     folder = find_run(options.run)
-    if load_config(folder).task == "images":
+    if load_config(folder).task in CLASSIFIERS:
         print(_image_table(evaluate_images(folder, data=options.data), folder))
         return 0
     result = evaluate(
@@ -60,17 +61,17 @@ def _image_table(result: ImageEvaluation, folder: Path) -> str:
     width = max(len("class"), *map(len, result.classes))
     lines = [
         f"{result.data} (checksum {result.checksum})",
-        f"{result.images:,} pictures ({result.skipped} of the data skipped), "
+        f"{result.images:,} {result.unit} ({result.skipped} of the data skipped), "
         f"{result.seconds:.0f} s, {result.checkpoint}",
         "",
         f"top-1 accuracy     {result.accuracy:.2%}",
         f"top-5 accuracy     {result.top5:.2%}",
         f"balanced accuracy  {result.balanced_accuracy:.2%}",
         "",
-        f"{'class':<{width}}  pictures  recall  precision",
+        f"{'class':<{width}}  {result.unit:>9}  recall  precision",
     ]
     for name, count, recall, precision in result.per_class():
-        lines.append(f"{name:<{width}}  {count:>8,}  {recall:6.1%}  {precision:9.1%}")
+        lines.append(f"{name:<{width}}  {count:>9,}  {recall:6.1%}  {precision:9.1%}")
     picture = folder / PICTURES / "confusion.png"
     return "\n".join([*lines, *(["", f"confusion matrix  {picture}"] if picture.exists() else [])])
 

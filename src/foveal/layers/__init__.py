@@ -4,8 +4,11 @@ from foveal.layers.attention import SelfAttention
 from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
+from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
+from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
 from foveal.layers.relative_position import RelPosEmb
+from foveal.layers.reversible import ReversibleSequence
 from foveal.layers.rotary import Rotary
 from foveal.layers.separable import DSSA, SeparableAttention
 from foveal.layers.stack import Block, Stack
@@ -21,6 +24,11 @@ __all__ = [
     "RelPosEmb",
     "DSSA",
     "SeparableAttention",
+    "HAttention1D",
+    "CausalHAttention1D",
+    "HCrossAttention1D",
+    "PreShiftTokens",
+    "ReversibleSequence",
     "PEG",
     "OverlappingPatchEmbed",
     "ChanLayerNorm",

@@ -14,6 +14,7 @@ from foveal.layers.checks import (
     split_heads,
     state_dtype,
 )
+from foveal.layers.linear import Linear
 from foveal.layers.rotary import Rotary
 from foveal.patterns import Full
 
@@ -47,9 +48,9 @@ class CrossAttention(nn.Module):
         check_dropout(dropout)
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
-        self.to_q = nn.Linear(dim, heads * self.dim_head, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * heads * self.dim_head, bias=False)
-        self.to_out = nn.Linear(heads * self.dim_head, dim)
+        self.to_q = Linear(dim, heads * self.dim_head, bias=False)
+        self.to_kv = Linear(dim, 2 * heads * self.dim_head, bias=False)
+        self.to_out = Linear(heads * self.dim_head, dim)
 
     def forward(
         self,

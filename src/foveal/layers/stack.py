@@ -8,8 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foveal.caches import AttentionCache, DecodingState
-from foveal.layers.attention import SelfAttention
+from foveal.caches import DecodingState
+from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
 from foveal.layers.rotary import Rotary
@@ -48,12 +48,12 @@ class Block(nn.Module):
         """(batch, tokens, dim) -> same; mask (batch, tokens) True = real."""
         return self._add(x, self.attn(self.attn_norm(x), mask))
 
-    def prefill(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+    def prefill(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """The forward pass over the first tokens, remembered in an empty cache."""
         y, cache = self.attn.prefill(self.attn_norm(x), cache)
         return self._add(x, y), cache
 
-    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+    def step(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """One more token: x (batch, 1, dim) -> same."""
         y, cache = self.attn.step(self.attn_norm(x), cache)
         return self._add(x, y), cache

@@ -5,6 +5,14 @@ from foveal.models.causal import CausalLM
 from foveal.models.cost import Cost, cost
 from foveal.models.halonet import HaloNet, HaloNetConfig
 from foveal.models.hourglass import HourglassConfig, HourglassTransformer, HourglassTransformerLM
+from foveal.models.htransformer import (
+    HTransformer1D,
+    HTransformerClassifier,
+    HTransformerClassifierConfig,
+    HTransformerConfig,
+    HTransformerSeq2Seq,
+    HTransformerSeq2SeqConfig,
+)
 from foveal.models.image import ImageModel
 from foveal.models.registry import create_model, list_models
 from foveal.models.sepvit import (
@@ -24,6 +32,12 @@ __all__ = [
     "HourglassTransformerLM",
     "HourglassTransformer",
     "HourglassConfig",
+    "HTransformer1D",
+    "HTransformerConfig",
+    "HTransformerClassifier",
+    "HTransformerClassifierConfig",
+    "HTransformerSeq2Seq",
+    "HTransformerSeq2SeqConfig",
     "ImageModel",
     "HaloNet",
     "HaloNetConfig",

@@ -11,8 +11,9 @@ from foveal.ops import native
 from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
 from foveal.ops.choose import IMPLS, choose, forced
+from foveal.ops.pyramid import PyramidBias, pyramid_attend, pyramid_reference
 from foveal.ops.run import RUN, Call, lacks
-from foveal.patterns import Full, Pattern
+from foveal.patterns import Full, Pattern, Pyramid
 
 
 @overload
@@ -22,7 +23,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | WindowBias | None = None,
+    bias: Tensor | WindowBias | PyramidBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -36,7 +37,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | WindowBias | None = None,
+    bias: Tensor | WindowBias | PyramidBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -49,7 +50,7 @@ def attend(
     v: Tensor,
     pattern: Pattern,
     *,
-    bias: Tensor | WindowBias | None = None,
+    bias: Tensor | WindowBias | PyramidBias | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -64,9 +65,10 @@ def attend(
         v: (batch, kv_heads, n_keys, head_dim_v).
         pattern: who attends to whom; positions count from 0 in both queries and keys.
         bias: added to the logits: floating, broadcastable to (batch, heads, n_queries, n_keys), or
-            a WindowBias, which is computed inside the tiles of a Halo pattern.
+            a WindowBias (Halo) or PyramidBias (Pyramid), which are computed inside the tiles.
         key_mask: (batch, n_keys) bool, True = real key. A query left without any key gives
-            zeros, never NaN, and passes no gradient.
+            zeros, never NaN, and passes no gradient. A Pyramid with coarse queries, where there
+            are as many as keys, leaves the masked tokens out of its mean queries too.
         scale: factor of q k^T; head_dim ** -0.5 when None.
         dropout_p: probability of dropping a weight.
         impl: "reference", "dense", "tiled", "native" or "flex"; None picks the fastest that fits
@@ -94,14 +96,17 @@ def attend(
     if not torch.compiler.is_compiling():
         check_inputs(q, k, v, pattern, bias, key_mask, dropout_p)
         pattern.check_length(max(q.shape[2], k.shape[2]))
+    if impl is not None and impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl=!r}.")
+    if isinstance(pattern, Pyramid) or isinstance(bias, PyramidBias):
+        found = _pyramid(q, k, v, pattern, bias, key_mask, scale, dropout_p, impl)
+        return found if return_lse else found[0]
     if isinstance(bias, Tensor) and bias.ndim < 4:
         bias = bias[(None,) * (4 - bias.ndim)]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = Call(q, k, v, pattern, bias, key_mask, scale, dropout_p, return_lse)
     if impl is None:
         impl = _pick(call)
-    elif impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl=!r}.")
     elif reason := lacks(impl, call):
         raise ValueError(f"impl={impl!r} cannot do this call: {reason}; {_advice(impl)}.")
     out, lse = RUN[impl](call)
@@ -149,3 +154,40 @@ def _fastest(call: Call, has_native: bool) -> str:
     length, device = call.k.shape[2], q.device.type
     impl, _ = choose(pattern, length, device, heads, q.shape[3], q.dtype, has_native)
     return impl
+
+
+def _pyramid(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    bias: Tensor | WindowBias | PyramidBias | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    impl: str | None,
+) -> tuple[Tensor, Tensor]:
+    """All levels of a Pyramid: its pairs meet as means of clusters, not one by one."""
+    if not isinstance(pattern, Pyramid) or not isinstance(bias, PyramidBias | None):
+        raise ValueError(
+            "a Pyramid takes a PyramidBias or none, and nothing else takes one; got "
+            f"bias={type(bias).__name__} with {pattern}."
+        )
+    if impl not in (None, "tiled", "reference"):
+        raise ValueError(
+            f"impl={impl!r} cannot pool keys into the levels of a Pyramid; use impl='tiled' or "
+            "impl='reference'."
+        )
+    run = pyramid_reference if impl == "reference" else pyramid_attend
+    query_mask = key_mask if q.shape[2] == k.shape[2] else None
+    return run(
+        q,
+        k,
+        v,
+        pattern,
+        bias=bias,
+        key_mask=key_mask,
+        query_mask=query_mask,
+        scale=scale,
+        dropout_p=dropout_p,
+    )

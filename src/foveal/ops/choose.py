@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from foveal.ops import native
-from foveal.patterns import Full, Pattern
+from foveal.patterns import Full, Pattern, Pyramid
+from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns.tiling import Tiling
 
 IMPLS = ("reference", "dense", "tiled", "native", "flex")
 
@@ -46,7 +48,7 @@ class Work:
 
     @property
     def visited(self) -> int:
-        return self.pattern.tiles(self.length).visited
+        return _tiling(self.pattern, self.length).visited
 
     def flops(self, pairs: int) -> int:
         return 4 * pairs * self.head_dim * self.heads
@@ -57,10 +59,18 @@ class Work:
         pairs = self.dense_pairs if impl == "dense" else self.visited
         steps = CALL_SECONDS[impl]
         if impl == "tiled":
-            groups = self.pattern.tiles(self.length).groups
+            groups = _tiling(self.pattern, self.length).groups
             sizes = (g.num_tiles * g.tile_q * g.tile_k * self.heads for g in groups)
             steps += sum(max(1.0, size / CHUNK) for size in sizes) * CHUNK_SECONDS
         return self.flops(pairs) / rate + steps
+
+
+def _tiling(pattern: Pattern, length: int) -> Tiling:
+    """The plan that is computed; that of a Pyramid reads the keys of all levels side by side."""
+    if isinstance(pattern, Pyramid):
+        levels = _PyramidTiles(pattern, length, length)
+        return levels.tiles(levels.num_joined_keys)
+    return pattern.tiles(length)
 
 
 def choose(
@@ -75,6 +85,8 @@ def choose(
     """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
     if isinstance(pattern, Full):
         return "dense", "the pattern is dense attention"
+    if isinstance(pattern, Pyramid):
+        return "tiled", "keys are pooled into levels, which only the tile plan knows"
     work = Work(pattern.per_head()[0], length, heads, head_dim, dtype)
     return _choose(work, device, has_native)
 

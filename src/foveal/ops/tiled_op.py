@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from foveal.ops import tiled
@@ -46,11 +47,18 @@ def _inputs(operands: Operands) -> tiled.Inputs:
         pattern=operands.pattern,
         bias=None if operands.bias is None else operands.bias.to(dtype),
         window=window,
-        key_bias=None if key_mask is None else (~key_mask).to(dtype) * tiled.MASKED,
+        key_bias=_key_bias(key_mask, dtype),
         scale=operands.scale,
         dropout_p=operands.dropout_p,
         seed=0 if operands.seed is None else int(operands.seed),
     )
+
+
+def _key_bias(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What a mask adds to the logits of its keys; a floating mask is added as it stands."""
+    if key_mask is None or key_mask.is_floating_point():
+        return key_mask
+    return (~key_mask).to(dtype) * tiled.MASKED
 
 
 def _unit_stride(x: Tensor) -> Tensor:

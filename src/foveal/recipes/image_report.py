@@ -1,4 +1,4 @@
-"""The parts of a run's report that only image classifiers have."""
+"""The parts of a run's report that only classifiers have."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def image_sections(
         drawn = [("Training loss", _draw_loss(entries, pictures / "training.png"))]
         accuracy = _draw_accuracy(entries, pictures / "accuracy.png")
         if accuracy is not None:
-            drawn.append(("Right answers on held-out pictures", accuracy))
+            drawn.append(("Right answers on held-out data", accuracy))
         yield Section("Training", pictures=drawn)
     if evaluation:
         from foveal.draw.confusion import draw_confusion
 
+        unit = evaluation.get("unit", "pictures")
         path = draw_confusion(
             evaluation["confusion"], evaluation["classes"], pictures / "confusion.png"
         )
@@ -35,7 +36,7 @@ def image_sections(
             "top-1": f"{evaluation['accuracy']:.2%}",
             "top-5": f"{evaluation['top5']:.2%}",
             "mean over classes": f"{evaluation['balanced_accuracy']:.2%}",
-            "scored": f"{evaluation['images']:,} pictures of {evaluation['data']}, "
+            "scored": f"{evaluation['images']:,} {unit} of {evaluation['data']}, "
             f"checksum {evaluation['checksum']}",
             "checkpoint": evaluation["checkpoint"],
         }

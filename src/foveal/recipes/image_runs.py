@@ -21,7 +21,8 @@ from foveal.recipes.images import (
 )
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import load_config, load_model, write_json
-from foveal.recipes.tasks import class_names, require_task
+from foveal.recipes.sequences import score_run
+from foveal.recipes.tasks import CLASSIFIERS, class_names, require_task
 from foveal.training.machine import describe_machine
 from foveal.training.trainer import Outcome
 
@@ -45,17 +46,22 @@ def finish_images(
 
 
 def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation:
-    """Score a run on its held-out pictures, in float32, and keep the result in its folder.
+    """Score a run on its held-out pictures or sequences, in float32, and keep the result.
 
     Args:
         data: score the held-out part of other data with the same classes.
     """
     config = load_config(folder)
-    require_task(config, "images", "top-1 accuracy")
+    if config.task not in CLASSIFIERS:
+        require_task(config, "images", "top-1 accuracy")
     model, last = load_model(folder, config)
-    source = config.data if data is None else dataclasses.replace(config.data, path=data)
-    images = open_images(source)[1]
-    result = score_images(model.to(_device()), images, last.name, class_names(folder))
+    model = model.to(_device())
+    if config.task == "sequences":
+        result = score_run(folder, config, model, last.name, data)
+    else:
+        source = config.data if data is None else dataclasses.replace(config.data, path=data)
+        images = open_images(source)[1]
+        result = score_images(model, images, last.name, class_names(folder))
     write_json(folder / EVALUATION, result.to_dict())
     write_run_report(folder)
     return result

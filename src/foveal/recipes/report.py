@@ -17,6 +17,7 @@ from foveal.patterns.serialize import from_config, to_config
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_report import image_sections
 from foveal.recipes.runs import CONFIG, load_config, read_json
+from foveal.recipes.tasks import CLASSIFIERS
 from foveal.training.metrics import read_metrics
 
 REPORT, PICTURES = "report.html", "pictures"
@@ -70,12 +71,12 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
 
     entries = read_metrics(folder)
     evaluation = read_json(folder / "evaluation.json")
-    if config.task == "images":
+    if config.task in CLASSIFIERS:
         yield from image_sections(folder / PICTURES, entries, evaluation)
     elif any("loss" in entry for entry in entries):
         picture = _draw_training(entries, folder / PICTURES / "training.png")
         yield Section("Training", pictures=[("Loss on training and held-out bytes", picture)])
-    if evaluation and config.task != "images":
+    if evaluation and config.task not in CLASSIFIERS:
         yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
     samples = read_json(folder / "samples.json") or []
     if samples:

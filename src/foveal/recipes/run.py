@@ -26,7 +26,8 @@ from foveal.recipes.runs import (
     read_json,
     write_json,
 )
-from foveal.recipes.tasks import make_task, require_task
+from foveal.recipes.sequences import NUM_TOKENS
+from foveal.recipes.tasks import CLASSIFIERS, make_task, require_task
 from foveal.training.config import check_training
 from foveal.training.machine import describe_machine
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
@@ -55,8 +56,10 @@ def train(
     folder = choose_folder(config, output, resume)
     with accelerator.main_process_first():
         last = begin(folder, config)
-        if config.task == "images":
+        if config.task in CLASSIFIERS:
             write_json(folder / CLASSES, task.classes)
+        if config.task == "sequences":
+            write_json(folder / NUM_TOKENS, task.num_tokens)
     trainer = Trainer(
         task,
         config.optimizer,
@@ -68,7 +71,7 @@ def train(
     )
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
-        finish = finish_images if config.task == "images" else _finish
+        finish = finish_images if config.task in CLASSIFIERS else _finish
         finish(folder, task, config, outcome, accelerator.device)
     accelerator.wait_for_everyone()
     return folder, outcome

@@ -10,6 +10,9 @@ from torch import nn
 
 from foveal.recipes.config import RunConfig
 
+CLASSIFIERS = ("images", "sequences")
+"""Tasks whose runs know the names of their classes."""
+
 
 def make_task(config: RunConfig, rank: int = 0, world_size: int = 1) -> Any:
     """The `foveal.training.task.Task` of a configuration."""
@@ -17,6 +20,10 @@ def make_task(config: RunConfig, rank: int = 0, world_size: int = 1) -> Any:
         from foveal.recipes.images import ImageTask
 
         return ImageTask(config, rank, world_size)
+    if config.task == "sequences":
+        from foveal.recipes.sequences import SequenceTask
+
+        return SequenceTask(config, rank, world_size)
     from foveal.recipes.bytes import ByteTask
 
     return ByteTask(config, rank, world_size)
@@ -32,24 +39,33 @@ def build_task_model(config: RunConfig, folder: Path) -> nn.Module:
         from foveal.recipes.images import build_image_model
 
         return build_image_model(config, len(class_names(folder)))
+    if config.task == "sequences":
+        from foveal.recipes.sequences import NUM_TOKENS, build_sequence_model
+
+        return build_sequence_model(
+            config, len(class_names(folder)), int(_read(folder / NUM_TOKENS))
+        )
     from foveal.recipes.bytes import build_byte_model
 
     return build_byte_model(config)
 
 
 def class_names(folder: Path) -> list[str]:
-    """The classes of an image run.
+    """The classes of a classifier's run.
 
     Raises:
         ValueError: the run has none, or the file is damaged.
     """
     from foveal.recipes.images import CLASSES
 
-    path = folder / CLASSES
+    return [str(name) for name in _read(folder / CLASSES)]
+
+
+def _read(path: Path) -> Any:
     try:
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"the run {folder} has no {CLASSES}; train it again.") from None
+        raise ValueError(f"the run {path.parent} has no {path.name}; train it again.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.ops.bias import window_places
 from foveal.patterns import Halo, Pattern
-from foveal.patterns.tiling import Grid, Lookup, TileGroup
+from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup
 
 WORD = 64
 """Queries in a word of a mask, and most in a tile of the kernel."""
@@ -130,7 +130,9 @@ class Plan:
             self._hold(columns),
         )
 
-    def _places(self, places: Grid | Lookup) -> Places:
+    def _places(self, places: Grid | Lookup | Runs) -> Places:
+        if isinstance(places, Runs):
+            places = places.shift(0)
         if isinstance(places, Lookup):
             tiles = torch.zeros(places.num_tiles, dtype=torch.long)
             count = places.num_items
