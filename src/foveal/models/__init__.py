@@ -15,6 +15,7 @@ from foveal.models.sepvit import (
 )
 from foveal.models.storage import load_model, save_model
 from foveal.models.transformer import TransformerConfig, TransformerLM
+from foveal.models.vae import VQVAE, DiscreteVAE, DiscreteVAEConfig, ImageTokenizer, VQVAEConfig
 
 __all__ = [
     "Model",
@@ -31,6 +32,11 @@ __all__ = [
     "SepVisionTransformerConfig",
     "SepViT",
     "SepViTConfig",
+    "ImageTokenizer",
+    "DiscreteVAE",
+    "DiscreteVAEConfig",
+    "VQVAE",
+    "VQVAEConfig",
     "create_model",
     "list_models",
     "save_model",
