@@ -3,6 +3,7 @@
 from foveal.models.base import Model
 from foveal.models.causal import CausalLM
 from foveal.models.cost import Cost, cost
+from foveal.models.dalle import DALLE, DALLEConfig
 from foveal.models.halonet import HaloNet, HaloNetConfig
 from foveal.models.hourglass import HourglassConfig, HourglassTransformer, HourglassTransformerLM
 from foveal.models.image import ImageModel
@@ -28,6 +29,8 @@ __all__ = [
     "ImageModel",
     "HaloNet",
     "HaloNetConfig",
+    "DALLE",
+    "DALLEConfig",
     "SepVisionTransformer",
     "SepVisionTransformerConfig",
     "SepViT",
