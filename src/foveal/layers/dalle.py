@@ -110,8 +110,8 @@ class Attention(nn.Module):
         if cache is None:
             return self._attend(*self._project(x, rotary_pos_emb, 0), mask)
         if offset == 0:
-            state = self.make_cache(x.shape[0], self.seq_len + 1, x.device)
-            out, cache[cache_key] = self.prefill(x, state, rotary_pos_emb, mask)
+            empty = self.make_cache(x.shape[0], self.seq_len + 1, x.device)
+            out, cache[cache_key] = self.prefill(x, empty, rotary_pos_emb, mask)
             return out
         state = cache.get(cache_key)
         if state is None or state.position != offset:
@@ -168,7 +168,7 @@ class Attention(nn.Module):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
-        weights = self.to_qkv.weight.numel() + self.to_out[0].weight.numel()
+        weights = self.to_qkv.weight.numel() * 4 // 3  # to_out has a third of them
         pairs = self.pattern.num_pairs(length)
         if self.pattern.heads is None:
             pairs *= self.heads

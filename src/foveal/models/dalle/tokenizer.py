@@ -47,7 +47,7 @@ def config_with(config: DALLEConfig, vae: Any, given: Collection[str]) -> DALLEC
     Raises:
         ValueError: what was given as VAE is none, or has other numbers.
     """
-    missing = [name for name in ImageTokenizerLike.__protocol_attrs__ if not hasattr(vae, name)]  # type: ignore[attr-defined]
+    missing = [name for name in ImageTokenizerLike.__protocol_attrs__ if not hasattr(vae, name)]
     if missing:
         raise ValueError(f"vae must have {', '.join(sorted(missing))}, got {type(vae).__name__}.")
     wanted = {"num_image_tokens": vae.num_tokens, "image_grid": grid_of(vae)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from foveal.layers.grid_rotary import Rotation, text_image_angles
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
 from foveal.models.dalle.attention_types import AttnType, pattern_of
+
+FIRST = ("to_hidden", "to_qkv")
+"""The first layer of a feed-forward, and of an attention."""
 
 Apply = Callable[[int, Tensor], Tensor]
 
@@ -170,14 +173,13 @@ class Transformer(nn.Module):
 
     def make_cache(self, batch: int, device: Device = None) -> DecodingState:
         """An empty decoding state for `batch` rows; on the layers' device if None is given."""
-        parts: list = []
+        parts: list[Any] = []
         for branch in range(2 * self.depth):
-            inner, own = self.inner(branch), []
-            like = inner.to_qkv if isinstance(inner, Attention) else inner.to_hidden
+            inner, own = self.inner(branch), list[Any]()
+            like = cast(nn.Linear, inner.get_submodule(FIRST[isinstance(inner, Attention)]))
             if self.shift is not None:
-                where = device or like.weight.device  # type: ignore[union-attr]
-                dtype = state_dtype(like)  # type: ignore[arg-type]
-                own.append(self.shift.make_cache(batch, dtype, where))
+                where = device or like.weight.device
+                own.append(self.shift.make_cache(batch, state_dtype(like), where))
             if isinstance(inner, Attention):
                 own.append(inner.make_cache(batch, self.seq_len + 1, device))
             parts.append(DecodingState(own))
