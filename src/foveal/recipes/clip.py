@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from foveal.data.tokens import CaptionTokenizer
 from foveal.models.clip import CLIP
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
+from foveal.recipes.stages import TOKENIZER
 from foveal.recipes.vae import describe_sets
 from foveal.training.task import Totals
 
@@ -108,6 +110,10 @@ class ClipTask:
         captions = self.valid_set.first_captions()
         places = retrieve(self.model, self.tokenizer, self.valid_set.images(), captions)
         return retrieval_totals(places[rank::world_size])
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the run needs besides its weights."""
+        self.tokenizer.save(folder / TOKENIZER)
 
     def facts(self) -> dict[str, str]:
         """What a report should say about the data and the model."""

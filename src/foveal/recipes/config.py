@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
 from foveal.data.images import ImageDataConfig
 from foveal.data.text import TextConfig
 from foveal.training.config import (
@@ -21,7 +22,13 @@ from foveal.training.config import (
     nearest,
 )
 
-DATA_OF_TASK: dict[str, type] = {"bytes": TextConfig, "images": ImageDataConfig}
+DATA_OF_TASK: dict[str, type] = {
+    "bytes": TextConfig,
+    "images": ImageDataConfig,
+    "vae": PictureDataConfig,
+    "clip": CaptionDataConfig,
+    "captions": DalleDataConfig,
+}
 """The dataclass of the [data] section, by task."""
 
 _SECTIONS = ("task", "model", "data", "optimizer", "training")

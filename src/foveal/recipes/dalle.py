@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.data.caption_sources import open_captions
-from foveal.data.captions import CaptionDataConfig, CaptionedSet
+from foveal.data.captions import CaptionedSet
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models.dalle import DALLE
 from foveal.models.vae import ImageTokenizer
@@ -25,26 +24,6 @@ from foveal.training.task import Totals
 
 _QUICK_PICTURES = 100
 _BATCH = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class DalleDataConfig(CaptionDataConfig):
-    """Captioned pictures, and what turns them into tokens.
-
-    Attributes:
-        vae: what turns pictures into tokens: a run, a folder written by save_pretrained, or a
-            recipe that is trained first.
-        clip: what reranks pictures and scores them, likewise; "" for none.
-        null_share: share of the pictures that are trained without their caption, which makes
-            guidance possible.
-        shuffle_captions: train and score with captions of other pictures, to see what captions
-            are worth.
-    """
-
-    vae: str = "vae-emoji"
-    clip: str = "clip-emoji"
-    null_share: float = 0.1
-    shuffle_captions: bool = False
 
 
 class TokenStream(PairStream):
@@ -114,10 +93,6 @@ class DalleTask:
     ) -> None:
         data, training = config.data, config.training
         self.config = data
-        if not 0 <= data.null_share < 1:
-            raise ValueError(
-                f"data.null_share must be at least 0 and below 1, got {data.null_share}."
-            )
         self.train_set, self.valid_set = open_captions(data)
         self.tokenizer = CaptionTokenizer.train(self.train_set.all_captions, data.vocabulary)
         self.vae = prepare_stage(config, folder, "vae")
