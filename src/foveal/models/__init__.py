@@ -2,6 +2,7 @@
 
 from foveal.models.base import Model
 from foveal.models.causal import CausalLM
+from foveal.models.clip import CLIP, CLIPConfig
 from foveal.models.cost import Cost, cost
 from foveal.models.dalle import DALLE, DALLEConfig
 from foveal.models.halonet import HaloNet, HaloNetConfig
@@ -35,6 +36,8 @@ __all__ = [
     "SepVisionTransformerConfig",
     "SepViT",
     "SepViTConfig",
+    "CLIP",
+    "CLIPConfig",
     "ImageTokenizer",
     "DiscreteVAE",
     "DiscreteVAEConfig",

@@ -45,7 +45,7 @@ class ImageTokenizerConfig(ModelConfig):
         sizes = ("num_tokens", "codebook_dim", "num_layers", "hidden_dim", "channels")
         check_sizes(**{name: getattr(self, name) for name in sizes})
         check_range(0, num_resnet_blocks=self.num_resnet_blocks)
-        object.__setattr__(self, "image_size", _read_size(self.image_size))
+        object.__setattr__(self, "image_size", read_image_size(self.image_size))
         if self.normalization is not None:
             object.__setattr__(self, "normalization", self._read_normalization())
 
@@ -72,12 +72,17 @@ class ImageTokenizerConfig(ModelConfig):
         return -(-height // step), -(-width // step)
 
 
-def _read_size(size: Any) -> int | tuple[int, int]:
+def read_image_size(size: Any, name: str = "image_size") -> int | tuple[int, int]:
+    """An int or a pair, checked.
+
+    Raises:
+        ValueError: neither, or not positive.
+    """
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2:
-        raise ValueError(f"image_size must be an int or (height, width), got image_size={size!r}.")
-    check_sizes(image_height=sides[0], image_width=sides[1])
-    return size if isinstance(size, int) else sides
+        raise ValueError(f"{name} must be an int or (height, width), got {name}={size!r}.")
+    check_sizes(**{f"{name}_height": sides[0], f"{name}_width": sides[1]})
+    return size if isinstance(size, int) else (sides[0], sides[1])
 
 
 @dataclass(frozen=True, kw_only=True)
