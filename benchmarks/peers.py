@@ -8,7 +8,6 @@ import importlib.util
 import sys
 from types import ModuleType
 
-
 STUBS = {"dalle_pytorch": {"dalle_pytorch.vae": ("OpenAIDiscreteVAE", "VQGanVAE")}}
 """Modules that a package imports for classes which we never use, and their own needs are many."""
 
