@@ -148,7 +148,7 @@ def test_mismatches_name_both_numbers(peer):
     saved = checkpoint(package_model(peer))
     with pytest.raises(ValueError, match=r"17 image positions beside text_seq_len=5.*4 x 4"):
         load_upstream({**saved, "hparams": {"heads": 2, "text_seq_len": 5}})
-    with pytest.raises(ValueError, match="num_text_tokens=50 .*num_text_tokens=51"):
+    with pytest.raises(ValueError, match=r"num_text_tokens=50 .*num_text_tokens=51"):
         load_upstream({**saved, "hparams": {**SIZES, "text_seq_len": 5}})
     with pytest.raises(ValueError, match=r"num_tokens=30 .*num_tokens=20"):
         load_upstream({**saved, "vae_params": {**VAE, "num_tokens": 30}})
