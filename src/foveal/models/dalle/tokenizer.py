@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -13,7 +13,6 @@ from foveal.models.dalle.config import DALLEConfig
 from foveal.models.registry import family
 
 
-@runtime_checkable
 class ImageTokenizerLike(Protocol):
     """Pictures to a grid of tokens, and back."""
 
@@ -26,6 +25,9 @@ class ImageTokenizerLike(Protocol):
 
     def decode(self, img_seq: Tensor) -> Tensor:
         """(batch, tokens) int -> (batch, channels, height, width) in [0, 1]."""
+
+
+NEEDED = ("num_tokens", "image_size", "num_layers", "get_codebook_indices", "decode")
 
 
 def grid_of(vae: ImageTokenizerLike) -> tuple[int, int]:
@@ -47,7 +49,7 @@ def config_with(config: DALLEConfig, vae: Any, given: Collection[str]) -> DALLEC
     Raises:
         ValueError: what was given as VAE is none, or has other numbers.
     """
-    missing = [name for name in ImageTokenizerLike.__protocol_attrs__ if not hasattr(vae, name)]
+    missing = [name for name in NEEDED if not hasattr(vae, name)]
     if missing:
         raise ValueError(f"vae must have {', '.join(sorted(missing))}, got {type(vae).__name__}.")
     wanted = {"num_image_tokens": vae.num_tokens, "image_grid": grid_of(vae)}
@@ -66,7 +68,7 @@ def config_with(config: DALLEConfig, vae: Any, given: Collection[str]) -> DALLEC
 def from_description(described: Mapping[str, Any]) -> Model:
     """The VAE that a configuration describes, with random weights."""
     cls = family(described["family"])
-    return cls(cls.config_class.from_json(dict(described["config"])))  # type: ignore[call-arg]
+    return cls(cls.config_class.from_json(dict(described["config"])))
 
 
 def attach(model: nn.Module, vae: Any) -> None:

@@ -82,15 +82,17 @@ def _build_dalle(checkpoint: Checkpoint, config: dict[str, Any], compat: str | N
         name.removeprefix("vae."): value for name, value in w.items() if name.startswith("vae.")
     }
     vae_params = {**_read(checkpoint.extra, "vae_params"), **config.pop("vae_params", {})}
-    vae = _make_vae(vae_weights, vae_params, compat) if is_vae(vae_weights) else None
     own = [name for name in DALLEConfig.names() if name not in ("vae", "compat")]
     check_keywords("DALLE", config, own)
     known = {k: v for k, v in _read(checkpoint.extra, "hparams").items() if k in own}
     given = {**known, **config}
     options = take(given, _shapes(w, given), "dalle-pytorch")
     options.setdefault("attn_types", ("full",))
-    grid = None if vae is None else vae.grid
-    options["image_grid"] = _grid(w, options, vae_params, grid)
+    grid = options["image_grid"] = _grid(w, options, vae_params)
+    vae = None
+    if is_vae(vae_weights):
+        vae_params.setdefault("image_size", grid[0] * 2 ** _halvings(vae_weights))
+        vae = _make_vae(vae_weights, vae_params, compat)
     model = DALLE(vae=vae, compat=compat, **options)
     state = _rename(w, model)
     if vae is not None:
@@ -155,31 +157,27 @@ def _lengths(w: Weights, given: Mapping[str, Any], total: int) -> dict[str, int]
 
 
 def _grid(
-    w: Weights,
-    options: Mapping[str, Any],
-    vae_params: Mapping[str, Any],
-    grid: tuple[int, int] | None,
+    w: Weights, options: Mapping[str, Any], vae_params: Mapping[str, Any]
 ) -> tuple[int, int]:
     """(height, width) of the image: the package's are squares."""
-    if grid is None and {"image_size", "num_layers"} <= vae_params.keys():
-        grid = (vae_params["image_size"] // 2 ** vae_params["num_layers"],) * 2
     if "image_pos_emb.weights.0" in w:
         found = w["image_pos_emb.weights.0"].shape[1], w["image_pos_emb.weights.1"].shape[2]
         count = math.prod(found)
     else:
         count = w["transformer.pos_emb"].shape[1] - options["text_seq_len"] - 1
-        side = math.isqrt(max(0, count))
-        found = (side, side)
-    if math.prod(found) != count or grid not in (None, found):
+        found = (math.isqrt(max(0, count)),) * 2
+    expected, source = options.get("image_grid", found), "image_grid"
+    if {"image_size", "num_layers"} <= vae_params.keys():
+        side = vae_params["image_size"] // 2 ** vae_params["num_layers"]
+        expected, source = (side, side), "the grid of the VAE"
+    if isinstance(expected, int):
+        expected = (expected, expected)
+    if math.prod(found) != count or tuple(expected) != found:
         raise ValueError(
-            f"the weights have {count} image positions with text_seq_len="
-            f"{options['text_seq_len']}, which is not the grid of "
-            f"{'a square' if grid is None else f'the VAE, {grid[0]} x {grid[1]}'}; check "
-            "text_seq_len and the VAE's image_size and num_layers."
+            f"the weights have {count} image positions beside text_seq_len="
+            f"{options['text_seq_len']}, but {source} is {expected[0]} x {expected[1]}; check "
+            "text_seq_len, and the VAE's image_size and num_layers."
         )
-    wanted = options.get("image_grid")
-    if wanted is not None and (wanted if isinstance(wanted, tuple) else (wanted, wanted)) != found:
-        raise ValueError(f"image_grid must be {found} for these weights, got {wanted}.")
     return found
 
 
@@ -227,11 +225,10 @@ def _make_vae(w: Weights, params: dict[str, Any], compat: str | None) -> Any:
     """A DiscreteVAE of the shapes of its weights."""
     cls = family("discrete_vae")
     blocks = len({n.split(".")[1] for n in w if re.match(r"encoder\.\d+\.net\.", n)})
-    strided = len([n for n in w if re.match(r"encoder\.\d+\.0\.weight", n)])
     found = {
         "num_tokens": w["codebook.weight"].shape[0],
         "codebook_dim": w["codebook.weight"].shape[1],
-        "num_layers": strided,
+        "num_layers": _halvings(w),
         "num_resnet_blocks": blocks,
         "hidden_dim": w["encoder.0.0.weight"].shape[0],
         "channels": w["encoder.0.0.weight"].shape[1],
@@ -239,6 +236,10 @@ def _make_vae(w: Weights, params: dict[str, Any], compat: str | None) -> Any:
     known = {k: v for k, v in params.items() if k in cls.config_class.names() and k != "compat"}
     options = take(known, found, "dalle-pytorch")
     return cls(compat=compat, **options)
+
+
+def _halvings(w: Weights) -> int:
+    return len([name for name in w if re.match(r"encoder\.\d+\.0\.weight", name)])
 
 
 DALLE_PYTORCH = Upstream(
