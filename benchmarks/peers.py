@@ -8,6 +8,9 @@ import importlib.util
 import sys
 from types import ModuleType
 
+STUBS = {"dalle_pytorch": {"dalle_pytorch.vae": ("OpenAIDiscreteVAE", "VQGanVAE")}}
+"""Modules that a package imports for classes which we never use, and their own needs are many."""
+
 
 def peer(name: str) -> ModuleType:
     """A module of a peer, without running the ``__init__`` of its package.
@@ -27,4 +30,8 @@ def peer(name: str) -> ModuleType:
         shell.__path__ = list(spec.submodule_search_locations or [])
         shell.__spec__ = spec
         sys.modules[package] = shell
+        for stub, classes in STUBS.get(package, {}).items():
+            sys.modules[stub] = ModuleType(stub)
+            for cls in classes:
+                setattr(sys.modules[stub], cls, type(cls, (), {}))
     return importlib.import_module(name)

@@ -109,12 +109,15 @@ class AttentionCache:
             raise ValueError(f"append takes one token, got {k.shape[2]}; use prefill for many.")
         return self.prefill(k, v)
 
-    def attend(self, q: Tensor, scale: float | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, scale: float | None = None, key_mask: Tensor | None = None
+    ) -> Tensor:
         """Attention of the newest token over exactly the keys that the pattern lets it read.
 
         Args:
             q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
             scale: of the scores; head_dim ** -0.5 by default.
+            key_mask: (batch, position) bool of all tokens seen so far, True = real.
 
         Returns:
             (batch, heads, 1, head_dim); zeros for a token that reads nothing.
@@ -126,7 +129,8 @@ class AttentionCache:
             raise ValueError("attend needs at least one token in the cache, got position=0.")
         batch, heads, _, head_dim = q.shape
         positions, allowed = _reads(self.pattern, self.position - 1)
-        k, v = self._store.read(positions, ordered=allowed is not None)
+        masked = allowed is not None or key_mask is not None
+        k, v = self._store.read(positions, ordered=masked)
         kv_heads = k.shape[1]
         if heads % kv_heads or (allowed is not None and len(allowed) != heads):
             raise ValueError(
@@ -137,16 +141,28 @@ class AttentionCache:
             return torch.zeros_like(q)
         # the queries of a group become rows of one small attention, so that keys are not copied
         grouped = q.reshape(batch, kv_heads, heads // kv_heads, head_dim).to(k.dtype)
-        if allowed is None:
+        if not masked:
             out = F.scaled_dot_product_attention(grouped, k, v, scale=scale)
         else:
-            mask = allowed.to(q.device).reshape(1, kv_heads, heads // kv_heads, -1)
+            mask = self._mask(positions, allowed, key_mask, grouped)
             alive = mask.any(-1, keepdim=True)
             # a head without keys reads all of them, and what it got is thrown away
             some = mask | ~alive
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=some, scale=scale)
             out = out.masked_fill(~alive, 0.0)
         return out.reshape(q.shape).to(q.dtype)
+
+    @staticmethod
+    def _mask(
+        positions: Tensor, allowed: Tensor | None, key_mask: Tensor | None, grouped: Tensor
+    ) -> Tensor:
+        """Which of the keys at `positions` count, broadcast to (batch, kv_heads, group, keys)."""
+        mask = torch.ones((), dtype=torch.bool, device=grouped.device)
+        if allowed is not None:
+            mask = allowed.to(grouped.device).reshape(1, *grouped.shape[1:3], -1)
+        if key_mask is not None:
+            mask = mask & key_mask[:, positions.to(key_mask.device)][:, None, None]
+        return mask
 
     def _check_tokens(self, kv: Tensor) -> None:
         expected, got = self._store.data.shape, kv.shape

@@ -10,17 +10,19 @@ from typing import Annotated
 import tyro
 
 from foveal.cli.options import parse
+from foveal.recipes.caption_report import caption_rows
+from foveal.recipes.caption_runs import CaptionEvaluation, evaluate_captions
 from foveal.recipes.image_runs import evaluate_images
 from foveal.recipes.images import ImageEvaluation
 from foveal.recipes.report import PICTURES, describe_windows
 from foveal.recipes.run import Evaluation, evaluate
 from foveal.recipes.runs import find_run, load_config
-from foveal.recipes.tasks import CLASSIFIERS
+from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Score a run on its held-out bytes, pictures or sequences, in float32.
+    """Score a run on its held-out bytes, pictures, sequences or captions, in float32.
 
     Attributes:
         run: the run's folder, or "latest".
@@ -43,7 +45,11 @@ def main(arguments: list[str]) -> int:
     """Score a run and print a small table."""
     options = parse(Options, arguments, "evaluate")
     folder = find_run(options.run)
-    if load_config(folder).task in CLASSIFIERS:
+    task = load_config(folder).task
+    if task in CAPTION_TASKS:
+        print(_caption_table(evaluate_captions(folder, data=options.data)))
+        return 0
+    if task in CLASSIFIERS:
         print(_image_table(evaluate_images(folder, data=options.data), folder))
         return 0
     result = evaluate(
@@ -55,6 +61,20 @@ def main(arguments: list[str]) -> int:
     )
     print(_table(result))
     return 0
+
+
+def _caption_table(result: CaptionEvaluation) -> str:
+    rows = caption_rows(result.scores)
+    width = max(map(len, rows))
+    return "\n".join(
+        [
+            f"{result.data} (checksum {result.checksum})",
+            f"{result.pictures:,} pictures ({result.skipped} files skipped), "
+            f"{result.seconds:.0f} s, {result.checkpoint}",
+            "",
+            *(f"{label:<{width}}  {value}" for label, value in rows.items()),
+        ]
+    )
 
 
 def _image_table(result: ImageEvaluation, folder: Path) -> str:

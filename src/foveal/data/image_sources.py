@@ -50,7 +50,7 @@ def open_images(config: ImageDataConfig) -> Pair:
                 f"data.path={path!r} has {len(part.classes)} class, but a classifier needs at "
                 "least 2; put the pictures into a folder for each class."
             )
-    _warn_of(train.skipped, path)
+    warn_of(train.skipped, path)
     return train, test
 
 
@@ -153,7 +153,7 @@ def _decoded(
     jobs = (
         (raw[offset[i] : offset[i + 1]], size, f"picture {i} of {path.name}") for i in range(count)
     )
-    return _collect(jobs, count, size)
+    return collect(jobs, count, size)
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -167,10 +167,7 @@ def _open_folder(config: ImageDataConfig) -> Pair:
             f"data.path={config.path!r} {what}; name a folder of class folders, a .npz archive, "
             "or 'emoji' for the embedded pictures."
         )
-    train_root, test_root = _child(root, _TRAIN), _child(root, _TEST)
-    if train_root is None:
-        classes = _class_names(root)
-        return _split(_read_folder(root, classes, config), None, config)
+    train_root, test_root = split_folders(root)
     classes = _class_names(train_root)
     train = _read_folder(train_root, classes, config)
     if test_root is None:
@@ -178,6 +175,12 @@ def _open_folder(config: ImageDataConfig) -> Pair:
     test = _read_folder(test_root, classes, config)
     train.skipped += test.skipped
     return train, test
+
+
+def split_folders(root: Path) -> tuple[Path, Path | None]:
+    """Where to train and where to score: root/train and root/test, or root and nowhere."""
+    train = _child(root, _TRAIN)
+    return (root, None) if train is None else (train, _child(root, _TEST))
 
 
 def _child(root: Path, names: Iterable[str]) -> Path | None:
@@ -206,7 +209,7 @@ def _read_folder(root: Path, classes: Sequence[str], config: ImageDataConfig) ->
         lazy = _LazyFiles(files, config.size)
         return ImageSet(str(root), torch.tensor(labels), classes, lazy)
     jobs = ((path, config.size, path) for path in files)
-    pixels, skipped = _collect(jobs, len(files), config.size)
+    pixels, skipped = collect(jobs, len(files), config.size)
     bad = dict(skipped)
     good = [number for number in range(len(files)) if number not in bad]
     return ImageSet.from_pixels(
@@ -291,7 +294,7 @@ def _read_split(split: Any, config: ImageDataConfig, name: str) -> ImageSet:
         source = entry["bytes"] if entry["bytes"] is not None else entry["path"]
         jobs.append((source, config.size, f"picture {number} of {name}"))
         labels.append(item[label_key])
-    pixels, skipped = _collect(iter(jobs), len(jobs), config.size)
+    pixels, skipped = collect(iter(jobs), len(jobs), config.size)
     bad = dict(skipped)
     good = [number for number in range(len(jobs)) if number not in bad]
     classes = features[label_key].names
@@ -303,7 +306,7 @@ def _read_split(split: Any, config: ImageDataConfig, name: str) -> ImageSet:
 # -- what they share ------------------------------------------------------------------------------
 
 
-def _collect(
+def collect(
     jobs: Iterable[tuple[str | bytes, int, str]], count: int, size: int
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Decode into one array (count, size, size, 3); also what was wrong, by number."""
@@ -342,7 +345,8 @@ def _shuffled(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
-def _warn_of(skipped: Sequence[str], path: str) -> None:
+def warn_of(skipped: Sequence[str], path: str) -> None:
+    """One warning about all files that were left out, with how many and the first few."""
     if skipped:
         shown = " ".join(skipped[:_SHOWN])
         more = f" ... and {len(skipped) - _SHOWN} more." if len(skipped) > _SHOWN else ""

@@ -145,7 +145,7 @@ class ImageStream:
         sampler = self.sampler
         # the draw depends on the place in the stream alone, so a resumed run repeats it
         generator = torch.Generator()
-        generator.manual_seed(_seed_of(sampler.seed, sampler.position, sampler.rank))
+        generator.manual_seed(seed_of(sampler.seed, sampler.position, sampler.rank))
         index = self.shown[torch.from_numpy(sampler.next()[0])]
         images = augment.to_floats(self.images.read(index))
         targets = torch.nn.functional.one_hot(
@@ -187,6 +187,7 @@ def vary(
     return augment.mixup(images, targets, config.mixup, generator)
 
 
-def _seed_of(seed: int, position: int, rank: int) -> int:
+def seed_of(seed: int, position: int, rank: int) -> int:
+    """A seed for what is random about the batch at a place of a stream."""
     words = np.random.SeedSequence([seed, position, rank, 7]).generate_state(1, np.uint64)
     return int(words[0] >> 1)

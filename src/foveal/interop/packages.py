@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from foveal.interop.files import read_checkpoint
+from foveal.models.dalle import upstream as dalle
 from foveal.models.halonet import upstream as halonet
 from foveal.models.htransformer import upstream as htransformer
 from foveal.models.sepvit import upstream as sepvit
@@ -27,6 +28,7 @@ def register_upstream(upstream: Upstream) -> None:
 
 
 for _known in (
+    dalle.DALLE_PYTORCH,
     halonet.HALONET_PYTORCH,
     halonet.TIMM,
     htransformer.H_TRANSFORMER_1D,

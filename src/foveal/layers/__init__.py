@@ -2,6 +2,12 @@
 
 from foveal.layers.attention import SelfAttention
 from foveal.layers.cross_attention import CrossAttention
+from foveal.layers.dalle import (
+    Attention,
+    SparseAttention,
+    SparseAxialCausalAttention,
+    SparseConvCausalAttention,
+)
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
@@ -22,6 +28,10 @@ __all__ = [
     "Stack",
     "HaloAttention",
     "RelPosEmb",
+    "Attention",
+    "SparseConvCausalAttention",
+    "SparseAxialCausalAttention",
+    "SparseAttention",
     "DSSA",
     "SeparableAttention",
     "HAttention1D",

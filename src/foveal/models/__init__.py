@@ -2,7 +2,9 @@
 
 from foveal.models.base import Model
 from foveal.models.causal import CausalLM
+from foveal.models.clip import CLIP, CLIPConfig
 from foveal.models.cost import Cost, cost
+from foveal.models.dalle import DALLE, DALLEConfig
 from foveal.models.halonet import HaloNet, HaloNetConfig
 from foveal.models.hourglass import HourglassConfig, HourglassTransformer, HourglassTransformerLM
 from foveal.models.htransformer import (
@@ -23,6 +25,7 @@ from foveal.models.sepvit import (
 )
 from foveal.models.storage import load_model, save_model
 from foveal.models.transformer import TransformerConfig, TransformerLM
+from foveal.models.vae import VQVAE, DiscreteVAE, DiscreteVAEConfig, ImageTokenizer, VQVAEConfig
 
 __all__ = [
     "Model",
@@ -41,10 +44,19 @@ __all__ = [
     "ImageModel",
     "HaloNet",
     "HaloNetConfig",
+    "DALLE",
+    "DALLEConfig",
     "SepVisionTransformer",
     "SepVisionTransformerConfig",
     "SepViT",
     "SepViTConfig",
+    "CLIP",
+    "CLIPConfig",
+    "ImageTokenizer",
+    "DiscreteVAE",
+    "DiscreteVAEConfig",
+    "VQVAE",
+    "VQVAEConfig",
     "create_model",
     "list_models",
     "save_model",

@@ -21,7 +21,9 @@ class TextImage(Pattern):
     Args:
         text_length: number of text tokens at the front of the sequence.
         image_pattern: pattern among the image tokens, whose positions are counted from the first
-            image token. The whole is causal when this pattern is.
+            image token.
+        causal_text: text reads the text before it, or with False all of the text. The whole is
+            causal when this is and the image pattern is.
 
     Raises:
         ValueError: text_length is negative.
@@ -29,6 +31,7 @@ class TextImage(Pattern):
 
     text_length: int
     image_pattern: Pattern
+    causal_text: bool = True
 
     def __post_init__(self) -> None:
         if self.text_length < 0:
@@ -38,7 +41,7 @@ class TextImage(Pattern):
 
     @property
     def causal(self) -> bool:
-        return self.image_pattern.is_causal
+        return self.causal_text and self.image_pattern.is_causal
 
     @property
     def always_reads(self) -> bool:  # type: ignore[override]
@@ -49,7 +52,8 @@ class TextImage(Pattern):
         return self.image_pattern.heads
 
     def per_head(self) -> tuple[Pattern, ...]:
-        return tuple(TextImage(self.text_length, one) for one in self.image_pattern.per_head())
+        images = self.image_pattern.per_head()
+        return tuple(TextImage(self.text_length, one, self.causal_text) for one in images)
 
     def check_length(self, length: int) -> None:
         super().check_length(length)
@@ -57,7 +61,9 @@ class TextImage(Pattern):
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         text = self.text_length
-        to_text = (k_idx < text) & (k_idx <= q_idx)
+        to_text = k_idx < text
+        if self.causal_text:
+            to_text = to_text & (k_idx <= q_idx)
         in_image = (q_idx >= text) & (k_idx >= text)
         # positions before the image are moved inside, for the pattern need not bear them
         image = self.image_pattern.allows((q_idx - text).clamp(min=0), (k_idx - text).clamp(min=0))
@@ -70,12 +76,14 @@ class TextImage(Pattern):
         )
         some = some & (q_last >= text) & (k_last >= text)
         every = every & (q_first >= text) & (k_first >= text)
-        to_text = (k_first < text) & (k_first <= q_last)
-        return some | to_text, every | ((k_last < text) & (k_last <= q_first))
+        some_text, all_text = k_first < text, k_last < text
+        if self.causal_text:
+            some_text, all_text = some_text & (k_first <= q_last), all_text & (k_last <= q_first)
+        return some | some_text, every | all_text
 
     def _tiles(self, length: int) -> Tiling:
         text = min(self.text_length, length)
-        groups = list(Full(causal=True).tiles(text).groups) if text else []
+        groups = list(Full(self.causal_text).tiles(text).groups) if text else []
         image = self.image_pattern.tiles(length - text)
         if not image.covers_all:  # a pixel without pixels to read still reads the text
             return super()._tiles(length)
@@ -114,5 +122,5 @@ class TextImage(Pattern):
     def num_pairs(self, length: int) -> int:
         text = min(self.text_length, length)
         heads = self.heads or 1
-        to_text = text * (text + 1) // 2 + (length - text) * text
-        return heads * to_text + self.image_pattern.num_pairs(length - text)
+        own = text * (text + 1) // 2 if self.causal_text else text * text
+        return heads * (own + (length - text) * text) + self.image_pattern.num_pairs(length - text)

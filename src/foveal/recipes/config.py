@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
 from foveal.data.images import ImageDataConfig
 from foveal.data.sequences import SequenceDataConfig
 from foveal.data.text import TextConfig
@@ -26,6 +27,9 @@ DATA_OF_TASK: dict[str, type] = {
     "bytes": TextConfig,
     "images": ImageDataConfig,
     "sequences": SequenceDataConfig,
+    "vae": PictureDataConfig,
+    "clip": CaptionDataConfig,
+    "captions": DalleDataConfig,
 }
 """The dataclass of the [data] section, by task."""
 

@@ -20,7 +20,7 @@ def image_sections(
     from foveal.draw.report import Section
 
     if any("loss" in entry for entry in entries):
-        drawn = [("Training loss", _draw_loss(entries, pictures / "training.png"))]
+        drawn = [("Training loss", draw_loss(entries, pictures / "training.png"))]
         accuracy = _draw_accuracy(entries, pictures / "accuracy.png")
         if accuracy is not None:
             drawn.append(("Right answers on held-out data", accuracy))
@@ -43,13 +43,16 @@ def image_sections(
         yield Section("Held-out score", pictures=[("What is taken for what", path)], rows=rows)
 
 
-def _draw_loss(entries: Sequence[dict[str, float]], path: Path) -> Path:
+def draw_loss(
+    entries: Sequence[dict[str, float]], path: Path, ylabel: str = "cross-entropy (nats)"
+) -> Path:
+    """A curve of the training loss."""
     from foveal.draw.curves import Curve, draw_curves, smooth
 
     steps = [entry["step"] for entry in entries if "loss" in entry]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     curves = [Curve("", steps, losses, "faint"), Curve("training", steps, smooth(losses))]
-    return draw_curves(curves, path, xlabel="step", ylabel="cross-entropy (nats)")
+    return draw_curves(curves, path, xlabel="step", ylabel=ylabel)
 
 
 def _draw_accuracy(entries: Sequence[dict[str, float]], path: Path) -> Path | None:

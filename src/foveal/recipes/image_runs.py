@@ -20,7 +20,7 @@ from foveal.recipes.images import (
     score_images,
 )
 from foveal.recipes.report import patterns_of, write_run_report
-from foveal.recipes.runs import load_config, load_model, write_json
+from foveal.recipes.runs import load_config, load_model, pick_device, write_json
 from foveal.recipes.sequences import score_run
 from foveal.recipes.tasks import CLASSIFIERS, class_names, require_task
 from foveal.training.machine import describe_machine
@@ -55,7 +55,7 @@ def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation
     if config.task not in CLASSIFIERS:
         require_task(config, "images", "top-1 accuracy")
     model, last = load_model(folder, config)
-    model = model.to(_device())
+    model = model.to(pick_device())
     if config.task == "sequences":
         result = score_run(folder, config, model, last.name, data)
     else:
@@ -72,7 +72,9 @@ def predict(folder: Path, paths: Sequence[str], top: int = 5) -> list[Prediction
     config = load_config(folder)
     require_task(config, "images", "predict")
     model, _ = load_model(folder, config)
-    return predict_pictures(model.to(_device()), paths, config.data.size, class_names(folder), top)
+    return predict_pictures(
+        model.to(pick_device()), paths, config.data.size, class_names(folder), top
+    )
 
 
 def draw_run_attention(
@@ -98,8 +100,3 @@ def draw_run_attention(
         path = output if number == 0 else output.with_stem(f"{output.stem}-{number + 1}")
         paths.append(draw_attention(pixels, layers, number, place, path))
     return paths
-
-
-def _device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator

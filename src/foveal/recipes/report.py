@@ -14,10 +14,11 @@ from torch import nn
 
 from foveal.patterns import Pattern
 from foveal.patterns.serialize import from_config, to_config
+from foveal.recipes.caption_report import caption_cards, caption_sections
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_report import image_sections
 from foveal.recipes.runs import CONFIG, load_config, read_json
-from foveal.recipes.tasks import CLASSIFIERS
+from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS
 from foveal.training.metrics import read_metrics
 
 REPORT, PICTURES = "report.html", "pictures"
@@ -58,6 +59,7 @@ def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict
     for name, label in (("accuracy", "top-1"), ("balanced_accuracy", "mean over classes")):
         if name in score:
             cards[f"{label} accuracy, held out"] = f"{score[name]:.1%}"
+    cards |= caption_cards(score)
     if result:
         cards["steps"] = f"{result['steps']:,}"
         cards["minutes of training"] = f"{result['seconds'] / 60:.1f}"
@@ -73,10 +75,12 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
     evaluation = read_json(folder / "evaluation.json")
     if config.task in CLASSIFIERS:
         yield from image_sections(folder / PICTURES, entries, evaluation)
+    elif config.task in CAPTION_TASKS:
+        yield from caption_sections(folder / PICTURES, entries, evaluation)
     elif any("loss" in entry for entry in entries):
         picture = _draw_training(entries, folder / PICTURES / "training.png")
         yield Section("Training", pictures=[("Loss on training and held-out bytes", picture)])
-    if evaluation and config.task not in CLASSIFIERS:
+    if evaluation and config.task == "bytes":
         yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
     samples = read_json(folder / "samples.json") or []
     if samples:

@@ -1,0 +1,170 @@
+"""Captioned pictures, and endless choices of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from foveal.data.emoji import EMOJI
+from foveal.data.images import seed_of
+from foveal.data.sampling import ShuffledSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureDataConfig:
+    """Which captioned pictures, and how large.
+
+    Attributes:
+        path: "emoji" for the embedded ones; a folder with a .txt file of captions (one a line)
+            beside each picture, or with metadata.jsonl (file_name and text), with or without
+            train and test folders above them; or webdataset archives, "shard-{000..009}.tar".
+        size: pictures are scaled and cropped to size x size pixels.
+        held_out: share of the pictures kept for scoring where the data have no split.
+        max_images: use only so many training pictures; 0 means all.
+        flip: mirror half of the pictures left to right while training.
+    """
+
+    path: str = EMOJI
+    size: int = 32
+    held_out: float = 0.1
+    max_images: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionDataConfig(PictureDataConfig):
+    """Captioned pictures, and how the captions become tokens.
+
+    Attributes:
+        text_length: tokens of a caption; longer ones are cut.
+        vocabulary: byte pairs that are learned from the captions.
+    """
+
+    text_length: int = 24
+    vocabulary: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class DalleDataConfig(CaptionDataConfig):
+    """Captioned pictures, and what turns them into tokens.
+
+    Attributes:
+        vae: what turns pictures into tokens: a run, a folder written by save_pretrained, or a
+            recipe that is trained first.
+        clip: what reranks pictures and scores them, likewise; "" for none.
+        null_share: share of the pictures that are trained without their caption, which makes
+            guidance possible.
+        shuffle_captions: train and score with captions of other pictures, to see what captions
+            are worth.
+    """
+
+    vae: str = "vae-emoji"
+    clip: str = "clip-emoji"
+    null_share: float = 0.1
+    shuffle_captions: bool = False
+
+
+def check_picture_config(config: PictureDataConfig) -> None:
+    """Raise ValueError for values that no data can have."""
+    if config.size < 4:
+        raise ValueError(f"data.size must be at least 4 pixels, got {config.size}.")
+    if not 0 < config.held_out < 1:
+        raise ValueError(f"data.held_out must be between 0 and 1, got {config.held_out}.")
+    if config.max_images < 0:
+        raise ValueError(f"data.max_images must not be negative, got {config.max_images}.")
+    if isinstance(config, CaptionDataConfig) and config.text_length < 1:
+        raise ValueError(f"data.text_length must be at least 1, got {config.text_length}.")
+    if isinstance(config, DalleDataConfig) and not 0 <= config.null_share < 1:
+        raise ValueError(
+            f"data.null_share must be at least 0 and below 1, got {config.null_share}."
+        )
+
+
+class CaptionedSet:
+    """Pictures of one size with captions, held in memory.
+
+    Args:
+        name: what to call them in reports.
+        pixels: uint8 (n, 3, size, size).
+        captions: one or more for each picture.
+        skipped: what was wrong with files that were left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        captions: Sequence[Sequence[str]],
+        skipped: Sequence[str] = (),
+    ) -> None:
+        self.name, self.pixels = name, pixels
+        self.captions, self.skipped = [list(texts) for texts in captions], list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def all_captions(self) -> list[str]:
+        """Every caption of every picture."""
+        return [text for texts in self.captions for text in texts]
+
+    def first_captions(self, index: Tensor | None = None) -> list[str]:
+        """One caption for each picture, or for some of them."""
+        numbers = range(len(self)) if index is None else index.tolist()
+        return [self.captions[i][0] for i in numbers]
+
+    def images(self, index: Tensor | None = None) -> Tensor:
+        """Pictures (n, 3, size, size), float from 0 to 1."""
+        return (self.pixels if index is None else self.pixels[index]).float() / 255
+
+    def subset(self, index: Tensor, name: str) -> CaptionedSet:
+        """Some of the pictures, in the order of `index`."""
+        captions = [self.captions[i] for i in index.tolist()]
+        return CaptionedSet(name, self.pixels[index], captions, self.skipped)
+
+    def checksum(self) -> str:
+        """Eight hexadecimal digits that other pictures or captions would change."""
+        digest = hashlib.sha256(json.dumps(self.captions).encode())
+        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
+        digest.update(self.pixels[chosen].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:8]
+
+
+class CaptionStream:
+    """Endless choices of pictures, whose position is one integer.
+
+    Args:
+        count: number of pictures.
+        batch_size, seed, rank, world_size: as in ShuffledSampler.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.sampler = ShuffledSampler(count, batch_size, seed, rank, world_size)
+
+    def draw(self) -> tuple[Tensor, Generator]:
+        """Numbers of pictures (batch,), and a generator for all that is random about them."""
+        sampler = self.sampler
+        # the draw depends on the place in the stream alone, so a resumed run repeats it
+        generator = torch.Generator()
+        generator.manual_seed(seed_of(sampler.seed, sampler.position, sampler.rank))
+        return torch.from_numpy(sampler.next()[0]), generator
+
+    def next(self) -> Any:
+        """The next batch."""
+        return self.draw()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position."""
+        self.sampler.load_state_dict(state)

@@ -1,0 +1,94 @@
+"""Rotary positions of text followed by an image: one dimension for text, two for the image."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IMAGE_AS_TEXT = 8192.0
+"""Text position given to every pixel: far away from the text."""
+
+TEXT_AS_IMAGE = -10.0
+"""Row and column given to every word: far away from the image, which spans -1 to 1."""
+
+
+class Rotation(NamedTuple):
+    """Cosines and signed sines of the angles by which tokens are turned, (tokens, 1, dim) each.
+
+    Features 2i and 2i + 1 are a pair. Features beyond the angles have cosine 1 and sine 0.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, angles: Tensor, dim: int) -> Rotation:
+        """From angles (1, tokens, features) or (tokens, features), features at most `dim`.
+
+        Raises:
+            ValueError: more features than `dim`, or an odd number of them.
+        """
+        angles = angles.reshape(angles.shape[-2:])
+        turned = angles.shape[1]
+        if turned > dim or turned % 2:
+            raise ValueError(
+                f"rotary_pos_emb must have an even number of features, at most dim_head={dim}, "
+                f"got {turned}."
+            )
+        angles = torch.nn.functional.pad(angles, (0, dim - turned))[:, None]
+        sign = torch.tensor([-1.0, 1.0], device=angles.device).repeat(-(-dim // 2))[:dim]
+        return cls(angles.cos(), angles.sin() * sign)
+
+    def at(self, first: int, count: int) -> Rotation:
+        """The rotation of `count` tokens from position `first` on."""
+        return Rotation(self.cos[first : first + count], self.sin[first : first + count])
+
+    def turn(self, x: Tensor) -> Tensor:
+        """x (batch, tokens, heads, dim), turned; in the dtype of x."""
+        even = x.shape[-1] // 2 * 2
+        swapped = x[..., :even].unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        if even != x.shape[-1]:  # the last feature has no partner and sine 0
+            swapped = torch.cat((swapped, x[..., even:]), -1)
+        return torch.addcmul(x * self.cos, swapped, self.sin).to(x.dtype)
+
+
+def text_image_angles(text_length: int, grid: tuple[int, int], dim_head: int) -> Tensor:
+    """Angles of DALLE-pytorch's positions: (text_length + height * width, features) float32.
+
+    A third of the features turns with the position in the text, a third with the row, a third
+    with the column of the image.
+
+    Args:
+        text_length: words in front of the image, the start token included.
+        grid: (height, width) of the image in tokens.
+        dim_head: features of a head.
+
+    Raises:
+        ValueError: dim_head is below 6, which leaves no pair of features for a third.
+    """
+    third = dim_head // 3
+    if third < 2:
+        raise ValueError(f"dim_head must be at least 6 for rotary positions, got {dim_head=}.")
+    height, width = grid
+    # float32 throughout, as the package computes them: the far position amplifies rounding
+    words = 1.0 / (10_000 ** (torch.arange(0, third, 2)[: third // 2].float() / third))
+    pixels = torch.linspace(1.0, 5.0, third // 2) * math.pi
+    places = torch.cat(
+        (torch.arange(text_length).float(), torch.full((height * width,), IMAGE_AS_TEXT))
+    )
+    away = torch.full((text_length,), TEXT_AS_IMAGE)
+    rows = torch.linspace(-1, 1, height).repeat_interleave(width)
+    columns = torch.linspace(-1, 1, width).repeat(height)
+    parts = [
+        _angles(places, words),
+        _angles(torch.cat((away, rows)), pixels),
+        _angles(torch.cat((away, columns)), pixels),
+    ]
+    return torch.cat(parts, -1)
+
+
+def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:
+    return (positions[:, None] * frequencies).repeat_interleave(2, -1)

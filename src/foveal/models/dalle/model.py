@@ -1,0 +1,391 @@
+"""DALLE: words and the tokens of a picture as one sequence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.caches import DecodingState
+from foveal.layers.checks import Device
+from foveal.layers.dalle import Attention
+from foveal.models.base import Model
+from foveal.models.dalle.config import SIZES, DALLEConfig
+from foveal.models.dalle.drawing import Drawing
+from foveal.models.dalle.tokenizer import ImageTokenizerLike, attach, config_with, from_description
+from foveal.models.dalle.transformer import Transformer
+from foveal.models.registry import register
+
+
+@register(SIZES)
+class DALLE(Drawing, Model):
+    """Pictures from words: a transformer over text tokens followed by image tokens.
+
+    Ramesh et al., "Zero-Shot Text-to-Image Generation" (2021). Text tokens are
+    0 <= token < num_text_tokens, where 0 is padding; image tokens those of the VAE.
+    Differs from the paper in: rotary positions, token shift and a layer scale by default, as in
+    dalle-pytorch.
+
+    Args:
+        config: a DALLEConfig; or give its keywords, which win where both are given. See
+            DALLEConfig for their meaning.
+        vae: what turns pictures into tokens and back: num_tokens, image_size, num_layers (or
+            grid), get_codebook_indices(images) and decode(tokens). It is frozen. Without one the
+            model works on image tokens alone, of num_image_tokens and image_grid. A VAE that is
+            not a foveal model is neither saved nor moved with the model.
+
+    Attributes:
+        num_text_tokens: text tokens, those of padding included.
+        text_seq_len, image_seq_len: tokens of a full text and of a picture.
+        max_seq_len: longest input: start token, text, and all of the picture but its last token.
+
+    Raises:
+        ValueError: an unknown keyword, sizes that do not fit, or a VAE with other numbers.
+
+    Example:
+        >>> import torch
+        >>> from foveal.models import DALLE
+        >>> model = DALLE(
+        ...     dim=32, depth=2, heads=2, dim_head=16, num_text_tokens=50, text_seq_len=6,
+        ...     num_image_tokens=20, image_grid=4, attn_types=("axial_row", "axial_col"),
+        ... )
+        >>> text = torch.tensor([[7, 3, 9]])
+        >>> model.generate_image_tokens(text, seed=0).shape
+        torch.Size([1, 16])
+    """
+
+    family = "dalle"
+    config_class = DALLEConfig
+    settings: DALLEConfig
+    vae: ImageTokenizerLike | None
+
+    def __init__(
+        self, config: DALLEConfig | None = None, /, *, vae: Any = None, **options: Any
+    ) -> None:
+        super().__init__()
+        c = DALLEConfig.resolve(config, options)
+        if vae is None and c.vae is not None:
+            vae = from_description(c.vae)
+        given = set(options) if config is None else set(DALLEConfig.names())
+        c = c if vae is None else config_with(c, vae, given)
+        self.settings = c
+        self.text_seq_len, self.image_seq_len = c.text_seq_len, math.prod(c.grid)
+        self.num_image_tokens, self.grid = c.num_image_tokens, c.grid
+        self.num_text_tokens = c.num_text_tokens + c.text_seq_len
+        self.total_tokens = self.num_text_tokens + self.num_image_tokens
+        self.max_seq_len = self.text_seq_len + self.image_seq_len
+        attach(self, vae)
+        self.transformer = Transformer(
+            dim=c.dim,
+            depth=c.depth,
+            text_length=c.text_seq_len + 1,
+            image_grid=c.grid,
+            attn_types=c.types or ("full",),
+            heads=c.heads,
+            dim_head=c.dim_head,
+            ff_mult=c.ff_mult,
+            kernel_size=c.kernel_size,
+            dilation=c.dilation,
+            reversible=c.reversible,
+            attn_dropout=c.attn_dropout,
+            ff_dropout=c.ff_dropout,
+            sandwich_norm=c.sandwich_norm,
+            shift_tokens=c.shift_tokens,
+            rotary_emb=c.rotary_emb,
+            rotate_values=c.compat is not None,
+            shared_attn_ids=c.shared_attn_ids,
+            shared_ff_ids=c.shared_ff_ids,
+        )
+        self.norm = nn.LayerNorm(c.dim)
+        self.to_logits = nn.Linear(c.dim, self.total_tokens)
+        if not c.share_input_output_emb:
+            self.text_emb = nn.Embedding(self.num_text_tokens, c.dim)
+            self.image_emb = nn.Embedding(self.num_image_tokens, c.dim)
+        if not c.rotary_emb:
+            self.text_pos_emb = nn.Embedding(self.text_seq_len + 1, c.dim)
+            self.row_emb = nn.Parameter(torch.randn(c.grid[0], c.dim))
+            self.column_emb = nn.Parameter(torch.randn(c.grid[1], c.dim))
+
+    def train(self, mode: bool = True) -> DALLE:
+        """Training mode for all but the VAE, which is frozen."""
+        super().train(mode)
+        if isinstance(self.vae, nn.Module):
+            self.vae.eval()
+        return self
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model can be decoded a token at a time."""
+        layers = self.transformer.attentions
+        return all(one.pattern.is_causal for one in layers if isinstance(one, Attention))
+
+    # -- training ---------------------------------------------------------------------------
+
+    def forward(
+        self,
+        text: Tensor,
+        image: Tensor | None = None,
+        return_loss: bool = False,
+        null_cond_prob: float = 0.0,
+    ) -> Tensor:
+        """Logits of every position, or the loss.
+
+        Args:
+            text: (batch, up to text_seq_len) int, 0 = padding; padded to text_seq_len.
+            image: pictures (batch, channels, height, width) for the VAE, or their tokens
+                (batch, up to image_seq_len).
+            return_loss: return (text loss + loss_img_weight * image loss) / (loss_img_weight + 1).
+            null_cond_prob: probability of drawing a picture without its text, for guidance.
+
+        Returns:
+            (batch, 1 + text_seq_len + image tokens, at most max_seq_len, total_tokens): text
+            tokens first, and the lowest finite value where a position cannot have a token; or the
+            loss.
+
+        Raises:
+            ValueError: shapes or tokens that do not fit.
+        """
+        if return_loss:
+            if image is None:
+                raise ValueError("return_loss=True needs an image, got image=None.")
+            text_loss, image_loss = self.losses(text, image, null_cond_prob)
+            weight = self.settings.loss_img_weight
+            return (text_loss + weight * image_loss) / (weight + 1)
+        ids = self._text_ids(text, null_cond_prob)
+        x = self._features(ids, self._image_tokens(image, len(ids)))
+        split = self.text_seq_len
+        words, pixels = self._text_logits(x[:, :split]), self._image_logits(x[:, split:])
+        least = torch.finfo(words.dtype).min
+        words = F.pad(words, (0, self.num_image_tokens), value=least)
+        pixels = F.pad(pixels, (self.num_text_tokens, 0), value=least)
+        return torch.cat((words, pixels), 1)
+
+    def losses(
+        self, text: Tensor, image: Tensor, null_cond_prob: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the text tokens and of the image tokens, in nats a token.
+
+        Arguments as in `forward`.
+        """
+        ids = self._text_ids(text, null_cond_prob)
+        tokens = self._image_tokens(image, len(ids))
+        if not tokens.shape[1]:
+            raise ValueError("the loss needs at least one image token, got none.")
+        x = self._features(ids, tokens)
+        split, last = self.text_seq_len, self.text_seq_len + tokens.shape[1]
+        words, pixels = self._text_logits(x[:, :split]), self._image_logits(x[:, split:last])
+        return _cross_entropy(words, ids[:, 1:]), _cross_entropy(pixels, tokens)
+
+    # -- decoding ---------------------------------------------------------------------------
+
+    def make_cache(
+        self, batch: int, max_length: int | None = None, device: Device = None
+    ) -> DecodingState:
+        """An empty decoding state for `batch` rows of a whole text and picture."""
+        return self.transformer.make_cache(batch, device)
+
+    @torch.no_grad()
+    def prefill(
+        self, text: Tensor, image: Tensor | None = None, *, whole_text: bool = True
+    ) -> tuple[Tensor, DecodingState]:
+        """Read a text, and perhaps the first tokens of a picture.
+
+        Args:
+            text: (batch, up to text_seq_len) int.
+            image: (batch, fewer than image_seq_len) int, the first tokens of a picture.
+            whole_text: the text is complete, and a picture follows. False: more text follows.
+
+        Returns:
+            logits of the next token: (batch, num_image_tokens), or where text follows
+            (batch, num_text_tokens); and the state that `step` continues.
+
+        Raises:
+            ValueError: shapes or tokens that do not fit.
+        """
+        if whole_text:
+            ids = self._text_ids(text)
+            tokens = self._image_tokens(image, len(ids))
+        else:
+            ids = F.pad(self._check_text(text), (1, 0))
+            tokens = ids.new_zeros(len(ids), 0)
+        x = self._embed(ids, tokens)
+        x, cache = self.transformer.prefill(x, self.make_cache(len(ids)))
+        return self._next_logits(self._finish(x[:, -1:]), cache.position), cache
+
+    @torch.no_grad()
+    def step(self, token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Read one more token a row, of the text or of the picture as the position tells.
+
+        Args:
+            token: (batch,) int.
+
+        Returns:
+            logits of the next token as in `prefill`, and the state, updated in place.
+
+        Raises:
+            ValueError: a token that is not (batch,), or a picture that is complete already.
+        """
+        if token.ndim != 1:
+            raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
+        if cache.position >= self.max_seq_len:
+            raise ValueError(
+                f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
+                f"at position {cache.position}."
+            )
+        position = cache.position
+        if position <= self.text_seq_len:
+            x = self._embed_text(token[:, None], position)
+        else:
+            x = self._embed_image(token[:, None], position - self.text_seq_len - 1)
+        x, cache = self.transformer.step(x, cache)
+        return self._next_logits(self._finish(x), cache.position), cache
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
+        words = min(length, self.text_seq_len)
+        logits = words * self.num_text_tokens + (length - words) * self.num_image_tokens
+        return self.transformer.flops(length) + 2 * self.settings.dim * logits
+
+    # -- embeddings -------------------------------------------------------------------------
+
+    def _features(self, ids: Tensor, tokens: Tensor) -> Tensor:
+        """(batch, positions, dim) before the logits; the last token of a picture is not read."""
+        x = self._embed(ids, tokens[:, : self.image_seq_len - 1])
+        if self.settings.stable:
+            x = x * 0.1 + x.detach() * 0.9  # a tenth of the gradient for the embeddings
+        return self._finish(self.transformer(x))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        if self.settings.stable:
+            x = x / self._largest(x)
+        return self.norm(x)
+
+    def _largest(self, x: Tensor) -> Tensor:
+        if self.settings.compat is not None:
+            return x.amax(-1, keepdim=True).detach()
+        return x.abs().amax(-1, keepdim=True).clamp(min=1e-12).detach()
+
+    def _embed(self, ids: Tensor, tokens: Tensor) -> Tensor:
+        words = self._embed_text(ids, 0)
+        return torch.cat((words, self._embed_image(tokens, 0)), 1) if tokens.shape[1] else words
+
+    def _embed_text(self, ids: Tensor, first: int) -> Tensor:
+        weight = self.to_logits.weight[: self.num_text_tokens]
+        x = F.embedding(ids, weight if self._tied else self.text_emb.weight)
+        if not self.settings.rotary_emb:
+            x = x + self.text_pos_emb.weight[first : first + ids.shape[1]]
+        return x
+
+    def _embed_image(self, tokens: Tensor, first: int) -> Tensor:
+        weight = self.to_logits.weight[self.num_text_tokens :]
+        x = F.embedding(tokens, weight if self._tied else self.image_emb.weight)
+        if not self.settings.rotary_emb:
+            places = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+            row, column = places // self.grid[1], places % self.grid[1]
+            x = x + self.row_emb[row] + self.column_emb[column]
+        return x
+
+    @property
+    def _tied(self) -> bool:
+        return self.settings.share_input_output_emb
+
+    # -- logits -----------------------------------------------------------------------------
+
+    def _next_logits(self, x: Tensor, position: int) -> Tensor:
+        """x (batch, 1, dim) of the latest position -> logits of the token at `position`."""
+        is_text = position <= self.text_seq_len
+        return (self._text_logits(x) if is_text else self._image_logits(x))[:, 0]
+
+    def _text_logits(self, x: Tensor) -> Tensor:
+        split = self.num_text_tokens
+        return F.linear(x, self.to_logits.weight[:split], self.to_logits.bias[:split])
+
+    def _image_logits(self, x: Tensor) -> Tensor:
+        split = self.num_text_tokens
+        return F.linear(x, self.to_logits.weight[split:], self.to_logits.bias[split:])
+
+    # -- inputs -----------------------------------------------------------------------------
+
+    def _text_ids(self, text: Tensor, null_cond_prob: float = 0.0) -> Tensor:
+        """Start token, text, and for every missing word the padding of its position."""
+        text = self._check_text(text)
+        text = F.pad(text, (0, self.text_seq_len - text.shape[1]))
+        if null_cond_prob > 0:
+            null = torch.rand(len(text), 1, device=text.device) < null_cond_prob
+            text = text.masked_fill(null, 0)
+        padding = torch.arange(self.settings.num_text_tokens, self.num_text_tokens)
+        return F.pad(torch.where(text == 0, padding.to(text.device), text), (1, 0))
+
+    def _check_text(self, text: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return text.long()
+        if text.ndim != 2 or text.is_floating_point():
+            raise ValueError(
+                f"text must be (batch, words) of an int type, got shape {tuple(text.shape)} of "
+                f"{text.dtype}."
+            )
+        if text.shape[1] > self.text_seq_len:
+            raise ValueError(
+                f"text must have at most text_seq_len={self.text_seq_len} tokens, got "
+                f"{text.shape[1]}; cut it, or build the model with a larger text_seq_len."
+            )
+        _check_range("text", text, self.num_text_tokens)
+        return text.long()
+
+    def _image_tokens(self, image: Tensor | None, batch: int) -> Tensor:
+        """Image tokens (batch, any) of pictures or tokens; none for None."""
+        if image is None:
+            return torch.zeros(batch, 0, dtype=torch.long, device=self.to_logits.weight.device)
+        if image.ndim == 4:
+            image = self.encode(image)
+        if torch.compiler.is_compiling():
+            return image.long()
+        if image.ndim != 2 or image.is_floating_point() or len(image) != batch:
+            raise ValueError(
+                "image must be pictures (batch, channels, height, width) or int tokens (batch, "
+                f"tokens) with batch={batch}, got shape {tuple(image.shape)} of {image.dtype}."
+            )
+        if image.shape[1] > self.image_seq_len:
+            raise ValueError(
+                f"image must have at most {self.image_seq_len} tokens, which is a grid of "
+                f"{self.grid[0]} x {self.grid[1]}, got {image.shape[1]}."
+            )
+        _check_range("image", image, self.num_image_tokens)
+        return image.long()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (batch, channels, height, width) in [0, 1] -> tokens (batch, image_seq_len).
+
+        Raises:
+            ValueError: there is no VAE, or it makes another number of tokens.
+        """
+        tokens = self._need_vae().get_codebook_indices(images)
+        if tokens.shape[1:] != (self.image_seq_len,):
+            raise ValueError(
+                f"the VAE must give {self.image_seq_len} tokens a picture, got shape "
+                f"{tuple(tokens.shape)}; its grid must be {self.grid[0]} x {self.grid[1]}."
+            )
+        return tokens.to(self.to_logits.weight.device)
+
+    def _need_vae(self) -> ImageTokenizerLike:
+        if self.vae is None:
+            raise ValueError(
+                "pictures need a VAE, and this model has none; give vae= to the constructor, or "
+                "use tokens (generate_image_tokens, image=tokens)."
+            )
+        return self.vae
+
+
+def _check_range(name: str, tokens: Tensor, most: int) -> None:
+    if tokens.device.type != "cpu" or not tokens.numel():  # elsewhere the check would wait
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= most:
+        raise ValueError(f"{name} must hold tokens from 0 to {most - 1}, got {low} to {high}.")
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

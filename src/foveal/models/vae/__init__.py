@@ -1,0 +1,17 @@
+"""Models that turn pictures into tokens and back, for DALL-E."""
+
+from foveal.models.vae.base import CodebookUse, ImageTokenizer, codebook_use
+from foveal.models.vae.config import DiscreteVAEConfig, ImageTokenizerConfig, VQVAEConfig
+from foveal.models.vae.discrete import DiscreteVAE
+from foveal.models.vae.vq import VQVAE
+
+__all__ = [
+    "ImageTokenizer",
+    "ImageTokenizerConfig",
+    "DiscreteVAE",
+    "DiscreteVAEConfig",
+    "VQVAE",
+    "VQVAEConfig",
+    "CodebookUse",
+    "codebook_use",
+]
