@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from foveal.layers import Stack
 from foveal.models.config import ModelConfig
 
 
@@ -41,8 +40,8 @@ class Model(nn.Module):
     def activation_checkpointing(self, enabled: bool = True) -> Self:
         """Recompute blocks in the backward pass: less memory, about a third more time."""
         for module in self.modules():
-            if isinstance(module, Stack):
-                module.checkpointing = enabled
+            if isinstance(getattr(module, "checkpointing", None), bool):
+                module.checkpointing = enabled  # type: ignore[assignment]
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
