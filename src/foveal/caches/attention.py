@@ -58,7 +58,13 @@ class AttentionCache:
         if bounds is None:
             self._store = Log(empty, functools.partial(_keeps, heads), max_length)
         else:
-            self._store = Ring(empty, *bounds, max_length)
+            self._store = Ring(empty, *bounds, max_length, self._bench(bounds[0]))
+
+    def _bench(self, prefix: int) -> int:
+        """Tokens that are read beside the prefix by the last one, which tells for all."""
+        if not prefix or self.max_length is None or self.max_length <= prefix:
+            return 0
+        return max(0, len(_reads(self.pattern, self.max_length - 1)[0]) - prefix)
 
     @staticmethod
     def _check(

@@ -37,26 +37,40 @@ class Ring(_Store):
         like: empty tensor with the sizes, dtype and device of the data.
         prefix, window: as in `Pattern.horizon`.
         max_length: most tokens to come; the ring is no larger than they need.
+        bench: places for a few tokens of the ring that are read together with the prefix. They
+            are copied there, before the prefix, so that the prefix itself need not be copied.
     """
 
-    def __init__(self, like: Tensor, prefix: int, window: int, max_length: int | None) -> None:
+    def __init__(
+        self, like: Tensor, prefix: int, window: int, max_length: int | None, bench: int = 0
+    ) -> None:
         if max_length is not None:
             prefix = min(prefix, max_length)
             window = min(window, max_length - prefix)
         self.prefix, self.window = prefix, max(1, window)
-        self.data = self._allocate(like, self.prefix + self.window)
+        self.bench = min(bench, self.window) if prefix else 0
+        self.whole = self._allocate(like, self.bench + self.prefix + self.window)
         self.length = 0
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """The prefix and the ring."""
+        return self.whole[:, :, :, self.bench :]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.whole.numel() * self.whole.element_size()
 
     def clone(self) -> Ring:
         twin = copy.copy(self)
-        twin.data = self.data.clone()
+        twin.whole = self.whole.clone()
         return twin
 
     def write(self, kv: Tensor, first: int) -> None:
         """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
         count = kv.shape[3]
         self.length = first + count
-        kv = kv.to(self.data.dtype)
+        kv = kv.to(self.whole.dtype)
         if count == 1:
             self.data[:, :, :, self._place(first)] = kv[:, :, :, 0]
             return
@@ -73,10 +87,25 @@ class Ring(_Store):
         `ordered=False` allows any order, which a softmax does not see: a query that reads all
         that is held then takes the buffer as it lies.
         """
-        held = min(self.length, self.data.shape[3])
-        if len(positions) == held and not ordered:
+        count, held = len(positions), min(self.length, self.prefix + self.window)
+        if count == held and not ordered:
             return self.data[:, :, :, :held]
-        return self._gather(self._places(positions))
+        if count and self._place(int(positions[-1])) == count - 1 and self._is_front(positions):
+            return self.data[:, :, :, :count]
+        recent = count - self.prefix
+        if (
+            ordered
+            or not 0 < recent <= self.bench
+            or int(positions[self.prefix - 1]) >= self.prefix
+        ):
+            return self._gather(self._places(positions))
+        near = self._gather(self._places(positions[self.prefix :]))
+        self.whole[:, :, :, self.bench - recent : self.bench] = near
+        return self.whole[:, :, :, self.bench - recent : self.bench + self.prefix]
+
+    def _is_front(self, positions: Tensor) -> bool:
+        """Whether these many positions lie, in order, at the front of the data."""
+        return torch.equal(self._places(positions), torch.arange(len(positions)))
 
     def _place(self, position: int) -> int:
         if position < self.prefix:

@@ -69,9 +69,8 @@ def text_image_angles(text_length: int, grid: tuple[int, int], dim_head: int) ->
     Raises:
         ValueError: dim_head is below 6, which leaves no pair of features for a third.
     """
+    check_rotary(dim_head)
     third = dim_head // 3
-    if third < 2:
-        raise ValueError(f"dim_head must be at least 6 for rotary positions, got {dim_head=}.")
     height, width = grid
     # float32 throughout, as the package computes them: the far position amplifies rounding
     words = 1.0 / (10_000 ** (torch.arange(0, third, 2)[: third // 2].float() / third))
@@ -88,6 +87,15 @@ def text_image_angles(text_length: int, grid: tuple[int, int], dim_head: int) ->
         _angles(torch.cat((away, columns)), pixels),
     ]
     return torch.cat(parts, -1)
+
+
+def check_rotary(dim_head: int) -> None:
+    """Raise ValueError if a third of a head has no pair of features to turn."""
+    if dim_head < 6:
+        raise ValueError(
+            f"dim_head must be at least 6 for rotary positions, got {dim_head=}; use a larger "
+            "one or rotary_emb=False."
+        )
 
 
 def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Model(nn.Module):
     def activation_checkpointing(self, enabled: bool = True) -> Self:
         """Recompute blocks in the backward pass: less memory, about a third more time."""
         for module in self.modules():
-            if hasattr(module, "checkpointing"):
+            if isinstance(getattr(module, "checkpointing", None), bool):
                 module.checkpointing = enabled  # type: ignore[assignment]
         return self
 

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from foveal.models.causal import CausalLM
+from foveal.layers.checks import Device
+
+
+class Measurable(Protocol):
+    """What the cost of a model is read from: any causal model has it."""
+
+    max_seq_len: int
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    @property
+    def is_causal(self) -> bool: ...
+
+    def flops(self, length: int) -> int: ...
+
+    def make_cache(
+        self, batch: int, max_length: int | None = None, device: Device = None
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,7 @@ class Cost:
     cache_bytes_per_token: float
 
 
-def cost(model: CausalLM, length: int | None = None) -> Cost:
+def cost(model: Measurable, length: int | None = None) -> Cost:
     """Parameters, operations and cache of a model.
 
     Args:
@@ -46,7 +65,7 @@ def cost(model: CausalLM, length: int | None = None) -> Cost:
     )
 
 
-def _cache_bytes(model: CausalLM, length: int) -> int:
+def _cache_bytes(model: Measurable, length: int) -> int:
     if not model.is_causal:
         return 0
     # the meta device allocates nothing, so that any length can be asked for

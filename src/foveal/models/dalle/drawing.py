@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
+from foveal.layers.layout import decoding_layout
 
 if TYPE_CHECKING:
     from foveal.models.dalle.model import DALLE
@@ -189,7 +190,7 @@ class Drawing:
         text = text.repeat_interleave(num_images, 0)
         known = self._known(img, num_init_img_tokens, num_init_img_rows, len(text))
         start = torch.nn.functional.pad(known, (1, 0))  # a token that stands for the text
-        with _evaluating(model):
+        with _decoding(model):
             decoder = Pictures(model, text, guidance)
             tokens, _ = generate(
                 decoder if use_cache else Recompute(decoder.whole),
@@ -238,7 +239,7 @@ class Drawing:
         prompt = torch.nn.functional.pad(start, (1, 0))[:, :longest]
         padding = range(model.settings.num_text_tokens, model.num_text_tokens)
         sampler = Sampler(temperature, self._top_k(top_k, filter_thres), top_p)
-        with _evaluating(model):
+        with _decoding(model):
             tokens, _ = generate(
                 Words(model),
                 prompt,
@@ -310,11 +311,12 @@ class Drawing:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def _decoding(model: torch.nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        yield
+        with decoding_layout(model):
+            yield
     finally:
         model.train(was_training)
 

@@ -15,7 +15,7 @@ from foveal.caches import DecodingState
 from foveal.layers.checks import Device, state_dtype
 from foveal.layers.dalle import Attention
 from foveal.layers.feed_forward import FeedForward
-from foveal.layers.grid_rotary import Rotation, text_image_angles
+from foveal.layers.grid_rotary import Rotation, check_rotary, text_image_angles
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
 from foveal.models.dalle.attention_types import AttnType, pattern_of
@@ -86,6 +86,8 @@ class Transformer(nn.Module):
         shared_ff_ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if rotary_emb:
+            check_rotary(dim_head)
         self.text_length, self.grid = text_length, image_grid
         self.seq_len = text_length + math.prod(image_grid) - 1
         self.reversible, self.checkpointing = reversible, False
@@ -93,7 +95,7 @@ class Transformer(nn.Module):
             Branch(dim, layer + 1, sandwich_norm) for layer in range(depth) for _ in "fg"
         )
         self.shift = TokenShift(dim, text_length, image_grid[1]) if shift_tokens else None
-        self._angles = text_image_angles(text_length, image_grid, dim_head) if rotary_emb else None
+        self.rotary = rotary_emb
         self._rotations: dict[torch.device, Rotation] = {}
         self.dim_head = dim_head
 
@@ -141,12 +143,12 @@ class Transformer(nn.Module):
 
     def rotation(self, device: torch.device) -> Rotation | None:
         """The rotary positions on a device, or None."""
-        if self._angles is None:
+        if not self.rotary:
             return None
         if device not in self._rotations:
             with torch.inference_mode(False):  # training must be able to use the table later
-                angles = self._angles.to(device)
-                self._rotations[device] = Rotation.of(angles, self.dim_head)
+                angles = text_image_angles(self.text_length, self.grid, self.dim_head)
+                self._rotations[device] = Rotation.of(angles.to(device), self.dim_head)
         return self._rotations[device]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
