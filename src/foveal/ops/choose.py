@@ -79,12 +79,13 @@ def explain(
     pattern.check_length(length)
     impl, reason = choose(pattern, length, device_type, batch * heads, head_dim)
     one = pattern.per_head()[0]
-    visited = length * length if impl in ("reference", "dense") else one.tiles(length).visited
+    dense = pattern.num_queries(length) * length
+    visited = dense if impl in ("reference", "dense") else one.tiles(length).visited
     times = batch * heads
     chunk = min(visited, 1 << 19) if impl == "tiled" else min(visited, 1 << 20)
     others = {
         "reference": "materialises every score; the definition, for tests",
-        "dense": f"scaled_dot_product_attention under a mask: {length * length:,} pairs a head",
+        "dense": f"scaled_dot_product_attention under a mask: {dense:,} pairs a head",
         "tiled": f"the tile plan in plain PyTorch: {one.tiles(length).visited:,} pairs a head",
         "flex": "compiled FlexAttention on CUDA"
         if device_type == "cuda"
@@ -116,7 +117,7 @@ def choose(
 def _choose_sparse(
     pattern: Pattern, length: int, device: str, heads: int, head_dim: int
 ) -> tuple[str, str]:
-    dense = length * length
+    dense = pattern.num_queries(length) * length
     if length <= 64:
         return "dense", f"{length} tokens are one tile"
     if device == "cuda" and length >= 1024:

@@ -9,6 +9,7 @@ from foveal.patterns.fixed import Fixed
 from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.shorten import Shorten
 from foveal.patterns.strided import Strided
 from foveal.patterns.text_image import TextImage
 from foveal.patterns.tiling import Grid, Lookup, TileGroup, Tiling
@@ -26,6 +27,7 @@ __all__ = [
     "Strided",
     "Fixed",
     "TextImage",
+    "Shorten",
     "Union",
     "Intersection",
     "Tiling",
