@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -105,12 +106,18 @@ class AttentionCache:
             raise ValueError(f"append takes one token, got {k.shape[2]}; use prefill for many.")
         return self.prefill(k, v)
 
-    def attend(self, q: Tensor, scale: float | None = None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        scale: float | None = None,
+        bias: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Attention of the newest token over exactly the keys that the pattern lets it read.
 
         Args:
             q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
             scale: of the scores; head_dim ** -0.5 by default.
+            bias: positions of the keys (keys,) -> what to add to their logits (batch, heads, keys).
 
         Returns:
             (batch, heads, 1, head_dim); zeros for a token that reads nothing.
@@ -122,7 +129,8 @@ class AttentionCache:
             raise ValueError("attend needs at least one token in the cache, got position=0.")
         batch, heads, _, head_dim = q.shape
         positions, allowed = _reads(self.pattern, self.position - 1)
-        k, v = self._store.read(positions, ordered=allowed is not None)
+        in_order = allowed is not None or bias is not None
+        k, v = self._store.read(positions, ordered=in_order)
         kv_heads = k.shape[1]
         if heads % kv_heads or (allowed is not None and len(allowed) != heads):
             raise ValueError(
@@ -133,13 +141,18 @@ class AttentionCache:
             return torch.zeros_like(q)
         # the queries of a group become rows of one small attention, so that keys are not copied
         grouped = q.reshape(batch, kv_heads, heads // kv_heads, head_dim).to(k.dtype)
+        added = None if bias is None else bias(positions).to(k.dtype)
+        if added is not None:
+            added = added.reshape(batch, kv_heads, heads // kv_heads, -1)
         if allowed is None:
-            out = F.scaled_dot_product_attention(grouped, k, v, scale=scale)
+            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=added, scale=scale)
         else:
             mask = allowed.to(q.device).reshape(1, kv_heads, heads // kv_heads, -1)
             alive = mask.any(-1, keepdim=True)
             # a head without keys reads all of them, and what it got is thrown away
             some = mask | ~alive
+            if added is not None:
+                some = added.masked_fill(~some, -torch.inf)
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=some, scale=scale)
             out = out.masked_fill(~alive, 0.0)
         return out.reshape(q.shape).to(q.dtype)

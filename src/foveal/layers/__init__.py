@@ -5,6 +5,7 @@ from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
+from foveal.layers.relative import Relative, RelativeAttention
 from foveal.layers.relative_position import RelPosEmb
 from foveal.layers.rotary import Rotary
 from foveal.layers.separable import DSSA, SeparableAttention
@@ -15,6 +16,8 @@ __all__ = [
     "CrossAttention",
     "FeedForward",
     "Rotary",
+    "Relative",
+    "RelativeAttention",
     "Block",
     "Stack",
     "HaloAttention",
