@@ -95,9 +95,9 @@ def test_cross_attention_with_a_mask():
     """Masked keys do not exist; queries without keys get the bias of the output layer."""
     layer = CrossAttention(12, 2, 6, rotary=False).double()
     x, context = torch.randn(2, 1, 5, 12, dtype=torch.float64)
-    mask = torch.tensor([True, True, True, False, False])[None, None]
-    torch.testing.assert_close(layer(x, context, mask), layer(x, context[:, :3]))
-    empty = layer(x, context, torch.zeros_like(mask))
+    mask = torch.tensor([[True, True, True, False, False]])
+    torch.testing.assert_close(layer(x, context, key_mask=mask), layer(x, context[:, :3]))
+    empty = layer(x, context, key_mask=torch.zeros_like(mask))
     torch.testing.assert_close(empty, layer.to_out.bias.expand_as(empty))
 
 

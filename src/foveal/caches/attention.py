@@ -117,7 +117,7 @@ class AttentionCache:
         Args:
             q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
             scale: of the scores; head_dim ** -0.5 by default.
-            bias: positions of the keys (keys,) -> what to add to their logits (batch, heads, keys).
+            bias: positions of keys (keys,) -> what to add to their logits (batch, heads, keys).
 
         Returns:
             (batch, heads, 1, head_dim); zeros for a token that reads nothing.

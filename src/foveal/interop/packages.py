@@ -11,6 +11,7 @@ from torch import nn
 
 from foveal.interop.files import read_checkpoint
 from foveal.models.halonet import upstream as halonet
+from foveal.models.hourglass import upstream as hourglass
 from foveal.models.sepvit import upstream as sepvit
 from foveal.models.upstream import Checkpoint, Upstream
 
@@ -25,7 +26,13 @@ def register_upstream(upstream: Upstream) -> None:
     _packages[upstream.package] = upstream
 
 
-for _known in (halonet.HALONET_PYTORCH, halonet.TIMM, sepvit.VIT_PYTORCH, sepvit.AUTHORS):
+for _known in (
+    halonet.HALONET_PYTORCH,
+    halonet.TIMM,
+    sepvit.VIT_PYTORCH,
+    sepvit.AUTHORS,
+    hourglass.HOURGLASS_PYTORCH,
+):
     register_upstream(_known)
 
 

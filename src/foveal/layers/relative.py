@@ -50,7 +50,7 @@ class Relative(nn.Module):
         return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}"
 
     def sinusoids(self, places: Tensor) -> Tensor:
-        """Sines, then cosines, of positions of any shape: (..., S) float32, or float64 weights'."""
+        """Sines, then cosines, of positions of any shape: (..., S) in float32 at least."""
         exact = torch.float32 if places.device.type == "mps" else torch.float64
         half = torch.arange(0, self.dim, 2, dtype=exact, device=places.device) / self.dim
         angles = places.to(exact)[..., None] * 10_000.0**-half
