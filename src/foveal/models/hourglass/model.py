@@ -55,7 +55,7 @@ class HourglassTransformerLM(CausalLM):
         body_class = HourglassTransformer if c.compat is None else PackageHourglass
         super().__init__(
             c,
-            body_class.build(c, positions=positions, norm_out=True),
+            body_class.build(c, shared=positions, norm_out=True),
             num_tokens=c.num_tokens,
             dim=c.dim,
             max_seq_len=c.max_seq_len,

@@ -43,7 +43,7 @@ class HourglassTransformer(nn.Module):
         config: a HourglassConfig; or give its keywords (those of tokens and embeddings are not
             used); or an int, the keyword dim.
         stage: the level to build with all that is inside it; 0 is the outermost.
-        positions: shared with the levels around it; None makes its own.
+        shared: positions that the levels around it use too; None makes its own.
         norm_out: with norms="single", end in a LayerNorm.
 
     Attributes:
@@ -61,7 +61,7 @@ class HourglassTransformer(nn.Module):
         config: HourglassConfig | int | None = None,
         /,
         stage: int = 0,
-        positions: Position | None = None,
+        shared: Position | None = None,
         norm_out: bool = False,
         **options: Any,
     ) -> None:
@@ -76,20 +76,20 @@ class HourglassTransformer(nn.Module):
         before, _, after = config.depth_of(stage)
         self.factor, self.causal, self.config = config.factors[stage], config.causal, config
         self.is_outermost = stage == 0
-        if positions is None:
-            positions = make_positions(config)
-            if isinstance(positions, Relative):
-                self.positions = positions
-        self.pre_transformer = self.build_stack(config, stage, before, positions)
+        if shared is None:
+            shared = make_positions(config)
+            if isinstance(shared, Relative):
+                self.positions = shared
+        self.pre_transformer = self.build_stack(config, stage, before, shared)
         self.shorten = self._shorten(config)
-        self.valley_transformer = self.build(config, stage + 1, positions)
+        self.valley_transformer = self.build(config, stage + 1, shared)
         self.upsample = self._upsample(config)
         single = config.norms == "single"
         self.upsample_norm = nn.Identity() if single else nn.LayerNorm(config.dim)
-        self.post_transformer = self.build_stack(config, stage, after, positions)
+        self.post_transformer = self.build_stack(config, stage, after, shared)
         shorten, upsample = config.shorten_kind[1], config.upsample_kind[1]
-        self.attn_shorten = self._attention(config, positions, True) if shorten else None
-        self.attn_upsample = self._attention(config, positions, False) if upsample else None
+        self.attn_shorten = self._attention(config, shared, True) if shorten else None
+        self.attn_upsample = self._attention(config, shared, False) if upsample else None
         self.norm_out = nn.LayerNorm(config.dim) if single and norm_out else nn.Identity()
         if self.is_outermost:
             self.use_shorten_factor(config.factors)
@@ -99,14 +99,14 @@ class HourglassTransformer(nn.Module):
         cls,
         config: HourglassConfig,
         stage: int = 0,
-        positions: Position | None = None,
+        shared: Position | None = None,
         norm_out: bool = False,
     ) -> Stack | HourglassTransformer:
         """The part of the hierarchy from a stage inwards; 0 is the outermost."""
         if stage < config.num_stages:
-            return cls(config, stage=stage, positions=positions, norm_out=norm_out)
-        positions = make_positions(config) if positions is None else positions
-        return cls.build_stack(config, stage, config.depth_of(stage), positions, norm_out)
+            return cls(config, stage=stage, shared=shared, norm_out=norm_out)
+        shared = make_positions(config) if shared is None else shared
+        return cls.build_stack(config, stage, config.depth_of(stage), shared, norm_out)
 
     @classmethod
     def build_stack(
@@ -114,7 +114,7 @@ class HourglassTransformer(nn.Module):
         config: HourglassConfig,
         stage: int,
         depth: int,
-        positions: Position,
+        shared: Position,
         norm_out: bool = False,
     ) -> Stack:
         """Blocks of one stage."""
@@ -125,7 +125,7 @@ class HourglassTransformer(nn.Module):
             heads=config.heads,
             dim_head=config.dim_head,
             kv_heads=config.kv_heads,
-            rotary=positions,
+            rotary=shared,
             ff_mult=config.ff_mult,
             activation=config.activation,
             dropout=config.dropout,
@@ -144,7 +144,7 @@ class HourglassTransformer(nn.Module):
         return LinearUpsample(config.dim, self.factor) if linear else NaiveUpsample(self.factor)
 
     def _attention(
-        self, config: HourglassConfig, positions: Position, shortening: bool
+        self, config: HourglassConfig, shared: Position, shortening: bool
     ) -> ResamplingAttention:
         return self.attention_class(
             config.dim,
@@ -153,7 +153,7 @@ class HourglassTransformer(nn.Module):
             shortening,
             heads=config.heads,
             dim_head=head_size(config.dim, config.heads, config.dim_head),
-            rotary=positions,
+            rotary=shared,
             ff_mult=config.ff_mult,
             dropout=config.dropout,
             pre_norm=config.norms != "authors",
