@@ -13,6 +13,7 @@ from foveal.recipes.config import (
     recipe_names,
 )
 from foveal.recipes.images import build_image_model
+from foveal.recipes.pixels import build_pixel_model
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -28,6 +29,8 @@ def test_shipped_recipes_say_what_to_expect_and_build(name):
         size = config.data.size
         model = build_image_model(config, 7).eval()
         assert model(torch.zeros(1, 3, size, size)).shape == (1, 7)
+    elif config.task == "pixels":
+        assert build_pixel_model(config).max_seq_len == config.data.length + 1
     else:
         assert build_byte_model(config).max_seq_len >= config.data.context
 

@@ -12,6 +12,7 @@ import tyro
 from foveal.cli.options import parse
 from foveal.recipes.image_runs import evaluate_images
 from foveal.recipes.images import ImageEvaluation
+from foveal.recipes.pixel_runs import evaluate_pixels
 from foveal.recipes.report import PICTURES, describe_windows
 from foveal.recipes.run import Evaluation, evaluate
 from foveal.recipes.runs import find_run, load_config
@@ -42,8 +43,14 @@ def main(arguments: list[str]) -> int:
     """Score a run and print a small table."""
     options = parse(Options, arguments, "evaluate")
     folder = find_run(options.run)
-    if load_config(folder).task == "images":
+    task = load_config(folder).task
+    if task == "images":
         print(_image_table(evaluate_images(folder, data=options.data), folder))
+        return 0
+    if task == "pixels":
+        scored = evaluate_pixels(folder, data=options.data)
+        print(f"{scored.data} (checksum {scored.checksum}), {scored.images:,} pictures")
+        print(f"bits per dimension  {scored.bits_per_dim:.3f}  ({scored.checkpoint})")
         return 0
     result = evaluate(
         folder,

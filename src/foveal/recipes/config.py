@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.data.images import ImageDataConfig
+from foveal.data.pixels import PixelDataConfig
 from foveal.data.text import TextConfig
 from foveal.training.config import (
     OptimizerConfig,
@@ -21,7 +22,11 @@ from foveal.training.config import (
     nearest,
 )
 
-DATA_OF_TASK: dict[str, type] = {"bytes": TextConfig, "images": ImageDataConfig}
+DATA_OF_TASK: dict[str, type] = {
+    "bytes": TextConfig,
+    "images": ImageDataConfig,
+    "pixels": PixelDataConfig,
+}
 """The dataclass of the [data] section, by task."""
 
 _SECTIONS = ("task", "model", "data", "optimizer", "training")

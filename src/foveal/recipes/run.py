@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import lzma
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_wi
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_runs import finish_images
 from foveal.recipes.images import CLASSES
+from foveal.recipes.pixel_runs import finish_pixels
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import (
     begin,
@@ -28,7 +30,7 @@ from foveal.recipes.runs import (
 )
 from foveal.recipes.tasks import make_task, require_task
 from foveal.training.config import check_training
-from foveal.training.machine import describe_machine
+from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
 SAMPLES, EVALUATION, RESULT = "samples.json", "evaluation.json", "result.json"
@@ -68,7 +70,7 @@ def train(
     )
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
-        finish = finish_images if config.task == "images" else _finish
+        finish = _FINISH[config.task]
         finish(folder, task, config, outcome, accelerator.device)
     accelerator.wait_for_everyone()
     return folder, outcome
@@ -100,6 +102,14 @@ def _finish(
             )
             add_sample(folder, written)
     write_run_report(folder)
+
+
+_FINISH: dict[str, Callable[..., None]] = {
+    "bytes": _finish,
+    "images": finish_images,
+    "pixels": finish_pixels,
+}
+"""How a run ends, by task."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +212,6 @@ def add_sample(folder: Path, written: Continuation) -> None:
 def max_length(model: Any, config: RunConfig) -> int:
     """The most tokens that a model looks at: its own word, or the training context."""
     return int(getattr(model, "max_seq_len", config.data.context))
-
-
-def pick_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
 
 
 def _head(corpus: Corpus, max_bytes: int) -> Corpus:

@@ -17,6 +17,10 @@ def make_task(config: RunConfig, rank: int = 0, world_size: int = 1) -> Any:
         from foveal.recipes.images import ImageTask
 
         return ImageTask(config, rank, world_size)
+    if config.task == "pixels":
+        from foveal.recipes.pixels import PixelTask
+
+        return PixelTask(config, rank, world_size)
     from foveal.recipes.bytes import ByteTask
 
     return ByteTask(config, rank, world_size)
@@ -32,6 +36,10 @@ def build_task_model(config: RunConfig, folder: Path) -> nn.Module:
         from foveal.recipes.images import build_image_model
 
         return build_image_model(config, len(class_names(folder)))
+    if config.task == "pixels":
+        from foveal.recipes.pixels import build_pixel_model
+
+        return build_pixel_model(config)
     from foveal.recipes.bytes import build_byte_model
 
     return build_byte_model(config)

@@ -107,10 +107,10 @@ def _heads(weights: Weights, config: dict[str, Any]) -> dict[str, int]:
     """heads and dim_head: the weights give their product, the config or the defaults one."""
     inner = next(v.shape[0] for n, v in weights.items() if n.endswith("to_q.weight"))
     heads, dim_head = config.get("heads"), config.get("dim_head")
-    if heads is None and dim_head is None:
-        dim_head = _DEFAULT_DIM_HEAD
-    heads = inner // dim_head if heads is None else heads
-    dim_head = inner // heads if dim_head is None and heads else dim_head
+    if heads is None:
+        heads = inner // (dim_head or _DEFAULT_DIM_HEAD)
+    if dim_head is None and heads:
+        dim_head = inner // heads
     if not heads or heads * (dim_head or 0) != inner:
         raise ValueError(
             f"heads={config.get('heads')} and dim_head={config.get('dim_head')} do not fit the "
