@@ -117,6 +117,17 @@ def test_stack_cycles_patterns_and_checkpoints():
         torch.testing.assert_close(plain, checkpointed)
 
 
+def test_checkpointing_recomputes_tiled_attention():
+    """The tiled operator, too, may be recomputed in the backward pass."""
+    stack = Stack(8, 1, [P.SlidingWindow(9)], heads=2, dim_head=4)
+    x, grads = torch.randn(1, 600, 8), []
+    for stack.checkpointing in (False, True):
+        stack.zero_grad()
+        stack(x).square().sum().backward()
+        grads.append(stack.blocks[0].attn.to_qkv.weight.grad.clone())
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

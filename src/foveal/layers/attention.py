@@ -13,6 +13,7 @@ from foveal.layers.checks import (
     join_heads,
     state_dtype,
 )
+from foveal.layers.linear import Linear
 from foveal.layers.rotary import Rotary
 from foveal.ops import attend
 from foveal.patterns import Pattern
@@ -61,8 +62,8 @@ class SelfAttention(nn.Module):
         self.pattern = pattern
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
-        self.to_qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
-        self.to_out = nn.Linear(heads * self.dim_head, dim)
+        self.to_qkv = Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
+        self.to_out = Linear(heads * self.dim_head, dim)
 
     def extra_repr(self) -> str:
         return f"pattern={self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}"

@@ -15,6 +15,7 @@ from foveal.layers.checks import (
     split_heads,
     state_dtype,
 )
+from foveal.layers.linear import Linear
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.ops import attend
@@ -58,9 +59,9 @@ class CrossAttention(nn.Module):
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
         self.stride = 1
-        self.to_q = nn.Linear(dim, heads * self.dim_head, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * heads * self.dim_head, bias=False)
-        self.to_out = nn.Linear(heads * self.dim_head, dim)
+        self.to_q = Linear(dim, heads * self.dim_head, bias=False)
+        self.to_kv = Linear(dim, 2 * heads * self.dim_head, bias=False)
+        self.to_out = Linear(heads * self.dim_head, dim)
 
     def forward(
         self,

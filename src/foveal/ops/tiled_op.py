@@ -142,9 +142,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-    grads = iter(_backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options))
-    given = ctx.saved_tensors[:6]
-    return (*(None if x is None else next(grads) for x in given), *(None,) * 6)
+    saved = ctx.saved_tensors  # once: activation checkpointing unpacks them only once
+    grads = iter(_backward_op(grad_out, grad_lse, *saved, *ctx.options))
+    return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 6)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
