@@ -13,6 +13,7 @@ from foveal.recipes.config import (
     recipe_names,
 )
 from foveal.recipes.images import build_image_model
+from foveal.recipes.pixels import build_pixel_model
 from foveal.recipes.sequences import build_sequence_model
 
 
@@ -33,6 +34,8 @@ def test_shipped_recipes_say_what_to_expect_and_build(name):
         model = build_sequence_model(config, 7, 16).eval()
         assert model(torch.zeros(1, 50, dtype=torch.long)).shape == (1, 7)
         assert model.max_seq_len >= config.data.length
+    elif config.task == "pixels":
+        assert build_pixel_model(config).max_seq_len == config.data.length + 1
     else:
         assert build_byte_model(config).max_seq_len >= config.data.context
 

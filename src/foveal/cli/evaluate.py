@@ -14,6 +14,7 @@ from foveal.recipes.caption_report import caption_rows
 from foveal.recipes.caption_runs import CaptionEvaluation, evaluate_captions
 from foveal.recipes.image_runs import evaluate_images
 from foveal.recipes.images import ImageEvaluation
+from foveal.recipes.pixel_runs import evaluate_pixels
 from foveal.recipes.report import PICTURES, describe_windows
 from foveal.recipes.run import Evaluation, evaluate
 from foveal.recipes.runs import find_run, load_config
@@ -51,6 +52,11 @@ def main(arguments: list[str]) -> int:
         return 0
     if task in CLASSIFIERS:
         print(_image_table(evaluate_images(folder, data=options.data), folder))
+        return 0
+    if task == "pixels":
+        scored = evaluate_pixels(folder, data=options.data)
+        print(f"{scored.data} (checksum {scored.checksum}), {scored.images:,} pictures")
+        print(f"bits per dimension  {scored.bits_per_dim:.3f}  ({scored.checkpoint})")
         return 0
     result = evaluate(
         folder,

@@ -13,6 +13,7 @@ from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
 from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
+from foveal.layers.relative import Relative, RelativeAttention
 from foveal.layers.relative_position import RelPosEmb
 from foveal.layers.reversible import ReversibleSequence
 from foveal.layers.rotary import Rotary
@@ -24,6 +25,8 @@ __all__ = [
     "CrossAttention",
     "FeedForward",
     "Rotary",
+    "Relative",
+    "RelativeAttention",
     "Block",
     "Stack",
     "HaloAttention",

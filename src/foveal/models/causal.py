@@ -137,7 +137,7 @@ class CausalLM(Model):
                 f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
                 f"at position {cache.position}."
             )
-        x, cache = self._body.step(self._embed(token[:, None]), cache)
+        x, cache = self._body.step(self._embed(token[:, None], cache.position), cache)
         return self._logits(x[:, -1]), cache
 
     def generate(
@@ -208,7 +208,8 @@ class CausalLM(Model):
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
+        """Tokens (batch, length) at positions from `offset` on -> (batch, length, dim)."""
         return self.emb_dropout(self.token_emb(tokens))
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.neighborhood import Neighborhood
 from foveal.patterns.pyramid import Pyramid
+from foveal.patterns.shorten import Shorten
 from foveal.patterns.strided import Strided
 from foveal.patterns.text_image import TextImage
 from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup, Tiling
@@ -28,6 +29,7 @@ __all__ = [
     "Fixed",
     "TextImage",
     "Pyramid",
+    "Shorten",
     "Union",
     "Intersection",
     "Tiling",

@@ -22,11 +22,11 @@ from foveal.recipes.clip import CANDIDATES, caption_tokens, retrieval_totals, re
 from foveal.recipes.config import RunConfig
 from foveal.recipes.dalle import image_bits
 from foveal.recipes.report import PICTURES, patterns_of, write_run_report
-from foveal.recipes.runs import load_config, pick_device, write_json
+from foveal.recipes.runs import load_config, write_json
 from foveal.recipes.runs import load_model as load_run
 from foveal.recipes.tasks import require_task, tokenizer_of
 from foveal.recipes.vae import decode_all, encode_all, reconstruct
-from foveal.training.machine import describe_machine
+from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome
 
 EVALUATION, RESULT = "evaluation.json", "result.json"

@@ -13,6 +13,7 @@ from typing import Any
 
 from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
 from foveal.data.images import ImageDataConfig
+from foveal.data.pixels import PixelDataConfig
 from foveal.data.sequences import SequenceDataConfig
 from foveal.data.text import TextConfig
 from foveal.training.config import (
@@ -30,6 +31,7 @@ DATA_OF_TASK: dict[str, type] = {
     "vae": PictureDataConfig,
     "clip": CaptionDataConfig,
     "captions": DalleDataConfig,
+    "pixels": PixelDataConfig,
 }
 """The dataclass of the [data] section, by task."""
 

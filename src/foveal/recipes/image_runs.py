@@ -20,10 +20,10 @@ from foveal.recipes.images import (
     score_images,
 )
 from foveal.recipes.report import patterns_of, write_run_report
-from foveal.recipes.runs import load_config, load_model, pick_device, write_json
+from foveal.recipes.runs import load_config, load_model, write_json
 from foveal.recipes.sequences import score_run
 from foveal.recipes.tasks import CLASSIFIERS, class_names, require_task
-from foveal.training.machine import describe_machine
+from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome
 
 EVALUATION, RESULT = "evaluation.json", "result.json"

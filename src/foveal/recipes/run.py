@@ -18,20 +18,20 @@ from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_wi
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_runs import finish_images
 from foveal.recipes.images import CLASSES
+from foveal.recipes.pixel_runs import finish_pixels
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import (
     begin,
     choose_folder,
     load_config,
     load_model,
-    pick_device,
     read_json,
     write_json,
 )
 from foveal.recipes.sequences import NUM_TOKENS
 from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS, make_task, require_task
 from foveal.training.config import check_training
-from foveal.training.machine import describe_machine
+from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
 SAMPLES, EVALUATION, RESULT = "samples.json", "evaluation.json", "result.json"
@@ -86,6 +86,8 @@ def _finisher(config: RunConfig) -> Callable[..., None]:
         from foveal.recipes.caption_runs import finish_captions
 
         return finish_captions
+    if config.task == "pixels":
+        return finish_pixels
     return finish_images if config.task in CLASSIFIERS else _finish
 
 

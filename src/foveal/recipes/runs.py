@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from foveal.recipes.config import RunConfig, config_from_dict, first_difference
@@ -107,12 +106,6 @@ def load_model(folder: Path, config: RunConfig) -> tuple[nn.Module, Path]:
     model = build_task_model(config, folder)
     checkpoints.load_weights(model, last)
     return model.eval(), last
-
-
-def pick_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
 
 
 def read_json(path: Path) -> Any:

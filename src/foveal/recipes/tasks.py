@@ -46,6 +46,10 @@ def make_task(config: RunConfig, folder: Path, rank: int = 0, world_size: int = 
         from foveal.recipes.dalle import DalleTask
 
         return DalleTask(config, folder, rank, world_size)
+    if config.task == "pixels":
+        from foveal.recipes.pixels import PixelTask
+
+        return PixelTask(config, rank, world_size)
     from foveal.recipes.bytes import ByteTask
 
     return ByteTask(config, rank, world_size)
@@ -81,6 +85,10 @@ def build_task_model(config: RunConfig, folder: Path) -> nn.Module:
 
         vae: Any = load_model(folder / "vae")
         return build_dalle(config, vae, tokenizer_of(folder))
+    if config.task == "pixels":
+        from foveal.recipes.pixels import build_pixel_model
+
+        return build_pixel_model(config)
     from foveal.recipes.bytes import build_byte_model
 
     return build_byte_model(config)

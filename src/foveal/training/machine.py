@@ -33,6 +33,12 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
     return facts
 
 
+def pick_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
 def native_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
