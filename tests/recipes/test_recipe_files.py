@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from foveal.data.tokens import CaptionTokenizer
 from foveal.recipes.build import build_model
 from foveal.recipes.bytes import build_byte_model
+from foveal.recipes.clip import build_clip
 from foveal.recipes.config import (
     config_from_dict,
     first_difference,
@@ -12,9 +14,11 @@ from foveal.recipes.config import (
     read_recipe,
     recipe_names,
 )
+from foveal.recipes.dalle import build_dalle
 from foveal.recipes.images import build_image_model
 from foveal.recipes.pixels import build_pixel_model
 from foveal.recipes.sequences import build_sequence_model
+from foveal.recipes.vae import build_vae
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -26,18 +30,52 @@ def test_shipped_recipes_say_what_to_expect_and_build(name):
         assert words in opening
     config = load_recipe(name)
     assert config_from_dict(config.to_dict(), "a round trip") == config
-    if config.task == "images":
-        size = config.data.size
-        model = build_image_model(config, 7).eval()
-        assert model(torch.zeros(1, 3, size, size)).shape == (1, 7)
-    elif config.task == "sequences":
-        model = build_sequence_model(config, 7, 16).eval()
-        assert model(torch.zeros(1, 50, dtype=torch.long)).shape == (1, 7)
-        assert model.max_seq_len >= config.data.length
-    elif config.task == "pixels":
-        assert build_pixel_model(config).max_seq_len == config.data.length + 1
-    else:
-        assert build_byte_model(config).max_seq_len >= config.data.context
+    CHECKS[config.task](config)
+
+
+def check_bytes(config):
+    assert build_byte_model(config).max_seq_len >= config.data.context
+
+
+def check_images(config):
+    model = build_image_model(config, 7).eval()
+    assert model(torch.zeros(1, 3, config.data.size, config.data.size)).shape == (1, 7)
+
+
+def check_sequences(config):
+    model = build_sequence_model(config, 7, 16).eval()
+    assert model(torch.zeros(1, 50, dtype=torch.long)).shape == (1, 7)
+    assert model.max_seq_len >= config.data.length
+
+
+def check_pixels(config):
+    assert build_pixel_model(config).max_seq_len == config.data.length + 1
+
+
+def check_vae(config):
+    images = torch.zeros(1, 3, config.data.size, config.data.size)
+    vae = build_vae(config).eval()
+    assert vae.decode(vae.get_codebook_indices(images)).shape == images.shape
+
+
+def check_clip(config):
+    assert build_clip(config, CaptionTokenizer.train(["a red ball"])).num_parameters > 0
+
+
+def check_captions(config):
+    vae = build_vae(load_recipe("vae-emoji"))
+    assert build_dalle(config, vae, CaptionTokenizer.train(["a red ball"])).num_parameters > 0
+
+
+CHECKS = {
+    "bytes": check_bytes,
+    "images": check_images,
+    "sequences": check_sequences,
+    "pixels": check_pixels,
+    "vae": check_vae,
+    "clip": check_clip,
+    "captions": check_captions,
+}
 
 
 def test_the_same_seed_draws_the_same_weights(recipe):
