@@ -157,9 +157,9 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         ctx.options = (pattern, sizes, scale, dropout_p)
 
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-        grads = iter(backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options))
-        given = ctx.saved_tensors[:6]
-        return (*(None if x is None else next(grads) for x in given), *(None,) * 6)
+        saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
+        grads = iter(backward_op(grad_out, grad_lse, *saved, *ctx.options))
+        return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 6)
 
     forward_op.register_autograd(gradients, setup_context=setup_context)
 
