@@ -1,88 +1,63 @@
-"""HaloAttention beside halonet-pytorch: the same layer, weights and input in one run.
+"""HaloAttention beside halonet-pytorch: the same layer, weights and input.
 
-    pip install --no-deps -r peers.txt
-    python benchmarks/halo.py [--threads 2] [--rounds 5]
-
-Prints ratios of medians taken in turn, and the extra peak memory of each in a process of its own.
+pip install --no-deps -r peers.txt
+python benchmarks/run.py halo-layer
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from collections.abc import Callable
+import os
 
 import torch
-from timing import medians, peak_memory
+
+from foveal.bench import Case
+from foveal.bench.case import Job
+from foveal.patterns import Halo
 
 SIZES = {"dim": 512, "block_size": 8, "halo_size": 4, "dim_head": 64, "heads": 8}
-SHAPE = (4, 512, 64, 64)
+BATCH, SIDE = 4, 64
 
 
-def layer(name: str) -> torch.nn.Module:
+def make(contender: str, run: str, device: str) -> Job:
     torch.manual_seed(0)
-    if name == "foveal":
-        from foveal.layers import HaloAttention
-    else:
+    if contender == "halonet-pytorch":
         from halonet_pytorch import HaloAttention
-    return HaloAttention(**SIZES)
+
+        impl = ""
+    else:
+        from foveal.layers import HaloAttention
+
+        impl = contender
+    layer = HaloAttention(**SIZES).to(device)
+    training = run == "training"
+    x = torch.randn(BATCH, SIZES["dim"], SIDE, SIDE, device=device, requires_grad=training)
+
+    def job() -> None:
+        os.environ["FOVEAL_IMPL"] = impl
+        with torch.set_grad_enabled(training):
+            out = layer(x)
+        if training:
+            out.sum().backward()
+        os.environ["FOVEAL_IMPL"] = ""
+
+    return job
 
 
-def forward(module: torch.nn.Module, x: torch.Tensor) -> None:
-    with torch.no_grad():
-        module(x)
+def flops() -> dict[str, float]:
+    """Projections of q, k, v and out, then the two products of the attention."""
+    tokens, inner = BATCH * SIDE * SIDE, SIZES["heads"] * SIZES["dim_head"]
+    projections = 2.0 * tokens * SIZES["dim"] * 4 * inner
+    core = 4.0 * BATCH * inner * Halo(SIDE, 8, 4).num_pairs(SIDE * SIDE)
+    return {"forward": projections + core, "training": 3 * projections + 3.5 * core}
 
 
-def training(module: torch.nn.Module, x: torch.Tensor) -> None:
-    module(x).sum().backward()
-
-
-RUNS: dict[str, Callable[[torch.nn.Module, torch.Tensor], None]] = {
-    "forward": forward,
-    "forward + backward": training,
-}
-
-
-def extra_memory(name: str, run: str) -> None:
-    """Print the bytes that one call adds to the process's peak, libraries loaded before."""
-    module, x = layer(name), torch.randn(SHAPE, requires_grad=run != "forward")
-    RUNS[run](module, torch.randn(1, SHAPE[1], 16, 16))
-    before = peak_memory()
-    RUNS[run](module, x)
-    print(peak_memory() - before)
-
-
-def measured(name: str, run: str) -> int:
-    command = [sys.executable, __file__, "--memory", name, run]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", nargs=2, metavar=("PACKAGE", "RUN"))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.memory:
-        extra_memory(*args.memory)
-        return
-    ours, theirs = layer("foveal"), layer("halonet-pytorch")
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(SHAPE, requires_grad=True)
-    with torch.no_grad():
-        difference = float((ours(x) - theirs(x)).abs().max())
-    print(f"torch {torch.__version__}, {args.threads} threads, float32, {SIZES}, input {SHAPE}")
-    print(f"largest difference of the outputs {difference:.1e}")
-    for name, run in RUNS.items():
-        took = medians(
-            {"ours": lambda r=run: r(ours, x), "theirs": lambda r=run: r(theirs, x)}, args.rounds
-        )
-        memory = measured("foveal", name) / measured("halonet-pytorch", name)
-        speed = took["theirs"] / took["ours"]
-        print(f"{name}: {speed:.2f} times as fast, {memory:.2f} of the extra peak memory")
-
-
-if __name__ == "__main__":
-    main()
+CASES = [
+    Case(
+        "halo-layer",
+        f"HaloAttention, {SIZES}, {BATCH} images of {SIDE} x {SIDE}, float32",
+        ("native", "tiled", "halonet-pytorch"),
+        make,
+        flops=flops(),
+        seconds=8.0,
+    )
+]

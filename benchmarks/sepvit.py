@@ -1,42 +1,44 @@
-"""A SepViT training step beside vit-pytorch: the same configuration in one run.
+"""A SepViT training step beside vit-pytorch: the same configuration.
 
 pip install --no-deps -r peers.txt
-python benchmarks/sepvit.py [--threads 2] [--rounds 5]
+python benchmarks/run.py sepvit-step
 """
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from peers import peer
-from timing import medians
+
+from foveal.bench import Case
+from foveal.bench.case import Job
 
 CONFIG = {"num_classes": 1000, "dim": 32, "depth": (1, 2, 6, 2), "heads": (1, 2, 4, 8)}
 
 
-def step(model: torch.nn.Module, x: torch.Tensor) -> None:
-    model(x).sum().backward()
-    model.zero_grad()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-
-    from foveal.models import SepViT
-
+def make(contender: str, run: str, device: str) -> Job:
     torch.manual_seed(0)
-    theirs = peer("vit_pytorch.sep_vit").SepViT(**CONFIG)
-    ours = SepViT(**CONFIG)
-    x = torch.randn(8, 3, 224, 224)
-    took = medians({"ours": lambda: step(ours, x), "theirs": lambda: step(theirs, x)}, args.rounds)
-    print(f"torch {torch.__version__}, {args.threads} threads, float32, batch 8 of 224 x 224")
-    print(f"training step: {took['theirs'] / took['ours']:.2f} times as fast as vit-pytorch's")
+    if contender == "vit-pytorch":
+        model = peer("vit_pytorch.sep_vit").SepViT(**CONFIG).to(device)
+    else:
+        from foveal.models import SepViT
+
+        model = SepViT(**CONFIG).to(device)
+    x = torch.randn(8, 3, 224, 224, device=device)
+
+    def job() -> None:
+        model(x).sum().backward()
+        model.zero_grad()
+
+    return job
 
 
-if __name__ == "__main__":
-    main()
+CASES = [
+    Case(
+        "sepvit-step",
+        "training step of SepViT, dim 32, depths (1, 2, 6, 2), 8 images of 224 x 224, float32",
+        ("foveal", "vit-pytorch"),
+        make,
+        runs=("training",),
+        seconds=5.0,
+    )
+]

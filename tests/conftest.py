@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import peers
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -20,3 +22,11 @@ def peer() -> Callable[[str], ModuleType]:
             pytest.skip(f"{error} (pip install --no-deps -r peers.txt)")
 
     return load
+
+
+@pytest.fixture(autouse=bool(os.environ.get("FOVEAL_DETERMINISTIC")))
+def deterministic() -> Iterator[None]:
+    """With FOVEAL_DETERMINISTIC=1 the whole suite runs under torch's deterministic algorithms."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": 'let a run write: foveal generate latest --prompt "def "',
     "report": "rewrite a run's report.html and name its pictures: foveal report latest",
     "draw": 'draw a pattern, attention, or pictures: foveal draw picture latest "a red heart"',
+    "bench": "time attention beside dense attention on this machine",
     "list": "recipes, patterns and models that there are",
 }
 _MODULES = {"list": "listing"}

@@ -159,8 +159,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
         grads = iter(backward_op(grad_out, grad_lse, *saved, *ctx.options))
-        given = saved[:6]
-        return (*(None if x is None else next(grads) for x in given), *(None,) * 6)
+        return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 6)
 
     forward_op.register_autograd(gradients, setup_context=setup_context)
 

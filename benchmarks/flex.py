@@ -1,0 +1,46 @@
+"""attend() beside compiled FlexAttention with the same analytic block mask.
+
+python benchmarks/run.py flex
+
+On CPU FlexAttention has no backward pass (torch 2.13), so only the forward pass is timed there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from foveal.bench import Case
+from foveal.bench.attention import DALLE, HALO, WINDOW, flops, job, tensors
+from foveal.bench.case import Job
+from foveal.ops import attend
+from foveal.patterns import Pattern
+
+BLOCK = {"cpu": 64, "cuda": 128}
+
+
+def case(name: str, title: str, pattern: Pattern, length: int, batch: int) -> Case:
+    def make(contender: str, run: str, device: str) -> Job:
+        qkv = tensors(batch, length, "float32", run, device)
+        if contender != "flex, compiled":
+            return job(lambda q, k, v: attend(q, k, v, pattern, impl=contender), qkv)
+        from torch.nn.attention.flex_attention import flex_attention
+
+        mask = pattern.block_mask(length, BLOCK[device], device)
+        compiled = torch.compile(flex_attention)
+        return job(lambda q, k, v: compiled(q, k, v, block_mask=mask), qkv)
+
+    return Case(
+        name,
+        f"{title}, beside compiled FlexAttention; batch {batch}, 8 heads of 64, float32",
+        ("native", "tiled", "flex, compiled"),
+        make,
+        runs=("forward",),
+        flops=flops(pattern, length, batch),
+    )
+
+
+CASES = [
+    case("flex-window", "window of 256 in 8,192 tokens", WINDOW, 8192, 1),
+    case("flex-halo", "64 x 64 pixels, blocks of 8, halo of 4, raster order", HALO, 4096, 1),
+    case("flex-dalle-conv-5", "256 words and 32 x 32 tokens", DALLE[5], 1280, 4),
+]

@@ -1,0 +1,86 @@
+"""Measure cases and keep the results: benchmarks/results/CASE-DEVICE.json.
+
+    python benchmarks/run.py [CASE ...] [--rounds 5] [--threads 2] [--device cpu]
+
+A case is a foveal.bench.Case in a list CASES, in the package or in a file of this folder. All
+contenders take turns in one process; memory is measured in a fresh process each. What is written
+holds the machine, its measured limits, all versions, the date and the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.bench import Case, find, machine, measure, table
+from foveal.bench.case import MODULES
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def register() -> None:
+    """Add every file of this folder that lists CASES."""
+    for path in sorted(HERE.glob("*.py")):
+        listed = re.search(r"^CASES\b", path.read_text("utf-8"), re.MULTILINE)
+        if listed and path.stem not in MODULES:
+            MODULES.append(path.stem)
+
+
+def commit() -> str:
+    """The revision that was measured, with a plus sign for changes since."""
+    git = ["git", "-C", str(HERE)]
+    done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "status", "--porcelain", "../src"], capture_output=True)
+    return done.stdout.strip() + ("+" if changed.stdout else "")
+
+
+def record(case: Case, results: list, about: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "title": case.title,
+        "peer": case.peer,
+        **about,
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", help="names, or beginnings of names; all unless given")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--no-memory", action="store_true", help="skip the processes for memory")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    register()
+    cases = [case for case in find(args.cases) if args.device in case.devices]
+    args.output.mkdir(parents=True, exist_ok=True)
+    about = {
+        "machine": machine.describe(args.device),
+        "limits": machine.limits(args.device),
+        "commit": commit(),
+        "rounds": args.rounds,
+        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+    }
+    print("\n".join(table.heading(about["machine"], about["limits"])), flush=True)
+    for case in cases:
+        memory = not args.no_memory
+        results = measure(case, args.rounds, args.device, about["limits"], memory, say=print)
+        path = args.output / f"{case.name}-{args.device}.json"
+        path.write_text(json.dumps(record(case, results, about), indent=1) + "\n")
+        print("\n".join(table.lines(case, results)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Timing the contenders of a case in turns, and their memory each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.bench.case import MODULES, Case, Job
+from foveal.bench.machine import synchronize
+
+
+@dataclass
+class Result:
+    """What was measured of one contender in one run of a case.
+
+    seconds: median over the rounds. best: the shortest. times_peer: how often faster than the
+    case's peer, median against median. extra_bytes: what one call adds to the memory of a fresh
+    process, or None where it was not measured.
+    """
+
+    contender: str
+    run: str
+    seconds: float
+    best: float
+    times_peer: float | None = None
+    extra_bytes: int | None = None
+    gflops: float | None = None  # of the flops that the case needs, by the median
+    share_of_products: float | None = None  # of the machine's limit for matrix products
+    share_of_bandwidth: float | None = None
+    rounds: list[float] = field(default_factory=list)
+
+
+def measure(
+    case: Case,
+    rounds: int = 5,
+    device: str = "cpu",
+    limits: dict[str, float] | None = None,
+    memory: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """All contenders of a case: every run, in turns."""
+    found = []
+    for run in case.runs:
+        say(f"{case.name}: {run}")
+        jobs = _jobs(case, run, device, say)
+        times = turns(jobs, rounds, device)
+        results = [
+            Result(name, run, statistics.median(taken), min(taken), rounds=taken)
+            for name, taken in times.items()
+        ]
+        for result in results:
+            _relate(result, results, case, limits or {})
+            if memory:
+                result.extra_bytes = _extra_memory(case, result.contender, run, device)
+        found += results
+    return found
+
+
+def _jobs(case: Case, run: str, device: str, say: Callable[[str], None]) -> dict[str, Job]:
+    jobs = {}
+    for name in case.contenders:
+        try:
+            jobs[name] = case.make(name, run, device)
+            jobs[name]()  # warms up: compiles, plans, fills caches
+        except ModuleNotFoundError as error:
+            jobs.pop(name, None)
+            say(f"{case.name}: without {name}, {error.name} is not installed")
+        except (ValueError, NotImplementedError) as error:
+            jobs.pop(name, None)
+            say(f"{case.name}: without {name}: {error}")
+    return jobs
+
+
+def turns(jobs: dict[str, Job], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each job in each round; the jobs take turns, so that all share what disturbs."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            synchronize(device)
+            start = time.perf_counter()
+            job()
+            synchronize(device)
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _relate(result: Result, results: list[Result], case: Case, limits: dict[str, float]) -> None:
+    for other in results:
+        if other.contender == case.peer:
+            result.times_peer = other.seconds / result.seconds
+    flops, moved = case.flops.get(result.run), case.bytes.get(result.run)
+    if flops:
+        result.gflops = flops / result.seconds / 1e9
+        if case.dtype in limits:
+            result.share_of_products = flops / result.seconds / limits[case.dtype]
+    if moved and "bytes" in limits:
+        result.share_of_bandwidth = moved / result.seconds / limits["bytes"]
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held in memory so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss survives exec: it would count the parent's peak
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    # ru_maxrss is in bytes on macOS and in KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _extra_memory(case: Case, contender: str, run: str, device: str) -> int | None:
+    options = [",".join(MODULES), case.name, contender, run, device, str(torch.get_num_threads())]
+    env: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "foveal.bench.child", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout else None
+
+
+def extra_memory(job: Job, device: str) -> int:
+    """Bytes that one call of a job adds to what the process holds."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        job()
+        return torch.cuda.max_memory_allocated() - before
+    before = peak_memory()
+    job()
+    return peak_memory() - before
