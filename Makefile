@@ -16,7 +16,7 @@ run: $(STAMP)            ## train a byte model on embedded text, evaluate it, le
 	$(BIN)/foveal report latest
 
 test: $(STAMP) lint      ## style, types, import contract, then every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

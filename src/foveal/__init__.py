@@ -2,10 +2,17 @@
 
 from foveal import caches, generation, layers, models, patterns, testing
 from foveal.generation import generate
+from foveal.interop import list_upstreams, load_upstream
+from foveal.layers import DSSA, CausalHAttention1D, HaloAttention, HAttention1D, RelPosEmb
 from foveal.models import (
     Cost,
+    HaloNet,
     HourglassTransformer,
     HourglassTransformerLM,
+    HTransformer1D,
+    HTransformerClassifier,
+    HTransformerSeq2Seq,
+    SepViT,
     TransformerLM,
     cost,
     create_model,
@@ -13,9 +20,8 @@ from foveal.models import (
     load_model,
     save_model,
 )
-from foveal.ops import Explanation, WindowBias, attend, explain, merge
-
-__version__ = "0.1.0.dev0"
+from foveal.ops import Explanation, PyramidBias, WindowBias, attend, explain, merge
+from foveal.version import __version__
 
 __all__ = [
     # modules
@@ -31,14 +37,28 @@ __all__ = [
     "Explanation",
     "merge",
     "WindowBias",
+    "PyramidBias",
+    # layers
+    "HaloAttention",
+    "RelPosEmb",
+    "DSSA",
+    "HAttention1D",
+    "CausalHAttention1D",
     # models
     "TransformerLM",
     "HourglassTransformer",
     "HourglassTransformerLM",
+    "HaloNet",
+    "SepViT",
+    "HTransformer1D",
+    "HTransformerClassifier",
+    "HTransformerSeq2Seq",
     "create_model",
     "list_models",
     "save_model",
     "load_model",
+    "load_upstream",
+    "list_upstreams",
     "cost",
     "Cost",
     "generate",

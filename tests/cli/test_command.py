@@ -99,7 +99,7 @@ def test_a_run_resumes_by_the_command(recipe, capsys):
         (["train", "RECIPE", "--output", "RECIPE"], "is a file"),
         (["evaluate", "nowhere"], "run='nowhere' is not a run folder"),
         (["evaluate", "latest"], "no run under runs"),
-        (["generate", "latest"], "--prompt"),
+        (["generate", "latest"], "no run under runs"),
         (["draw", "SlidingWindo(8)"], "SlidingWindow"),
         (["draw", "SlidingWindow(window=0)"], "window"),
         (["draw", "__import__('os').system('true')"], "pattern"),

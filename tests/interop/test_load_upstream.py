@@ -92,6 +92,82 @@ def test_config_must_fit_the_weights() -> None:
         load_upstream(weights, config={"block_size": 4, "halo_size": 3})
 
 
+# -- h-transformer-1d ---------------------------------------------------------------------------
+
+H1D = {
+    "num_tokens": 20,
+    "dim": 16,
+    "depth": 2,
+    "heads": 2,
+    "dim_head": 8,
+    "block_size": 8,
+    "max_seq_len": 128,
+}
+
+
+@pytest.mark.parametrize("shift_tokens", [False, True])
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_h_transformer_1d(
+    peer: Callable[[str], ModuleType],
+    tmp_path: Path,
+    causal: bool,
+    reversible: bool,
+    shift_tokens: bool,
+) -> None:
+    """Logits of the package to 1e-5 in all its forms, lengths and masks; corrected by None."""
+    forms = {"causal": causal, "reversible": reversible, "shift_tokens": shift_tokens}
+    theirs = peer("h_transformer_1d.h_transformer_1d").HTransformer1D(**H1D, **forms).eval()
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    sizes = {"max_seq_len": 128} if causal else {"max_seq_len": 128, "block_size": 8}
+    ours = load_upstream(tmp_path / "model.pt", config=sizes)
+    assert ours.settings.compat == "h-transformer-1d-0.1.9"
+    for n in (128, 100, 40):
+        tokens, mask = torch.randint(0, 20, (2, n)), torch.rand(2, n) < 0.8
+        with torch.no_grad():
+            assert_close(ours(tokens), theirs(tokens), 1e-5)
+            assert_close(ours(tokens, mask), theirs(tokens, mask=mask), 1e-5)
+    corrected = load_upstream(
+        theirs.state_dict(), "h-transformer-1d", {**sizes, "max_seq_len": 300}, compat=None
+    )
+    assert {k: v.tolist() for k, v in corrected.state_dict().items()} == {
+        k: v.tolist() for k, v in ours.state_dict().items()
+    }
+    tokens = torch.randint(0, 20, (2, 300))
+    first, last = corrected(tokens), tokens.clone()
+    last[:, -1] = (last[:, -1] + 1) % 20
+    moved = (corrected(last) - first).abs().amax((0, 2)) > 1e-7
+    assert bool(moved[:100].all()) == (not causal)
+    assert bool(moved[:-1].any()) == (not causal)
+
+
+def test_h_transformer_1d_generates_as_before(peer: Callable[[str], ModuleType]) -> None:
+    """Under compat each token is predicted by the package's mathematics over the whole text."""
+    theirs = peer("h_transformer_1d.h_transformer_1d").HTransformer1D(**H1D, causal=True).eval()
+    ours = load_upstream(theirs.state_dict(), config={"max_seq_len": 128})
+    tokens = torch.randint(0, 20, (1, 9))
+    written = ours.generate(tokens, 10, temperature=0)
+    for _ in range(10):
+        tokens = torch.cat((tokens, theirs(tokens)[:, -1:].argmax(-1)), 1)
+    assert torch.equal(written, tokens)
+
+
+def test_h_transformer_1d_refuses(peer: Callable[[str], ModuleType]) -> None:
+    """Keywords that contradict the weights, and lengths that the package cannot compute."""
+    theirs = peer("h_transformer_1d.h_transformer_1d").HTransformer1D(**H1D, causal=True)
+    weights = theirs.state_dict()
+    with pytest.raises(ValueError, match="block_size=16"):
+        load_upstream(weights, config={"block_size": 16})
+    with pytest.raises(ValueError, match="compat=None takes any length"):
+        load_upstream(weights)(torch.zeros(1, 3, dtype=torch.long))
+    assert (
+        load_upstream(weights, compat=None)(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
+    )
+    weights["pos_emb.freqs"] = weights["pos_emb.freqs"] * 2
+    with pytest.raises(ValueError, match="frequencies"):
+        load_upstream(weights)
+
+
 # -- timm ---------------------------------------------------------------------------------------
 
 

@@ -95,9 +95,9 @@ def test_cross_attention_with_a_mask():
     """Masked keys do not exist; queries without keys get the bias of the output layer."""
     layer = CrossAttention(12, 2, 6, rotary=False).double()
     x, context = torch.randn(2, 1, 5, 12, dtype=torch.float64)
-    mask = torch.tensor([True, True, True, False, False])[None, None]
-    torch.testing.assert_close(layer(x, context, mask), layer(x, context[:, :3]))
-    empty = layer(x, context, torch.zeros_like(mask))
+    mask = torch.tensor([[True, True, True, False, False]])
+    torch.testing.assert_close(layer(x, context, key_mask=mask), layer(x, context[:, :3]))
+    empty = layer(x, context, key_mask=torch.zeros_like(mask))
     torch.testing.assert_close(empty, layer.to_out.bias.expand_as(empty))
 
 
@@ -115,6 +115,17 @@ def test_stack_cycles_patterns_and_checkpoints():
         grads.append([p.grad.clone() for p in stack.parameters()])
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(plain, checkpointed)
+
+
+def test_checkpointing_recomputes_tiled_attention():
+    """The tiled operator, too, may be recomputed in the backward pass."""
+    stack = Stack(8, 1, [P.SlidingWindow(9)], heads=2, dim_head=4)
+    x, grads = torch.randn(1, 600, 8), []
+    for stack.checkpointing in (False, True):
+        stack.zero_grad()
+        stack(x).square().sum().backward()
+        grads.append(stack.blocks[0].attn.to_qkv.weight.grad.clone())
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize(

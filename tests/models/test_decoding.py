@@ -43,7 +43,26 @@ HOURGLASSES = [
         "pattern": [P.SlidingWindow(6), [P.Fixed(4, 1), P.Full(causal=True)]],
     },
     {"depth": 2, "pattern": P.SlidingWindow(7)},
+    {
+        "hierarchy": "1@1 1@2 1@6 1@2 1@1",
+        "shortening": "attention-average",
+        "upsampling": "attention-identity",
+        "positions": "relative",
+    },
+    {
+        "depth": (1, 1, 1),
+        "shorten_factor": 3,
+        "positions": "relative",
+        "pattern": [P.SlidingWindow(6), P.Strided(4)],
+        "kv_heads": 1,
+    },
+    {"depth": (1, 1, 1), "shorten_factor": 3, "norms": "pre"},
+    {"depth": (1, (1, 1, 1), 1), "shorten_factor": 2, "norms": "single", "positions": "absolute"},
 ]
+
+NESTINGS = [((1, 1, 1), 4), ((1, (1, 1, 0), 1), (2, 3)), ((0, (1, (1, 1, 1), 1), 1), (3, 2, 2))]
+SHORTENINGS = ["average", "linear", "attention-average", "attention-linear"]
+UPSAMPLINGS = ["repeat", "linear", "attention-repeat", "attention-linear", "attention-identity"]
 
 
 def check_splits(model, splits, steps):
@@ -89,6 +108,16 @@ def test_hourglass_every_split(options):
     model = hourglass(**options)
     check_splits(model, range(2, LENGTH + 1), 2)
     check_splits(model, [1, 40], LENGTH)
+
+
+@pytest.mark.parametrize(("depth", "factor"), NESTINGS, ids=str)
+@pytest.mark.parametrize("up", UPSAMPLINGS)
+@pytest.mark.parametrize("down", SHORTENINGS)
+def test_every_resampling_decodes(down, up, depth, factor):
+    """Each shortening with each upsampling, nested once to thrice: exact from every kind of
+    prompt, one that ends a group, begins one or stands inside."""
+    model = hourglass(depth=depth, shorten_factor=factor, shortening=down, upsampling=up)
+    check_splits(model, [1, 23, 24, 25], 26)
 
 
 def test_layers_with_different_patterns():

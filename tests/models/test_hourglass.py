@@ -1,5 +1,8 @@
 """Hourglass: no leak and full reach at any length, padding that changes nothing, gradients."""
 
+import itertools
+import json
+
 import pytest
 import torch
 
@@ -14,10 +17,12 @@ HIERARCHIES = [
     ((1, (1, 1, 1), 1), (2, 3)),
     ((1, (1, (1, 1, 1), 1), 1), 2),
 ]
-RESAMPLINGS = [("naive", False), ("linear", False), ("naive", True), ("linear", True)]
+SHORTENINGS = ["average", "linear", "attention-average", "attention-linear"]
+UPSAMPLINGS = ["repeat", "linear", "attention-repeat", "attention-linear", "attention-identity"]
+RESAMPLINGS = list(itertools.product(SHORTENINGS, UPSAMPLINGS))
 
 
-def stage(depth, factor, sample="naive", attention=False, causal=True, pattern=None):
+def stage(depth, factor, down="average", up="repeat", causal=True, pattern=None, **options):
     torch.manual_seed(0)
     module = HourglassTransformer(
         dim=8,
@@ -25,10 +30,11 @@ def stage(depth, factor, sample="naive", attention=False, causal=True, pattern=N
         dim_head=4,
         depth=depth,
         shorten_factor=factor,
-        updown_sample_type=sample,
-        attn_resampling=attention,
+        shortening=down,
+        upsampling=up,
         causal=causal,
         pattern=pattern,
+        **options,
     )
     return module.double()
 
@@ -46,20 +52,20 @@ def influence(module, length, mask=None):
 
 
 @pytest.mark.parametrize(("depth", "factor"), HIERARCHIES, ids=str)
-@pytest.mark.parametrize(("sample", "attention"), RESAMPLINGS, ids=str)
-def test_causal_reach_is_exactly_the_past(depth, factor, sample, attention):
+@pytest.mark.parametrize(("down", "up"), RESAMPLINGS, ids=str)
+def test_causal_reach_is_exactly_the_past(depth, factor, down, up):
     """Every output depends on all earlier inputs and on no later one, also at primes and 1."""
-    module = stage(depth, factor, sample, attention)
-    for length in (1, 2, 5, 13, 24):
+    module = stage(depth, factor, down, up)
+    for length in (1, 2, 5, 13, 18):
         expected = torch.ones(length, length).tril().bool()
         assert torch.equal(influence(module, length), expected), length
 
 
 @pytest.mark.parametrize(("depth", "factor"), HIERARCHIES[:4], ids=str)
-@pytest.mark.parametrize(("sample", "attention"), RESAMPLINGS, ids=str)
-def test_bidirectional_reach_is_everything(depth, factor, sample, attention):
+@pytest.mark.parametrize(("down", "up"), RESAMPLINGS, ids=str)
+def test_bidirectional_reach_is_everything(depth, factor, down, up):
     """Without causality every output depends on every input."""
-    module = stage(depth, factor, sample, attention, causal=False)
+    module = stage(depth, factor, down, up, causal=False)
     for length in (1, 2, 5, 13):
         assert influence(module, length).all(), length
 
@@ -79,10 +85,10 @@ def test_coarse_path_alone_carries_the_past(factor):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("side", ["left", "right", "both"])
-@pytest.mark.parametrize(("sample", "attention"), RESAMPLINGS, ids=str)
-def test_padding_does_not_leak(causal, side, sample, attention):
+@pytest.mark.parametrize(("down", "up"), RESAMPLINGS, ids=str)
+def test_padding_does_not_leak(causal, side, down, up):
     """What the mask hides moves no real output, even when it is not finite; reach stays whole."""
-    module = stage((1, (1, 1, 1), 1), (3, 2), sample, attention, causal)
+    module = stage((1, (1, 1, 1), 1), (3, 2), down, up, causal)
     length = 17
     mask = torch.ones(1, length, dtype=torch.bool)
     if side != "right":
@@ -96,11 +102,11 @@ def test_padding_does_not_leak(causal, side, sample, attention):
     assert torch.equal(real, expected)
 
 
-@pytest.mark.parametrize(("sample", "attention"), RESAMPLINGS, ids=str)
+@pytest.mark.parametrize(("down", "up"), RESAMPLINGS, ids=str)
 @pytest.mark.parametrize("causal", [True, False])
-def test_padding_on_the_right_changes_nothing(causal, sample, attention):
+def test_padding_on_the_right_changes_nothing(causal, down, up):
     """Real tokens come out as they would without the padding: no dilution of pooled tokens."""
-    module = stage((1, (1, 1, 1), 1), (3, 2), sample, attention, causal)
+    module = stage((1, (1, 1, 1), 1), (3, 2), down, up, causal)
     x = torch.randn(1, 17, 8, dtype=torch.float64)
     for length in (1, 4, 11):
         mask = torch.arange(17)[None] < length
@@ -135,8 +141,9 @@ def test_groups_are_shifted_by_factor_minus_one():
     assert groups.real[0, 0].tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize(("sample", "attention"), RESAMPLINGS, ids=str)
-def test_every_parameter_gets_a_gradient(sample, attention):
+@pytest.mark.parametrize("positions", ["rotary", "relative", "absolute"])
+@pytest.mark.parametrize(("down", "up"), RESAMPLINGS, ids=str)
+def test_every_parameter_gets_a_gradient(down, up, positions):
     """No part of the hierarchy is dead."""
     model = HourglassTransformerLM(
         num_tokens=20,
@@ -145,8 +152,9 @@ def test_every_parameter_gets_a_gradient(sample, attention):
         dim_head=4,
         depth=(1, (1, 2, 1), 1),
         shorten_factor=(2, 3),
-        updown_sample_type=sample,
-        attn_resampling=attention,
+        shortening=down,
+        upsampling=up,
+        positions=positions,
     )
     tokens = torch.randint(0, 20, (2, 23))
     model(tokens).square().sum().backward()
@@ -162,6 +170,117 @@ def test_stages_take_patterns_of_their_own():
     assert config.stage_patterns(1) == config.stage_patterns(2) == tuple(pattern[1])
 
 
+@pytest.mark.parametrize("norms", ["authors", "pre", "single"])
+@pytest.mark.parametrize("positions", ["relative", "none", "rotary"])
+def test_positions_and_norms_keep_the_reach(norms, positions):
+    """Wherever LayerNorms stand, and however positions are known: no leak, full reach."""
+    for causal in (True, False):
+        module = stage(
+            (1, (1, 1, 1), 1),
+            (2, 3),
+            "attention-linear",
+            "attention-identity",
+            causal,
+            norms=norms,
+            positions=positions,
+        )
+        expected = torch.ones(13, 13).bool()
+        assert torch.equal(influence(module, 13), expected.tril() if causal else expected)
+
+
+def test_relative_positions_count_in_fine_tokens():
+    """A coarse token stands k fine ones from the next, in every stage and in resampling."""
+    module = stage((1, (1, 1, 1), 1), (2, 3), "attention-average", positions="relative")
+    inner = module.valley_transformer
+    for part, stride in (
+        (module.pre_transformer.layers[0].attn, 1),
+        (module.attn_shorten.attn, 1),
+        (inner.pre_transformer.layers[0].attn, 2),
+        (inner.attn_shorten.attn, 2),
+        (inner.valley_transformer.layers[0].attn, 6),
+    ):
+        assert part.stride == stride
+    module.use_shorten_factor((3, 5))
+    assert inner.valley_transformer.layers[0].attn.stride == 15
+
+
+# -- shorten-factor dropout -----------------------------------------------------------------------
+
+
+def test_training_draws_factors_and_evaluation_takes_any():
+    """Training goes through all choices; evaluation stays at its factor, or at any other."""
+    model = HourglassTransformerLM(
+        num_tokens=20,
+        dim=8,
+        heads=2,
+        dim_head=4,
+        depth=(1, (1, 1, 1), 1),
+        factor_choices=((2, 3), (2,)),
+        positions="relative",
+    )
+    tokens = torch.randint(0, 20, (1, 23))
+    drawn = set()
+    for _ in range(30):
+        model.train()(tokens)
+        drawn.add((model.transformer.factor, model.transformer.valley_transformer.factor))
+    assert drawn == {(2, 2), (3, 2)}
+    model.eval()
+    outputs = []
+    for factor in (2, (3, 2), 5):
+        model.use_shorten_factor(factor)
+        outputs.append(model(tokens))
+        logits, cache = model.prefill(tokens[:, :9])
+        for i in range(9, 23):
+            logits, cache = model.step(tokens[:, i], cache)
+        torch.testing.assert_close(logits, outputs[-1][:, -1].detach(), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(outputs[0], outputs[1])
+    with pytest.raises(ValueError, match="2 stages"):
+        model.use_shorten_factor((2, 3, 4))
+    with pytest.raises(ValueError, match="without projections"):
+        stage((1, 1, 1), 2, "linear").use_shorten_factor(3)
+
+
+# -- what older models had ------------------------------------------------------------------------
+
+
+def test_the_first_configuration_files_keep_their_mathematics(tmp_path):
+    """A config.json that says nothing of norms was written when attention was pre-norm."""
+    model = HourglassTransformerLM(
+        num_tokens=20, dim=8, heads=2, depth=(1, 1, 1), shorten_factor=2, norms="pre"
+    )
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    new = (
+        "norms",
+        "hierarchy",
+        "shortening",
+        "upsampling",
+        "factor_choices",
+        "positions",
+        "compat",
+    )
+    for name in new:
+        del content["config"][name]
+    path.write_text(json.dumps(content))
+    again = HourglassTransformerLM.from_pretrained(tmp_path)
+    tokens = torch.randint(0, 20, (1, 11))
+    assert torch.equal(again(tokens), model.eval()(tokens))
+
+
+def test_the_keywords_of_the_public_package():
+    """Its constructors work as they are, dim by position too."""
+    options = {"depth": (1, (1, 1, 1), 1), "shorten_factor": (2, 3), "attn_resampling": True}
+    model = HourglassTransformer(
+        8, heads=2, dim_head=4, updown_sample_type="linear", causal=True, norm_out=True, **options
+    )
+    assert model(torch.randn(1, 7, 8)).shape == (1, 7, 8)
+    plain = HourglassTransformerLM(
+        num_tokens=20, dim=8, max_seq_len=16, depth=2, shorten_factor=None, heads=2
+    )
+    assert plain(torch.zeros(1, 5, dtype=torch.long)).shape == (1, 5, 20)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -175,6 +294,15 @@ def test_stages_take_patterns_of_their_own():
         ({"shorten_facter": 2}, "did you mean 'shorten_factor'"),
         ({"heads": 3, "dim_head": None}, "heads must divide dim"),
         ({"dropout": 1.0}, "dropout"),
+        ({"shortening": "max"}, "shortening must be 'average' or"),
+        ({"upsampling": "attention"}, "upsampling must be 'repeat' or"),
+        ({"positions": "sines"}, "positions must be 'rotary' or"),
+        ({"norms": "post"}, "norms must be 'authors' or"),
+        ({"compat": "0.0.6"}, "compat must be 'hourglass-transformer-pytorch-0.0.6'"),
+        ({"factor_choices": (2, 3), "upsampling": "linear"}, "without projections"),
+        ({"factor_choices": ((2,), (3,))}, "factor_choices must list"),
+        ({"hierarchy": "2@1 4@3 1@1"}, "palindrome"),
+        ({"hierarchy": "2@1 4@3 2@1", "depth": (1, 1, 1)}, "one or the other"),
     ],
     ids=str,
 )

@@ -21,6 +21,7 @@ EXAMPLES = [
     P.Neighborhood((4, 6), 3, causal="raster"),
     P.Axial(5, "column", causal=True),
     P.TextImage(4, P.Axial((2, 3), causal=True)),
+    P.Pyramid(4, causal=True),
     Strided(4, causal=False),
     Fixed(4, 2),
     BlockSparse(torch.eye(5), 3),

@@ -1,6 +1,7 @@
 """Recipes: the shipped ones are complete, and mistakes in one's own are named."""
 
 import pytest
+import torch
 
 from foveal.recipes.build import build_model
 from foveal.recipes.bytes import build_byte_model
@@ -11,6 +12,9 @@ from foveal.recipes.config import (
     read_recipe,
     recipe_names,
 )
+from foveal.recipes.images import build_image_model
+from foveal.recipes.pixels import build_pixel_model
+from foveal.recipes.sequences import build_sequence_model
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -22,8 +26,18 @@ def test_shipped_recipes_say_what_to_expect_and_build(name):
         assert words in opening
     config = load_recipe(name)
     assert config_from_dict(config.to_dict(), "a round trip") == config
-    model = build_byte_model(config)
-    assert model.max_seq_len >= config.data.context
+    if config.task == "images":
+        size = config.data.size
+        model = build_image_model(config, 7).eval()
+        assert model(torch.zeros(1, 3, size, size)).shape == (1, 7)
+    elif config.task == "sequences":
+        model = build_sequence_model(config, 7, 16).eval()
+        assert model(torch.zeros(1, 50, dtype=torch.long)).shape == (1, 7)
+        assert model.max_seq_len >= config.data.length
+    elif config.task == "pixels":
+        assert build_pixel_model(config).max_seq_len == config.data.length + 1
+    else:
+        assert build_byte_model(config).max_seq_len >= config.data.context
 
 
 def test_the_same_seed_draws_the_same_weights(recipe):

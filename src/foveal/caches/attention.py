@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.caches.stores import Log, Ring
-from foveal.patterns import Pattern
+from foveal.patterns import Pattern, Pyramid
 
 
 class AttentionCache:
@@ -75,6 +76,10 @@ class AttentionCache:
                 f"pattern must be causal to be decoded a token at a time, got {pattern}; "
                 "use its causal form."
             )
+        if isinstance(pattern, Pyramid):
+            raise ValueError(
+                f"an AttentionCache cannot pool keys for {pattern}; use PyramidCache."
+            )
         sizes = {"batch": batch, "kv_heads": kv_heads, "head_dim": head_dim}
         if max_length is not None:
             sizes["max_length"] = max_length
@@ -112,7 +117,11 @@ class AttentionCache:
         return self.prefill(k, v)
 
     def attend(
-        self, q: Tensor, scale: float | None = None, key_mask: Tensor | None = None
+        self,
+        q: Tensor,
+        scale: float | None = None,
+        key_mask: Tensor | None = None,
+        bias: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Attention of the newest token over exactly the keys that the pattern lets it read.
 
@@ -120,6 +129,7 @@ class AttentionCache:
             q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
             scale: of the scores; head_dim ** -0.5 by default.
             key_mask: (batch, position) bool of all tokens seen so far, True = real.
+            bias: positions of keys (keys,) -> what to add to their logits (batch, heads, keys).
 
         Returns:
             (batch, heads, 1, head_dim); zeros for a token that reads nothing.
@@ -132,7 +142,7 @@ class AttentionCache:
         batch, heads, _, head_dim = q.shape
         positions, allowed = _reads(self.pattern, self.position - 1)
         masked = allowed is not None or key_mask is not None
-        k, v = self._store.read(positions, ordered=masked)
+        k, v = self._store.read(positions, ordered=masked or bias is not None)
         kv_heads = k.shape[1]
         if heads % kv_heads or (allowed is not None and len(allowed) != heads):
             raise ValueError(
@@ -143,13 +153,18 @@ class AttentionCache:
             return torch.zeros_like(q)
         # the queries of a group become rows of one small attention, so that keys are not copied
         grouped = q.reshape(batch, kv_heads, heads // kv_heads, head_dim).to(k.dtype)
+        added = None if bias is None else bias(positions).to(k.dtype)
+        if added is not None:
+            added = added.reshape(batch, kv_heads, heads // kv_heads, -1)
         if not masked:
-            out = F.scaled_dot_product_attention(grouped, k, v, scale=scale)
+            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=added, scale=scale)
         else:
             mask = self._mask(positions, allowed, key_mask, grouped)
             alive = mask.any(-1, keepdim=True)
             # a head without keys reads all of them, and what it got is thrown away
             some = mask | ~alive
+            if added is not None:
+                some = added.masked_fill(~some, -torch.inf)
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=some, scale=scale)
             out = out.masked_fill(~alive, 0.0)
         return out.reshape(q.shape).to(q.dtype)

@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": "name what is in pictures: foveal predict latest cat.png",
     "generate": 'let a run write: foveal generate latest --prompt "def "',
     "report": "rewrite a run's report.html and name its pictures: foveal report latest",
-    "draw": 'draw a pattern, or attention: foveal draw "SlidingWindow(window=8)"',
+    "draw": 'draw a pattern, attention, or pictures: foveal draw picture latest "a red heart"',
     "list": "recipes, patterns and models that there are",
 }
 _MODULES = {"list": "listing"}

@@ -1,4 +1,4 @@
-"""`foveal draw PATTERN`: a picture of who attends to whom; `attention`: of what pixels read."""
+"""`foveal draw PATTERN`: who attends to whom; `attention`, `picture`: what a run sees, draws."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from foveal.patterns import serialize
 
 @dataclass(kw_only=True)
 class Options:
-    """Draw a pattern as a PNG; `foveal draw attention --help` is about the attention of a run.
+    """Draw a pattern as a PNG.
+
+    `foveal draw attention --help` is about the attention of a run, `foveal draw picture --help`
+    about pictures from words.
 
     Attributes:
         pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
@@ -34,6 +37,10 @@ def main(arguments: list[str]) -> int:
         from foveal.cli import draw_attention
 
         return draw_attention.main(arguments[1:])
+    if arguments[:1] == ["picture"]:
+        from foveal.cli import draw_picture
+
+        return draw_picture.main(arguments[1:])
     options = parse(Options, arguments, "draw")
     pattern = serialize.parse(options.pattern)
     path = Path(_file_name(options.pattern)) if options.output is None else options.output

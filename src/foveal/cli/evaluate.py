@@ -10,16 +10,20 @@ from typing import Annotated
 import tyro
 
 from foveal.cli.options import parse
+from foveal.recipes.caption_report import caption_rows
+from foveal.recipes.caption_runs import CaptionEvaluation, evaluate_captions
 from foveal.recipes.image_runs import evaluate_images
 from foveal.recipes.images import ImageEvaluation
+from foveal.recipes.pixel_runs import evaluate_pixels
 from foveal.recipes.report import PICTURES, describe_windows
 from foveal.recipes.run import Evaluation, evaluate
 from foveal.recipes.runs import find_run, load_config
+from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS
 
 
 @dataclass(kw_only=True)
 class Options:
-    """Score a run on its held-out bytes or pictures, in float32.
+    """Score a run on its held-out bytes, pictures, sequences or captions, in float32.
 
     Attributes:
         run: the run's folder, or "latest".
@@ -42,8 +46,17 @@ def main(arguments: list[str]) -> int:
     """Score a run and print a small table."""
     options = parse(Options, arguments, "evaluate")
     folder = find_run(options.run)
-    if load_config(folder).task == "images":
+    task = load_config(folder).task
+    if task in CAPTION_TASKS:
+        print(_caption_table(evaluate_captions(folder, data=options.data)))
+        return 0
+    if task in CLASSIFIERS:
         print(_image_table(evaluate_images(folder, data=options.data), folder))
+        return 0
+    if task == "pixels":
+        scored = evaluate_pixels(folder, data=options.data)
+        print(f"{scored.data} (checksum {scored.checksum}), {scored.images:,} pictures")
+        print(f"bits per dimension  {scored.bits_per_dim:.3f}  ({scored.checkpoint})")
         return 0
     result = evaluate(
         folder,
@@ -56,21 +69,35 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _caption_table(result: CaptionEvaluation) -> str:
+    rows = caption_rows(result.scores)
+    width = max(map(len, rows))
+    return "\n".join(
+        [
+            f"{result.data} (checksum {result.checksum})",
+            f"{result.pictures:,} pictures ({result.skipped} files skipped), "
+            f"{result.seconds:.0f} s, {result.checkpoint}",
+            "",
+            *(f"{label:<{width}}  {value}" for label, value in rows.items()),
+        ]
+    )
+
+
 def _image_table(result: ImageEvaluation, folder: Path) -> str:
     width = max(len("class"), *map(len, result.classes))
     lines = [
         f"{result.data} (checksum {result.checksum})",
-        f"{result.images:,} pictures ({result.skipped} of the data skipped), "
+        f"{result.images:,} {result.unit} ({result.skipped} of the data skipped), "
         f"{result.seconds:.0f} s, {result.checkpoint}",
         "",
         f"top-1 accuracy     {result.accuracy:.2%}",
         f"top-5 accuracy     {result.top5:.2%}",
         f"balanced accuracy  {result.balanced_accuracy:.2%}",
         "",
-        f"{'class':<{width}}  pictures  recall  precision",
+        f"{'class':<{width}}  {result.unit:>9}  recall  precision",
     ]
     for name, count, recall, precision in result.per_class():
-        lines.append(f"{name:<{width}}  {count:>8,}  {recall:6.1%}  {precision:9.1%}")
+        lines.append(f"{name:<{width}}  {count:>9,}  {recall:6.1%}  {precision:9.1%}")
     picture = folder / PICTURES / "confusion.png"
     return "\n".join([*lines, *(["", f"confusion matrix  {picture}"] if picture.exists() else [])])
 

@@ -25,6 +25,7 @@ _ALIASES = {
     "training.steps": "--steps",
     "training.time_budget": "--time-budget",
     "training.seed": "--seed",
+    "data.shuffle_captions": "--shuffle-captions",
 }
 
 

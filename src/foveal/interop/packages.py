@@ -12,6 +12,8 @@ from torch import nn
 from foveal.interop.files import read_checkpoint
 from foveal.models.dalle import upstream as dalle
 from foveal.models.halonet import upstream as halonet
+from foveal.models.hourglass import upstream as hourglass
+from foveal.models.htransformer import upstream as htransformer
 from foveal.models.sepvit import upstream as sepvit
 from foveal.models.upstream import Checkpoint, Upstream
 
@@ -30,6 +32,8 @@ for _known in (
     dalle.DALLE_PYTORCH,
     halonet.HALONET_PYTORCH,
     halonet.TIMM,
+    hourglass.HOURGLASS_PYTORCH,
+    htransformer.H_TRANSFORMER_1D,
     sepvit.VIT_PYTORCH,
     sepvit.AUTHORS,
 ):

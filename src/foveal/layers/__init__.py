@@ -10,8 +10,12 @@ from foveal.layers.dalle import (
 )
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
+from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
+from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
+from foveal.layers.relative import Relative, RelativeAttention
 from foveal.layers.relative_position import RelPosEmb
+from foveal.layers.reversible import ReversibleSequence
 from foveal.layers.rotary import Rotary
 from foveal.layers.separable import DSSA, SeparableAttention
 from foveal.layers.stack import Block, Stack
@@ -21,6 +25,8 @@ __all__ = [
     "CrossAttention",
     "FeedForward",
     "Rotary",
+    "Relative",
+    "RelativeAttention",
     "Block",
     "Stack",
     "HaloAttention",
@@ -31,6 +37,11 @@ __all__ = [
     "SparseAttention",
     "DSSA",
     "SeparableAttention",
+    "HAttention1D",
+    "CausalHAttention1D",
+    "HCrossAttention1D",
+    "PreShiftTokens",
+    "ReversibleSequence",
     "PEG",
     "OverlappingPatchEmbed",
     "ChanLayerNorm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from foveal.caches import AttentionCache
+from foveal.caches import AttentionCache, PyramidCache
 from foveal.layers.checks import (
     Device,
     check_dropout,
@@ -13,9 +13,12 @@ from foveal.layers.checks import (
     join_heads,
     state_dtype,
 )
+from foveal.layers.linear import Linear
 from foveal.layers.rotary import Rotary
 from foveal.ops import attend
-from foveal.patterns import Pattern
+from foveal.patterns import Pattern, Pyramid
+
+AttentionState = AttentionCache | PyramidCache
 
 
 class SelfAttention(nn.Module):
@@ -61,8 +64,8 @@ class SelfAttention(nn.Module):
         self.pattern = pattern
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
-        self.to_qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
-        self.to_out = nn.Linear(heads * self.dim_head, dim)
+        self.to_qkv = Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
+        self.to_out = Linear(heads * self.dim_head, dim)
 
     def extra_repr(self) -> str:
         return f"pattern={self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}"
@@ -78,8 +81,19 @@ class SelfAttention(nn.Module):
 
     def make_cache(
         self, batch: int, max_length: int | None = None, device: Device = None
-    ) -> AttentionCache:
+    ) -> AttentionState:
         """An empty decoding state for `batch` rows; on the layer's device if None is given."""
+        if isinstance(self.pattern, Pyramid):
+            return PyramidCache(
+                self.pattern,
+                batch,
+                self.kv_heads,
+                self.dim_head,
+                max_length,
+                heads=self.heads,
+                dtype=state_dtype(self.to_qkv),
+                device=device or self.to_qkv.weight.device,
+            )
         return AttentionCache(
             self.pattern,
             batch,
@@ -90,7 +104,7 @@ class SelfAttention(nn.Module):
             device=device or self.to_qkv.weight.device,
         )
 
-    def prefill(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+    def prefill(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """The forward pass over the first tokens, remembered in an empty cache.
 
         Raises:
@@ -99,13 +113,16 @@ class SelfAttention(nn.Module):
         if cache.position:
             raise ValueError(f"prefill needs an empty cache, got position={cache.position}.")
         q, k, v = self._project(x, 0)
-        return self._attend(q, k, v, None), cache.prefill(k, v)
+        out = self._attend(q, k, v, None)
+        if isinstance(cache, PyramidCache):
+            return out, cache.prefill(k, v, q)
+        return out, cache.prefill(k, v)
 
-    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+    def step(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """One more token: x (batch, 1, dim) -> same."""
         q, k, v = self._project(x, cache.position)
         cache = cache.append(k, v)
-        return self.to_out(join_heads(cache.attend(q))), cache
+        return self.to_out(join_heads(self._attend_newest(q, cache))), cache
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
@@ -124,6 +141,9 @@ class SelfAttention(nn.Module):
             qk = self.rotary(qk, offset)
         qk = qk.transpose(1, 2)
         return qk[:, : self.heads], qk[:, self.heads :], v.transpose(1, 2)
+
+    def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
+        return cache.attend(q)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0

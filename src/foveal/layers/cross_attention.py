@@ -1,7 +1,8 @@
-"""Dense attention from one sequence to another."""
+"""Attention from one sequence to another."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,20 +15,27 @@ from foveal.layers.checks import (
     split_heads,
     state_dtype,
 )
+from foveal.layers.linear import Linear
+from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
-from foveal.patterns import Full
+from foveal.ops import attend
+from foveal.patterns import Full, Pattern
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of queries over the tokens of another sequence.
 
-    For sequences of different lengths, whose mask the caller knows: the resampling of Hourglass.
+    For sequences of different lengths, such as the fine and the coarse one of Hourglass.
 
     Args:
         dim: features of both sequences, and of the output.
         heads, dim_head: as in SelfAttention.
-        rotary: rotary positions on queries and keys; a Rotary to share its table.
+        rotary: rotary positions on queries and keys; a Rotary to share its table, a Relative for
+            relative attention in its place.
         dropout: on the attention weights.
+
+    Attributes:
+        stride: what a step of the finer sequence is in the positions of relative attention.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -38,46 +46,58 @@ class CrossAttention(nn.Module):
         dim: int,
         heads: int = 8,
         dim_head: int | None = 64,
-        rotary: bool | Rotary = True,
+        rotary: bool | Rotary | Relative = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.dim_head = head_size(dim, heads, dim_head)
         self.heads = heads
         check_dropout(dropout)
+        self.relative = RelativeTerms(rotary) if isinstance(rotary, Relative) else None
+        if isinstance(rotary, Relative):
+            rotary = False
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
-        self.to_q = nn.Linear(dim, heads * self.dim_head, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * heads * self.dim_head, bias=False)
-        self.to_out = nn.Linear(heads * self.dim_head, dim)
+        self.stride = 1
+        self.to_q = Linear(dim, heads * self.dim_head, bias=False)
+        self.to_kv = Linear(dim, 2 * heads * self.dim_head, bias=False)
+        self.to_out = Linear(heads * self.dim_head, dim)
 
     def forward(
         self,
         x: Tensor,
         context: Tensor,
-        mask: Tensor | None = None,
+        pattern: Pattern | None = None,
+        key_mask: Tensor | None = None,
         x_stride: int = 1,
         context_stride: int = 1,
+        group: int = 1,
     ) -> Tensor:
         """Attention of x (batch, queries, dim) over context (batch, keys, dim) -> as x.
 
         Args:
-            mask: (batch or 1, queries or 1, keys) bool, True = attend; queries that read nothing
-                get zeros.
+            pattern: which queries read which keys; all by default.
+            key_mask: (batch, keys) bool, True = real; queries that read nothing get zeros.
             x_stride, context_stride: step from one token to the next, in common positions.
+            group: so many neighbouring queries read the same keys; the pattern is then between
+                groups and keys, and there is a key for each group.
         """
         q = self.queries(x, 0, x_stride)
         k, v = self.keys(context, 0, context_stride)
-        dropout = self.dropout if self.training else 0.0
-        if mask is None:
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            return self.to_out(join_heads(out))
-        mask = mask[:, None]
-        alive = mask.any(-1, keepdim=True)
-        # a row without keys reads all of them, and what it got is thrown away
-        some = mask | ~alive
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=some, dropout_p=dropout)
-        return self.to_out(join_heads(out.masked_fill(~alive, 0.0)))
+        if self.relative is not None:
+            q_places = torch.arange(q.shape[2], device=q.device) * (x_stride * self.stride)
+            k_places = torch.arange(k.shape[2], device=k.device) * (context_stride * self.stride)
+            q, k = self.relative.extended(q, k, q_places, k_places)
+        out = attend(
+            _grouped(q, group, k.shape[2]),
+            k,
+            v,
+            Full() if pattern is None else pattern,
+            key_mask=key_mask,
+            scale=self.dim_head**-0.5,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.to_out(join_heads(_ungrouped(out, group, self.heads)[:, :, : x.shape[1]]))
 
     def queries(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
         """(batch, tokens, dim) -> (batch, heads, tokens, dim_head)."""
@@ -103,18 +123,50 @@ class CrossAttention(nn.Module):
             device=device,
         )
 
-    def step(self, x: Tensor, cache: AttentionCache, offset: int) -> Tensor:
+    def step(
+        self, x: Tensor, cache: AttentionCache, offset: int, context_stride: int = 1
+    ) -> Tensor:
         """Attention of one token x (batch, 1, dim) at position `offset` over all cached keys."""
-        return self.to_out(join_heads(cache.attend(self.queries(x, offset))))
+        q, terms = self.queries(x, offset), self.relative
+        if terms is None:
+            return self.to_out(join_heads(cache.attend(q)))
+
+        def bias(positions: Tensor) -> Tensor:
+            distances = (offset - positions.to(q.device) * context_stride) * self.stride
+            return terms.logits(q, distances) * self.dim_head**-0.5
+
+        return self.to_out(join_heads(cache.attend(terms.content(q), bias=bias)))
 
     def flops(self, num_queries: int, num_keys: int, num_pairs: int) -> int:
         """Floating-point operations of a forward pass that attends to `num_pairs` pairs."""
         projections = num_queries * (self.to_q.weight.numel() + self.to_out.weight.numel())
         projections += num_keys * self.to_kv.weight.numel()
-        return 2 * projections + 4 * self.heads * self.dim_head * num_pairs
+        per_pair = 4 * self.dim_head
+        if self.relative is not None:
+            projections += num_queries * self.relative.to_r.weight.numel()
+            per_pair += 2 * self.relative.shared.dim
+        return 2 * projections + self.heads * per_pair * num_pairs
 
     def _turn(self, x: Tensor, offset: int, stride: int) -> Tensor:
         x = x.unflatten(-1, (self.heads, self.dim_head))
         if self.rotary is not None:
             x = self.rotary(x, offset, stride)
         return x.transpose(1, 2)
+
+
+def _grouped(q: Tensor, group: int, num_groups: int) -> Tensor:
+    """(B, H, queries, D) -> (B, H group, groups, D): the queries of a group as heads over one key.
+
+    Heads that share keys are what grouped-query attention is made for.
+    """
+    if group == 1:
+        return q
+    q = F.pad(q, (0, 0, 0, group * num_groups - q.shape[2]))
+    return q.unflatten(2, (num_groups, group)).transpose(2, 3).flatten(1, 2)
+
+
+def _ungrouped(out: Tensor, group: int, heads: int) -> Tensor:
+    """(B, H group, groups, D) -> (B, H, groups group, D)."""
+    if group == 1:
+        return out
+    return out.unflatten(1, (heads, group)).transpose(2, 3).flatten(2, 3)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.linear import Linear
 
 Activation = Literal["gelu", "geglu", "swiglu"]
 
@@ -73,9 +74,9 @@ class FeedForward(nn.Module):
             known = ", ".join(get_args(Activation))
             raise ValueError(f"activation must be one of {known}; got {activation=!r}.")
         self.activation = activation
-        self.to_hidden = nn.Linear(dim, hidden if activation == "gelu" else 2 * hidden)
+        self.to_hidden = Linear(dim, hidden if activation == "gelu" else 2 * hidden)
         self.dropout = nn.Dropout(dropout)
-        self.to_out = nn.Linear(hidden, dim)
+        self.to_out = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, dim) -> same."""

@@ -166,9 +166,8 @@ class ReversibleSequence(nn.Module):
             layers.append((pair[0], pair[1]))
         if self.training and self.layer_dropout > 0 and layers:
             kept = (torch.rand(len(layers)) >= self.layer_dropout).tolist()
-            layers = [layer for layer, keep in zip(layers, kept, strict=True) if keep] or layers[
-                :1
-            ]
+            some = [layer for layer, keep in zip(layers, kept, strict=True) if keep]
+            layers = some or layers[:1]
         return reversible(x, layers)
 
     def _half(self, module: nn.Module, block: int, place: int, kwargs: dict[str, Any]) -> Half:

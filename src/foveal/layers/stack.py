@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foveal.caches import AttentionCache, DecodingState
-from foveal.layers.attention import SelfAttention
+from foveal.caches import DecodingState
+from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
+from foveal.layers.relative import Relative, RelativeAttention
 from foveal.layers.rotary import Rotary
 from foveal.patterns import Pattern
 
@@ -20,10 +21,13 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)).
 
     Args:
-        dim, pattern, heads, dim_head, kv_heads, rotary: as in SelfAttention.
+        dim, pattern, heads, dim_head, kv_heads: as in SelfAttention.
+        rotary: as in SelfAttention, or a Relative for relative attention in its place.
         ff_mult, activation: as in FeedForward.
         dropout: on attention weights, hidden features and both residual branches.
     """
+
+    attention_class: ClassVar[type[SelfAttention]] = SelfAttention
 
     def __init__(
         self,
@@ -32,14 +36,19 @@ class Block(nn.Module):
         heads: int = 8,
         dim_head: int | None = 64,
         kv_heads: int | None = None,
-        rotary: bool | Rotary = True,
+        rotary: bool | Rotary | Relative = True,
         ff_mult: float = 4,
         activation: Activation = "gelu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.attn_norm = nn.LayerNorm(dim)
-        self.attn = SelfAttention(dim, pattern, heads, dim_head, kv_heads, rotary, dropout)
+        self.attn: SelfAttention
+        if isinstance(rotary, Relative):
+            self.attn = RelativeAttention(dim, pattern, heads, dim_head, kv_heads, rotary, dropout)
+        else:
+            cls = self.attention_class
+            self.attn = cls(dim, pattern, heads, dim_head, kv_heads, rotary, dropout)
         self.ff_norm = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, ff_mult, activation, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -48,12 +57,12 @@ class Block(nn.Module):
         """(batch, tokens, dim) -> same; mask (batch, tokens) True = real."""
         return self._add(x, self.attn(self.attn_norm(x), mask))
 
-    def prefill(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+    def prefill(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """The forward pass over the first tokens, remembered in an empty cache."""
         y, cache = self.attn.prefill(self.attn_norm(x), cache)
         return self._add(x, y), cache
 
-    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+    def step(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """One more token: x (batch, 1, dim) -> same."""
         y, cache = self.attn.step(self.attn_norm(x), cache)
         return self._add(x, y), cache
@@ -81,6 +90,8 @@ class Stack(nn.Module):
         checkpointing: recompute each block in the backward pass instead of keeping what it made.
     """
 
+    block_class: ClassVar[type[Block]] = Block
+
     def __init__(
         self,
         dim: int,
@@ -89,7 +100,7 @@ class Stack(nn.Module):
         heads: int = 8,
         dim_head: int | None = 64,
         kv_heads: int | None = None,
-        rotary: bool | Rotary = True,
+        rotary: bool | Rotary | Relative = True,
         ff_mult: float = 4,
         activation: Activation = "gelu",
         dropout: float = 0.0,
@@ -102,7 +113,7 @@ class Stack(nn.Module):
             raise ValueError("patterns must name at least one pattern, got none.")
         rest = (heads, dim_head, kv_heads, rotary, ff_mult, activation, dropout)
         self.layers = nn.ModuleList(
-            Block(dim, patterns[i % len(patterns)], *rest) for i in range(depth)
+            self.block_class(dim, patterns[i % len(patterns)], *rest) for i in range(depth)
         )
         self.norm = nn.LayerNorm(dim) if norm_out else nn.Identity()
         self.checkpointing = False

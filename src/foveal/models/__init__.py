@@ -7,6 +7,14 @@ from foveal.models.cost import Cost, cost
 from foveal.models.dalle import DALLE, DALLEConfig
 from foveal.models.halonet import HaloNet, HaloNetConfig
 from foveal.models.hourglass import HourglassConfig, HourglassTransformer, HourglassTransformerLM
+from foveal.models.htransformer import (
+    HTransformer1D,
+    HTransformerClassifier,
+    HTransformerClassifierConfig,
+    HTransformerConfig,
+    HTransformerSeq2Seq,
+    HTransformerSeq2SeqConfig,
+)
 from foveal.models.image import ImageModel
 from foveal.models.registry import create_model, list_models
 from foveal.models.sepvit import (
@@ -27,6 +35,12 @@ __all__ = [
     "HourglassTransformerLM",
     "HourglassTransformer",
     "HourglassConfig",
+    "HTransformer1D",
+    "HTransformerConfig",
+    "HTransformerClassifier",
+    "HTransformerClassifierConfig",
+    "HTransformerSeq2Seq",
+    "HTransformerSeq2SeqConfig",
     "ImageModel",
     "HaloNet",
     "HaloNetConfig",

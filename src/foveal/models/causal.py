@@ -13,6 +13,7 @@ from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
+from foveal.layers.linear import Linear
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
 
@@ -70,7 +71,7 @@ class CausalLM(Model):
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.emb_dropout = nn.Dropout(dropout)
         self.transformer = body
-        self.to_logits = None if tie_embeddings else nn.Linear(dim, num_tokens)
+        self.to_logits = None if tie_embeddings else Linear(dim, num_tokens)
 
     @property
     def _body(self) -> Body:
@@ -136,7 +137,7 @@ class CausalLM(Model):
                 f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
                 f"at position {cache.position}."
             )
-        x, cache = self._body.step(self._embed(token[:, None]), cache)
+        x, cache = self._body.step(self._embed(token[:, None], cache.position), cache)
         return self._logits(x[:, -1]), cache
 
     def generate(
@@ -207,7 +208,8 @@ class CausalLM(Model):
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
+        """Tokens (batch, length) at positions from `offset` on -> (batch, length, dim)."""
         return self.emb_dropout(self.token_emb(tokens))
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -216,33 +218,42 @@ class CausalLM(Model):
         return self.to_logits(x)
 
     def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
-            raise ValueError(
-                "tokens must be (batch, length) of an int type with at least one token, got "
-                f"shape {tuple(tokens.shape)} of {tokens.dtype}."
-            )
-        if tokens.shape[1] > self.max_seq_len:
-            raise ValueError(
-                f"tokens must fit into max_seq_len={self.max_seq_len}, got a length of "
-                f"{tokens.shape[1]}; cut the sequence or build the model with a larger "
-                "max_seq_len."
-            )
-        if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask must be bool of the shape of tokens {tuple(tokens.shape)}, True = real; "
-                f"got shape {tuple(mask.shape)} of {mask.dtype}."
-            )
+        check_tokens(tokens, mask, self.max_seq_len)
 
     def _check_vocabulary(self, prompt: Prompts) -> None:
-        for row in [prompt] if isinstance(prompt, Tensor) else prompt:
-            values = torch.as_tensor(row)
-            if (
-                values.numel()
-                and not 0 <= int(values.min()) <= int(values.max()) < self.num_tokens
-            ):
-                raise ValueError(
-                    f"prompt must hold tokens from 0 to {self.num_tokens - 1}, got values from "
-                    f"{int(values.min())} to {int(values.max())}."
-                )
+        check_vocabulary(prompt, self.num_tokens)
+
+
+def check_tokens(
+    tokens: Tensor, mask: Tensor | None, max_seq_len: int, name: str = "tokens"
+) -> None:
+    """Raise ValueError unless tokens (batch, length) and their mask are fit for a model."""
+    if torch.compiler.is_compiling():
+        return
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
+        raise ValueError(
+            f"{name} must be (batch, length) of an int type with at least one token, got "
+            f"shape {tuple(tokens.shape)} of {tokens.dtype}."
+        )
+    if tokens.shape[1] > max_seq_len:
+        raise ValueError(
+            f"{name} must fit into max_seq_len={max_seq_len}, got a length of "
+            f"{tokens.shape[1]}; cut the sequence or build the model with a larger "
+            "max_seq_len."
+        )
+    if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be bool of the shape of {name} {tuple(tokens.shape)}, True = real; "
+            f"got shape {tuple(mask.shape)} of {mask.dtype}."
+        )
+
+
+def check_vocabulary(prompt: Prompts, num_tokens: int) -> None:
+    """Raise ValueError for a token of a prompt that the vocabulary does not have."""
+    for row in [prompt] if isinstance(prompt, Tensor) else prompt:
+        values = torch.as_tensor(row)
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_tokens:
+            raise ValueError(
+                f"prompt must hold tokens from 0 to {num_tokens - 1}, got values from "
+                f"{int(values.min())} to {int(values.max())}."
+            )

@@ -4,5 +4,14 @@ from foveal.ops.attend import attend
 from foveal.ops.bias import WindowBias
 from foveal.ops.choose import Explanation, explain
 from foveal.ops.merge import merge
+from foveal.ops.pyramid import PyramidBias, pyramid_attend
 
-__all__ = ["attend", "explain", "Explanation", "merge", "WindowBias"]
+__all__ = [
+    "attend",
+    "explain",
+    "Explanation",
+    "merge",
+    "WindowBias",
+    "PyramidBias",
+    "pyramid_attend",
+]

@@ -69,15 +69,19 @@ def window_columns(pattern: Halo, group: TileGroup) -> Tensor:
     All tiles of a group of a Halo plan read the same part of the window. Appended to the keys,
     and (rows, columns) to the queries, these columns add the bias within the product q k^T.
     """
-    q = group.queries.index()[0, :1]
-    k = group.key_index()[0]
-    places = zip(pattern.query_coordinates(q), pattern.coordinates(k), (0, 1), strict=True)
     return torch.cat(
         [
-            torch.nn.functional.one_hot(
-                window_place(pattern, q_at, k_at, axis), pattern.window[axis]
-            )
-            for q_at, k_at, axis in places
+            torch.nn.functional.one_hot(place, size)
+            for place, size in zip(window_places(pattern, group), pattern.window, strict=True)
         ],
         dim=1,
     )
+
+
+def window_places(pattern: Halo, group: TileGroup) -> tuple[Tensor, Tensor]:
+    """(rows, columns) of a tile's keys in its block's window: (tile_k) each."""
+    q = group.queries.index()[0, :1]
+    k = group.key_index()[0]
+    places = zip(pattern.query_coordinates(q), pattern.coordinates(k), (0, 1), strict=True)
+    rows, columns = (window_place(pattern, q_at, k_at, axis) for q_at, k_at, axis in places)
+    return rows, columns

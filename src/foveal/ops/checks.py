@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import WindowBias
+from foveal.ops.pyramid import PyramidBias
 from foveal.patterns import Pattern
 
 
@@ -14,7 +15,7 @@ def check_inputs(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    bias: Tensor | WindowBias | None,
+    bias: Tensor | WindowBias | PyramidBias | None,
     key_mask: Tensor | None,
     dropout_p: float,
 ) -> None:
@@ -35,7 +36,7 @@ def check_inputs(
         )
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p=}.")
-    if isinstance(bias, WindowBias):
+    if isinstance(bias, WindowBias | PyramidBias):
         bias.check(q, pattern)
         bias = None
     _check_extras(q, k, bias, key_mask)

@@ -1,20 +1,127 @@
-"""Which implementation computes a call, and why."""
+"""Which implementation computes a call, and why.
+
+FOVEAL_IMPL in the environment names an implementation to prefer wherever it can do the call.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 
 import torch
 
-from foveal.patterns import Full, Pattern
+from foveal.ops import native
+from foveal.patterns import Full, Pattern, Pyramid
+from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns.tiling import Tiling
 
-IMPLS = ("reference", "dense", "tiled", "flex")
+IMPLS = ("reference", "dense", "tiled", "native", "flex")
 
-# Rates of one core pair, measured by benchmarks/cost_model.py; only their ratios matter.
-DENSE_FLOPS = 130e9
-TILED_FLOPS = 80e9
+
+# -- what a call would take ---------------------------------------------------------------------
+
+# FLOP/s of two cores with AVX-512, and the cost of a step, from benchmarks/run.py. Only the ratios
+# matter: they decide where one implementation overtakes another.
+RATES = {
+    torch.float32: {"dense": 140e9, "tiled": 80e9, "native": 160e9},
+    torch.bfloat16: {"dense": 150e9, "tiled": 110e9, "native": 250e9},
+}
+CALL_SECONDS = {"dense": 30e-6, "tiled": 60e-6, "native": 120e-6}
+CHUNK = 1 << 19
 CHUNK_SECONDS = 60e-6
+
+
+@dataclass(frozen=True)
+class Work:
+    """A self-attention: sizes that its cost depends on."""
+
+    pattern: Pattern  # of one head
+    length: int
+    heads: int  # times batch
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def dense_pairs(self) -> int:
+        return self.length * self.pattern.num_queries(self.length)
+
+    @property
+    def visited(self) -> int:
+        return _tiling(self.pattern, self.length).visited
+
+    def flops(self, pairs: int) -> int:
+        return 4 * pairs * self.head_dim * self.heads
+
+    def seconds(self, impl: str) -> float:
+        """Estimated time of the forward pass on the machine of RATES."""
+        rate = RATES.get(self.dtype, RATES[torch.float32])[impl]
+        pairs = self.dense_pairs if impl == "dense" else self.visited
+        steps = CALL_SECONDS[impl]
+        if impl == "tiled":
+            groups = _tiling(self.pattern, self.length).groups
+            sizes = (g.num_tiles * g.tile_q * g.tile_k * self.heads for g in groups)
+            steps += sum(max(1.0, size / CHUNK) for size in sizes) * CHUNK_SECONDS
+        return self.flops(pairs) / rate + steps
+
+
+def _tiling(pattern: Pattern, length: int) -> Tiling:
+    """The plan that is computed; that of a Pyramid reads the keys of all levels side by side."""
+    if isinstance(pattern, Pyramid):
+        levels = _PyramidTiles(pattern, length, length)
+        return levels.tiles(levels.num_joined_keys)
+    return pattern.tiles(length)
+
+
+def choose(
+    pattern: Pattern,
+    length: int,
+    device: str,
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+    has_native: bool = False,
+) -> tuple[str, str]:
+    """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
+    if isinstance(pattern, Full):
+        return "dense", "the pattern is dense attention"
+    if isinstance(pattern, Pyramid):
+        return "tiled", "keys are pooled into levels, which only the tile plan knows"
+    work = Work(pattern.per_head()[0], length, heads, head_dim, dtype)
+    return _choose(work, device, has_native)
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(work: Work, device: str, has_native: bool) -> tuple[str, str]:
+    if work.length <= 64:
+        return "dense", f"{work.length} tokens are one tile"
+    if device == "cuda" and work.length >= 1024:
+        return "flex", "a compiled block-sparse kernel on CUDA"
+    engine = "native" if has_native else "tiled"
+    share = f"{work.visited:,} of {work.dense_pairs:,} pairs visited"
+    gain = work.seconds("dense") / work.seconds(engine)
+    if gain > 1:
+        return engine, f"{share}, estimated {gain:.1f} times dense speed"
+    return "dense", f"{share}: one dense kernel is faster at this length"
+
+
+def forced() -> str | None:
+    """The implementation that FOVEAL_IMPL names, or None.
+
+    Raises:
+        ValueError: there is no such implementation.
+    """
+    name = os.environ.get("FOVEAL_IMPL")
+    if name and name not in IMPLS:
+        raise ValueError(f"FOVEAL_IMPL must be one of {', '.join(IMPLS)} or empty, got {name!r}.")
+    return name or None
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler (a second)
+forced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# -- telling the user ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -66,6 +173,8 @@ def explain(
 ) -> Explanation:
     """Which implementation attend() picks for a self-attention, why, and what it costs.
 
+    Nothing is compiled or computed: gains are estimated from the pairs that each visits.
+
     Args:
         pattern: who attends to whom.
         length: tokens in the sequence.
@@ -75,61 +184,49 @@ def explain(
     Raises:
         ValueError: the length makes no sense for the pattern.
     """
-    device_type = torch.device(device).type
+    kind = torch.device(device).type
     pattern.check_length(length)
-    impl, reason = choose(pattern, length, device_type, batch * heads, head_dim)
-    one = pattern.per_head()[0]
-    visited = length * length if impl in ("reference", "dense") else one.tiles(length).visited
-    times = batch * heads
-    chunk = min(visited, 1 << 19) if impl == "tiled" else min(visited, 1 << 20)
-    others = {
-        "reference": "materialises every score; the definition, for tests",
-        "dense": f"scaled_dot_product_attention under a mask: {length * length:,} pairs a head",
-        "tiled": f"the tile plan in plain PyTorch: {one.tiles(length).visited:,} pairs a head",
-        "flex": "compiled FlexAttention on CUDA"
-        if device_type == "cuda"
-        else "needs CUDA (no backward pass on CPU)",
-    }
-    others.pop(impl)
+    work = Work(pattern.per_head()[0], length, batch * heads, head_dim, dtype)
+    lacks = native.why_not(kind, dtype)
+    impl, reason = choose(pattern, length, kind, work.heads, head_dim, dtype, lacks is None)
+    if name := forced():
+        impl, reason = name, "FOVEAL_IMPL names it, for calls that it can do"
+    visited = work.dense_pairs if impl in ("reference", "dense") else work.visited
+    others = _alternatives(work, kind, impl, lacks)
     return Explanation(
         impl,
         reason,
         length,
         pattern.num_pairs(length) // (pattern.heads or 1),
         visited,
-        4 * visited * head_dim * times,
-        chunk * (8 if dtype == torch.float64 else 4),
+        work.flops(visited),
+        _score_bytes(work, impl, visited),
         others,
     )
 
 
-def choose(
-    pattern: Pattern, length: int, device: str, heads: int, head_dim: int
-) -> tuple[str, str]:
-    """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
-    if isinstance(pattern, Full):
-        return "dense", "the pattern is dense attention"
-    return _choose_sparse(pattern.per_head()[0], length, device, heads, head_dim)
+def _score_bytes(work: Work, impl: str, visited: int) -> int:
+    at_once = {"tiled": CHUNK, "native": 2 * 64 * 64 * torch.get_num_threads()}.get(impl, 1 << 20)
+    return min(visited, at_once) * (8 if work.dtype == torch.float64 else 4)
 
 
-@functools.lru_cache(maxsize=1024)
-def _choose_sparse(
-    pattern: Pattern, length: int, device: str, heads: int, head_dim: int
-) -> tuple[str, str]:
-    dense = length * length
-    if length <= 64:
-        return "dense", f"{length} tokens are one tile"
-    if device == "cuda" and length >= 1024:
-        return "flex", "a compiled block-sparse kernel on CUDA"
-    plan = pattern.tiles(length)
-    per_pair = 4 * head_dim * heads
-    chunks = sum(
-        max(1, heads * group.num_tiles * group.tile_q * group.tile_k / (1 << 19))
-        for group in plan.groups
-    )
-    tiled_time = plan.visited * per_pair / TILED_FLOPS + chunks * CHUNK_SECONDS
-    dense_time = dense * per_pair / DENSE_FLOPS + CHUNK_SECONDS
-    share = f"{plan.visited:,} of {dense:,} pairs visited"
-    if tiled_time < dense_time:
-        return "tiled", f"{share}, estimated {dense_time / tiled_time:.1f} times dense speed"
-    return "dense", f"{share}: one dense kernel is faster at this length"
+def _alternatives(work: Work, device: str, impl: str, native_lacks: str | None) -> dict[str, str]:
+    def beside(name: str) -> str:
+        """Estimated speed relative to the choice; both estimates are for CPU."""
+        if device != "cpu" or impl not in CALL_SECONDS:
+            return ""
+        return f"; estimated {work.seconds(impl) / work.seconds(name):.2f} of the speed"
+
+    dense, visited = f"{work.dense_pairs:,} pairs a head", f"{work.visited:,} pairs a head"
+    kernel = f"the tile plan in a C++ kernel: {visited}"
+    others = {
+        "reference": "materialises every score; the definition, for tests",
+        "dense": f"scaled_dot_product_attention under a mask: {dense}{beside('dense')}",
+        "tiled": f"the tile plan in plain PyTorch: {visited}{beside('tiled')}",
+        "native": f"{kernel}{beside('native')}{f'; {native_lacks}' if native_lacks else ''}",
+        "flex": "compiled FlexAttention on CUDA"
+        if device == "cuda"
+        else "needs CUDA (no backward pass on CPU)",
+    }
+    others.pop(impl)
+    return others

@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.ops.bias import WindowBias
 from foveal.patterns import Pattern
 
 BLOCK = 128
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> str | None:
+def why_not(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | WindowBias | None, dropout_p: float
+) -> str | None:
     """The reason why flex cannot do this call, or None when it can."""
     if dropout_p:
         return "it has no dropout"
+    if isinstance(bias, WindowBias):
+        return "a WindowBias would have to be expanded"
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return "the gradient of a bias is slow and not reproducible there"
     if q.device.type == "cpu" and torch.is_grad_enabled():
         if any(t.requires_grad for t in (q, k, v)):
             return "FlexAttention has no backward pass on CPU"

@@ -11,13 +11,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveal.patterns.tiling import Grid, Lookup, Places, TileGroup
+from foveal.patterns.tiling import Grid, Lookup, Places, Runs, TileGroup
 
 
 def narrow_places(places: Places, first: int, count: int) -> Places:
     """Tiles [first, first + count) along the first tile dimension."""
     if isinstance(places, Lookup):
         return Lookup(places.positions[first : first + count])
+    if isinstance(places, Runs):
+        return Runs(places.units[first : first + count], places.size)
     (_, step), *rest = places.tiles
     return replace(places, start=places.start + first * step, tiles=((count, step), *rest))
 
@@ -42,7 +44,7 @@ def view(x: Tensor, grid: Grid) -> Tensor:
 
 def matrices(x: Tensor, grid: Places) -> Tensor | None:
     """(*lead, tokens, dim) -> view (*lead, tiles, items, dim), or None if no such view exists."""
-    if isinstance(grid, Lookup):
+    if not isinstance(grid, Grid):
         return None
     tiles, items = _collapse(grid.tiles), _collapse(grid.items)
     if tiles is None or items is None:
@@ -66,6 +68,9 @@ def gather(x: Tensor, places: Places, out: Tensor) -> None:
     """Copy tokens: x (*lead, tokens, dim) -> out (*lead, tiles, items, dim)."""
     if isinstance(places, Lookup):
         out.copy_(x.index_select(-2, places.flat(x.device)).view(out.shape))
+    elif isinstance(places, Runs):
+        runs = x.unflatten(-2, (-1, places.size))
+        out.copy_(runs.index_select(-3, places.flat(x.device)).view(out.shape))
     else:
         split_view(out, places).copy_(view(x, places))
 
@@ -90,6 +95,8 @@ def scatter(x: Tensor, places: Places, values: Tensor) -> None:
     if isinstance(places, Lookup):
         index = places.flat(x.device)
         x.index_copy_(x.ndim - 2, index, values.flatten(-3, -2).to(x.dtype))
+    elif isinstance(places, Runs):
+        scatter(x, Lookup(places.index()), values)
     else:
         view(x, places).copy_(split_view(values, places))
 
@@ -101,6 +108,11 @@ def accumulate(x: Tensor, places: Places, values: Tensor) -> None:
     """
     if isinstance(places, Lookup):
         x.index_add_(x.ndim - 2, places.flat(x.device), values.flatten(-3, -2))
+        return
+    if isinstance(places, Runs):
+        runs = x.unflatten(-2, (-1, places.size))
+        parts = values.flatten(-3, -2).unflatten(-2, (-1, places.size))
+        runs.index_add_(x.ndim - 2, places.flat(x.device), parts)
         return
     lead = x.ndim - 2
     grid, parts = _sum_shared(places, split_view(values, places), lead)

@@ -1,8 +1,8 @@
 """impl="tiled": exact attention over a tile plan in plain PyTorch.
 
 Chunks of tiles that fit in cache pass through a few reused buffers. The backward pass recomputes
-the weights of each chunk from the saved log-sum-exp (Dao et al., "FlashAttention", 2022), so
-memory is that of the inputs and outputs. All sums run in a fixed order: results are reproducible.
+the weights of each chunk (Dao et al., "FlashAttention", 2022), so memory is that of the inputs
+and outputs. All sums run in a fixed order: results are reproducible.
 
 Legend of shapes: B batch, G key/value heads, R query heads per key/value head, N queries,
 M keys, D head_dim, V head_dim of v; inside a chunk: b sequences, g heads, t tiles, and in a tile
@@ -81,9 +81,9 @@ class Inputs:
     k: Tensor
     v: Tensor
     pattern: Pattern
-    bias: Tensor | None  # (B or 1, H or 1, N or 1, M or 1)
+    bias: Tensor | None  # (B or 1, H or 1, N or 1, M or 1), or a table (1, H or 1, 1, rows)
     window: WindowBias | None  # rows and columns (B, G, R, N, window)
-    key_bias: Tensor | None  # (B, M), 0 or MASKED
+    key_bias: Tensor | None  # (B, M), MASKED where there is no key
     scale: float
     dropout_p: float
     seed: int
@@ -228,8 +228,12 @@ class Inputs:
         all_heads = slice(chunk.heads.start * self.repeats, chunk.heads.stop * self.repeats)
         batch = every(0, chunk.batch).long()[:, None, None, None, None]
         heads = every(1, all_heads).long()[:, None, None, None]
-        q = chunk.queries.index()[:, :, None] * (bias.shape[2] > 1)
+        by_query = bias.shape[2] > 1 or self.pattern.biased_by_table
+        q = chunk.queries.index()[:, :, None] * by_query
         k = torch.cat([part.index() for part in chunk.keys], 1)[:, None, :] * (bias.shape[3] > 1)
+        if self.pattern.biased_by_table:
+            k = self.pattern.bias_place(q, k)
+            q = torch.zeros_like(q)
         return tuple(part.to(bias.device) for part in (batch, heads, q, k))
 
     def drop(self, weights: Tensor) -> Tensor | None:
@@ -267,13 +271,12 @@ def _one_batch(x: Tensor) -> bool:
     )
 
 
-def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Returns out (B, G, R, N, V) and lse (B, G, R, N)."""
+def forward(inputs: Inputs, out: Tensor) -> Tensor:
+    """Fills out (B, G, R, N, V) and returns lse (B, G, R, N)."""
     q, v = inputs.q, inputs.v
-    shape = q.shape[:-1]
-    new = q.new_empty if inputs.tiling.covers_all else q.new_zeros
-    out = new((*shape, v.shape[-1]))
-    lse = torch.full(shape, -torch.inf, dtype=inputs.dtype, device=q.device)
+    if not inputs.tiling.covers_all:
+        out.zero_()
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=inputs.dtype, device=q.device)
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
@@ -285,7 +288,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         batched_matmul(weights, inputs.keys("v", inputs.v, chunk), result)
         inputs.write_queries(out, chunk, result)
         inputs.write_queries(lse[..., None], chunk, chunk_lse[..., None])
-    return out, lse
+    return lse
 
 
 def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +309,10 @@ def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tens
 
 @dataclass
 class Gradients:
-    """Sums being built: shaped as the inputs, in the precision of the arithmetic."""
+    """Sums being built: shaped as the inputs, in the precision of the arithmetic.
+
+    In memory the heads of a token lie side by side, as projections want them.
+    """
 
     q: Tensor
     k: Tensor
@@ -317,13 +323,16 @@ class Gradients:
     @classmethod
     def zeros(cls, inputs: Inputs) -> Gradients:
         def zero(x: Tensor) -> Tensor:
-            return torch.zeros(x.shape, dtype=inputs.dtype, device=x.device)
+            batch, *heads, tokens, dim = x.shape
+            shape = (batch, tokens, *heads, dim)
+            new = torch.zeros(shape, dtype=inputs.dtype, device=x.device)
+            return new.movedim(1, -2)
 
         return cls(
             zero(inputs.q),
             zero(inputs.k),
             zero(inputs.v),
-            None if inputs.bias is None else zero(inputs.bias),
+            None if inputs.bias is None else torch.zeros_like(inputs.bias),
             None if inputs.window is None else WindowBias(*(zero(x) for x in inputs.window)),
         )
 
@@ -331,24 +340,27 @@ class Gradients:
 def backward(
     inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> Gradients:
-    """Gradients of the inputs; out, lse and their gradients shaped as `forward` returns them."""
+    """Gradients of the inputs; out, lse and their gradients shaped as in `forward`."""
     grads = Gradients.zeros(inputs)
     delta = (out * grad_out).sum(-1, dtype=inputs.dtype) - grad_lse
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # weights of empty rows become zero
+    alive = (lse > -torch.inf).to(inputs.dtype)
     for chunk in inputs.chunks():
-        _chunk_backward(inputs, chunk, lse, delta, grad_out, grads)
+        _chunk_backward(inputs, chunk, alive, delta, grad_out, grads)
     return grads
 
 
 def _chunk_backward(
-    inputs: Inputs, chunk: Chunk, lse: Tensor, delta: Tensor, grad_out: Tensor, grads: Gradients
+    inputs: Inputs, chunk: Chunk, alive: Tensor, delta: Tensor, grad_out: Tensor, grads: Gradients
 ) -> None:
     q = inputs.scaled_queries(chunk)
     k = inputs.biased_keys(chunk)
     d_out = inputs.queries("d_out", chunk, grad_out)
-    weights = inputs.logits(chunk, q, k)
-    weights -= inputs.queries("lse", chunk, lse[..., None])
-    weights.exp_()
+    scores = inputs.logits(chunk, q, k)
+    # a tile holds all keys of its queries; exp(scores - lse) is slow on CPU where pairs are masked
+    weights = inputs.scratch.get("weights", *scores.shape)
+    torch.softmax(scores, -1, out=weights)
+    if inputs.may_be_empty(chunk):
+        weights *= inputs.queries("alive", chunk, alive[..., None])
     keep = inputs.drop(weights)
 
     v = inputs.keys("v", inputs.v, chunk)
@@ -356,7 +368,7 @@ def _chunk_backward(
     batched_matmul((weights if keep is None else weights * keep).mT, d_out, d_v)
     add_keys(grads.v[chunk.batch, chunk.heads], chunk.keys, d_v)
 
-    d_scores = inputs.scratch.get("weights", *weights.shape)
+    d_scores = scores  # no longer needed
     batched_matmul(d_out, v.mT, d_scores)
     if keep is not None:
         d_scores *= keep

@@ -1,4 +1,4 @@
-"""The tiled engine as one opaque operator for autograd, torch.compile, export and autocast."""
+"""impl="tiled" behind an operator: tensors by key/value head in, tensors by head out."""
 
 from __future__ import annotations
 
@@ -7,183 +7,62 @@ from torch import Tensor
 
 from foveal.ops import tiled
 from foveal.ops.bias import WindowBias
-from foveal.ops.spec import describe, rebuild
-from foveal.patterns import Pattern
+from foveal.ops.operator import Operands, attention_operator, new_output
 
 
-def tiled_attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    bias: Tensor | WindowBias | None,
-    key_mask: Tensor | None,
-    scale: float,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    """Shapes as in `attend`; returns (out, lse), both differentiable."""
-    # drawn as a tensor, so that a compiled graph draws a new one at every call
-    seed = torch.randint(1 << 62, ()) if dropout_p else None
-    rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
-    dense = None if isinstance(bias, WindowBias) else bias
-    text, sizes = describe(pattern)
-    return _forward_op(
-        q, k, v, dense, rows, columns, key_mask, seed, text, sizes, scale, dropout_p
-    )
+def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
+    out = new_output(operands.q, operands.v.shape[-1])
+    lse = tiled.forward(_inputs(operands), _by_kv_head(out, operands.k))
+    return out, lse.flatten(1, 2)
 
 
-@torch.library.custom_op("foveal::tiled_forward", mutates_args=())
-def _forward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    pattern: str,
-    sizes: list[int],
-    scale: float,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    out, lse = tiled.forward(
-        _inputs(q, k, v, bias, rows, columns, key_mask, seed, pattern, sizes, scale, dropout_p)
-    )
-    return out.flatten(1, 2), lse.flatten(1, 2)
-
-
-@_forward_op.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    pattern: str,
-    sizes: list[int],
-    scale: float,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=dtype)
-
-
-@torch.library.custom_op("foveal::tiled_backward", mutates_args=())
-def _backward_op(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    pattern: str,
-    sizes: list[int],
-    scale: float,
-    dropout_p: float,
+def _backward(
+    operands: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
-    inputs = _inputs(
-        q, k, v, bias, rows, columns, key_mask, seed, pattern, sizes, scale, dropout_p
-    )
-    shape = inputs.q.shape[:3]
-    grads = tiled.backward(
-        inputs,
-        out.view(*shape, -1, out.shape[-1]),
-        lse.view(*shape, -1),
-        grad_out.reshape(*shape, -1, out.shape[-1]),
-        grad_lse.reshape(*shape, -1),
-    )
+    by_head = (_by_kv_head(x, operands.k) for x in (out, lse, grad_out, grad_lse))
+    grads = tiled.backward(_inputs(operands), *by_head)
     found = [grads.q.flatten(1, 2), grads.k, grads.v]
     found += [] if grads.bias is None else [grads.bias]
     found += [] if grads.window is None else [part.flatten(1, 2) for part in grads.window]
-    given = _given(q, k, v, bias, rows, columns)
-    return [grad.to(x.dtype) for grad, x in zip(found, given, strict=True)]
+    return [grad.to(x.dtype) for grad, x in zip(found, operands.given, strict=True)]
 
 
-def _given(*inputs: Tensor | None) -> list[Tensor]:
-    return [x for x in inputs if x is not None]
+def _by_kv_head(x: Tensor, k: Tensor) -> Tensor:
+    """(batch, heads, ...) -> (batch, kv_heads, repeats, ...)"""
+    return x.unflatten(1, (k.shape[1], -1))
 
 
-@_backward_op.register_fake
-def _(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    pattern: str,
-    sizes: list[int],
-    scale: float,
-    dropout_p: float,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in _given(q, k, v, bias, rows, columns)]
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, pattern, sizes, scale, dropout_p = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.options = (pattern, sizes, scale, dropout_p)
-
-
-def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-    grads = iter(_backward_op(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options))
-    given = ctx.saved_tensors[:6]
-    return (*(None if x is None else next(grads) for x in given), *(None,) * 6)
-
-
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    pattern: str,
-    sizes: list[int],
-    scale: float,
-    dropout_p: float,
-) -> tiled.Inputs:
+def _inputs(operands: Operands) -> tiled.Inputs:
     def by_kv_head(x: Tensor) -> Tensor:
-        return _unit_stride(x).unflatten(1, (k.shape[1], -1))
+        return _by_kv_head(_unit_stride(x), operands.k)
 
     window = None
-    if rows is not None and columns is not None:
-        window = WindowBias(by_kv_head(rows), by_kv_head(columns))
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if operands.rows is not None and operands.columns is not None:
+        window = WindowBias(by_kv_head(operands.rows), by_kv_head(operands.columns))
+    dtype, key_mask = operands.accumulation, operands.key_mask
     return tiled.Inputs(
-        q=by_kv_head(q),
-        k=_unit_stride(k),
-        v=_unit_stride(v),
-        pattern=rebuild(pattern, sizes),
-        bias=None if bias is None else bias.to(dtype),
+        q=by_kv_head(operands.q),
+        k=_unit_stride(operands.k),
+        v=_unit_stride(operands.v),
+        pattern=operands.pattern,
+        bias=None if operands.bias is None else operands.bias.to(dtype),
         window=window,
-        key_bias=None if key_mask is None else (~key_mask).to(dtype) * tiled.MASKED,
-        scale=scale,
-        dropout_p=dropout_p,
-        seed=0 if seed is None else int(seed),
+        key_bias=_key_bias(key_mask, dtype),
+        scale=operands.scale,
+        dropout_p=operands.dropout_p,
+        seed=0 if operands.seed is None else int(operands.seed),
     )
+
+
+def _key_bias(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What a mask adds to the logits of its keys; a floating mask is added as it stands."""
+    if key_mask is None or key_mask.is_floating_point():
+        return key_mask
+    return (~key_mask).to(dtype) * tiled.MASKED
 
 
 def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+tiled_attend = attention_operator("tiled", _forward, _backward)

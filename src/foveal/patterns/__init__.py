@@ -9,9 +9,11 @@ from foveal.patterns.fixed import Fixed
 from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.pyramid import Pyramid
+from foveal.patterns.shorten import Shorten
 from foveal.patterns.strided import Strided
 from foveal.patterns.text_image import TextImage
-from foveal.patterns.tiling import Grid, Lookup, TileGroup, Tiling
+from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup, Tiling
 from foveal.patterns.window import SlidingWindow
 
 __all__ = [
@@ -26,10 +28,13 @@ __all__ = [
     "Strided",
     "Fixed",
     "TextImage",
+    "Pyramid",
+    "Shorten",
     "Union",
     "Intersection",
     "Tiling",
     "TileGroup",
     "Grid",
     "Lookup",
+    "Runs",
 ]

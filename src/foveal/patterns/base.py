@@ -67,6 +67,13 @@ class Pattern:
     always_reads = False
     """Whether every query reads at least one key at any length (class attribute)."""
 
+    biased_by_table = False
+    """Whether a bias is a table whose rows `bias_place` picks (class attribute)."""
+
+    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        """Row of a bias table for each pair; only where `biased_by_table`."""
+        raise NotImplementedError(f"{type(self).__name__} has no table of biases.")
+
     # -- definition -------------------------------------------------------------------------
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:

@@ -78,7 +78,36 @@ class Lookup:
         return self.positions.reshape(-1).to(device)
 
 
-Places = Grid | Lookup
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Runs of consecutive tokens: tile `t` holds the runs `units[t]`, each of `size` tokens.
+
+    units: (tiles, runs) int64; run `u` begins at token `u * size`.
+    """
+
+    units: Tensor
+    size: int
+
+    @property
+    def num_tiles(self) -> int:
+        return self.units.shape[0]
+
+    @property
+    def num_items(self) -> int:
+        return self.units.shape[1] * self.size
+
+    def shift(self, offset: int) -> Lookup:
+        return Lookup(self.index() + offset)
+
+    def index(self) -> Tensor:
+        return (self.units[:, :, None] * self.size + torch.arange(self.size)).flatten(1)
+
+    def flat(self, device: torch.device) -> Tensor:
+        """All runs in one row on a device: (tiles * runs,)."""
+        return self.units.reshape(-1).to(device)
+
+
+Places = Grid | Lookup | Runs
 
 
 @dataclass(frozen=True, eq=False)

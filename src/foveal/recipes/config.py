@@ -11,7 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
 from foveal.data.images import ImageDataConfig
+from foveal.data.pixels import PixelDataConfig
+from foveal.data.sequences import SequenceDataConfig
 from foveal.data.text import TextConfig
 from foveal.training.config import (
     OptimizerConfig,
@@ -21,7 +24,15 @@ from foveal.training.config import (
     nearest,
 )
 
-DATA_OF_TASK: dict[str, type] = {"bytes": TextConfig, "images": ImageDataConfig}
+DATA_OF_TASK: dict[str, type] = {
+    "bytes": TextConfig,
+    "images": ImageDataConfig,
+    "sequences": SequenceDataConfig,
+    "vae": PictureDataConfig,
+    "clip": CaptionDataConfig,
+    "captions": DalleDataConfig,
+    "pixels": PixelDataConfig,
+}
 """The dataclass of the [data] section, by task."""
 
 _SECTIONS = ("task", "model", "data", "optimizer", "training")

@@ -1,4 +1,4 @@
-"""The parts of a run's report that only image classifiers have."""
+"""The parts of a run's report that only classifiers have."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def image_sections(
     from foveal.draw.report import Section
 
     if any("loss" in entry for entry in entries):
-        drawn = [("Training loss", _draw_loss(entries, pictures / "training.png"))]
+        drawn = [("Training loss", draw_loss(entries, pictures / "training.png"))]
         accuracy = _draw_accuracy(entries, pictures / "accuracy.png")
         if accuracy is not None:
-            drawn.append(("Right answers on held-out pictures", accuracy))
+            drawn.append(("Right answers on held-out data", accuracy))
         yield Section("Training", pictures=drawn)
     if evaluation:
         from foveal.draw.confusion import draw_confusion
 
+        unit = evaluation.get("unit", "pictures")
         path = draw_confusion(
             evaluation["confusion"], evaluation["classes"], pictures / "confusion.png"
         )
@@ -35,20 +36,23 @@ def image_sections(
             "top-1": f"{evaluation['accuracy']:.2%}",
             "top-5": f"{evaluation['top5']:.2%}",
             "mean over classes": f"{evaluation['balanced_accuracy']:.2%}",
-            "scored": f"{evaluation['images']:,} pictures of {evaluation['data']}, "
+            "scored": f"{evaluation['images']:,} {unit} of {evaluation['data']}, "
             f"checksum {evaluation['checksum']}",
             "checkpoint": evaluation["checkpoint"],
         }
         yield Section("Held-out score", pictures=[("What is taken for what", path)], rows=rows)
 
 
-def _draw_loss(entries: Sequence[dict[str, float]], path: Path) -> Path:
+def draw_loss(
+    entries: Sequence[dict[str, float]], path: Path, ylabel: str = "cross-entropy (nats)"
+) -> Path:
+    """A curve of the training loss."""
     from foveal.draw.curves import Curve, draw_curves, smooth
 
     steps = [entry["step"] for entry in entries if "loss" in entry]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     curves = [Curve("", steps, losses, "faint"), Curve("training", steps, smooth(losses))]
-    return draw_curves(curves, path, xlabel="step", ylabel="cross-entropy (nats)")
+    return draw_curves(curves, path, xlabel="step", ylabel=ylabel)
 
 
 def _draw_accuracy(entries: Sequence[dict[str, float]], path: Path) -> Path | None:

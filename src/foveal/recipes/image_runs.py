@@ -21,8 +21,9 @@ from foveal.recipes.images import (
 )
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import load_config, load_model, write_json
-from foveal.recipes.tasks import class_names, require_task
-from foveal.training.machine import describe_machine
+from foveal.recipes.sequences import score_run
+from foveal.recipes.tasks import CLASSIFIERS, class_names, require_task
+from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome
 
 EVALUATION, RESULT = "evaluation.json", "result.json"
@@ -45,17 +46,22 @@ def finish_images(
 
 
 def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation:
-    """Score a run on its held-out pictures, in float32, and keep the result in its folder.
+    """Score a run on its held-out pictures or sequences, in float32, and keep the result.
 
     Args:
         data: score the held-out part of other data with the same classes.
     """
     config = load_config(folder)
-    require_task(config, "images", "top-1 accuracy")
+    if config.task not in CLASSIFIERS:
+        require_task(config, "images", "top-1 accuracy")
     model, last = load_model(folder, config)
-    source = config.data if data is None else dataclasses.replace(config.data, path=data)
-    images = open_images(source)[1]
-    result = score_images(model.to(_device()), images, last.name, class_names(folder))
+    model = model.to(pick_device())
+    if config.task == "sequences":
+        result = score_run(folder, config, model, last.name, data)
+    else:
+        source = config.data if data is None else dataclasses.replace(config.data, path=data)
+        images = open_images(source)[1]
+        result = score_images(model, images, last.name, class_names(folder))
     write_json(folder / EVALUATION, result.to_dict())
     write_run_report(folder)
     return result
@@ -66,7 +72,9 @@ def predict(folder: Path, paths: Sequence[str], top: int = 5) -> list[Prediction
     config = load_config(folder)
     require_task(config, "images", "predict")
     model, _ = load_model(folder, config)
-    return predict_pictures(model.to(_device()), paths, config.data.size, class_names(folder), top)
+    return predict_pictures(
+        model.to(pick_device()), paths, config.data.size, class_names(folder), top
+    )
 
 
 def draw_run_attention(
@@ -92,8 +100,3 @@ def draw_run_attention(
         path = output if number == 0 else output.with_stem(f"{output.stem}-{number + 1}")
         paths.append(draw_attention(pixels, layers, number, place, path))
     return paths
-
-
-def _device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,12 @@ class ImageTask:
         self.units_per_batch = training.batch_size
         self.classes = self.train_images.classes
         self.model = build_image_model(config, len(self.classes))
-        self.class_weights = class_weights(self.train_images, data.balance)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy in nats; images (batch, 3, h, w), targets (batch, classes)."""
         images, targets = batch
         logits = model(images).float()
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-        if weights is not None:
-            loss = loss * (targets * weights).sum(1)
-        return loss.mean()
+        return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
         """Shares of right answers on the held-out pictures, or on 1000 of them."""
@@ -77,7 +71,7 @@ class ImageTask:
         labels = images.labels[chosen]
         mine = chosen[rank::world_size]
         logits = classify(self.model, images, mine)
-        return _totals(logits, images.labels[mine], labels)
+        return class_totals(logits, images.labels[mine], labels)
 
     def facts(self) -> dict[str, str]:
         """What a report should say about the data and the model."""
@@ -95,15 +89,6 @@ def _describe(images: ImageSet) -> str:
     return f"{images.name}: {len(images):,} pictures, checksum {images.checksum()}"
 
 
-def class_weights(images: ImageSet, power: float) -> Tensor | None:
-    """(1 / frequency) ** power of each class, of mean 1 over the pictures; None for equal ones."""
-    if not power:
-        return None
-    counts = images.labels.bincount(minlength=len(images.classes)).float()
-    weights = counts.clamp(min=1) ** -power
-    return weights * (counts.sum() / (weights * counts).sum())
-
-
 @torch.no_grad()
 def classify(model: nn.Module, images: ImageSet, index: Tensor) -> Tensor:
     """Logits (len(index), classes) in float32 on the CPU."""
@@ -115,7 +100,7 @@ def classify(model: nn.Module, images: ImageSet, index: Tensor) -> Tensor:
     return torch.cat(parts) if len(index) else torch.zeros(0, len(images.classes))
 
 
-def _totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:
+def class_totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:
     """Sums and counts; `all_labels` are those of every process, which the balance needs."""
     places = (logits > logits.gather(1, labels[:, None])).sum(1)
     right = (places == 0).double()
@@ -133,7 +118,7 @@ def _totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:
 
 @dataclass(frozen=True)
 class ImageEvaluation:
-    """A score on held-out pictures.
+    """A score on held-out pictures, or other things that have a class.
 
     Attributes:
         accuracy, top5, balanced_accuracy: shares from 0 to 1; the last is the mean over classes.
@@ -143,6 +128,7 @@ class ImageEvaluation:
         data, checksum: what was scored.
         seconds: time that the scoring took.
         checkpoint: the weights that were scored.
+        unit: what was scored, in the plural.
     """
 
     accuracy: float
@@ -156,6 +142,7 @@ class ImageEvaluation:
     checksum: str
     seconds: float
     checkpoint: str
+    unit: str = "pictures"
 
     def per_class(self) -> list[tuple[str, int, float, float]]:
         """(name, pictures, recall, precision) of each class; NaN where there is none."""
@@ -172,9 +159,18 @@ class ImageEvaluation:
 
 
 def score_images(
-    model: nn.Module, images: ImageSet, checkpoint: str, classes: Sequence[str]
+    model: nn.Module,
+    images: Any,
+    checkpoint: str,
+    classes: Sequence[str],
+    classify: Callable[[nn.Module, Any, Tensor], Tensor] = classify,
+    unit: str = "pictures",
 ) -> ImageEvaluation:
     """Classify every picture of a set.
+
+    Args:
+        images: an ImageSet, or another set that `classify` knows, of what `unit` says.
+        classify: (model, set, index) -> logits (len(index), classes).
 
     Raises:
         ValueError: the set has other classes than the model.
@@ -186,7 +182,7 @@ def score_images(
         )
     started = time.perf_counter()
     logits = classify(model, images, torch.arange(len(images)))
-    totals = _totals(logits, images.labels, images.labels)
+    totals = class_totals(logits, images.labels, images.labels)
     said, number = logits.argmax(1), len(images.classes)
     confusion = (images.labels * number + said).bincount(minlength=number**2).view(number, number)
     scores = {name: total / count for name, (total, count) in totals.items()}
@@ -200,6 +196,7 @@ def score_images(
         checksum=images.checksum(),
         seconds=time.perf_counter() - started,
         checkpoint=checkpoint,
+        unit=unit,
     )
 
 

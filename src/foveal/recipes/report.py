@@ -14,9 +14,12 @@ from torch import nn
 
 from foveal.patterns import Pattern
 from foveal.patterns.serialize import from_config, to_config
+from foveal.recipes.caption_report import caption_cards, caption_sections
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_report import image_sections
+from foveal.recipes.pixel_report import pixel_sections
 from foveal.recipes.runs import CONFIG, load_config, read_json
+from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS
 from foveal.training.metrics import read_metrics
 
 REPORT, PICTURES = "report.html", "pictures"
@@ -54,9 +57,12 @@ def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict
     cards = {}
     if "bits_per_byte" in score:
         cards["bits per byte, held out"] = f"{score['bits_per_byte']:.3f}"
+    if "bits_per_dim" in score:
+        cards["bits per dimension, held out"] = f"{score['bits_per_dim']:.3f}"
     for name, label in (("accuracy", "top-1"), ("balanced_accuracy", "mean over classes")):
         if name in score:
             cards[f"{label} accuracy, held out"] = f"{score[name]:.1%}"
+    cards |= caption_cards(score)
     if result:
         cards["steps"] = f"{result['steps']:,}"
         cards["minutes of training"] = f"{result['seconds'] / 60:.1f}"
@@ -70,12 +76,17 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
 
     entries = read_metrics(folder)
     evaluation = read_json(folder / "evaluation.json")
-    if config.task == "images":
+    if config.task in CLASSIFIERS:
         yield from image_sections(folder / PICTURES, entries, evaluation)
+    elif config.task in CAPTION_TASKS:
+        yield from caption_sections(folder / PICTURES, entries, evaluation)
     elif any("loss" in entry for entry in entries):
-        picture = _draw_training(entries, folder / PICTURES / "training.png")
-        yield Section("Training", pictures=[("Loss on training and held-out bytes", picture)])
-    if evaluation and config.task != "images":
+        picture = _draw_training(entries, folder / PICTURES / "training.png", config.task)
+        title = f"Loss on training and held-out {config.task}"
+        yield Section("Training", pictures=[(title, picture)])
+    if config.task == "pixels":
+        yield from pixel_sections(folder / PICTURES, evaluation)
+    if evaluation and config.task == "bytes":
         yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
     samples = read_json(folder / "samples.json") or []
     if samples:
@@ -95,22 +106,23 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
     yield Section("Configuration", code=json.dumps(read_json(folder / CONFIG), indent=2))
 
 
-def _draw_training(entries: list[dict[str, float]], path: Path) -> Path:
+def _draw_training(entries: list[dict[str, float]], path: Path, task: str) -> Path:
     from foveal.draw.curves import Curve, draw_curves, smooth
 
+    score = "bits_per_dim" if task == "pixels" else "bits_per_byte"
     steps = [entry["step"] for entry in entries if "loss" in entry]
     bits = [entry["loss"] / math.log(2) for entry in entries if "loss" in entry]
     curves = [Curve("", steps, bits, "faint"), Curve("training", steps, smooth(bits))]
     held_out = [
         (entry["step"], entry[key])
         for entry in entries
-        for key in ("valid/bits_per_byte", "final/bits_per_byte")
+        for key in (f"valid/{score}", f"final/{score}")
         if key in entry
     ]
     if held_out:
         x, y = zip(*held_out, strict=True)
         curves.append(Curve("held out", x, y, "points"))
-    return draw_curves(curves, path, xlabel="step", ylabel="bits per byte")
+    return draw_curves(curves, path, xlabel="step", ylabel=score.replace("_", " "))
 
 
 def _evaluation_section(evaluation: dict[str, Any], path: Path) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import lzma
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_wi
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_runs import finish_images
 from foveal.recipes.images import CLASSES
+from foveal.recipes.pixel_runs import finish_pixels
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import (
     begin,
@@ -26,9 +28,10 @@ from foveal.recipes.runs import (
     read_json,
     write_json,
 )
-from foveal.recipes.tasks import make_task, require_task
+from foveal.recipes.sequences import NUM_TOKENS
+from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS, make_task, require_task
 from foveal.training.config import check_training
-from foveal.training.machine import describe_machine
+from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
 SAMPLES, EVALUATION, RESULT = "samples.json", "evaluation.json", "result.json"
@@ -51,12 +54,16 @@ def train(
     """
     check_training(config.training, config.optimizer)
     accelerator = make_accelerator(config.training)
-    task = make_task(config, accelerator.process_index, accelerator.num_processes)
     folder = choose_folder(config, output, resume)
+    task = make_task(config, folder, accelerator.process_index, accelerator.num_processes)
     with accelerator.main_process_first():
         last = begin(folder, config)
-        if config.task == "images":
+        if config.task in CLASSIFIERS:
             write_json(folder / CLASSES, task.classes)
+        if config.task == "sequences":
+            write_json(folder / NUM_TOKENS, task.num_tokens)
+        if config.task in ("clip", "captions"):
+            task.save_assets(folder)
     trainer = Trainer(
         task,
         config.optimizer,
@@ -68,10 +75,20 @@ def train(
     )
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
-        finish = finish_images if config.task == "images" else _finish
-        finish(folder, task, config, outcome, accelerator.device)
+        _finisher(config)(folder, task, config, outcome, accelerator.device)
     accelerator.wait_for_everyone()
     return folder, outcome
+
+
+def _finisher(config: RunConfig) -> Callable[..., None]:
+    """What writes the results of a run, by its task."""
+    if config.task in CAPTION_TASKS:
+        from foveal.recipes.caption_runs import finish_captions
+
+        return finish_captions
+    if config.task == "pixels":
+        return finish_pixels
+    return finish_images if config.task in CLASSIFIERS else _finish
 
 
 def _finish(
@@ -202,12 +219,6 @@ def add_sample(folder: Path, written: Continuation) -> None:
 def max_length(model: Any, config: RunConfig) -> int:
     """The most tokens that a model looks at: its own word, or the training context."""
     return int(getattr(model, "max_seq_len", config.data.context))
-
-
-def pick_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
 
 
 def _head(corpus: Corpus, max_bytes: int) -> Corpus:

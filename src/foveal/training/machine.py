@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-import foveal
+from foveal.version import __version__
 
 _PACKAGES = ("torch", "accelerate", "numpy")
 
@@ -22,7 +22,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "foveal": foveal.__version__,
+        "foveal": __version__,
         "Python": platform.python_version(),
     }
     for package in _PACKAGES:
@@ -31,6 +31,12 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
         except PackageNotFoundError:
             facts[package] = "not installed"
     return facts
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -17,9 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.caches import AttentionCache
-from foveal.layers import CrossAttention, FeedForward, Rotary
-
 
 class Groups(NamedTuple):
     """Fine tokens gathered into groups.
@@ -98,80 +95,3 @@ class LinearUpsample(nn.Module):
 
     def flops(self, num_groups: int) -> int:
         return 2 * num_groups * self.proj.weight.numel()
-
-
-class ResamplingAttention(nn.Module):
-    """Attention between the fine and the coarse sequence, then a feed-forward.
-
-    Queries x attend to the whole other sequence: x + attention(norm(x), context), then
-    x + feed-forward(norm(x)). Positions are those of the fine sequence; coarse token c stands at
-    c k.
-
-    Args:
-        dim, heads, dim_head, rotary, ff_mult, dropout: as in Block.
-        factor: K.
-        causal: coarse query c reads fine keys j <= c k; fine query i reads coarse keys <= i // k.
-        shortening: whether the queries are the coarse tokens.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        factor: int,
-        causal: bool,
-        shortening: bool,
-        heads: int,
-        dim_head: int,
-        rotary: bool | Rotary,
-        ff_mult: float,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.factor, self.causal, self.shortening = factor, causal, shortening
-        self.context_norm = nn.LayerNorm(dim)
-        self.attn_norm = nn.LayerNorm(dim)
-        self.attn = CrossAttention(dim, heads, dim_head, rotary, dropout)
-        self.ff_norm = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim, ff_mult, dropout=dropout)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, queries, D), context (B, keys, D), mask (B, keys) True = real -> as x."""
-        allowed = self._allowed(x.shape[1], context.shape[1], x.device) if self.causal else None
-        if mask is not None:
-            allowed = mask[:, None] if allowed is None else allowed & mask[:, None]
-        strides = (self.factor, 1) if self.shortening else (1, self.factor)
-        y = self.attn(self.attn_norm(x), self.context_norm(context), allowed, *strides)
-        return self._add(x, y)
-
-    def remember(self, context: Tensor, cache: AttentionCache) -> AttentionCache:
-        """Add tokens (B, keys, D) to the cached context, after those it has seen."""
-        stride = 1 if self.shortening else self.factor
-        first = cache.position * stride
-        return cache.prefill(*self.attn.keys(self.context_norm(context), first, stride))
-
-    def step(self, x: Tensor, cache: AttentionCache, position: int) -> Tensor:
-        """One query x (B, 1, D) at a fine position, over all that is remembered."""
-        return self._add(x, self.attn.step(self.attn_norm(x), cache, position))
-
-    def flops(self, num_fine: int, num_coarse: int) -> int:
-        """Floating-point operations for sequences of these lengths."""
-        sizes = (num_coarse, num_fine) if self.shortening else (num_fine, num_coarse)
-        pairs = sizes[0] * sizes[1]
-        if self.causal:
-            pairs = sum(self._num_read(i, sizes[1]) for i in range(sizes[0]))
-        return self.attn.flops(*sizes, pairs) + self.ff.flops(sizes[0])
-
-    def _num_read(self, query: int, num_keys: int) -> int:
-        last = query * self.factor if self.shortening else query // self.factor
-        return min(last + 1, num_keys)
-
-    def _allowed(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-        query = torch.arange(num_queries, device=device)[:, None]
-        key = torch.arange(num_keys, device=device)[None, :]
-        last = query * self.factor if self.shortening else query // self.factor
-        return (key <= last)[None]
-
-    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.dropout(attended)
-        return x + self.dropout(self.ff(self.ff_norm(x)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
-from foveal.layers import Rotary, Stack
+from foveal.layers import CrossAttention, Relative, RelativeAttention, Rotary, Stack
 from foveal.layers.checks import Device, head_size
+from foveal.models.hourglass.attention import ResamplingAttention
 from foveal.models.hourglass.config import HourglassConfig
 from foveal.models.hourglass.resampling import (
     Groups,
@@ -17,97 +19,191 @@ from foveal.models.hourglass.resampling import (
     LinearUpsample,
     NaiveShorten,
     NaiveUpsample,
-    ResamplingAttention,
     gather_groups,
 )
 
-
-def build_stage(config: HourglassConfig, stage: int = 0) -> Stack | HourglassTransformer:
-    """The part of the hierarchy from a stage inwards; 0 is the outermost."""
-    if stage < config.num_stages:
-        return HourglassTransformer(config, stage)
-    return _stack(config, stage, config.depth_of(stage))
+Position = Rotary | Relative | bool
 
 
-def _rotary(config: HourglassConfig) -> Rotary | bool:
-    return Rotary(head_size(config.dim, config.heads, config.dim_head)) if config.rotary else False
-
-
-def _stack(config: HourglassConfig, stage: int, depth: int) -> Stack:
-    return Stack(
-        config.dim,
-        depth,
-        config.stage_patterns(stage),
-        heads=config.heads,
-        dim_head=config.dim_head,
-        kv_heads=config.kv_heads,
-        rotary=_rotary(config),
-        ff_mult=config.ff_mult,
-        activation=config.activation,
-        dropout=config.dropout,
-    )
+def make_positions(config: HourglassConfig) -> Position:
+    """What all layers of a model share about positions."""
+    dim_head = head_size(config.dim, config.heads, config.dim_head)
+    if config.position_kind == "relative":
+        return Relative(config.dim, config.heads, dim_head)
+    return Rotary(dim_head) if config.position_kind == "rotary" else False
 
 
 class HourglassTransformer(nn.Module):
     """Blocks at full length around an inner hierarchy at a k-th of it, added back.
 
     x = before(x); x = x + norm(upsample(inner(shorten(shift(x))))); x = after(x).
-    Every stack of blocks ends in a LayerNorm, as in the authors' code.
+    Every stack of blocks ends in a LayerNorm, as in the authors' code; see `norms`.
 
     Args:
         config: a HourglassConfig; or give its keywords (those of tokens and embeddings are not
-            used).
+            used); or an int, the keyword dim.
         stage: the level to build with all that is inside it; 0 is the outermost.
+        shared: positions that the levels around it use too; None makes its own.
+        norm_out: with norms="single", end in a LayerNorm.
+
+    Attributes:
+        factor: tokens that become one.
 
     Raises:
         ValueError: an unknown keyword, sizes that do not fit, or a depth without nesting.
     """
 
+    stack_class: ClassVar[type[Stack]] = Stack
+    attention_class: ClassVar[type[ResamplingAttention]] = ResamplingAttention
+
     def __init__(
-        self, config: HourglassConfig | None = None, /, stage: int = 0, **options: Any
+        self,
+        config: HourglassConfig | int | None = None,
+        /,
+        stage: int = 0,
+        shared: Position | None = None,
+        norm_out: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
+        if isinstance(config, int):
+            config, options = None, {"dim": config, **options}
         config = HourglassConfig.resolve(config, options)
         if stage >= config.num_stages:
             raise ValueError(
                 f"depth must be (before, inner, after) for an hourglass, got depth={config.depth}."
             )
         before, _, after = config.depth_of(stage)
-        self.factor, self.causal = config.factors[stage], config.causal
-        self.pre_transformer = _stack(config, stage, before)
+        self.factor, self.causal, self.config = config.factors[stage], config.causal, config
+        self.is_outermost = stage == 0
+        if shared is None:
+            shared = make_positions(config)
+            if isinstance(shared, Relative):
+                self.positions = shared
+        self.pre_transformer = self.build_stack(config, stage, before, shared)
         self.shorten = self._shorten(config)
-        self.valley_transformer = build_stage(config, stage + 1)
+        self.valley_transformer = self.build(config, stage + 1, shared)
         self.upsample = self._upsample(config)
-        self.upsample_norm = nn.LayerNorm(config.dim)
-        self.post_transformer = _stack(config, stage, after)
-        self.attn_shorten = self._attention(config, shortening=True)
-        self.attn_upsample = self._attention(config, shortening=False)
+        single = config.norms == "single"
+        self.upsample_norm = nn.Identity() if single else nn.LayerNorm(config.dim)
+        self.post_transformer = self.build_stack(config, stage, after, shared)
+        shorten, upsample = config.shorten_kind[1], config.upsample_kind[1]
+        self.attn_shorten = self._attention(config, shared, True) if shorten else None
+        self.attn_upsample = self._attention(config, shared, False) if upsample else None
+        self.norm_out = nn.LayerNorm(config.dim) if single and norm_out else nn.Identity()
+        if self.is_outermost:
+            self.use_shorten_factor(config.factors)
+
+    @classmethod
+    def build(
+        cls,
+        config: HourglassConfig,
+        stage: int = 0,
+        shared: Position | None = None,
+        norm_out: bool = False,
+    ) -> Stack | HourglassTransformer:
+        """The part of the hierarchy from a stage inwards; 0 is the outermost."""
+        if stage < config.num_stages:
+            return cls(config, stage=stage, shared=shared, norm_out=norm_out)
+        shared = make_positions(config) if shared is None else shared
+        return cls.build_stack(config, stage, config.depth_of(stage), shared, norm_out)
+
+    @classmethod
+    def build_stack(
+        cls,
+        config: HourglassConfig,
+        stage: int,
+        depth: int,
+        shared: Position,
+        norm_out: bool = False,
+    ) -> Stack:
+        """Blocks of one stage."""
+        return cls.stack_class(
+            config.dim,
+            depth,
+            config.stage_patterns(stage),
+            heads=config.heads,
+            dim_head=config.dim_head,
+            kv_heads=config.kv_heads,
+            rotary=shared,
+            ff_mult=config.ff_mult,
+            activation=config.activation,
+            dropout=config.dropout,
+            norm_out=norm_out or config.norms != "single",
+        )
 
     def _shorten(self, config: HourglassConfig) -> NaiveShorten | LinearShorten:
-        linear = config.updown_sample_type == "linear"
+        linear = config.shorten_kind[0] == "linear"
         return LinearShorten(config.dim, self.factor) if linear else NaiveShorten()
 
-    def _upsample(self, config: HourglassConfig) -> NaiveUpsample | LinearUpsample:
-        linear = config.updown_sample_type == "linear"
+    def _upsample(self, config: HourglassConfig) -> NaiveUpsample | LinearUpsample | None:
+        kind = config.upsample_kind[0]
+        if kind == "identity":
+            return None
+        linear = kind == "linear"
         return LinearUpsample(config.dim, self.factor) if linear else NaiveUpsample(self.factor)
 
-    def _attention(self, config: HourglassConfig, shortening: bool) -> ResamplingAttention | None:
-        if not config.attn_resampling:
-            return None
-        return ResamplingAttention(
+    def _attention(
+        self, config: HourglassConfig, shared: Position, shortening: bool
+    ) -> ResamplingAttention:
+        return self.attention_class(
             config.dim,
             self.factor,
             self.causal,
             shortening,
             heads=config.heads,
             dim_head=head_size(config.dim, config.heads, config.dim_head),
-            rotary=_rotary(config),
+            rotary=shared,
             ff_mult=config.ff_mult,
             dropout=config.dropout,
+            pre_norm=config.norms != "authors",
+            norm_context=config.norms != "single",
         )
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}, causal={self.causal}"
+
+    # -- shorten factors --------------------------------------------------------------------
+
+    def use_shorten_factor(self, factor: int | Sequence[int]) -> Self:
+        """Shorten by another factor from now on: an int for every stage, or one for each.
+
+        With `factor_choices`, training draws its own factors whatever is set here.
+
+        Raises:
+            ValueError: the number of stages differs, or projections fix the factor.
+        """
+        factors = self.config.factors_from(factor)
+        if factors != self.config.factors:
+            self.config.check_flexible("another shorten_factor")
+        self._evaluated = factors
+        self._set_factors(factors, 1)
+        return self
+
+    def _set_factors(self, factors: Sequence[int], stride: int) -> None:
+        """Factors from this stage inwards; stride: total shortening of this stage."""
+        self.factor = factors[0]
+        for part in (self.upsample, self.attn_shorten, self.attn_upsample):
+            if part is not None:
+                part.factor = self.factor
+        for own in (self.pre_transformer, self.post_transformer, self.attn_shorten):
+            _set_stride(own, stride)
+        _set_stride(self.attn_upsample, stride)
+        if isinstance(self.valley_transformer, HourglassTransformer):
+            self.valley_transformer._set_factors(factors[1:], stride * self.factor)
+        else:
+            _set_stride(self.valley_transformer, stride * self.factor)
+
+    def _choose_factors(self, training: bool) -> None:
+        """Before a forward pass of the outermost stage: the factors to run with."""
+        if not self.config.choices or not self.is_outermost:
+            return
+        factors = self._evaluated
+        if training:
+            factors = tuple(
+                several[int(torch.randint(len(several), ()))] for several in self.config.choices
+            )
+        self._set_factors(factors, 1)
 
     # -- forward ----------------------------------------------------------------------------
 
@@ -117,30 +213,45 @@ class HourglassTransformer(nn.Module):
         Args:
             mask: (batch, tokens) bool, True = real; on either side.
         """
+        self._choose_factors(self.training)
         x = self.pre_transformer(x, mask)
         coarse, real = self._shortened(x, mask)
         coarse = self.valley_transformer(coarse, real)
         x = self._expanded(x, coarse, real)
-        return self.post_transformer(x, mask)
+        return self.norm_out(self.post_transformer(x, mask))
 
     def _shortened(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Coarse tokens (batch, groups, dim), and which of them hold anything real."""
-        groups = gather_groups(x, mask, self.factor, self.causal)
-        coarse = self.shorten(groups)
-        if self.attn_shorten is not None:
+        if self.attn_shorten is None:
+            groups = gather_groups(x, mask, self.factor, self.causal)
+            coarse = self.shorten(groups)
+        else:
             if mask is not None:
                 x = x.masked_fill(~mask[..., None], 0.0)
-            coarse = self.attn_shorten(coarse, x, mask)
+            source, context = self.attn_shorten.source(x)
+            groups = gather_groups(source, mask, self.factor, self.causal)
+            coarse = self.attn_shorten(self.shorten(groups), None, context, mask)
         return coarse, None if mask is None else groups.real.any(2)
 
     def _expanded(self, x: Tensor, coarse: Tensor, real: Tensor | None) -> Tensor:
         """x plus what the coarse tokens say to each fine one."""
         if real is not None:
             coarse = coarse.masked_fill(~real[..., None], 0.0)
-        wide = self.upsample(coarse)[:, : x.shape[1]]
-        if self.attn_upsample is not None:
-            wide = self.attn_upsample(x + wide, coarse, real)
-        return x + self.upsample_norm(wide)
+        if self.attn_upsample is None:
+            return self._join(x, self._wide(coarse, x.shape[1]))
+        source, context = self.attn_upsample.source(coarse)
+        y = self.attn_upsample(self._wide(source, x.shape[1]), x, context, real)
+        return self._join(x, y)
+
+    def _wide(self, coarse: Tensor, length: int) -> Tensor | None:
+        return None if self.upsample is None else self.upsample(coarse)[:, :length]
+
+    def _join(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """The residual connection around a stage."""
+        assert y is not None
+        if self.config.norms == "single" and self.attn_upsample is not None:
+            return y  # x is part of it already
+        return x + self.upsample_norm(y)
 
     # -- decoding ---------------------------------------------------------------------------
 
@@ -153,6 +264,7 @@ class HourglassTransformer(nn.Module):
         Tensors: `recent`, the last k fine tokens; `wide`, what the current coarse token says to
         each token of its group.
         """
+        self._choose_factors(False)
         inner = None if max_length is None else -(-max_length // self.factor)
         down, up = self.attn_shorten, self.attn_upsample
         parts: list[Any] = [
@@ -162,8 +274,8 @@ class HourglassTransformer(nn.Module):
             None if down is None else down.attn.make_cache(batch, max_length, device),
             None if up is None else up.attn.make_cache(batch, inner, device),
         ]
-        weight = self.upsample_norm.weight
-        room = weight.new_zeros((batch, self.factor, weight.shape[0]), device=device)
+        weight = next(self.parameters())
+        room = weight.new_zeros((batch, self.factor, self.config.dim), device=device)
         return DecodingState(parts, tensors={"recent": room, "wide": torch.zeros_like(room)})
 
     def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
@@ -172,35 +284,48 @@ class HourglassTransformer(nn.Module):
         x, before = self.pre_transformer.prefill(x, before)
         coarse, _ = self._shortened(x, None)
         coarse, inner = self.valley_transformer.prefill(coarse, inner)
+        recent, told = x[:, -self.factor :], coarse[:, -1:]
         if self.attn_shorten is not None:
-            fine_keys = self.attn_shorten.remember(x, fine_keys)
+            source, context = self.attn_shorten.source(x)
+            recent = source[:, -self.factor :]
+            fine_keys = self.attn_shorten.remember(context, fine_keys)
         if self.attn_upsample is not None:
-            coarse_keys = self.attn_upsample.remember(coarse, coarse_keys)
-        recent = torch.cat((cache.tensors["recent"].to(x.dtype), x), 1)[:, -self.factor :]
-        cache.tensors = {"recent": recent.clone(), "wide": self.upsample(coarse[:, -1:])}
+            source, context = self.attn_upsample.source(coarse)
+            told = source[:, -1:]
+            coarse_keys = self.attn_upsample.remember(context, coarse_keys)
+        recent = torch.cat((cache.tensors["recent"].to(x.dtype), recent), 1)
+        cache.tensors["recent"] = recent[:, -self.factor :].clone()
+        self._tell(told, cache)
         cache.position += x.shape[1]
         x = self._expanded(x, coarse, None)
         x, after = self.post_transformer.prefill(x, after)
         cache.parts = [before, inner, after, fine_keys, coarse_keys]
-        return x, cache
+        return self.norm_out(x), cache
 
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
         """One more token x (batch, 1, dim) -> same; the inner level steps every k-th time."""
-        place = cache.position % self.factor
         x, cache.parts[0] = self.pre_transformer.step(x, cache.parts[0])
-        recent = torch.cat((cache.tensors["recent"][:, 1:].to(x.dtype), x), 1)
-        cache.tensors["recent"] = recent
+        newest = x
         if self.attn_shorten is not None:
-            cache.parts[3] = self.attn_shorten.remember(x, cache.parts[3])
+            newest, context = self.attn_shorten.source(x)
+            cache.parts[3] = self.attn_shorten.remember(context, cache.parts[3])
+        recent = torch.cat((cache.tensors["recent"][:, 1:].to(x.dtype), newest), 1)
+        cache.tensors["recent"] = recent
+        place = cache.position % self.factor
         if place == 0:
             cache = self._step_inner(recent, cache)
-        wide = cache.tensors["wide"][:, place : place + 1]
-        if self.attn_upsample is not None:
-            wide = self.attn_upsample.step(x + wide, cache.parts[4], cache.position)
-        x = x + self.upsample_norm(wide)
+        x = self._join(x, self._told(x, cache, place))
         x, cache.parts[2] = self.post_transformer.step(x, cache.parts[2])
         cache.position += 1
-        return x, cache
+        return self.norm_out(x), cache
+
+    def _told(self, x: Tensor, cache: DecodingState, place: int) -> Tensor:
+        """What the coarse tokens say to the token x at a place of its group."""
+        wide = None if self.upsample is None else cache.tensors["wide"][:, place : place + 1]
+        if self.attn_upsample is not None:
+            return self.attn_upsample.step(wide, x, cache.parts[4], cache.position)
+        assert wide is not None
+        return wide
 
     def _step_inner(self, recent: Tensor, cache: DecodingState) -> DecodingState:
         """A new coarse token from the last k fine ones (batch, k, dim)."""
@@ -208,12 +333,18 @@ class HourglassTransformer(nn.Module):
         place = torch.arange(position - self.factor + 1, position + 1, device=recent.device)
         coarse = self.shorten(Groups(recent[:, None], (place >= 0)[None, None]))
         if self.attn_shorten is not None:
-            coarse = self.attn_shorten.step(coarse, cache.parts[3], position)
+            coarse = self.attn_shorten.step(coarse, None, cache.parts[3], position)
         coarse, cache.parts[1] = self.valley_transformer.step(coarse, cache.parts[1])
         if self.attn_upsample is not None:
-            cache.parts[4] = self.attn_upsample.remember(coarse, cache.parts[4])
-        cache.tensors["wide"] = self.upsample(coarse)
+            coarse, context = self.attn_upsample.source(coarse)
+            cache.parts[4] = self.attn_upsample.remember(context, cache.parts[4])
+        self._tell(coarse, cache)
         return cache
+
+    def _tell(self, coarse: Tensor, cache: DecodingState) -> None:
+        """Keep what a coarse token (batch, 1, dim) says to the tokens of its group."""
+        if self.upsample is not None:
+            cache.tensors["wide"] = self.upsample(coarse)
 
     # -- cost -------------------------------------------------------------------------------
 
@@ -229,3 +360,10 @@ class HourglassTransformer(nn.Module):
             if attention is not None:
                 total += attention.flops(length, num_groups)
         return total
+
+
+def _set_stride(part: nn.Module | None, stride: int) -> None:
+    """Tell relative attention how far apart its tokens stand."""
+    for module in () if part is None else part.modules():
+        if isinstance(module, RelativeAttention | CrossAttention):
+            module.stride = stride

@@ -59,7 +59,8 @@ class SepVisionTransformer(ImageModel):
         super().__init__()
         self.settings = c = SepVisionTransformerConfig.resolve(config, options)
         self.stages, self.feature_info = nn.ModuleList(), []
-        dim_in, reduction = c.in_chans, 1
+        self.stem = early_convolutions(c.in_chans, c.stem_dims)
+        dim_in, reduction = (c.stem_dims[-1], 2) if c.stem_dims else (c.in_chans, 1)
         rates = drop_path_rates(c.drop_path_rate, c.depths)
         for stage, stage_rates in enumerate(rates):
             self.stages.append(SepStage(c, stage, dim_in, stage_rates))
@@ -81,7 +82,7 @@ class SepVisionTransformer(ImageModel):
         self.head = layer
 
     def _stages(self, x: Tensor) -> Iterator[Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)
             yield x
@@ -104,6 +105,19 @@ class SepVisionTransformer(ImageModel):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that the authors train without weight decay."""
         return {name for name, _ in self.named_parameters() if name.endswith("win_tokens")}
+
+
+def early_convolutions(dim_in: int, dims: tuple[int, ...]) -> nn.Sequential:
+    """3 x 3 convolutions, normalised over the batch, the first of stride 2; nothing for no dims.
+
+    (batch, dim_in, height, width) -> (batch, dims[-1], height / 2, width / 2).
+    """
+    layers: list[nn.Module] = []
+    for number, dim in enumerate(dims):
+        conv = nn.Conv2d(dim_in, dim, 3, stride=1 if number else 2, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(dim), nn.GELU()]
+        dim_in = dim
+    return nn.Sequential(*layers)
 
 
 class SepStage(nn.Module):

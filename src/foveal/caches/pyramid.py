@@ -1,0 +1,248 @@
+"""What decoding over a Pyramid remembers: two blocks a level, however long the sequence."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.ops.pyramid import PyramidBias, pairs, pool_keys
+from foveal.patterns import Pyramid
+from foveal.patterns.pyramid_tiles import _PyramidTiles
+
+
+class PyramidCache:
+    """Decoding state of one attention layer over a causal Pyramid.
+
+    Each level is a ring of 2 * block_size clusters: a query reads its own block and the one before
+    it, never farther back. A cluster enters its ring when its last token arrives, as the mean of
+    the two halves that lie in the ring below, so a token costs O(1) updates on average and
+    O(block * levels) reads. Methods update in place and return the cache.
+
+    Args:
+        pattern: a causal Pyramid.
+        batch, kv_heads, head_dim: sizes of the keys and values.
+        max_length: most tokens that will ever come; None: levels are added as they are needed.
+        heads: of the queries, which coarse ones must remember; kv_heads when None.
+        dtype, device: of what is stored.
+
+    Attributes:
+        position: number of tokens seen so far.
+        data: (2, batch, kv_heads, levels, 2 * block_size, head_dim), keys first.
+
+    Raises:
+        ValueError: the pattern is not a causal Pyramid, or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        pattern: Pyramid,
+        batch: int,
+        kv_heads: int,
+        head_dim: int,
+        max_length: int | None = None,
+        *,
+        heads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not isinstance(pattern, Pyramid) or not pattern.causal:
+            raise ValueError(
+                f"pattern must be a causal Pyramid, got {pattern}; decoding a token at a time is "
+                "only defined when no query reads a later key (causal=True)."
+            )
+        heads = kv_heads if heads is None else heads
+        sizes = {"batch": batch, "kv_heads": kv_heads, "head_dim": head_dim, "heads": heads}
+        for name, value in {**sizes, "max_length": max_length or 1}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={value}.")
+        self.pattern, self.max_length, self.position = pattern, max_length, 0
+        levels = pattern.num_levels(max_length or 1)
+        ring = 2 * pattern.block_size
+        # zeros, because a weight of zero times what happens to lie in memory may be NaN
+        self.data = torch.zeros(
+            (2, batch, kv_heads, levels, ring, head_dim), dtype=dtype, device=device
+        )
+        kept = levels if pattern.queries == "coarse" else 0
+        self._queries = self.data.new_zeros((batch, heads, kept, head_dim))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory held."""
+        return sum(t.numel() * t.element_size() for t in (self.data, self._queries))
+
+    @property
+    def levels(self) -> int:
+        return self.data.shape[3]
+
+    def clone(self) -> PyramidCache:
+        """A copy that shares no buffer with this cache."""
+        twin = copy.copy(self)
+        twin.data, twin._queries = self.data.clone(), self._queries.clone()
+        return twin
+
+    # -- loading ----------------------------------------------------------------------------
+
+    def prefill(self, k: Tensor, v: Tensor, q: Tensor | None = None) -> PyramidCache:
+        """Load many tokens at once.
+
+        Args:
+            k, v: (batch, kv_heads, tokens, head_dim), positions already applied.
+            q: (batch, heads, tokens, head_dim), needed where queries are coarse.
+
+        Raises:
+            ValueError: sizes that do not fit, more tokens than max_length, or no q.
+        """
+        kv = torch.stack((k, v))
+        self._check(kv)
+        if self.pattern.queries == "coarse" and q is None:
+            raise ValueError("prefill needs q where the pattern's queries are coarse, got None.")
+        if self.position == 0:
+            self._fill(kv)
+            if q is not None:
+                self._fill_queries(q)
+            return self
+        for token in range(kv.shape[3]):
+            self._push(kv[:, :, :, token])
+            if q is not None:
+                self._remember(q[:, :, token : token + 1])
+        return self
+
+    def append(self, k: Tensor, v: Tensor) -> PyramidCache:
+        """Load the next token: k, v (batch, kv_heads, 1, head_dim)."""
+        if k.shape[2] != 1:
+            raise ValueError(f"append takes one token, got {k.shape[2]}; use prefill for many.")
+        kv = torch.stack((k, v))
+        self._check(kv)
+        self._push(kv[:, :, :, 0])
+        return self
+
+    def _fill(self, kv: Tensor) -> None:
+        length, ring = kv.shape[3], self.data.shape[4]
+        while self.levels < self.pattern.num_levels(length):
+            self._add_level()
+        pooled = pool_keys(kv[0], kv[1], None, self.levels)
+        for number, level in enumerate(pooled):
+            whole = length >> number  # clusters that are complete
+            first = max(0, whole - ring)
+            places = torch.arange(first, whole, device=kv.device) % ring
+            clusters = torch.stack((level.k, level.v))[:, :, :, first:whole]
+            self.data[:, :, :, number].index_copy_(3, places, clusters.to(self.data.dtype))
+        self.position = length
+
+    def _push(self, token: Tensor) -> None:
+        """One token (2, batch, kv_heads, head_dim) into level 0, and the clusters it completes."""
+        ring = self.data.shape[4]
+        if self.position >= ring << (self.levels - 1):
+            self._add_level()
+        self.data[:, :, :, 0, self.position % ring] = token.to(self.data.dtype)
+        self.position += 1
+        for level in range(1, self.levels):
+            cluster, rest = divmod(self.position, 1 << level)
+            if rest:
+                break
+            halves = 2 * (cluster - 1) % ring
+            below = self.data[:, :, :, level - 1, halves : halves + 2]
+            self.data[:, :, :, level, (cluster - 1) % ring] = below.mean(3)
+
+    def _add_level(self) -> None:
+        """One more level; the ring below still holds all of its clusters."""
+        above = torch.zeros_like(self.data[:, :, :, :1])
+        above[:, :, :, 0, : self.pattern.block_size] = pairs(self.data[:, :, :, -1], 3).mean(4)
+        self.data = torch.cat((self.data, above), 3)
+        if self._queries.shape[2]:
+            self._queries = F.pad(self._queries, (0, 0, 0, 1))
+
+    def _fill_queries(self, q: Tensor) -> None:
+        """The query of the first token of the cluster that is newest at each level."""
+        for level in range(self._queries.shape[2]):
+            first = (self.position - 1) >> level << level
+            self._queries[:, :, level] = q[:, :, first].to(self._queries.dtype)
+
+    def _remember(self, q: Tensor) -> None:
+        """The newest query stands for every cluster that it is the first token of."""
+        newest = self.position - 1
+        starts = self.levels if newest == 0 else (newest & -newest).bit_length()
+        self._queries[:, :, :starts] = q.to(self._queries.dtype)
+
+    def _check(self, kv: Tensor) -> None:
+        expected, got = self.data.shape, kv.shape
+        if (*got[:3], got[4]) != (*expected[:3], expected[5]):
+            raise ValueError(
+                "k and v must be (batch, kv_heads, tokens, head_dim) = "
+                f"({expected[1]}, {expected[2]}, any, {expected[5]}), got {tuple(got[1:])}."
+            )
+        end = self.position + got[3]
+        if self.max_length is not None and end > self.max_length:
+            raise ValueError(
+                f"the cache holds at most max_length={self.max_length} tokens, got {end}; "
+                "create it with a larger max_length."
+            )
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def attend(
+        self, q: Tensor, scale: float | None = None, bias: PyramidBias | None = None
+    ) -> Tensor:
+        """Attention of the newest token over the clusters that the pattern lets it read.
+
+        Args:
+            q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
+            scale: of the scores; head_dim ** -0.5 by default.
+            bias: hierarchical relative positions.
+
+        Returns:
+            (batch, heads, 1, head_dim_v).
+
+        Raises:
+            ValueError: nothing is loaded yet, or the heads do not fit.
+        """
+        if self.position == 0:
+            raise ValueError("attend needs at least one token in the cache, got position=0.")
+        kv_heads = self.data.shape[2]
+        if q.shape[1] % kv_heads:
+            raise ValueError(f"heads of q must be a multiple of {kv_heads=}, got {q.shape[1]}.")
+        weights, places = _newest(self.pattern, self.levels, self.position - 1)
+        added = weights.to(q.device, torch.promote_types(q.dtype, torch.float32))[None, None, None]
+        if bias is not None:  # (1, kv_heads or 1, heads a group or 1, clusters)
+            rows = bias.table[places.to(q.device)].T
+            added = added + rows.unflatten(0, (kv_heads if len(rows) > 1 else 1, -1))
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        if self.pattern.queries == "coarse":
+            return self._attend_coarse(q, scale, added)
+        k, v = self.data.flatten(3, 4)
+        grouped = q.unflatten(1, (kv_heads, -1))[:, :, :, 0].to(k.dtype)
+        out = F.scaled_dot_product_attention(grouped, k, v, added.to(k.dtype), scale=scale)
+        return out.flatten(1, 2)[:, :, None].to(q.dtype)
+
+    def _attend_coarse(self, q: Tensor, scale: float, added: Tensor) -> Tensor:
+        """A query of its own for each level; added (1, 1 or kv_heads, 1 or group, clusters)."""
+        self._remember(q)
+        k, v = self.data
+        queries = self._queries.unflatten(1, (k.shape[1], -1)).transpose(2, 3)
+        scores = (queries @ k.mT).transpose(2, 3).flatten(3, 4)
+        weights = (scores * scale + added).softmax(-1).to(v.dtype)
+        return (weights @ v.flatten(2, 3)).flatten(1, 2)[:, :, None].to(q.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tensor]:
+    """For the newest query: what each place of the rings gains, and its row in a bias table.
+
+    Both (levels * 2 * block_size,); a place gains the log of its cluster's tokens, -inf where it
+    is not read. Cached because the layers of a model ask the same question one after the other.
+    """
+    ring = 2 * pattern.block_size
+    level = torch.arange(levels)[:, None]
+    own = position >> level
+    # the latest cluster that falls on each place
+    cluster = own - (own - torch.arange(ring)) % ring
+    tiles = _PyramidTiles(pattern, position + 1, position + 1)
+    reads = (cluster >= 0) & tiles._meets(level, own, cluster)
+    gain = torch.where(reads, level.double() * math.log(2), -torch.inf)
+    place = (cluster - own + ring - 1).clamp(0, pattern.bias_size - 1)
+    return gain.flatten(), place.flatten()

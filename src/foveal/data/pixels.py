@@ -1,0 +1,117 @@
+"""Pictures as sequences of channel values, which a language model reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.data import augment
+from foveal.data.image_sources import open_images
+from foveal.data.images import ImageDataConfig, ImageSet
+from foveal.data.sampling import ShuffledSampler
+
+CHANNELS = 3
+START = 0
+"""The token before the first value, as the authors of Hourglass shift their inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelDataConfig:
+    """Which pictures, and how large.
+
+    Attributes:
+        path, size, held_out, max_images: as in ImageDataConfig; a picture of size x size pixels is
+            a sequence of size * size * 3 values.
+        flip: mirror half of the training pictures left to right.
+        scored_images: held-out pictures that are scored, spread over all of them; 0 means all.
+    """
+
+    path: str = "emoji"
+    size: int = 32
+    held_out: float = 0.1
+    max_images: int = 0
+    flip: bool = False
+    scored_images: int = 256
+
+    @property
+    def length(self) -> int:
+        """Values of a picture."""
+        return self.size * self.size * CHANNELS
+
+
+def open_pixels(config: PixelDataConfig) -> tuple[ImageSet, ImageSet]:
+    """The pictures to train on and those to score on.
+
+    Raises:
+        ValueError: no such data, or a size that makes no sense.
+    """
+    if config.scored_images < 0:
+        raise ValueError(f"data.scored_images must not be negative, got {config.scored_images}.")
+    return open_images(
+        ImageDataConfig(
+            path=config.path,
+            size=config.size,
+            held_out=config.held_out,
+            max_images=config.max_images,
+        )
+    )
+
+
+def to_values(images: Tensor) -> Tensor:
+    """Pictures uint8 (n, 3, h, w) -> int64 (n, h * w * 3): rows, pixels, then red, green, blue."""
+    return images.permute(0, 2, 3, 1).flatten(1).long()
+
+
+def to_pictures(values: Tensor, size: int) -> Tensor:
+    """The way back: (n, size * size * 3) -> uint8 (n, 3, size, size)."""
+    return values.reshape(-1, size, size, CHANNELS).permute(0, 3, 1, 2).to(torch.uint8)
+
+
+def to_inputs(values: Tensor) -> Tensor:
+    """What the model sees when it predicts each value: the values before it, after START."""
+    return torch.nn.functional.pad(values[:, :-1], (1, 0), value=START)
+
+
+class PixelStream:
+    """Endless shuffled batches whose position is one integer.
+
+    Args:
+        images: where they come from.
+        config: whether they are mirrored.
+        batch_size, seed, rank, world_size: as in ShuffledSampler.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: PixelDataConfig,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.images, self.config = images, config
+        self.sampler = ShuffledSampler(len(images), batch_size, seed, rank, world_size)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each int64 of shape (batch_size, length)."""
+        sampler = self.sampler
+        # the place in the stream alone decides, so a resumed run repeats it
+        place = (sampler.seed * 1_000_003 + sampler.position) * sampler.world_size + sampler.rank
+        generator = torch.Generator().manual_seed(place)
+        images = self.images.read(torch.from_numpy(sampler.next()[0]))
+        if self.config.flip:
+            images = augment.flip(images, generator)
+        values = to_values(images)
+        return to_inputs(values), values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position."""
+        self.sampler.load_state_dict(state)

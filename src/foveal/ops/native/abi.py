@@ -1,0 +1,172 @@
+"""The C structures of plan.h, and a tile plan in their form."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
+
+import torch
+from torch import Tensor
+
+from foveal.ops.bias import window_places
+from foveal.patterns import Halo, Pattern
+from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup
+
+WORD = 64
+"""Queries in a word of a mask, and most in a tile of the kernel."""
+
+
+class Places(Structure):
+    _fields_ = [
+        ("tiles", c_void_p),
+        ("items", c_void_p),
+        ("item_step", c_int64),
+        ("count", c_int64),
+    ]
+
+
+class Group(Structure):
+    _fields_ = [
+        ("num_tiles", c_int64),
+        ("tile_q", c_int64),
+        ("tile_k", c_int64),
+        ("queries", Places),
+        ("keys", POINTER(Places)),
+        ("num_parts", c_int64),
+        ("mask", c_void_p),
+        ("mask_step", c_int64),
+        ("window_rows", c_void_p),
+        ("window_columns", c_void_p),
+    ]
+
+
+class Matrix(Structure):
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("head", c_int64), ("token", c_int64)]
+
+
+class Bias(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("batch", c_int64),
+        ("head", c_int64),
+        ("query", c_int64),
+        ("key", c_int64),
+    ]
+
+
+class Call(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "kv_heads", "repeats", "num_queries")),
+        *((name, c_int64) for name in ("num_keys", "head_dim", "value_dim")),
+        ("groups", POINTER(Group)),
+        *((name, c_int64) for name in ("num_groups", "threads", "is_bfloat16")),
+        *((name, Matrix) for name in ("q", "k", "v", "out")),
+        ("lse", c_void_p),
+        ("rows", Matrix),
+        ("columns", Matrix),
+        ("window_height", c_int64),
+        ("window_width", c_int64),
+        ("bias", Bias),
+        ("key_mask", c_void_p),
+        ("scale", c_double),
+        ("dropout_p", c_double),
+        ("seed", c_uint64),
+        ("d_out", Matrix),
+        ("d_lse", c_void_p),
+        *((name, Matrix) for name in ("d_q", "d_k", "d_v", "d_rows", "d_columns")),
+        ("d_bias", c_void_p),
+        ("bias_copies", c_int64),
+        ("bias_size", c_int64),
+    ]
+
+
+def matrix(x: Tensor | None) -> Matrix:
+    """(batch, heads, tokens, features) with unit stride in the features."""
+    if x is None:
+        return Matrix()
+    return Matrix(x.data_ptr(), *x.stride()[:3])
+
+
+def broadcast(x: Tensor | None) -> Bias:
+    """(batch or 1, heads or 1, queries or 1, keys or 1)"""
+    if x is None:
+        return Bias()
+    steps = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.stride(), strict=True))
+    return Bias(x.data_ptr(), *steps)
+
+
+class Plan:
+    """A tile plan as an array of `Group`; holds the tensors that it points into."""
+
+    def __init__(self, pattern: Pattern, n_keys: int, windowed: bool) -> None:
+        tiling = pattern.tiles(n_keys)
+        self.covers_all = tiling.covers_all
+        self._held: list[object] = []
+        groups = []
+        for group in tiling.groups:
+            window = None
+            if windowed:
+                assert isinstance(pattern, Halo)
+                window = window_places(pattern, group)
+            groups.append(self._group(group, window))
+        self.groups = (Group * len(groups))(*groups)
+
+    def _group(self, group: TileGroup, window: tuple[Tensor, Tensor] | None) -> Group:
+        keys = (Places * len(group.keys))(*(self._places(part) for part in group.keys))
+        self._held.append(keys)
+        mask = None if group.mask is None else mask_words(group.mask)
+        rows, columns = (None, None) if window is None else window
+        return Group(
+            group.num_tiles,
+            group.tile_q,
+            group.tile_k,
+            self._places(group.queries),
+            keys,
+            len(keys),
+            self._hold(mask),
+            0 if mask is None or len(mask) == 1 else mask[0].numel(),
+            self._hold(rows),
+            self._hold(columns),
+        )
+
+    def _places(self, places: Grid | Lookup | Runs) -> Places:
+        if isinstance(places, Runs):
+            places = places.shift(0)
+        if isinstance(places, Lookup):
+            tiles = torch.zeros(places.num_tiles, dtype=torch.long)
+            count = places.num_items
+            return Places(self._hold(tiles), self._hold(places.positions), count, count)
+        first = Grid(places.start, places.tiles, tuple((1, 0) for _ in places.items))
+        one = Grid(0, tuple((1, 0) for _ in places.tiles), places.items)
+        tiles, items = first.index()[:, 0], one.index()[0]
+        return Places(self._hold(tiles), self._hold(items), 0, places.num_items)
+
+    def _hold(self, x: Tensor | None) -> int | None:
+        if x is None:
+            return None
+        x = x.to("cpu", torch.int64).contiguous()
+        self._held.append(x)
+        return x.data_ptr()
+
+
+def mask_words(mask: Tensor) -> Tensor:
+    """(tiles, tile_q, tile_k) bool -> a bit a query: (tiles, ceil(tile_q / 64), tile_k) int64."""
+    tiles, tile_q, tile_k = mask.shape
+    words = torch.zeros(tiles, -(-tile_q // WORD), tile_k, dtype=torch.long)
+    for query in range(tile_q):
+        words[:, query // WORD] |= mask[:, query].to(torch.long) << (query % WORD)
+    return words
+
+
+@functools.lru_cache(maxsize=256)
+def plan(pattern: Pattern, n_keys: int, windowed: bool) -> Plan:
+    """The pattern's plan for the kernel; with the places of a WindowBias if `windowed`."""
+    return Plan(pattern, n_keys, windowed)
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes the signatures of plan.h."""
+    for name in ("foveal_forward", "foveal_backward"):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [POINTER(Call)], ctypes.c_int

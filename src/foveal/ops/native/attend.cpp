@@ -1,0 +1,231 @@
+// foveal's CPU kernel: exact attention over a tile plan, forward and backward.
+//
+// Each thread takes whole tiles (forward) or whole heads (backward) and writes where nobody else
+// does, so there are no atomics and results do not depend on timing. Compiled once for each
+// instruction set: FOVEAL_WIDTH floats in a vector. See docs/decisions/0004-a-native-kernel.md.
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#ifndef _OPENMP
+#include <thread>
+#endif
+
+#include "backward.h"
+#include "forward.h"
+
+#ifndef FOVEAL_WIDTH
+#define FOVEAL_WIDTH 4
+#endif
+
+namespace {
+
+// fn(next) on each thread; next() hands out 0 ... tasks - 1 in order, then -1.
+template <class Fn>
+void parallel(long threads, long tasks, Fn fn) {
+    std::atomic<long> counter{0};
+    std::atomic<bool> failed{false};
+    auto next = [&]() {
+        long task = counter.fetch_add(1, std::memory_order_relaxed);
+        return task < tasks ? task : -1;
+    };
+    auto guarded = [&]() {  // an exception must not leave a thread
+        try {
+            fn(next);
+        } catch (const std::bad_alloc&) {
+            failed = true;
+        }
+    };
+    threads = std::max(1L, std::min(threads, tasks));
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    guarded();
+#else
+    std::vector<std::thread> pool;
+    for (long i = 1; i < threads; ++i) pool.emplace_back(guarded);
+    guarded();
+    for (auto& thread : pool) thread.join();
+#endif
+    if (failed) throw std::bad_alloc();
+}
+
+// Part of all tiles of a head: [first, last) counted through the groups.
+template <class Fn>
+void each_tile(const Call& call, long first, long last, Fn fn) {
+    for (long g = 0; g < call.num_groups && last > 0; ++g) {
+        const Group& group = call.groups[g];
+        const long parts = ceil_div(group.tile_q, QUERIES);
+        for (long tile = std::max(0L, first); tile < std::min(last, (long)group.num_tiles); ++tile)
+            for (long part = 0; part < parts; ++part) fn(group, tile, part);
+        first -= group.num_tiles, last -= group.num_tiles;
+    }
+}
+
+long tiles_of(const Call& call) {
+    long total = 0;
+    for (long g = 0; g < call.num_groups; ++g) total += call.groups[g].num_tiles;
+    return total;
+}
+
+template <class In, class P>
+void forward(const Call& call) {
+    const long heads = call.kv_heads * call.repeats, total = tiles_of(call);
+    const long step = std::max(1L, std::min(16L, total * heads * call.batch / (8 * call.threads)));
+    const long pieces = ceil_div(total, step);
+    parallel(call.threads, call.batch * heads * pieces, [&](auto next) {
+        Forward<In, P> tiles(call);
+        for (long task = next(); task >= 0; task = next()) {
+            const long row = task / pieces, first = task % pieces * step;
+            each_tile(call, first, std::min(total, first + step),
+                      [&](const Group& group, long tile, long part) {
+                          tiles.run(row / heads, row % heads, group, tile, part);
+                      });
+        }
+    });
+}
+
+// -- backward -----------------------------------------------------------------------------------
+
+// Sums of d_k and d_v: in place, or floats that are converted when a head is complete.
+template <class In, class P>
+struct Sums {
+    const Call& call;
+    const long k_width, v_width;
+    const bool in_place;
+    explicit Sums(const Call& c, long splits)
+        : call(c), k_width(round_up(c.head_dim, P::width)),
+          v_width(round_up(c.value_dim, P::width)),
+          in_place(splits == 1 && sizeof(In) == 4 && k_width == c.head_dim &&
+                   v_width == c.value_dim) {}
+    size_t size() const { return call.num_keys * (k_width + v_width); }
+
+    // parts (count, size) added in order -> d_k and d_v of one head, keys [first, last)
+    void write(const float* parts, long count, long b, long g, long first, long last) const {
+        one(parts, count, call.d_k, b, g, first, last, call.head_dim, k_width);
+        one(parts + call.num_keys * k_width, count, call.d_v, b, g, first, last, call.value_dim,
+            v_width);
+    }
+
+  private:
+    void one(const float* parts, long count, const Matrix& x, long b, long g, long first,
+             long last, long dim, long width) const {
+        In* to = (In*)x.data + b * x.batch + g * x.head;
+        for (long key = first; key < last; ++key)
+            for (long d = 0; d < dim; ++d) {
+                float sum = 0;
+                for (long i = 0; i < count; ++i) sum += parts[i * size() + key * width + d];
+                put(to + key * x.token + d, sum);
+            }
+    }
+};
+
+// Into how many parts the tiles of a head are cut, so that every thread has work.
+long splits_of(const Call& call, long total, size_t sums) {
+    const long units = call.batch * call.kv_heads;
+    long splits = 1;
+    const long most = std::min(total, (long)((64u << 20) / (sums * units + 1)));  // 256 MB
+    while (units * splits < 4 * call.threads && (units * splits) % call.threads && splits < most)
+        ++splits;
+    return splits;
+}
+
+template <class In, class P>
+void backward_of_head(Backward<In, P>& tiles, const Call& call, long b, long g, long first,
+                      long last, float* d_k, long k_row, float* d_v, long v_row) {
+    for (long r = 0; r < call.repeats; ++r)
+        each_tile(call, first, last, [&](const Group& group, long tile, long part) {
+            tiles.run(b, g * call.repeats + r, group, tile, part, d_k, k_row, d_v, v_row);
+        });
+}
+
+template <class In, class P>
+void backward(const Call& call) {
+    const long units = call.batch * call.kv_heads, total = tiles_of(call);
+    const long splits = splits_of(call, total, Sums<In, P>(call, 1).size());
+    const Sums<In, P> sums(call, splits);
+    const long tasks = units * splits;
+    // where threads share the gradient of a bias, each copy is filled by a fixed list of tasks
+    const long lists = call.bias_copies ? call.bias_copies : tasks;
+    std::vector<float> shared(splits > 1 ? tasks * sums.size() : 0);
+    parallel(call.threads, lists, [&](auto next) {
+        Backward<In, P> tiles(call);
+        std::vector<float> own(sums.in_place || splits > 1 ? 0 : sums.size());
+        for (long list = next(); list >= 0; list = next()) {
+            const long copy = call.bias_copies ? list : 0;
+            if (call.d_bias) tiles.d_bias = call.d_bias + copy * call.bias_size;
+            for (long task = list; task < tasks; task += lists) {
+                const long unit = task / splits, split = task % splits;
+                const long b = unit / call.kv_heads, g = unit % call.kv_heads;
+                const long first = total * split / splits, last = total * (split + 1) / splits;
+                if (sums.in_place) {
+                    float* d_k = (float*)call.d_k.data + b * call.d_k.batch + g * call.d_k.head;
+                    float* d_v = (float*)call.d_v.data + b * call.d_v.batch + g * call.d_v.head;
+                    for (long key = 0; key < call.num_keys; ++key) {
+                        memset(d_k + key * call.d_k.token, 0, call.head_dim * 4);
+                        memset(d_v + key * call.d_v.token, 0, call.value_dim * 4);
+                    }
+                    backward_of_head(tiles, call, b, g, first, last, d_k, call.d_k.token, d_v,
+                                     call.d_v.token);
+                    continue;
+                }
+                float* d_k = splits > 1 ? &shared[task * sums.size()] : own.data();
+                if (splits == 1) std::fill(own.begin(), own.end(), 0.0f);
+                backward_of_head(tiles, call, b, g, first, last, d_k, sums.k_width,
+                                 d_k + call.num_keys * sums.k_width, sums.v_width);
+                if (splits == 1) sums.write(d_k, 1, b, g, 0, call.num_keys);
+            }
+        }
+    });
+    if (splits == 1) return;
+    const long step = 256, pieces = ceil_div(call.num_keys, step);
+    parallel(call.threads, units * pieces, [&](auto next) {
+        for (long task = next(); task >= 0; task = next()) {
+            const long unit = task / pieces, first = task % pieces * step;
+            sums.write(&shared[unit * splits * sums.size()], splits, unit / call.kv_heads,
+                       unit % call.kv_heads, first, std::min(first + step, (long)call.num_keys));
+        }
+    });
+}
+
+#ifdef __AVX512BF16__
+typedef Pairs Half;
+#else
+typedef Float<FOVEAL_WIDTH> Half;
+#endif
+
+template <class Fn>
+int guarded(Fn fn) {
+    try {
+        fn();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int foveal_forward(const Call* call) {
+    return guarded([&]() {
+        if (call->is_bfloat16)
+            forward<uint16_t, Half>(*call);
+        else
+            forward<float, Float<FOVEAL_WIDTH>>(*call);
+    });
+}
+
+int foveal_backward(const Call* call) {
+    return guarded([&]() {
+        if (call->is_bfloat16)
+            backward<uint16_t, Half>(*call);
+        else
+            backward<float, Float<FOVEAL_WIDTH>>(*call);
+    });
+}
+
+int foveal_width(void) { return FOVEAL_WIDTH; }
+}

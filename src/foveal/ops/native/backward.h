@@ -1,0 +1,204 @@
+// The backward pass of one tile: weights again from the saved log-sum-exp (Dao et al.,
+// "FlashAttention", 2022), with delta = rowsum(d_out * out) - d_lse.
+
+#ifndef FOVEAL_BACKWARD_H
+#define FOVEAL_BACKWARD_H
+
+#include "tile.h"
+
+template <class In, class P>
+struct Backward : Tile<In, P> {
+    typedef Tile<In, P> Base;
+    typedef typename P::V V;
+    typedef typename V::F F;
+    typedef typename P::Element E;
+    using Base::W;
+
+    Arena arena;
+    E *out_features, *q_tokens, *out_tokens;  // of d_out, q and d_out
+    float *lse, *delta;                       // (QUERIES); lse times log2(e)
+    float *dropped, *slopes;                  // (KEYS, lanes) weights after dropout; d_scores
+    float* d_q;                               // (QUERIES, dim_padded)
+    float *d_rows, *d_columns;                // (window, lanes)
+    E *packed_weights, *packed_slopes, *packed_pairs;
+    const E* weight_rows[KEYS];
+    const E* slope_rows[KEYS];
+    float* d_bias = nullptr;  // where this thread sums the gradient of the bias
+
+    explicit Backward(const Call& c) : Base(c) {
+        Base::allocate(arena);
+        out_features = arena.take<E>(this->value_dim * QUERIES);
+        q_tokens = arena.take<E>(this->dim_padded * QUERIES);
+        out_tokens = arena.take<E>(this->value_padded * QUERIES);
+        lse = arena.take<float>(QUERIES);
+        delta = arena.take<float>(QUERIES);
+        dropped = arena.take<float>(c.dropout_p > 0 ? KEYS * QUERIES : 0);
+        slopes = arena.take<float>(KEYS * QUERIES);
+        d_q = arena.take<float>(this->dim_padded * QUERIES);
+        d_rows = arena.take<float>(c.window_height * QUERIES);
+        d_columns = arena.take<float>(c.window_width * QUERIES);
+        const size_t pairs = P::pack == 1 ? 0 : KEYS * QUERIES / 2;
+        packed_weights = arena.take<E>(pairs);
+        packed_slopes = arena.take<E>(pairs);
+        packed_pairs = arena.take<E>(pairs);
+    }
+
+    // d_k and d_v: rows of float sums for a key position, `k_row` and `v_row` apart.
+    void run(long b, long h, const Group& g, long tile, long part, float* d_k, long k_row,
+             float* d_v, long v_row) {
+        this->start(b, h, g, tile, part);
+        load_gradients();
+        memset(d_q, 0, this->n * this->dim_padded * 4);
+        if (this->call.rows.data) {
+            memset(d_rows, 0, this->call.window_height * this->lanes * 4);
+            memset(d_columns, 0, this->call.window_width * this->lanes * 4);
+        }
+        for (long first = 0; first < g.tile_k; first += KEYS) {
+            this->load_keys(first, true);
+            this->logits(first);
+            this->dots(this->v.row, out_features, this->value_dim, 1.0f, slopes);
+            slope();
+            if (this->call.rows.data) sum_window(first);
+            if (this->call.bias.data && d_bias) sum_bias();
+            sum_products(d_k, k_row, d_v, v_row);
+        }
+        finish();
+    }
+
+    void load_gradients() {
+        const Call& c = this->call;
+        const In* d_out = this->template head_of<In>(c.d_out, this->head);
+        const In* out = this->template head_of<In>(c.out, this->head);
+        const In* q = this->template head_of<In>(c.q, this->head);
+        const long n = this->n, *at = this->query;
+        pack_features<P>(d_out, c.d_out.token, at, n, this->value_dim, this->lanes, out_features);
+        pack_tokens<P>(d_out, c.d_out.token, at, n, this->value_dim, this->value_padded,
+                       out_tokens);
+        pack_tokens<P>(q, c.q.token, at, n, this->dim, this->dim_padded, q_tokens);
+        const long row = this->row_of_queries() * c.num_queries;
+        for (long i = 0; i < this->lanes; ++i) {
+            lse[i] = -MASKED, delta[i] = 0;  // no weight beyond the queries
+            if (i >= n || c.lse[row + at[i]] == -INFINITY) continue;
+            lse[i] = c.lse[row + at[i]] * LOG2E;
+            delta[i] = inner(out + at[i] * c.out.token, d_out + at[i] * c.d_out.token) -
+                       c.d_lse[row + at[i]];
+        }
+    }
+
+    float inner(const In* a, const In* b) const {
+        F sum = {};
+        long d = 0;
+        for (; d + W <= this->value_dim; d += W) {
+            float x[W], y[W];
+            for (long i = 0; i < W; ++i) x[i] = widen(a[d + i]), y[i] = widen(b[d + i]);
+            sum += V::template load<F>(x) * V::template load<F>(y);
+        }
+        float parts[W], total = 0;
+        V::store(parts, sum);
+        for (float part : parts) total += part;
+        for (; d < this->value_dim; ++d) total += widen(a[d]) * widen(b[d]);
+        return total;
+    }
+
+    // scores -> weights; slopes: the gradient of the dropped weights -> that of the scores
+    void slope() {
+        const long lanes = this->lanes, size = this->keys * lanes;
+        float* weights = this->scores;
+        for (long j = 0; j < size; j += lanes)
+            for (long i = 0; i < lanes; i += W)
+                V::store(weights + j + i, V::exp2(V::template load<F>(weights + j + i) -
+                                                  V::template load<F>(lse + i)));
+        if (this->call.dropout_p > 0) {
+            memcpy(dropped, weights, size * 4);
+            this->drop(dropped);
+            this->drop(slopes);
+        }
+        for (long j = 0; j < size; j += lanes)
+            for (long i = 0; i < lanes; i += W) {
+                F p = V::template load<F>(weights + j + i);
+                F s = p * (V::template load<F>(slopes + j + i) - V::template load<F>(delta + i));
+                // slopes of skipped pairs were never computed
+                V::store(slopes + j + i, this->masked ? (p == 0 ? F{} : s) : s);
+            }
+    }
+
+    void sum_window(long first) {
+        const Group& g = *this->group;
+        const long lanes = this->lanes;
+        for (long j = 0; j < this->keys; ++j) {
+            float* a = d_rows + g.window_rows[first + j] * lanes;
+            float* b = d_columns + g.window_columns[first + j] * lanes;
+            for (long i = 0; i < lanes; i += W) {
+                F s = V::template load<F>(slopes + j * lanes + i);
+                V::store(a + i, V::template load<F>(a + i) + s);
+                V::store(b + i, V::template load<F>(b + i) + s);
+            }
+        }
+    }
+
+    void sum_bias() {
+        const Bias& b = this->call.bias;
+        for (long q = 0; q < this->n; ++q) {
+            float* to = d_bias + (this->bias_row(q) - b.data);
+            for (long j = 0; j < this->keys; ++j)
+                to[this->key[j] * b.key] += slopes[j * this->lanes + q];
+        }
+    }
+
+    void sum_products(float* d_k, long k_row, float* d_v, long v_row) {
+        float *k_rows[KEYS], *v_rows[KEYS];
+        for (long j = 0; j < this->keys; ++j) {
+            k_rows[j] = d_k + this->key[j] * k_row;
+            v_rows[j] = d_v + this->key[j] * v_row;
+        }
+        const float* weights = this->call.dropout_p > 0 ? dropped : this->scores;
+        const E* pairs = as_operands(weights);
+        this->sum_queries(weight_rows, out_tokens, this->value_padded, 1.0f, v_rows);
+        this->sum_queries(slope_rows, q_tokens, this->dim_padded, (float)this->call.scale, k_rows);
+        this->sum_keys(pairs, this->k.vector, this->dim_padded, d_q);
+    }
+
+    // Points weight_rows and slope_rows at their operands; returns slopes for `sum_keys`.
+    const E* as_operands(const float* weights) {
+        const long lanes = this->lanes, keys = this->keys;
+        if constexpr (P::pack == 1) {
+            for (long j = 0; j < keys; ++j) {
+                weight_rows[j] = weights + j * lanes;
+                slope_rows[j] = slopes + j * lanes;
+            }
+            return slopes;
+        } else {
+            pack_rows(weights, keys, lanes, packed_weights);
+            pack_rows(slopes, keys, lanes, packed_slopes);
+            pack_pairs(slopes, keys, lanes, packed_pairs);
+            for (long j = 0; j < keys; ++j) {
+                weight_rows[j] = packed_weights + j * lanes / 2;
+                slope_rows[j] = packed_slopes + j * lanes / 2;
+            }
+            return packed_pairs;
+        }
+    }
+
+    void finish() {
+        const Call& c = this->call;
+        In* to = this->template head_of<In>(c.d_q, this->head);
+        const float scale = (float)c.scale;
+        for (long q = 0; q < this->n; ++q) {
+            In* row = to + this->query[q] * c.d_q.token;
+            const float* from = d_q + q * this->dim_padded;
+            for (long d = 0; d < this->dim; ++d) put(row + d, from[d] * scale);
+        }
+        if (!c.rows.data) return;
+        write_window(c.d_rows, d_rows, c.window_height);
+        write_window(c.d_columns, d_columns, c.window_width);
+    }
+
+    void write_window(const Matrix& to, const float* from, long size) {
+        float* base = this->template head_of<float>(to, this->head);
+        for (long q = 0; q < this->n; ++q)
+            for (long a = 0; a < size; ++a)
+                base[this->query[q] * to.token + a] = from[a * this->lanes + q];
+    }
+};
+
+#endif

@@ -1,0 +1,152 @@
+"""impl="native" behind an operator."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.ops.native import abi, build
+from foveal.ops.operator import Operands, attention_operator, new_output
+
+DTYPES = (torch.float32, torch.bfloat16)
+GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
+
+
+def why_not(device: str, dtype: torch.dtype) -> str | None:
+    """The reason why the kernel does not serve this device and dtype, or None; builds nothing."""
+    if device != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    if dtype not in DTYPES:
+        return f"it computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return build.why_not()
+
+
+def ready() -> bool:
+    """Whether the kernel is loaded; compiles it if need be."""
+    try:
+        build.library()
+    except build.NativeError:
+        return False
+    return True
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler (a second)
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
+    q = operands.q
+    out = new_output(q, operands.v.shape[-1])
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    call = _Call(operands, out, lse)
+    if not call.plan.covers_all:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    call.run("foveal_forward")
+    return out, lse
+
+
+def _backward(
+    operands: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
+) -> list[Tensor]:
+    call = _Call(operands, _unit_stride(out), lse.contiguous())
+    grads = {}
+    given = (*operands[:3], operands.rows, operands.columns)
+    for name, x in zip(GRADIENTS, given, strict=True):
+        if x is not None:
+            grad = new_output(x if name in GRADIENTS[:3] else x.float(), x.shape[-1])
+            # the kernel itself clears the gradients of keys and values
+            whole = call.plan.covers_all or name in ("d_k", "d_v")
+            grads[name] = grad if whole else grad.zero_()
+            call.set(name, abi.matrix(grad))
+    bias = call.bias_gradient()
+    call.set("d_out", abi.matrix(call.hold(_unit_stride(grad_out.to(out.dtype)))))
+    call.set("d_lse", call.hold(grad_lse.contiguous()).data_ptr())
+    call.run("foveal_backward")
+    found = [grads[name] for name in GRADIENTS[:3]]
+    found += [] if bias is None else [bias.sum(0)]
+    found += [grads[name] for name in GRADIENTS[3:] if name in grads]
+    return [grad.to(x.dtype) for grad, x in zip(found, operands.given, strict=True)]
+
+
+class _Call:
+    """The arguments of one call of the kernel, and the tensors behind its pointers."""
+
+    def __init__(self, operands: Operands, out: Tensor, lse: Tensor) -> None:
+        self._held: list[Tensor] = [out, lse]
+        self.operands = operands
+        q, k, v = (self.hold(_unit_stride(x)) for x in operands[:3])
+        self.plan = abi.plan(operands.pattern, k.shape[2], operands.rows is not None)
+        self.struct = abi.Call(
+            batch=q.shape[0],
+            kv_heads=k.shape[1],
+            repeats=q.shape[1] // k.shape[1],
+            num_queries=q.shape[2],
+            num_keys=k.shape[2],
+            head_dim=q.shape[3],
+            value_dim=v.shape[3],
+            groups=self.plan.groups,
+            num_groups=len(self.plan.groups),
+            threads=torch.get_num_threads(),
+            is_bfloat16=q.dtype == torch.bfloat16,
+            q=abi.matrix(q),
+            k=abi.matrix(k),
+            v=abi.matrix(v),
+            out=abi.matrix(out),
+            lse=lse.data_ptr(),
+            scale=operands.scale,
+            dropout_p=operands.dropout_p,
+            seed=0 if operands.seed is None else int(operands.seed),
+        )
+        self._set_extras()
+
+    def _set_extras(self) -> None:
+        x = self.operands
+        if x.rows is not None and x.columns is not None:
+            rows, columns = (self.hold(_unit_stride(part.float())) for part in (x.rows, x.columns))
+            self.set("rows", abi.matrix(rows))
+            self.set("columns", abi.matrix(columns))
+            self.set("window_height", rows.shape[-1])
+            self.set("window_width", columns.shape[-1])
+        if x.bias is not None:
+            self.set("bias", abi.broadcast(self.hold(x.bias.float())))
+        if x.key_mask is not None:
+            self.set("key_mask", self.hold(x.key_mask.contiguous()).data_ptr())
+
+    def bias_gradient(self) -> Tensor | None:
+        """Zeros (copies, *bias.shape): a copy a thread where threads meet in it, else one."""
+        bias = self.operands.bias
+        if bias is None:
+            return None
+        full = self.operands.q.shape[:3]
+        shared = any(have == 1 < want for have, want in zip(bias.shape, full, strict=False))
+        copies = torch.get_num_threads() if shared else 1
+        grad = torch.zeros(copies, *bias.shape)
+        self.set("bias", abi.broadcast(self.hold(bias.float().contiguous())))
+        self.set("d_bias", grad.data_ptr())
+        self.set("bias_copies", copies if shared else 0)
+        self.set("bias_size", grad[0].numel())
+        return grad
+
+    def hold(self, x: Tensor) -> Tensor:
+        """Keep x alive until the call is over."""
+        self._held.append(x)
+        return x
+
+    def set(self, name: str, value: Any) -> None:
+        setattr(self.struct, name, value)
+
+    def run(self, function: str) -> None:
+        if getattr(build.library(), function)(ctypes.byref(self.struct)):
+            raise MemoryError("the native kernel ran out of memory; try impl='tiled'.")
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+native_attend = attention_operator("native", _forward, _backward)

@@ -1,0 +1,70 @@
+// What the caller passes: the tile plan, strided tensors and options. Plain C, shared with
+// foveal/ops/native/abi.py, which must list the same fields in the same order.
+
+#ifndef FOVEAL_PLAN_H
+#define FOVEAL_PLAN_H
+
+#include <cstdint>
+
+extern "C" {
+
+// Token positions: tile t, item i is tiles[t] + items[t * item_step + i].
+struct Places {
+    const int64_t* tiles;
+    const int64_t* items;
+    int64_t item_step;  // 0: all tiles share their item offsets
+    int64_t count;      // items in a tile
+};
+
+// Tiles of one shape. mask: one bit a query, (tiles or 1, ceil(tile_q / 64), tile_k).
+struct Group {
+    int64_t num_tiles, tile_q, tile_k;
+    Places queries;
+    const Places* keys;
+    int64_t num_parts;  // places of keys that lie side by side
+    const uint64_t* mask;
+    int64_t mask_step;              // from one tile to the next; 0: all tiles share the mask
+    const int64_t* window_rows;     // (tile_k) row of each key in the window of a WindowBias
+    const int64_t* window_columns;  // (tile_k)
+};
+
+// (batch, heads, tokens, features) with unit stride in the features; strides in elements.
+struct Matrix {
+    void* data;
+    int64_t batch, head, token;
+};
+
+// Added to the logits: strides of 0 where it is broadcast.
+struct Bias {
+    const float* data;
+    int64_t batch, head, query, key;
+};
+
+struct Call {
+    int64_t batch, kv_heads, repeats, num_queries, num_keys, head_dim, value_dim;
+    const Group* groups;
+    int64_t num_groups, threads, is_bfloat16;
+    Matrix q, k, v, out;
+    float* lse;  // (batch, heads, queries)
+    Matrix rows, columns;  // float: the parts of a WindowBias
+    int64_t window_height, window_width;
+    Bias bias;
+    const uint8_t* key_mask;  // (batch, keys): 1 = real key
+    double scale, dropout_p;
+    uint64_t seed;
+    // backward only
+    Matrix d_out;
+    const float* d_lse;
+    Matrix d_q, d_k, d_v, d_rows, d_columns;
+    float* d_bias;        // strides as bias; `bias_copies` of them, summed by the caller
+    int64_t bias_copies;  // 0: no two (batch, kv head) share a place of the bias
+    int64_t bias_size;
+};
+
+// Both return 0, or 1 when memory runs out.
+int foveal_forward(const Call* call);
+int foveal_backward(const Call* call);
+int foveal_width(void);  // floats in a vector
+}
+
+#endif

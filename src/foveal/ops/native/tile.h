@@ -1,0 +1,293 @@
+// One tile of queries: its logits against a block of keys, and what the mask lets be skipped.
+
+#ifndef FOVEAL_TILE_H
+#define FOVEAL_TILE_H
+
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "packing.h"
+#include "plan.h"
+
+constexpr float MASKED = -1e30f;  // a logit whose weight is zero, and that sums stay finite with
+constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.69314718055994531f;
+
+// Zeroed buffers of one thread.
+class Arena {
+  public:
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    ~Arena() {
+        for (void* buffer : buffers_) free(buffer);
+    }
+    template <class T>
+    T* take(size_t count) {
+        size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
+        void* buffer = aligned_alloc(64, bytes);
+        if (!buffer) throw std::bad_alloc();
+        memset(buffer, 0, bytes);
+        buffers_.push_back(buffer);
+        return (T*)buffer;
+    }
+
+  private:
+    std::vector<void*> buffers_;
+};
+
+inline long round_up(long n, long to) { return (n + to - 1) / to * to; }
+inline long ceil_div(long n, long by) { return (n + by - 1) / by; }
+
+inline uint32_t mix(uint32_t x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+template <class In, class P>
+struct Tile {
+    typedef typename P::V V;
+    typedef typename V::F F;
+    typedef typename P::Element E;
+    static constexpr long W = P::width;
+
+    const Call& call;
+    const long dim, value_dim, dim_padded, value_padded;
+    // the tile
+    const Group* group = nullptr;
+    long batch = 0, head = 0, kv_head = 0, index = 0, sub = 0;
+    long n = 0, lanes = 0, vectors = 0;  // queries, rounded up to vectors, vectors
+    uint64_t full = 0;
+    long query[QUERIES];
+    uint32_t noise[QUERIES];
+    E* q_features;             // (head_dim, lanes)
+    float *window_rows, *window_columns;  // (window, lanes), times log2(e)
+    // the block of keys
+    long keys = 0;
+    long key[KEYS];
+    uint64_t bits[KEYS];  // which queries read a key
+    bool masked = false;
+    Tokens<In, P> k, v;
+    float* scores;  // (KEYS, lanes) logits times log2(e), then weights
+    float* bias;    // (KEYS, lanes)
+
+    Tile(const Call& c)
+        : call(c), dim(c.head_dim), value_dim(c.value_dim), dim_padded(round_up(dim, W)),
+          value_padded(round_up(value_dim, W)) {}
+
+    void allocate(Arena& arena) {
+        q_features = arena.take<E>(dim * QUERIES);
+        window_rows = arena.take<float>(call.window_height * QUERIES);
+        window_columns = arena.take<float>(call.window_width * QUERIES);
+        scores = arena.take<float>(KEYS * QUERIES);
+        bias = arena.take<float>(KEYS * QUERIES);
+        k.copy = arena.take<E>(KEYS * dim_padded);
+        k.rows = arena.take<E>(KEYS * dim_padded);
+        v.copy = arena.take<E>(KEYS * value_padded);
+        v.rows = arena.take<E>(KEYS * value_padded);
+    }
+
+    template <class T>
+    T* head_of(const Matrix& x, long h) const {
+        return (T*)x.data + batch * x.batch + h * x.head;
+    }
+    long row_of_queries() const { return (batch * call.kv_heads * call.repeats + head); }
+
+    // -- queries ---------------------------------------------------------------------------------
+
+    void start(long b, long h, const Group& g, long tile, long part) {
+        batch = b, head = h, kv_head = h / call.repeats, group = &g, index = tile, sub = part;
+        long first = part * QUERIES;
+        n = g.tile_q - first < QUERIES ? g.tile_q - first : QUERIES;
+        lanes = round_up(n, W), vectors = lanes / W;
+        full = n == 64 ? ~0ull : (1ull << n) - 1;
+        const int64_t* items = g.queries.items + tile * g.queries.item_step + first;
+        for (long i = 0; i < n; ++i) query[i] = g.queries.tiles[tile] + items[i];
+        pack_features<P>(head_of<In>(call.q, head), call.q.token, query, n, dim, lanes,
+                         q_features);
+        if (call.rows.data) pack_window();
+        if (call.dropout_p > 0) start_noise();
+    }
+
+    void pack_window() {
+        const Matrix* parts[] = {&call.rows, &call.columns};
+        float* to[] = {window_rows, window_columns};
+        long sizes[] = {call.window_height, call.window_width};
+        for (int i = 0; i < 2; ++i) {
+            pack_features<Float<W>>(head_of<float>(*parts[i], head), parts[i]->token, query, n,
+                                    sizes[i], lanes, to[i]);
+            for (long at = 0; at < sizes[i] * lanes; ++at) to[i][at] *= LOG2E;
+        }
+    }
+
+    void start_noise() {
+        uint32_t seed = mix((uint32_t)call.seed) ^ (uint32_t)(call.seed >> 32);
+        for (long i = 0; i < n; ++i) {
+            uint64_t row = (uint64_t)row_of_queries() * call.num_queries + query[i];
+            noise[i] = mix(mix(seed + (uint32_t)row) ^ (uint32_t)(row >> 32));
+        }
+    }
+
+    // -- keys ------------------------------------------------------------------------------------
+
+    void load_keys(long first, bool both_as_vectors) {
+        keys = group->tile_k - first < KEYS ? group->tile_k - first : KEYS;
+        long place = 0, filled = 0;
+        for (long part = 0; part < group->num_parts && filled < keys; ++part) {
+            const Places& p = group->keys[part];
+            const int64_t* items = p.items + index * p.item_step - place;
+            for (long j = first + filled; j < place + p.count && filled < keys; ++j)
+                key[filled++] = p.tiles[index] + items[j];
+            place += p.count;
+        }
+        load_bits(first);
+        k.read(head_of<In>(call.k, kv_head), call.k.token, key, keys, dim, dim_padded,
+               both_as_vectors);
+        v.read(head_of<In>(call.v, kv_head), call.v.token, key, keys, value_dim, value_padded,
+               !both_as_vectors);
+    }
+
+    void load_bits(long first) {
+        uint64_t all = full;
+        const uint64_t* mask = group->mask;
+        if (mask) mask += index * group->mask_step + sub * group->tile_k + first;
+        const uint8_t* real = call.key_mask ? call.key_mask + batch * call.num_keys : nullptr;
+        for (long j = 0; j < keys; ++j) {
+            uint64_t own = mask ? mask[j] : full;
+            if (real && !real[key[j]]) own = 0;
+            all &= bits[j] = own;
+        }
+        masked = all != full;
+    }
+
+    // Queries [first, last) that read any of the keys [j, j + count).
+    void queries_of(long j, long count, long& first, long& last) const {
+        first = 0, last = n;
+        if (!masked) return;
+        uint64_t any = 0;
+        for (long i = j; i < j + count; ++i) any |= bits[i];
+        first = any ? __builtin_ctzll(any) : 0;
+        last = any ? 64 - __builtin_clzll(any) : 0;
+    }
+
+    // Keys [first, last) of the block that any of the queries [q, q + count) reads.
+    void keys_of(long q, long count, long& first, long& last) const {
+        first = 0, last = keys;
+        if (!masked) return;
+        uint64_t group_bits = ((1ull << count) - 1) << q;
+        while (last > 0 && !(bits[last - 1] & group_bits)) --last;
+        while (first < last && !(bits[first] & group_bits)) ++first;
+    }
+
+    // -- products --------------------------------------------------------------------------------
+
+    // to (KEYS, lanes) = alpha * tokens . features, where the mask leaves anything.
+    void dots(const E* const* tokens, const E* features, long size, float alpha, float* to) {
+        float* rows[KEYS];
+        for (long j = 0; j < keys; ++j) rows[j] = to + j * lanes;
+        ByRows<P> product{tokens, 0, ceil_div(size, P::pack), features, lanes, rows, alpha, false};
+        for (long j = 0; j < keys; j += ROWS) {
+            long count = keys - j < ROWS ? keys - j : ROWS, first, last;
+            queries_of(j, count, first, last);
+            cover<P>(j, count, first / W, ceil_div(last, W), product);
+        }
+    }
+
+    // to[q] (QUERIES, padded) += sum over keys of weights[key][q] * tokens[key].
+    void sum_keys(const E* weights, const E* const* tokens, long padded, float* to) {
+        ByColumns<P> product{weights, lanes, tokens, 0, 0, to, padded};
+        for (long q = 0; q < n; q += ROWS) {
+            long count = n - q < ROWS ? n - q : ROWS, first, last;
+            keys_of(q, count, first, last);
+            product.first = first / P::pack, product.last = ceil_div(last, P::pack);
+            if (first < last) cover<P>(q, count, 0, padded / W, product);
+        }
+    }
+
+    // to[key] += alpha * sum over queries of weights[key][q] * tokens[q].
+    void sum_queries(const E* const* weights, const E* tokens, long padded, float alpha,
+                     float* const* to) {
+        ByRows<P> product{weights, 0, 0, tokens, padded, to, alpha, true};
+        for (long j = 0; j < keys; j += ROWS) {
+            long count = keys - j < ROWS ? keys - j : ROWS, first, last;
+            queries_of(j, count, first, last);
+            product.first = first / P::pack, product.last = ceil_div(last, P::pack);
+            if (first < last) cover<P>(j, count, 0, padded / W, product);
+        }
+    }
+
+    // -- logits ----------------------------------------------------------------------------------
+
+    void logits(long first) {
+        dots(k.row, q_features, dim, (float)call.scale * LOG2E, scores);
+        if (call.rows.data) add_window(first);
+        if (call.bias.data) add_bias();
+        if (masked) apply_mask();
+    }
+
+    void add_window(long first) {
+        for (long j = 0; j < keys; ++j) {
+            const float* a = window_rows + group->window_rows[first + j] * lanes;
+            const float* b = window_columns + group->window_columns[first + j] * lanes;
+            float* s = scores + j * lanes;
+            for (long i = 0; i < lanes; i += W)
+                V::store(s + i, V::template load<F>(s + i) + V::template load<F>(a + i) +
+                                    V::template load<F>(b + i));
+        }
+    }
+
+    const float* bias_row(long q) const {
+        const Bias& b = call.bias;
+        return b.data + batch * b.batch + head * b.head + query[q] * b.query;
+    }
+
+    void add_bias() {
+        const F low = V::all(MASKED);
+        for (long q = 0; q < n; ++q) {
+            const float* from = bias_row(q);
+            for (long j = 0; j < keys; ++j) bias[j * lanes + q] = from[key[j] * call.bias.key];
+        }
+        for (long i = 0; i < keys * lanes; i += W) {
+            F b = V::template load<F>(bias + i) * LOG2E;
+            b = b < low ? low : b;
+            V::store(scores + i, V::template load<F>(scores + i) + b);
+        }
+    }
+
+    void apply_mask() {
+        constexpr uint32_t every = W == 32 ? ~0u : (1u << W) - 1;
+        const F low = V::all(MASKED);
+        for (long j = 0; j < keys; ++j) {
+            if (bits[j] == full) continue;
+            for (long i = 0; i < lanes; i += W) {
+                uint32_t own = (uint32_t)(bits[j] >> i) & every;
+                float* s = scores + j * lanes + i;
+                if (own == every) continue;
+                V::store(s, own ? (V::lanes(own) ? V::template load<F>(s) : low) : low);
+            }
+        }
+    }
+
+    // -- dropout ---------------------------------------------------------------------------------
+
+    // values (KEYS, lanes) times 0 or 1 / (1 - p); the same draw for the same query and key.
+    void drop(float* values) {
+        typedef typename V::U U;
+        const U limit = V::all((uint32_t)(call.dropout_p * 4294967296.0));
+        const float keep = (float)(1.0 / (1.0 - call.dropout_p));
+        for (long j = 0; j < keys; ++j) {
+            const U own = V::all((uint32_t)key[j] * 0x9e3779b9u);
+            for (long i = 0; i < lanes; i += W) {
+                U x = V::template load<U>(noise + i) + own;
+                x = (x ^ x >> 16) * 0x7feb352du;
+                x = (x ^ x >> 15) * 0x846ca68bu;
+                x ^= x >> 16;
+                float* to = values + j * lanes + i;
+                V::store(to, x >= limit ? V::template load<F>(to) * keep : F{});
+            }
+        }
+    }
+};
+
+#endif

@@ -1,0 +1,186 @@
+"""An engine as one opaque operator for autograd, torch.compile, export and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from foveal.ops.bias import WindowBias
+from foveal.ops.spec import describe, rebuild
+from foveal.patterns import Pattern
+
+
+class Operands(NamedTuple):
+    """One call of an engine; shapes as in `attend`, the parts of a WindowBias one by one."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None  # 4 dimensions
+    rows: Tensor | None
+    columns: Tensor | None
+    key_mask: Tensor | None
+    seed: Tensor | None
+    pattern: Pattern
+    scale: float
+    dropout_p: float
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The tensors that may need a gradient, in order."""
+        return [x for x in self[:6] if x is not None]
+
+    @property
+    def accumulation(self) -> torch.dtype:
+        """The precision of the arithmetic and of the log-sum-exp."""
+        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+
+
+Forward = Callable[[Operands], tuple[Tensor, Tensor]]
+"""operands -> out (batch, heads, n_queries, head_dim_v), laid out by `new_output`, and lse."""
+
+Backward = Callable[[Operands, Tensor, Tensor, Tensor, Tensor], list[Tensor]]
+"""operands, out, lse, grad_out, grad_lse -> gradients of `operands.given`."""
+
+Attention = Callable[
+    [Tensor, Tensor, Tensor, Pattern, Tensor | WindowBias | None, Tensor | None, float, float],
+    tuple[Tensor, Tensor],
+]
+
+
+def new_output(q: Tensor, dim: int) -> Tensor:
+    """An empty (batch, heads, n_queries, dim) whose heads lie side by side in memory.
+
+    Projections then read it without a copy; gradients of q, k and v have this form too.
+    """
+    batch, heads, length, _ = q.shape
+    return q.new_empty(batch, length, heads, dim).transpose(1, 2)
+
+
+def attention_operator(name: str, forward: Forward, backward: Backward) -> Attention:
+    """Register ``foveal::<name>_forward`` and ``_backward``; returns the differentiable call.
+
+    The call takes (q, k, v, pattern, bias, key_mask, scale, dropout_p) and returns (out, lse).
+    """
+
+    @torch.library.custom_op(f"foveal::{name}_forward", mutates_args=())
+    def forward_op(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        key_mask: Tensor | None,
+        seed: Tensor | None,
+        pattern: str,
+        sizes: list[int],
+        scale: float,
+        dropout_p: float,
+    ) -> tuple[Tensor, Tensor]:
+        tensors = (q, k, v, bias, rows, columns, key_mask, seed)
+        return forward(Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p))
+
+    @forward_op.register_fake
+    def _(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        key_mask: Tensor | None,
+        seed: Tensor | None,
+        pattern: str,
+        sizes: list[int],
+        scale: float,
+        dropout_p: float,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return new_output(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=dtype)
+
+    @torch.library.custom_op(f"foveal::{name}_backward", mutates_args=())
+    def backward_op(
+        grad_out: Tensor,
+        grad_lse: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        key_mask: Tensor | None,
+        seed: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        pattern: str,
+        sizes: list[int],
+        scale: float,
+        dropout_p: float,
+    ) -> list[Tensor]:
+        tensors = (q, k, v, bias, rows, columns, key_mask, seed)
+        operands = Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p)
+        return backward(operands, out, lse, grad_out, grad_lse)
+
+    @backward_op.register_fake
+    def _(
+        grad_out: Tensor,
+        grad_lse: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        key_mask: Tensor | None,
+        seed: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        pattern: str,
+        sizes: list[int],
+        scale: float,
+        dropout_p: float,
+    ) -> list[Tensor]:
+        tensors = (q, k, v, bias, rows, columns)
+        return [
+            x.new_empty(x.shape) if x is bias else new_output(x, x.shape[-1])
+            for x in tensors
+            if x is not None
+        ]
+
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        *tensors, pattern, sizes, scale, dropout_p = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.options = (pattern, sizes, scale, dropout_p)
+
+    def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
+        saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
+        grads = iter(backward_op(grad_out, grad_lse, *saved, *ctx.options))
+        given = saved[:6]
+        return (*(None if x is None else next(grads) for x in given), *(None,) * 6)
+
+    forward_op.register_autograd(gradients, setup_context=setup_context)
+
+    def call(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pattern: Pattern,
+        bias: Tensor | WindowBias | None,
+        key_mask: Tensor | None,
+        scale: float,
+        dropout_p: float,
+    ) -> tuple[Tensor, Tensor]:
+        # drawn as a tensor, so that a compiled graph draws a new one at every call
+        seed = torch.randint(1 << 62, ()) if dropout_p else None
+        rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
+        dense = None if isinstance(bias, WindowBias) else bias
+        text, sizes = describe(pattern)
+        return forward_op(
+            q, k, v, dense, rows, columns, key_mask, seed, text, sizes, scale, dropout_p
+        )
+
+    return call

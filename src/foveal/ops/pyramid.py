@@ -1,0 +1,260 @@
+"""attend() on a Pyramid: keys and values of all levels side by side, one softmax over them.
+
+Every level's clusters are laid into one long tensor, in which the tile plan of `_PyramidTiles`
+says who reads what. With fine queries a single pass of the tiled engine then is the whole
+attention; with coarse ones the levels come back at their own lengths and are merged upwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.ops.merge import merge
+from foveal.ops.tiled import MASKED
+from foveal.ops.tiled_op import tiled_attend
+from foveal.patterns import Pattern, Pyramid
+from foveal.patterns.pyramid_tiles import _PyramidTiles
+
+
+class PyramidBias(NamedTuple):
+    """Hierarchical relative positions: one table that all levels share.
+
+    The logit of a query and a key cluster of level l gains
+    `table[key // 2^l - query // 2^l + 2 * block_size - 1]`.
+
+    table: (4 * block_size - 1, heads), or (..., 1) for all heads alike.
+    """
+
+    table: Tensor
+
+    def check(self, q: Tensor, pattern: Pattern) -> None:
+        """Raise ValueError if the table does not fit the pattern and the heads."""
+        if not isinstance(pattern, Pyramid):
+            raise ValueError(
+                f"a PyramidBias needs a Pyramid pattern, got {pattern}; pass a tensor bias."
+            )
+        rows, heads = pattern.bias_size, q.shape[1]
+        if tuple(self.table.shape) not in ((rows, heads), (rows, 1)):
+            raise ValueError(
+                f"PyramidBias.table must be (4 * block_size - 1, heads or 1) = ({rows}, {heads} "
+                f"or 1), got {tuple(self.table.shape)}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Keys and values of one level.
+
+    k: (batch, kv_heads, clusters, head_dim), mean over non-empty halves.
+    v: (batch, kv_heads, clusters, head_dim_v), mean over real tokens.
+    count: (batch or 1, clusters), real tokens in each cluster.
+    """
+
+    k: Tensor
+    v: Tensor
+    count: Tensor
+
+
+def pyramid_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pyramid,
+    *,
+    bias: PyramidBias | None = None,
+    key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Hierarchical attention; queries and keys may differ in number.
+
+    Args:
+        q: (batch, heads, n_queries, head_dim).
+        k, v: (batch, kv_heads, n_keys, head_dim or head_dim_v); kv_heads divides heads.
+        bias: hierarchical relative positions.
+        key_mask: (batch, n_keys) bool, True = real.
+        query_mask: (batch, n_queries) bool; coarse queries are means of real tokens only.
+        scale, dropout_p: as in `attend`; dropout drops clusters.
+
+    Returns:
+        (out, lse) as `attend` returns them.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    plan = _PyramidTiles(pattern, q.shape[2], k.shape[2])
+    if not q.shape[2] or not k.shape[2]:
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        empty = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+        return q.new_zeros((*q.shape[:3], v.shape[-1])), empty
+    levels = pool_keys(k, v, key_mask, plan.levels)
+    k_all, v_all, key_bias = join(levels, plan.unit)
+    table = None if bias is None else bias.table.T[None, :, None]
+    rest = (table, key_bias.expand(q.shape[0], -1), scale, dropout_p)
+    if not plan.coarse:
+        return tiled_attend(q, k_all, v_all, plan, *rest)
+    queries = pool_queries(q, query_mask, plan.levels, first=pattern.causal)
+    out, lse = tiled_attend(torch.cat(queries, 2), k_all, v_all, plan, *rest)
+    sizes = [part.shape[2] for part in queries]
+    return _merge_upwards(out.split(sizes, 2), lse.split(sizes, 2))
+
+
+def _merge_upwards(outs: tuple[Tensor, ...], lses: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Merge the levels, the coarsest first; each cluster hands its result to both its halves."""
+    out, lse = outs[-1], lses[-1]
+    for finer_out, finer_lse in zip(outs[-2::-1], lses[-2::-1], strict=True):
+        length = finer_out.shape[2]
+        above = (out.repeat_interleave(2, 2)[:, :, :length], lse.repeat_interleave(2, 2))
+        out, lse = merge([(finer_out, finer_lse), (above[0], above[1][:, :, :length])])
+    return out, lse
+
+
+# -- pooling ------------------------------------------------------------------------------------
+
+
+def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> list[Level]:
+    """Keys and values of each level, in the dtype of k; sums are kept in float32 at least.
+
+    Args:
+        k, v: (batch, kv_heads, tokens, head_dim or head_dim_v).
+        mask: (batch, tokens) bool, True = real.
+    """
+    dtype = k.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    real = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device) if mask is None else mask
+    if mask is not None:
+        k, v = (x * mask[:, None, :, None].to(x.dtype) for x in (k, v))
+    count = real.to(torch.int32)
+    found = [Level(k, v, count)]
+    total = v
+    for _ in range(levels - 1):
+        k = half(k.to(wide), real)
+        total = pairs(total.to(wide), 2).sum(3)
+        count, real = pairs(count, 1).sum(2), pairs(real, 1).any(2)
+        mean = total / count.clamp(min=1)[:, None, :, None].to(wide)
+        found.append(Level(k.to(dtype), mean.to(dtype), count))
+    return found
+
+
+def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> list[Tensor]:
+    """Queries of each level: q of the first token of a cluster, or the mean of its real tokens."""
+    dtype = q.dtype
+    real = torch.ones(1, q.shape[2], dtype=torch.bool, device=q.device) if mask is None else mask
+    if mask is not None:  # what is not real takes part as zeros, so that nothing leaks
+        q = q * mask[:, None, :, None].to(dtype)
+    found = [q]
+    for level in range(1, levels):
+        if first:
+            found.append(found[0][:, :, :: 1 << level])
+            continue
+        q = half(q.to(torch.promote_types(dtype, torch.float32)), real)
+        real = pairs(real, 1).any(2)
+        found.append(q.to(dtype))
+    return found
+
+
+def half(x: Tensor, real: Tensor) -> Tensor:
+    """Mean over the non-empty ones of each pair: (..., n, dim) -> (..., ceil(n / 2), dim).
+
+    x is zero where `real` (batch or 1, n) is False.
+    """
+    weight = pairs(real, 1).sum(2).clamp(min=1).to(x.dtype)
+    return pairs(x, 2).sum(3) / weight[:, None, :, None]
+
+
+def pairs(x: Tensor, dim: int) -> Tensor:
+    """Cut a dimension into pairs, behind a zero where its length is odd."""
+    if x.shape[dim] % 2:
+        behind = [0, 0] * (x.ndim - 1 - dim) + [0, 1]
+        x = F.pad(x, behind)
+    return x.unflatten(dim, (-1, 2))
+
+
+def join(levels: list[Level], unit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All levels side by side, each padded to whole units, and a last unit that nobody reads.
+
+    Returns:
+        k, v (batch, kv_heads, joined, dim), and what the logits of each key gain
+        (batch or 1, joined): log of the tokens it stands for, MASKED where there are none.
+    """
+    ks, vs, biases = [], [], []
+    wide = torch.promote_types(levels[0].k.dtype, torch.float32)
+    for number, level in enumerate(levels):
+        k, v, count = level.k, level.v, level.count
+        last = number == len(levels) - 1
+        behind = -k.shape[2] % unit + unit * last
+        ks += [k, k.new_zeros((*k.shape[:2], behind, k.shape[3]))]
+        vs += [v, v.new_zeros((*v.shape[:2], behind, v.shape[3]))]
+        count = F.pad(count, (0, behind))
+        biases.append(torch.where(count > 0, count.to(wide).log(), MASKED))
+    return torch.cat(ks, 2), torch.cat(vs, 2), torch.cat(biases, 1)
+
+
+# -- the definition -----------------------------------------------------------------------------
+
+
+def pyramid_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pyramid,
+    *,
+    bias: PyramidBias | None = None,
+    key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The same by dense matrices of fine tokens: slow, plain, and the definition."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = q.dtype
+    q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale)
+    dead = (logits == -torch.inf).all(-1, keepdim=True)
+    logits = logits.masked_fill(dead, 0.0)
+    weights = logits.softmax(-1).masked_fill(dead, 0.0)
+    if dropout_p:
+        weights = torch.dropout(weights, dropout_p, train=True)
+    lse = logits.logsumexp(-1).masked_fill(dead[..., 0], -torch.inf)
+    return (weights @ v).to(dtype), lse
+
+
+def _dense_logits(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pyramid,
+    bias: PyramidBias | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Logits of all pairs of fine tokens (batch, heads, n_queries, n_keys), -inf = no pair."""
+    n, m = q.shape[2], k.shape[2]
+    i, j = torch.arange(n, device=q.device)[:, None], torch.arange(m, device=q.device)[None]
+    count = pattern.num_levels(max(n, m))
+    keys = [level.k for level in pool_keys(k, v, key_mask, count)]
+    queries = [q] * count
+    if pattern.queries == "coarse":
+        queries = pool_queries(q, query_mask, count, first=pattern.causal)
+    level = pattern.level(i, j)
+    logits = q.new_full((*q.shape[:3], m), -torch.inf)
+    for at, (q_at, k_at) in enumerate(zip(queries, keys, strict=True)):
+        shared = 1 << at if pattern.queries == "coarse" else 1
+        scores = q_at.repeat_interleave(shared, 2)[:, :, :n] * scale
+        scores = scores @ k_at.repeat_interleave(1 << at, 2)[:, :, :m].mT
+        if bias is not None:
+            place = ((j >> at) - (i >> at) + 2 * pattern.block_size - 1).clamp(
+                0, pattern.bias_size - 1
+            )
+            scores = scores + bias.table[place].permute(2, 0, 1).to(scores.dtype)
+        logits = torch.where((level == at) & pattern.allows(i, j), scores, logits)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, None], -torch.inf)
+    return logits

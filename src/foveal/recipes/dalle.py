@@ -1,0 +1,168 @@
+"""The task of DALL-E: bits per image token, given the caption."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.data.caption_sources import open_captions
+from foveal.data.captions import CaptionedSet
+from foveal.data.tokens import CaptionTokenizer
+from foveal.models.dalle import DALLE
+from foveal.models.vae import ImageTokenizer
+from foveal.recipes.build import build_model
+from foveal.recipes.clip import PairStream, caption_tokens
+from foveal.recipes.config import RunConfig
+from foveal.recipes.stages import TOKENIZER, prepare_stage
+from foveal.recipes.vae import check_size, describe_sets, encode_all
+from foveal.training.task import Totals
+
+_QUICK_PICTURES = 100
+_BATCH = 50
+
+
+class TokenStream(PairStream):
+    """Endless batches of (caption tokens, image tokens).
+
+    Args:
+        tokens: (pictures, grid tokens).
+        shuffle: give each picture the caption of any picture, another one each time.
+    """
+
+    def __init__(
+        self, pictures: CaptionedSet, captions: Tensor, tokens: Tensor, shuffle: bool, *rest: int
+    ) -> None:
+        super().__init__(pictures, captions, *rest)
+        self.tokens, self.shuffle = tokens, shuffle
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next batch."""
+        index, generator = self.draw()
+        told = index
+        if self.shuffle:
+            told = torch.randint(len(self.tokens), index.shape, generator=generator)
+        return self.choose(told, generator), self.tokens[index]
+
+
+def build_dalle(config: RunConfig, vae: ImageTokenizer, tokenizer: CaptionTokenizer) -> DALLE:
+    """The model of a configuration, its weights drawn from the run's seed.
+
+    Raises:
+        ValueError: a model that is no DALLE, or sizes that are not those of the VAE and the data.
+    """
+    importlib.import_module("foveal.models")
+    check_size(vae, config.data.size)
+    torch.manual_seed(config.training.seed)
+    model = build_model(
+        config.model,
+        f"recipe {config.recipe}",
+        vae=vae,
+        num_text_tokens=tokenizer.vocab_size,
+        text_seq_len=config.data.text_length,
+    )
+    if not isinstance(model, DALLE):
+        raise ValueError(f"the task 'captions' needs a DALLE, got {config.model['name']!r}.")
+    wanted = {"text_seq_len": ("data.text_length", config.data.text_length)}
+    wanted["num_text_tokens"] = ("the tokenizer's vocabulary", tokenizer.vocab_size)
+    for name, (whose, value) in wanted.items():
+        found = getattr(model.settings, name)
+        if found != value:
+            raise ValueError(
+                f"{name} of the model must be {whose}, {value}, got {name}={found}; leave it out."
+            )
+    return model
+
+
+class DalleTask:
+    """Trains a DALLE on tokens that are made once. See `foveal.training.task.Task`.
+
+    Args:
+        folder: of the run: the VAE, CLIP and tokenizer are kept there.
+    """
+
+    unit = "tokens"
+    score = "bits_per_image_token"
+
+    def __init__(
+        self, config: RunConfig, folder: Path, rank: int = 0, world_size: int = 1
+    ) -> None:
+        data, training = config.data, config.training
+        self.config = data
+        self.train_set, self.valid_set = open_captions(data)
+        self.tokenizer = CaptionTokenizer.train(self.train_set.all_captions, data.vocabulary)
+        self.vae = prepare_stage(config, folder, "vae")
+        if data.clip:
+            prepare_stage(config, folder, "clip")
+        self.model = build_dalle(config, self.vae, self.tokenizer)  # type: ignore[arg-type]
+        captions = caption_tokens(self.tokenizer, self.train_set.all_captions, data.text_length)
+        self.stream = TokenStream(
+            self.train_set,
+            captions,
+            self._encode(self.train_set),
+            data.shuffle_captions,
+            training.batch_size,
+            training.seed,
+            rank,
+            world_size,
+        )
+        self.valid = self._held_out()
+        self.units_per_batch = training.batch_size * self.model.max_seq_len
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The model's loss of text and image tokens, in nats."""
+        loss: Tensor = model(*batch, return_loss=True, null_cond_prob=self.config.null_share)
+        return loss
+
+    def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
+        """Bits per image token of held-out pictures given their captions, or of 100 of them."""
+        captions, tokens = self.valid
+        count = min(_QUICK_PICTURES, len(tokens)) if quick else len(tokens)
+        index = torch.linspace(0, len(tokens) - 1, count).long()[rank::world_size]
+        return image_bits(self.model, captions[index], tokens[index])
+
+    def facts(self) -> dict[str, str]:
+        """What a report should say about the data and the model."""
+        rows, columns = self.model.grid
+        kinds = self.model.num_image_tokens
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {
+            "parameters": f"{trained:,}",
+            **describe_sets(self.train_set, self.valid_set),
+            "caption": f"{self.config.text_length} tokens, of {self.tokenizer.vocab_size:,} kinds"
+            + ("; of other pictures" if self.config.shuffle_captions else ""),
+            "picture": f"{rows} x {columns} tokens, of {kinds:,} kinds ({math.log2(kinds):.1f} "
+            "bits each if all were as likely)",
+        }
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the run needs to draw pictures besides its weights."""
+        self.tokenizer.save(folder / TOKENIZER)
+
+    def _encode(self, pictures: CaptionedSet) -> Tensor:
+        assert isinstance(self.vae, ImageTokenizer)
+        device = torch.accelerator.current_accelerator(check_available=True)
+        return encode_all(self.vae.to(device or "cpu"), pictures.images())
+
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """Captions (n, text_length) and image tokens (n, grid tokens) to score."""
+        texts = self.valid_set.first_captions()
+        if self.config.shuffle_captions:
+            texts = texts[len(texts) // 2 :] + texts[: len(texts) // 2]
+        captions = caption_tokens(self.tokenizer, texts, self.config.text_length)
+        return captions, self._encode(self.valid_set)
+
+
+@torch.no_grad()
+def image_bits(model: Any, captions: Tensor, tokens: Tensor) -> Totals:
+    """Sum of bits and number of image tokens, given captions (n, words), tokens (n, grid)."""
+    device = model.to_logits.weight.device
+    bits = 0.0
+    for text, image in zip(captions.split(_BATCH), tokens.split(_BATCH), strict=True):
+        _, nats = model.losses(text.to(device), image.to(device))
+        bits += float(nats) * image.numel() / math.log(2)
+    return {"bits_per_image_token": (bits, float(tokens.numel()))}

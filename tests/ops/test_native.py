@@ -1,0 +1,206 @@
+"""The native kernel: building it, doing without it, and sizes that its vectors do not divide."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import foveal
+from foveal import patterns as P
+from foveal.ops import native
+from foveal.ops.native import build
+from foveal.ops.reference import masked_attention
+from foveal.testing import assert_close
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+needs_kernel = pytest.mark.skipif(
+    native.why_not("cpu", torch.float32) is not None, reason="no native kernel here"
+)
+
+
+@pytest.fixture
+def unbuilt(tmp_path, monkeypatch):
+    """An empty cache, and nothing loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FOVEAL_NATIVE", raising=False)
+    for name in ("_loaded", "_failure"):
+        monkeypatch.setattr(build, name, {})
+    return tmp_path / "foveal" / "native"
+
+
+def tensors(length, dim=16, dim_v=16, dtype=torch.float32, heads=2, kv_heads=2, batch=2):
+    torch.manual_seed(0)
+    return [
+        torch.randn(batch, count, length, size).to(dtype).requires_grad_()
+        for count, size in ((heads, dim), (kv_heads, dim), (kv_heads, dim_v))
+    ]
+
+
+def check(pattern, length, **sizes):
+    """Outputs and gradients beside the float64 oracle."""
+    given = tensors(length, **sizes)
+    exact = [x.detach().double().requires_grad_() for x in given]
+    out = foveal.attend(*given, pattern, impl="native")
+    want, _ = masked_attention(*exact, pattern.mask(length))
+    rtol = TOLERANCE[out.dtype]
+    assert_close(out, want, rtol=rtol)
+    weight = torch.randn(out.shape, dtype=torch.float64)
+    grads = torch.autograd.grad((out * weight).sum(), given)
+    expected = torch.autograd.grad((want * weight).sum(), exact)
+    for got, grad in zip(grads, expected, strict=True):
+        assert_close(got, grad, rtol=rtol)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (3, 65), (24, 7), (80, 80), (128, 130)])
+def test_any_head_dim(dim, dim_v, dtype):
+    """Features that fill no whole vector, and odd ones where bfloat16 goes in pairs."""
+    check(P.SlidingWindow(40), 150, dim=dim, dim_v=dim_v, dtype=dtype)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_of_more_queries_than_a_word(dtype):
+    """A block of 12 x 12 pixels has 144 queries: three words of a mask."""
+    check(P.Halo((25, 30), 12, 2), 750, dtype=dtype)
+    check(P.Halo((20, 20), 12, 2) & P.Neighborhood(20, 9), 400, dtype=dtype)
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", ["avx2", "generic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_instruction_sets(level, dtype, monkeypatch):
+    """Narrower vectors give the same numbers; a processor without AVX-512 uses them."""
+    if level == "avx2" and build._detected() == "generic":
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setenv("FOVEAL_NATIVE", level)
+    check(P.TextImage(20, P.Neighborhood((8, 9), 5, causal="raster")), 92, dtype=dtype)
+    check(P.Halo((13, 21), 8, 3), 273, dim=20, kv_heads=1, dtype=dtype)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_head_on_many_threads(dtype):
+    """With fewer heads than threads the tiles of a head are shared; the sums stay exact."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        check(P.SlidingWindow(70), 500, heads=1, kv_heads=1, batch=1, dtype=dtype)
+        bias = torch.randn(1, 1, 300, 300, requires_grad=True)
+        q, k, v = tensors(300, heads=4, kv_heads=2)
+        grads = []
+        for impl in ("native", "tiled"):
+            out = foveal.attend(q, k, v, P.SlidingWindow(70), bias=bias, impl=impl)
+            grads.append(torch.autograd.grad(out.square().sum(), (bias, k)))
+        for got, want in zip(*grads, strict=True):
+            assert_close(got, want, rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernel
+def test_large_logits_and_nan():
+    """Logits of thousands stay finite, and a NaN in the input is a NaN in the output."""
+    q, k, v = tensors(100)
+    big = foveal.attend(1000 * q, 1000 * k, v, P.SlidingWindow(30), impl="native")
+    assert torch.isfinite(big).all()
+    poisoned = q.detach().clone()
+    poisoned[0, 0, 50] = torch.nan
+    out = foveal.attend(poisoned, k, v, P.SlidingWindow(30), impl="native")
+    assert out[0, 0, 50].isnan().all()
+    assert torch.isfinite(out[0, 0, :50]).all()
+
+
+def test_nothing_is_compiled_at_import(tmp_path):
+    """Importing foveal neither builds nor loads the kernel."""
+    code = "import foveal; from foveal.ops.native import build; assert not build._loaded"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_without_a_compiler_everything_works(unbuilt, monkeypatch):
+    """attend() takes tiled, explain() says what lacks, and a named native raises it."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    q, k, v = tensors(3000)
+    pattern = P.SlidingWindow(8)
+    want = foveal.attend(q, k, v, pattern, impl="tiled")
+    assert torch.equal(foveal.attend(q, k, v, pattern), want)
+    told = foveal.explain(pattern, 3000)
+    assert told.impl == "tiled"
+    assert "no C++ compiler" in told.alternatives["native"]
+    with pytest.raises(ValueError, match=r"native.*no C\+\+ compiler.*tiled"):
+        foveal.attend(q, k, v, pattern, impl="native")
+
+
+def test_a_compiler_that_fails_is_asked_once(unbuilt, monkeypatch, tmp_path):
+    """A failing compiler leaves tiled in its place, and its message with whoever insists."""
+    fake = tmp_path / "broken-c++"
+    fake.write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\necho 'no such flag' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    q, k, v = tensors(3000)
+    pattern = P.SlidingWindow(8)
+    for _ in range(2):
+        foveal.attend(q, k, v, pattern)
+    calls = len((tmp_path / "calls").read_text().split())
+    assert calls == len(build.THREADING)
+    with pytest.raises(ValueError, match="no such flag"):
+        foveal.attend(q, k, v, pattern, impl="native")
+    assert not list(unbuilt.iterdir())
+
+
+def test_it_can_be_turned_off(monkeypatch):
+    """FOVEAL_NATIVE=0 means tiled; a misspelt setting is named."""
+    monkeypatch.setenv("FOVEAL_NATIVE", "0")
+    assert foveal.explain(P.SlidingWindow(8), 3000).impl == "tiled"
+    monkeypatch.setenv("FOVEAL_NATIVE", "sse9")
+    assert "sse9" in native.why_not("cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [(torch.float16, "float16"), (torch.float64, "float64")]
+)
+def test_it_names_a_dtype_that_it_lacks(dtype, words):
+    """An explicit impl never falls back."""
+    q, k, v = tensors(100, dtype=dtype)
+    with pytest.raises(ValueError, match=words):
+        foveal.attend(q, k, v, P.SlidingWindow(8), impl="native")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
+def test_threads_build_it_once(unbuilt, monkeypatch):
+    """Callers that meet wait for one build; what they leave is one complete library."""
+    monkeypatch.setenv("FOVEAL_NATIVE", "generic")
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(build.library())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, found))) == 1
+    assert [path.suffix for path in unbuilt.iterdir()] == [".so"]
+
+
+def test_an_implementation_can_be_preferred(monkeypatch):
+    """FOVEAL_IMPL names what attend() takes where it can; elsewhere the usual choice stands."""
+    q, k, v = tensors(300, dtype=torch.float64)
+    pattern = P.SlidingWindow(8)
+    monkeypatch.setenv("FOVEAL_IMPL", "reference")
+    want = foveal.attend(q, k, v, pattern, impl="reference")
+    assert torch.equal(foveal.attend(q, k, v, pattern), want)
+    assert foveal.explain(pattern, 300).impl == "reference"
+    monkeypatch.setenv("FOVEAL_IMPL", "native")  # which has no float64
+    assert_close(foveal.attend(q, k, v, pattern), want, rtol=1e-10)
+    monkeypatch.setenv("FOVEAL_IMPL", "quick")
+    with pytest.raises(ValueError, match="quick"):
+        foveal.attend(q, k, v, pattern)
