@@ -3,9 +3,23 @@
 from foveal import caches, generation, layers, models, patterns, testing
 from foveal.generation import generate
 from foveal.interop import list_upstreams, load_upstream
-from foveal.layers import DSSA, CausalHAttention1D, HaloAttention, HAttention1D, RelPosEmb
+from foveal.layers import (
+    DSSA,
+    Attention,
+    CausalHAttention1D,
+    HaloAttention,
+    HAttention1D,
+    RelPosEmb,
+    SparseAttention,
+    SparseAxialCausalAttention,
+    SparseConvCausalAttention,
+)
 from foveal.models import (
+    CLIP,
+    DALLE,
+    VQVAE,
     Cost,
+    DiscreteVAE,
     HaloNet,
     HourglassTransformer,
     HourglassTransformerLM,
@@ -44,12 +58,20 @@ __all__ = [
     "DSSA",
     "HAttention1D",
     "CausalHAttention1D",
+    "Attention",
+    "SparseConvCausalAttention",
+    "SparseAxialCausalAttention",
+    "SparseAttention",
     # models
     "TransformerLM",
     "HourglassTransformer",
     "HourglassTransformerLM",
     "HaloNet",
     "SepViT",
+    "DALLE",
+    "DiscreteVAE",
+    "VQVAE",
+    "CLIP",
     "HTransformer1D",
     "HTransformerClassifier",
     "HTransformerSeq2Seq",
