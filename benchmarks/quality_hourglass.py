@@ -55,7 +55,8 @@ def mean_curve(runs: Sequence[Path], minutes: float) -> tuple[list[float], list[
     """The mean over runs of the latest score at each of some moments."""
     curves = [curve(folder) for folder in runs]
     first = max(points[0][0] for points in curves)
-    x = [first + (minutes - first) * i / (POINTS - 1) for i in range(POINTS)]
+    last = max(first, minutes)
+    x = [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
     y = [
         statistics.mean(
             [value for when, value in points if when <= moment][-1] for points in curves
