@@ -37,6 +37,7 @@ CASES = [
     (P.Halo((10, 12), 4, 3) & P.Neighborhood((10, 12), 7), 120),
     (P.TextImage(20, P.Neighborhood((8, 9), 5, causal="raster")), 92),
     (P.TextImage(70, P.Axial((8, 9), "row", True, True)), 133),
+    (P.TextImage(25, P.Axial((8, 9), "column", True)), 96),
 ]
 
 

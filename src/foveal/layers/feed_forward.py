@@ -36,7 +36,7 @@ class _GEGLU(torch.autograd.Function):
         return x * gelu(gate)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (hidden,) = ctx.saved_tensors
         x, gate = hidden.chunk(2, -1)
         d_gate = torch.ops.aten.gelu_backward(grad * x, gate)

@@ -61,6 +61,15 @@ def plan(pattern: Pattern, n_keys: int) -> Tiling:
     return Tiling(num_queries, n_keys, (group,))
 
 
+def _narrow(group: TileGroup, first: int, size: int, count: int) -> TileGroup:
+    """Tiles [first, first + size) of `count` along the first tile dimension of a group."""
+    mask, inner = group.mask, group.num_tiles // count
+    if mask is not None and len(mask) > 1:
+        mask = mask[first * inner : (first + size) * inner]
+    keys = tuple(narrow_places(part, first, size) for part in group.keys)
+    return TileGroup(narrow_places(group.queries, first, size), keys, mask)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some tiles of some heads of some sequences."""
@@ -124,14 +133,14 @@ class Inputs:
                 range(0, batch, num_batch), range(0, heads, num_heads), range(0, count, num_tiles)
             ):
                 size = min(num_tiles, count - t)
-                own = mask if mask is None or len(mask) == 1 else mask[t : t + size]
+                cut = group if size == count else _narrow(group, t, size, count)
                 yield Chunk(
                     slice(b, min(b + num_batch, batch)),
                     slice(h, min(h + num_heads, heads)),
                     group,
-                    narrow_places(group.queries, t, size),
-                    tuple(narrow_places(part, t, size) for part in group.keys),
-                    own,
+                    cut.queries,
+                    cut.keys,
+                    mask if cut.mask is None or len(cut.mask) == 1 else self._additive(cut.mask),
                 )
 
     def _additive(self, mask: Tensor | None) -> Tensor | None:
