@@ -35,7 +35,7 @@ def case(name: str, title: str, pattern: Pattern, length: int, batch: int) -> Ca
         ("native", "tiled", "flex, compiled"),
         make,
         runs=("forward",),
-        flops=flops(pattern, length, batch),
+        flops={"forward": flops(pattern, length, batch)["forward"]},
     )
 
 

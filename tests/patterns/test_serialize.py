@@ -22,6 +22,7 @@ EXAMPLES = [
     P.Axial(5, "column", causal=True),
     P.TextImage(4, P.Axial((2, 3), causal=True)),
     P.Pyramid(4, causal=True),
+    P.Shorten(3),
     Strided(4, causal=False),
     Fixed(4, 2),
     BlockSparse(torch.eye(5), 3),

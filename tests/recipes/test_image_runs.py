@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from foveal.cli import main
+from foveal.data.images import ImageDataConfig, check_image_config
 from foveal.recipes.config import load_recipe
 from foveal.recipes.image_runs import evaluate_images, predict
+from foveal.recipes.images import probabilities
 from foveal.recipes.run import evaluate, generate, train
 
 RECIPE = """# Tiny
@@ -177,3 +179,33 @@ def test_stop_and_resume_continue_the_stream(pictures):
     two = ImageStream(open_images(config)[0], config, 4, seed=3)
     two.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(expected, two.next(), strict=True))
+
+
+def test_views_average_what_the_model_says_of_shifted_and_mirrored_pictures():
+    """Ten views are the mean over mirrors and one-pixel shifts, borders repeated."""
+    seen = []
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            seen.append(images)
+            return images[:, :, 0, 0]
+
+    pixels = torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8)
+    one, two, ten = (probabilities(Model(), pixels, views) for views in (1, 2, 10))
+    assert len(seen) == 1 + 2 + 10
+    plain, mirrored = seen[0], seen[2]
+    assert torch.equal(plain.flip(-1), mirrored)
+    down = torch.cat((plain[:, :, :1], plain[:, :, :-1]), 2)
+    left = torch.cat((plain[..., 1:], plain[..., -1:]), 3)
+    assert sum(torch.equal(down, view) for view in seen[3:]) == 1
+    assert sum(torch.equal(left, view) for view in seen[3:]) == 1
+    corners = torch.stack([view[:, :, 0, 0] for view in seen[3:]])
+    torch.testing.assert_close(ten, corners.softmax(-1).mean(0))
+    torch.testing.assert_close(one, plain[:, :, 0, 0].softmax(-1))
+    assert not torch.equal(one, two)
+    with pytest.raises(ValueError, match="must be 1, 2 or 10"):
+        check_image_config(ImageDataConfig(views=3))

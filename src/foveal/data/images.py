@@ -36,6 +36,8 @@ class ImageDataConfig:
         label_smoothing: share of the target that is spread over all classes.
         balance: pictures of a class are shown (largest class / class) ** balance times as often: 0
             shows all pictures alike, 1 all classes.
+        views: what the model says of a picture is averaged over so many views of it: 1; 2 with its
+            mirror image; 10 with both shifted by a pixel to each side.
     """
 
     path: str = "emoji"
@@ -51,6 +53,7 @@ class ImageDataConfig:
     cutmix: float = 0.0
     label_smoothing: float = 0.1
     balance: float = 0.0
+    views: int = 1
 
 
 def check_image_config(config: ImageDataConfig) -> None:
@@ -64,6 +67,8 @@ def check_image_config(config: ImageDataConfig) -> None:
     for name in ("rand_augment", "erasing", "label_smoothing", "balance"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"data.{name} must be from 0 to 1, got {getattr(config, name)}.")
+    if config.views not in (1, 2, 10):
+        raise ValueError(f"data.views must be 1, 2 or 10, got {config.views}.")
     for name in ("crop", "mixup", "cutmix", "max_images"):
         if getattr(config, name) < 0:
             raise ValueError(f"data.{name} must not be negative, got {getattr(config, name)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from foveal.recipes.images import (
     ImageEvaluation,
     ImageTask,
     Prediction,
+    classify,
     predict_pictures,
     score_images,
 )
@@ -61,7 +63,8 @@ def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation
     else:
         source = config.data if data is None else dataclasses.replace(config.data, path=data)
         images = open_images(source)[1]
-        result = score_images(model, images, last.name, class_names(folder))
+        look = functools.partial(classify, views=config.data.views)
+        result = score_images(model, images, last.name, class_names(folder), look)
     write_json(folder / EVALUATION, result.to_dict())
     write_run_report(folder)
     return result
@@ -73,7 +76,12 @@ def predict(folder: Path, paths: Sequence[str], top: int = 5) -> list[Prediction
     require_task(config, "images", "predict")
     model, _ = load_model(folder, config)
     return predict_pictures(
-        model.to(pick_device()), paths, config.data.size, class_names(folder), top
+        model.to(pick_device()),
+        paths,
+        config.data.size,
+        class_names(folder),
+        top,
+        config.data.views,
     )
 
 

@@ -70,8 +70,8 @@ class ImageTask:
         chosen = torch.linspace(0, len(images) - 1, min(limit, len(images))).long()
         labels = images.labels[chosen]
         mine = chosen[rank::world_size]
-        logits = classify(self.model, images, mine)
-        return class_totals(logits, images.labels[mine], labels)
+        shares = classify(self.model, images, mine, 1 if quick else self.config.views)
+        return class_totals(shares, images.labels[mine], labels)
 
     def facts(self) -> dict[str, str]:
         """What a report should say about the data and the model."""
@@ -89,13 +89,40 @@ def _describe(images: ImageSet) -> str:
     return f"{images.name}: {len(images):,} pictures, checksum {images.checksum()}"
 
 
+_SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+
+
 @torch.no_grad()
-def classify(model: nn.Module, images: ImageSet, index: Tensor) -> Tensor:
-    """Logits (len(index), classes) in float32 on the CPU."""
-    device = next(model.parameters()).device
+def probabilities(model: nn.Module, pixels: Tensor, views: int = 1) -> Tensor:
+    """What a model says of pictures, averaged over views of each.
+
+    Args:
+        pixels: (batch, 3, h, w), bytes.
+        views: as `ImageDataConfig.views`.
+
+    Returns:
+        Shares of (batch, classes), float32 on the CPU.
+    """
+    images = to_floats(pixels).to(next(model.parameters()).device)
+    mirrored = (images, images.flip(-1))[: min(views, 2)]
+    shifts = _SHIFTS if views == 10 else _SHIFTS[:1]
+    shares = [model(_shift(image, *by)).float().softmax(1) for image in mirrored for by in shifts]
+    return torch.stack(shares).mean(0).cpu()
+
+
+def _shift(images: Tensor, down: int, right: int) -> Tensor:
+    """Move pictures by at most a pixel; the border is repeated where nothing moves in."""
+    if not down and not right:
+        return images
+    rows, columns = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return padded[..., 1 - down : 1 - down + rows, 1 - right : 1 - right + columns]
+
+
+def classify(model: nn.Module, images: ImageSet, index: Tensor, views: int = 1) -> Tensor:
+    """The `probabilities` of pictures of a set, (len(index), classes)."""
     parts = [
-        model(to_floats(images.read(part)).to(device)).float().cpu()
-        for part in index.split(_SCORING_BATCH)
+        probabilities(model, images.read(part), views) for part in index.split(_SCORING_BATCH)
     ]
     return torch.cat(parts) if len(index) else torch.zeros(0, len(images.classes))
 
@@ -215,21 +242,25 @@ class Prediction:
     problem: str = ""
 
 
-@torch.no_grad()
 def predict_pictures(
-    model: nn.Module, paths: Sequence[str | Path], size: int, classes: Sequence[str], top: int = 5
+    model: nn.Module,
+    paths: Sequence[str | Path],
+    size: int,
+    classes: Sequence[str],
+    top: int = 5,
+    views: int = 1,
 ) -> list[Prediction]:
     """The likeliest classes of picture files; unreadable ones are reported, not raised."""
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top=}.")
-    device, found = next(model.parameters()).device, []
+    found = []
     for path in paths:
         try:
             pixels = torch.from_numpy(load_square(path, size)).permute(2, 0, 1)[None]
         except UnreadableImageError as error:
             found.append(Prediction(str(path), [], str(error)))
             continue
-        shares = model(to_floats(pixels).to(device)).float().softmax(1)[0].cpu()
+        shares = probabilities(model, pixels, views)[0]
         values, places = shares.topk(min(top, len(classes)))
         ranking = [(classes[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
         found.append(Prediction(str(path), ranking))
