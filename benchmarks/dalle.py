@@ -1,26 +1,26 @@
 """DALLE beside dalle-pytorch: drawing, training, and its convolutional attention.
 
     pip install --no-deps -r peers.txt
-    python benchmarks/dalle.py [--threads 2] [--rounds 3] [--only draw|train|conv]
+    python benchmarks/run.py dalle-step dalle-conv-layer
+    python benchmarks/dalle.py [--threads 2] [--rounds 3]
 
 One model of 8 layers (full, row, column, conv) of 512 features draws 1,024 tokens after 256 words
 and takes training steps; the same weights in both packages. The package recomputes the sequence
 for every token even with use_cache=True, so its time for a picture is extrapolated from 48 tokens
-at lengths spread evenly over the picture. Prints ratios of medians taken in turn, and the extra
-peak memory of a training step in a process of its own.
+at lengths spread evenly over the picture.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 
 import torch
 from peers import peer
-from timing import medians, peak_memory
-from torch.nn.functional import scaled_dot_product_attention
+from timing import medians
+
+from foveal.bench import Case
+from foveal.bench.case import Job
 
 TYPES = ("full", "axial_row", "axial_col", "conv_like")
 SIZES = {"dim": 512, "depth": 8, "heads": 8, "dim_head": 64, "attn_types": TYPES}
@@ -83,98 +83,66 @@ def step(model: torch.nn.Module, text: torch.Tensor, image: torch.Tensor) -> Non
     model.zero_grad(set_to_none=True)
 
 
-def extra_memory(name: str) -> None:
-    """Print the bytes that one training step adds to the process's peak."""
-    ours, theirs = models()
-    model = ours if name == "foveal" else theirs
-    del ours, theirs
-    text, image = inputs(4)
-    before = peak_memory()
-    step(model, text, image)
-    print(peak_memory() - before)
+def make_step(contender: str, run: str, device: str) -> Job:
+    model = models()[contender != "foveal"].to(device)
+    text, image = (x.to(device) for x in inputs(4))
+    return lambda: step(model, text, image)
 
 
-def measured(name: str) -> int:
-    command = [sys.executable, __file__, "--memory", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def train(rounds: int) -> None:
-    both = dict(zip(("ours", "theirs"), models(), strict=True))
-    text, image = inputs(4)
-    took = medians({k: lambda m=m: step(m, text, image) for k, m in both.items()}, rounds)
-    memory = [measured(name) for name in ("foveal", "dalle-pytorch")]
-    print(
-        f"training step, batch 4: {took['theirs'] / took['ours']:.2f} times as fast "
-        f"({took['ours']:.2f} s), {memory[0] / memory[1]:.2f} of the extra peak memory "
-        f"({memory[0] / 2**30:.2f} GiB)"
-    )
-
-
-def conv(rounds: int) -> None:
-    """The convolutional layer at kernel 11, and dense causal attention with its projections."""
+def conv_layer(contender: str) -> torch.nn.Module:
+    """The convolutional layer at kernel 11, or dense causal attention with its projections."""
     from foveal.layers import Attention, SparseConvCausalAttention
 
     torch.manual_seed(0)
     options = {"dim": 512, "seq_len": 1280, "heads": 8, "dim_head": 64}
     kernel = {"image_size": SIDE, "kernel_size": 11}
-    theirs = peer("dalle_pytorch.attention").SparseConvCausalAttention(**options, **kernel)
-    layer = SparseConvCausalAttention(**options, **kernel)
-    layer.load_state_dict(theirs.state_dict())
-    dense = Attention(**options)
-    x = torch.randn(1, 1280, 512, requires_grad=True)
-    jobs = {"ours": layer, "theirs": theirs, "dense": dense}
+    if contender == "dense":
+        return Attention(**options)
+    if contender == "foveal":
+        return SparseConvCausalAttention(**options, **kernel)
+    return peer("dalle_pytorch.attention").SparseConvCausalAttention(**options, **kernel)
+
+
+def make_conv(contender: str, run: str, device: str) -> Job:
+    layer = conv_layer(contender).to(device)
+    x = torch.randn(1, 1280, 512, device=device, requires_grad=True)
     angles = peer("dalle_pytorch.transformer").Transformer(
         dim=8, depth=0, seq_len=1280, image_fmap_size=SIDE
     )
-
-    def training(module: torch.nn.Module) -> None:
-        module(x, rotary_pos_emb=angles.pos_emb).sum().backward()
-
-    took = medians({k: lambda m=m: training(m) for k, m in jobs.items()}, rounds)
-    print(
-        f"conv layer, kernel 11, forward + backward, batch 1: {took['theirs'] / took['ours']:.1f} "
-        f"times as fast; {took['dense'] / took['ours']:.2f} times dense causal attention's speed"
-    )
-    core(rounds)
+    positions = angles.pos_emb.to(device)
+    return lambda: layer(x, rotary_pos_emb=positions).sum().backward()
 
 
-def core(rounds: int) -> None:
-    """The same without projections, beside scaled_dot_product_attention."""
-    import foveal
-    from foveal import patterns as P
-
-    pattern = P.TextImage(257, P.Neighborhood(SIDE, 11, causal="corner"))
-    q, k, v = (torch.randn(4, 8, 1280, 64, requires_grad=True) for _ in range(3))
-    took = medians(
-        {
-            "ours": lambda: foveal.attend(q, k, v, pattern).sum().backward(),
-            "dense": lambda: (
-                scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
-            ),
-        },
-        rounds,
-    )
-    print(
-        f"  its attention alone, batch 4: {took['dense'] / took['ours']:.2f} times causal SDPA's"
-    )
+CASES = [
+    Case(
+        "dalle-step",
+        "training step of DALLE, dim 512, 8 layers (full, row, column, conv), 256 words and 32 x "
+        "32 image tokens, batch 4, float32",
+        ("foveal", "dalle-pytorch"),
+        make_step,
+        runs=("training",),
+        seconds=25.0,
+    ),
+    Case(
+        "dalle-conv-layer",
+        "convolutional attention layer, kernel 11, with projections and rotary positions; dim "
+        "512, 256 words and 32 x 32 image tokens, batch 1, float32",
+        ("foveal", "dense", "dalle-pytorch"),
+        make_conv,
+        runs=("training",),
+        seconds=5.0,
+    ),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("draw", "train", "conv"))
-    parser.add_argument("--memory", metavar="PACKAGE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.memory:
-        extra_memory(args.memory)
-        return
     print(f"torch {torch.__version__}, {args.threads} threads, float32, {SIZES}")
-    for name, run in {"conv": conv, "train": train, "draw": draw}.items():
-        if args.only in (None, name):
-            run(args.rounds)
+    draw(args.rounds)
 
 
 if __name__ == "__main__":

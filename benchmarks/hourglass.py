@@ -1,9 +1,10 @@
 """Hourglass beside hourglass-transformer-pytorch: the same keywords and lengths in one run.
 
     pip install --no-deps -r peers.txt
-    python benchmarks/hourglass.py [--threads 2] [--rounds 3] [--only generate|train|long]
+    python benchmarks/run.py hourglass-step
+    python benchmarks/hourglass.py [--threads 2] [--only generate|long]
 
-Prints ratios within the run, and extra peak memory of processes of their own. The package stops
+Prints ratios within the run, and the peak memory of a process of its own. The package stops
 with a NameError at lengths that the factor does not divide; it is given the missing import here.
 Its resampling attention stays inside groups of k tokens, ours reads the whole past.
 """
@@ -11,6 +12,7 @@ Its resampling attention stays inside groups of k tokens, ours reads the whole p
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import subprocess
 import sys
@@ -18,9 +20,11 @@ import time
 
 import torch
 from peers import peer
-from timing import medians, peak_memory
+from timing import peak_memory
 from torch.nn.functional import cross_entropy
 
+from foveal.bench import Case
+from foveal.bench.case import Job
 from foveal.models import HourglassTransformerLM
 from foveal.patterns import Full, SlidingWindow
 
@@ -34,9 +38,6 @@ def theirs(**options: object) -> torch.nn.Module:
     module = peer("hourglass_transformer_pytorch.hourglass_transformer_pytorch")
     module.math = math
     return module.HourglassTransformerLM(**options)
-
-
-MAKE = {"ours": HourglassTransformerLM, "theirs": theirs}
 
 
 def step(model: torch.nn.Module, tokens: torch.Tensor) -> None:
@@ -74,32 +75,29 @@ def generate(factor: int, attention: bool, new: int, sample: int) -> None:
 # -- training -------------------------------------------------------------------------------------
 
 
-def train(attention: bool, batch: int, rounds: int) -> None:
-    options = {**TRAIN, "attn_resampling": attention}
-    models = {name: make(**options) for name, make in MAKE.items()}
-    tokens = torch.randint(0, 256, (batch, 2049))
-    took = medians({n: lambda m=m: step(m, tokens) for n, m in models.items()}, rounds)
-    memory = {name: measured(name, attention, batch) for name in MAKE}
-    print(
-        f"training step, {batch} x 2,048, attention {attention}: "
-        f"{took['theirs'] / took['ours']:.2f} times as fast ({took['ours']:.2f} s), "
-        f"{memory['ours'] / memory['theirs']:.2f} of the extra peak memory "
-        f"({memory['ours'] / 1e9:.2f} GB)"
+def make_step(attention: bool, contender: str, run: str, device: str) -> Job:
+    make = HourglassTransformerLM if contender == "foveal" else theirs
+    torch.manual_seed(0)
+    model = make(**{**TRAIN, "attn_resampling": attention}).to(device)
+    tokens = torch.randint(0, 256, (1, 2049), device=device)
+    return lambda: step(model, tokens)
+
+
+CASES = [
+    Case(
+        name,
+        f"training step of HourglassTransformerLM, dim 512, depth (2, 4, 2), factor 4, {what}; "
+        "2,048 tokens, float32",
+        ("foveal", "hourglass-transformer-pytorch"),
+        functools.partial(make_step, attention),
+        runs=("training",),
+        seconds=8.0,
     )
-
-
-def extra_memory(name: str, attention: bool, batch: int) -> None:
-    """Print the bytes that one step adds to the process's peak."""
-    model = MAKE[name](**{**TRAIN, "attn_resampling": attention})
-    tokens = torch.randint(0, 256, (batch, 2049))
-    before = peak_memory()
-    step(model, tokens)
-    print(peak_memory() - before)
-
-
-def measured(name: str, attention: bool, batch: int) -> int:
-    command = [sys.executable, __file__, "--memory", name, str(int(attention)), str(batch)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    for name, attention, what in (
+        ("hourglass-step", True, "resampled by attention"),
+        ("hourglass-step-plain", False, "no attention in resampling"),
+    )
+]
 
 
 def long(checkpointing: bool) -> None:
@@ -117,18 +115,13 @@ def long(checkpointing: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("generate", "train", "long"))
+    parser.add_argument("--only", choices=("generate", "long"))
     parser.add_argument("--factor", type=int, default=4)
     parser.add_argument("--sample", type=int, default=16, help="lengths timed of the package")
-    parser.add_argument("--memory", nargs=3, metavar=("PACKAGE", "ATTENTION", "BATCH"))
     parser.add_argument("--long", type=int, metavar="RECOMPUTE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    if args.memory:
-        extra_memory(args.memory[0], args.memory[1] == "1", int(args.memory[2]))
-        return
     if args.long is not None:
         long(bool(args.long))
         return
@@ -136,8 +129,6 @@ def main() -> None:
     for attention in (True, False):
         if args.only in (None, "generate"):
             generate(args.factor, attention, 512, args.sample)
-        if args.only in (None, "train"):
-            train(attention, 1, args.rounds)
     if args.only in (None, "long"):
         for recompute in (0, 1):
             subprocess.run([sys.executable, __file__, "--long", str(recompute)], check=True)

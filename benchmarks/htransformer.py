@@ -1,7 +1,8 @@
 """Hierarchical attention beside causal SDPA and h-transformer-1d, and its growth with length.
 
     pip install --no-deps -r peers.txt
-    python benchmarks/htransformer.py [growth | sdpa | step | decode | memory] [--threads 2]
+    python benchmarks/run.py pyramid htransformer
+    python benchmarks/htransformer.py [growth | decode | memory] [--threads 2]
 
 Prints ratios of medians taken in turn in one run, and the peak memory of the longest case in a
 process of its own. Absolute times depend on the machine; the ratios are what the docs quote.
@@ -16,12 +17,15 @@ import sys
 import time
 
 import torch
+from peers import peer
 from timing import medians, peak_memory
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import foveal
 from foveal import patterns as P
+from foveal.bench import Case
+from foveal.bench.case import Job
 
 PATTERN = P.Pyramid(16, causal=True)
 TRAINED = {"dim": 512, "depth": 6, "max_seq_len": 4096, "block_size": 128, "causal": True}
@@ -57,12 +61,6 @@ def growth(rounds: int) -> None:
     print(f"slope of log time over log length from 2^14 to 2^20: {slope:.2f}")
 
 
-def sdpa(rounds: int) -> None:
-    qkv = tensors(1 << 15)
-    took = medians({"dense": lambda: dense(qkv), "ours": lambda: pyramid(qkv)}, rounds)
-    print(f"2^15 tokens, 8 heads: {took['dense'] / took['ours']:.1f} times causal SDPA's speed")
-
-
 def memory() -> None:
     qkv = tensors(1 << 20, heads=2)
     pyramid(qkv)
@@ -72,40 +70,62 @@ def memory() -> None:
 
 
 def models(sizes: dict) -> dict[str, torch.nn.Module]:
-    from h_transformer_1d import HTransformer1D
-
     torch.manual_seed(0)
     return {
-        "theirs": HTransformer1D(num_tokens=256, **sizes),
+        "theirs": peer("h_transformer_1d.h_transformer_1d").HTransformer1D(
+            num_tokens=256, **sizes
+        ),
         "ours": foveal.HTransformer1D(num_tokens=256, **sizes),
     }
 
 
-def step(rounds: int) -> None:
+def make_step(contender: str, run: str, device: str) -> Job:
     """A training step: forward, backward, one AdamW update."""
-    tokens = torch.randint(0, 256, (1, 4097))
-    jobs = {}
-    for name, model in models(TRAINED).items():
-        optimizer = torch.optim.AdamW(model.parameters())
+    model = models(TRAINED)["ours" if contender == "foveal" else "theirs"].to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.randint(0, 256, (1, 4097), device=device)
 
-        def job(model: torch.nn.Module = model, optimizer: torch.optim.Optimizer = optimizer):
-            optimizer.zero_grad()
-            logits = model(tokens[:, :-1])
-            cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-            optimizer.step()
+    def job() -> None:
+        optimizer.zero_grad()
+        logits = model(tokens[:, :-1])
+        cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
 
-        jobs[name] = job
-    took = medians(jobs, rounds)
-    print(f"{TRAINED}, one training step: {took['ours']:.2f} s")
-    print(f"  {took['theirs'] / took['ours']:.2f} times as fast as h-transformer-1d")
+    return job
+
+
+def make_pyramid(contender: str, run: str, device: str) -> Job:
+    qkv = [x.to(device) for x in tensors(1 << 15)]
+    return lambda: (pyramid if contender == "foveal" else dense)(qkv)
+
+
+CASES = [
+    Case(
+        "pyramid-32768",
+        "causal pyramid of blocks of 16 over 32,768 tokens, beside dense causal attention; batch "
+        "1, 8 heads of 64, float32",
+        ("foveal", "dense"),
+        make_pyramid,
+        runs=("forward",),
+        seconds=10.0,
+    ),
+    Case(
+        "htransformer-step",
+        "training step of HTransformer1D with AdamW, dim 512, depth 6, blocks of 128, 4,096 "
+        "tokens, float32",
+        ("foveal", "h-transformer-1d"),
+        make_step,
+        runs=("training",),
+        seconds=10.0,
+    ),
+]
 
 
 def decode(rounds: int) -> None:
     """512 tokens after 512, beside the package's wrapper, which starts over for every token."""
-    from h_transformer_1d.autoregressive_wrapper import AutoregressiveWrapper
-
     pair = models(DECODED)
-    wrapper = AutoregressiveWrapper(pair["theirs"])
+    module = peer("h_transformer_1d.autoregressive_wrapper")
+    wrapper = module.AutoregressiveWrapper(pair["theirs"])
     prompt = torch.randint(0, 256, (1, 512))
     start = time.perf_counter()
     pair["ours"].generate(prompt, 512, top_k=25)
@@ -128,7 +148,7 @@ def decode(rounds: int) -> None:
     print(f"a token at 65,536 takes {took['65536'] / took['1024']:.2f} times as long as at 1,024")
 
 
-RUNS = {"growth": growth, "sdpa": sdpa, "step": step, "decode": decode}
+RUNS = {"growth": growth, "decode": decode}
 
 
 def main() -> None:

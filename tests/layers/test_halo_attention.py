@@ -208,6 +208,22 @@ def test_batch_and_channels_last_do_not_matter() -> None:
     assert_close(layer(x.contiguous(memory_format=torch.channels_last)), out, 1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "rel_pos": "split"}, {"stride": 2}])
+def test_large_maps_one_at_a_time_are_the_same(options: dict[str, Any]) -> None:
+    """Sharing memory between the maps of a batch changes neither results nor gradients."""
+    layer = HaloAttention(32, 8, 4, 16, 2, **options).double()
+    x = torch.randn(3, 32, 24, 40, dtype=torch.float64, requires_grad=True)
+    found = []
+    for large in (1, 1 << 40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("foveal.layers.halo._LARGE_MAP", large)
+            out = layer(x)
+            given = (x, *layer.parameters())
+            found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    for one, whole in zip(*found, strict=True):
+        assert_close(one, whole, 1e-12)
+
+
 def test_dropout_only_while_training() -> None:
     """Dropout changes the training output, keeps its mean, and is off in evaluation."""
     layer, plain = make(dropout=0.5), make()

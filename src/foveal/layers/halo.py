@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, linear, pad
 
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
@@ -18,6 +18,7 @@ from foveal.patterns.base import pair
 
 Padding = Literal["mask", "attend", "inverted"]
 PADDINGS = ("mask", "attend", "inverted")
+_LARGE_MAP = 1 << 21  # bytes
 
 
 class HaloAttention(nn.Module):
@@ -130,12 +131,26 @@ class HaloAttention(nn.Module):
             raise ValueError(
                 f"x must be (batch, {self.dim}, height, width), got {tuple(x.shape)}."
             )
+        if self._one_at_a_time(x):
+            return torch.cat([self._forward(image) for image in x.split(1)])
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         attention = self._attend if known(x.shape[2], x.shape[3]) else self._windowed
         if self.padding == "inverted":
             attention = self._inverted
-        # no name holds q, k and v, so that they are gone before the output is copied
+        # no name holds q, k and v, so that they are gone before the output is projected
         out = attention(*self._project(x))
         return self.to_out(fold(out, 3, 4)).permute(0, 3, 1, 2)
+
+    def _one_at_a_time(self, x: Tensor) -> bool:
+        """Whether to share the memory of q, k and v: new memory costs more than the arithmetic."""
+        return (
+            x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and x.shape[0] > 1
+            and x[0].numel() * x.element_size() >= _LARGE_MAP
+        )
 
     def pattern(self, height: int, width: int) -> Halo:
         """Who attends to whom in a map of this size."""
@@ -148,10 +163,14 @@ class HaloAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as (batch, height, width, heads, features); the queries strided."""
-        x = x.permute(0, 2, 3, 1).contiguous()
-        q = self.to_q(x[:, :: self.stride, :: self.stride] if self.stride > 1 else x)
-        kv = self.to_kv(x)
-        k, v = kv.split((self.heads * self.dim_qk, self.heads * self.dim_v), dim=-1)
+        x = x.permute(0, 2, 3, 1)
+        widths = (self.heads * self.dim_qk, self.heads * self.dim_v)
+        if self.stride == 1:
+            weight, bias = _joined(self.to_q, self.to_kv)
+            q, k, v = _linear(x, weight, bias).split((widths[0], *widths), dim=-1)
+        else:
+            q = self.to_q(x[:, :: self.stride, :: self.stride])
+            k, v = _linear(x, self.to_kv.weight, self.to_kv.bias).split(widths, dim=-1)
         return (
             q.unflatten(-1, (self.heads, self.dim_qk)),
             k.unflatten(-1, (self.heads, self.dim_qk)),
@@ -222,6 +241,21 @@ class HaloAttention(nn.Module):
         mean = mean.repeat_interleave(block_h, 2).repeat_interleave(block_w, 3)
         mean = mean[:, :, : size[0] : self.stride, : size[1] : self.stride]
         return mean.permute(0, 2, 3, 1).unflatten(3, (self.heads, self.dim_v))
+
+
+def _joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """One weight and bias for layers that read the same input."""
+    weight = torch.cat([layer.weight for layer in layers])
+    if layers[0].bias is None:
+        return weight, None
+    return weight, torch.cat([layer.bias for layer in layers])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """linear() of (batch, height, width, dim); one map with its channels first is not copied."""
+    if known(*x.shape) and len(x) == 1:
+        return linear(x[0].flatten(0, 1), weight, bias).unflatten(0, x.shape[1:3])[None]
+    return linear(x.contiguous(), weight, bias)
 
 
 def _width(name: str, ratio: float, dim_head: int) -> int:

@@ -85,23 +85,36 @@ class RelPosEmb(nn.Module):
         Returns:
             rows (batch, heads, height * width, window height), and columns likewise.
         """
-        halves = q.chunk(2, dim=-1) if self.mode == "split" else (q, q)
-        tables = (self.rel_height, self.rel_width)
-        parts = []
-        for axis, (half, table) in enumerate(zip(halves, tables, strict=True)):
-            block, window = self.block_size[axis], self.rel_size[axis]
-            logits = half @ (table[window - block :] * scale).t()
-            step = stride if true_offsets else 1
-            starts = [block - 1 - i * step for i in range(block // stride)]
-            logits = _windows(logits, axis + 1, starts, window)
-            parts.append(fold(logits, 1, 2).transpose(1, 2))
-        return parts[0], parts[1]
+        size = q.shape[1:3]
+        q = fold(q, 1, 2).transpose(1, 2)  # one product a head
+        tables = [
+            table[window - block :] * scale
+            for table, window, block in zip(
+                (self.rel_height, self.rel_width), self.rel_size, self.block_size, strict=True
+            )
+        ]
+        if self.mode == "split":
+            pairs = zip(q.chunk(2, -1), tables, strict=True)
+            logits = [half @ table.t() for half, table in pairs]
+        else:
+            logits = list((q @ torch.cat(tables).t()).split([len(t) for t in tables], -1))
+        step = stride if true_offsets else 1
+        rows, columns = (
+            _windows(
+                logits[axis].unflatten(2, size),
+                axis + 2,
+                [block - 1 - i * step for i in range(block // stride)],
+                self.rel_size[axis],
+            )
+            for axis, block in enumerate(self.block_size)
+        )
+        return fold(rows, 2, 3), fold(columns, 2, 3)
 
 
 def _windows(logits: Tensor, axis: int, starts: Sequence[int], length: int) -> Tensor:
     """Cut from each query's logits those of its window.
 
-    logits (batch, height, width, heads, entries) -> (batch, height, width, heads, length), where
+    logits (batch, heads, height, width, entries) -> (batch, heads, height, width, length), where
     the `i`-th query of a block along `axis` takes entries from `starts[i]`.
     """
     n, period = logits.shape[axis], len(starts)

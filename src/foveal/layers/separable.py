@@ -18,6 +18,8 @@ from foveal.layers.relative_position import Size
 from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
 from foveal.patterns.base import pair
 
+_SMALL_WINDOW = 64  # tokens
+
 
 class DSSA(nn.Module):
     """Attention within windows and one token each, then between windows; as in vit-pytorch.
@@ -82,9 +84,9 @@ class DSSA(nn.Module):
         real = real_pixels(x, window)
         out = window_attention(qkv, real, batch, dropout)  # (windows, heads, 1 + pixels, dim_head)
 
-        out = out.unflatten(0, (batch, -1))
-        shares = self._shares(out[:, :, :, 0], dropout)
-        maps = mix_windows(shares, out[:, :, :, 1:].transpose(2, 3), real)
+        token, pixels = out.unflatten(0, (batch, -1)).split((1, out.shape[2] - 1), 3)
+        shares = self._shares(token[:, :, :, 0], dropout)
+        maps = mix_windows(shares, pixels.transpose(2, 3), real)
         maps = from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
         project, drop = self.to_out
         return as_map(drop(cast(PointwiseConv, project).of_tokens(maps)))
@@ -184,8 +186,9 @@ class SeparableAttention(nn.Module):
         within = self._within(fold(both, 0, 1), real, batch)
         both = both + within.unflatten(0, both.shape[:2])
 
-        found, maps = both[:, :, 0], both[:, :, 1:].unflatten(-1, (self.heads, -1))
-        qk = self.win_qk(gelu(self.win_norm(found))).unflatten(-1, (2, self.heads, -1))
+        found, maps = both.split((1, both.shape[2] - 1), 2)
+        maps = maps.unflatten(-1, (self.heads, -1))
+        qk = self.win_qk(gelu(self.win_norm(found[:, :, 0]))).unflatten(-1, (2, self.heads, -1))
         shares = window_shares(qk, self.dropout if self.training else 0.0)
         maps = mix_windows(shares, maps, real) + maps
         return from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
@@ -234,12 +237,24 @@ def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: floa
     Returns:
         (batch * windows, heads, tokens, dim_head).
     """
-    q, k, v = qkv.transpose(1, 3).unbind(2)
     mask = None
     if real is not None:
         real = nn.functional.pad(real, (qkv.shape[1] - real.shape[1], 0), value=True)
         mask = real.expand(batch, -1, -1).flatten(0, 1)[:, None, None, :]
+    if qkv.device.type == "cpu" and qkv.shape[1] <= _SMALL_WINDOW:
+        return _small_attention(qkv, mask, dropout)
+    q, k, v = qkv.transpose(1, 3).unbind(2)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _small_attention(qkv: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same in plain products, whose backward pass is faster on CPU at this size."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    logits = q * q.shape[-1] ** -0.5 @ k.mT
+    if mask is not None:  # a window token, or the window's first pixel, is always there
+        logits = logits.masked_fill(~mask, -torch.inf)
+    weights = logits.softmax(-1)
+    return (nn.functional.dropout(weights, dropout) if dropout else weights) @ v
 
 
 def window_shares(qk: Tensor, dropout: float) -> Tensor:

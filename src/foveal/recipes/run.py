@@ -31,7 +31,7 @@ from foveal.recipes.runs import (
 from foveal.recipes.sequences import NUM_TOKENS
 from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS, make_task, require_task
 from foveal.training.config import check_training
-from foveal.training.machine import describe_machine, pick_device
+from foveal.training.machine import describe_machine, keep_freed_memory, pick_device
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
 SAMPLES, EVALUATION, RESULT = "samples.json", "evaluation.json", "result.json"
@@ -73,6 +73,8 @@ def train(
         accelerator=accelerator,
         title=Path(config.recipe).stem,
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
         _finisher(config)(folder, task, config, outcome, accelerator.device)

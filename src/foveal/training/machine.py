@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ import torch
 
 from foveal.version import __version__
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 _PACKAGES = ("torch", "accelerate", "numpy")
 
 
@@ -37,6 +39,19 @@ def pick_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed memory for what comes next; whether it does.
+
+    glibc gives large buffers back to the system, which clears them anew at the next step: a tenth
+    of a training step on a CPU. The process then never shrinks, so this is for programs that
+    train, and not for a library.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def native_bfloat16(device: torch.device) -> bool:
