@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.ops.pyramid import PyramidBias, pairs, pool_keys
+from foveal.ops.pooling import pairs, pool_keys
+from foveal.ops.pyramid import PyramidBias
 from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 
@@ -126,11 +127,12 @@ class PyramidCache:
         while self.levels < self.pattern.num_levels(length):
             self._add_level()
         pooled = pool_keys(kv[0], kv[1], None, self.levels)
-        for number, level in enumerate(pooled):
+        for number in range(self.levels):
             whole = length >> number  # clusters that are complete
             first = max(0, whole - ring)
             places = torch.arange(first, whole, device=kv.device) % ring
-            clusters = torch.stack((level.k, level.v))[:, :, :, first:whole]
+            level = [pooled.level(x, number)[:, :, first:whole] for x in (pooled.k, pooled.v)]
+            clusters = torch.stack(level)
             self.data[:, :, :, number].index_copy_(3, places, clusters.to(self.data.dtype))
         self.position = length
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.ops.pyramid import PyramidBias, join, pool_keys
+from foveal.ops.pooling import pool_keys
+from foveal.ops.pyramid import PyramidBias
 from foveal.ops.tiled import MASKED
 from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
@@ -51,8 +52,8 @@ class PyramidMemory:
             raise ValueError(f"k must hold at least one token, got shape {tuple(k.shape)}.")
         self.max_queries = n_keys if max_queries is None else max_queries
         self._plan = _PyramidTiles(pattern, self.max_queries, n_keys)
-        levels = pool_keys(k, v, key_mask, self._plan.levels)
-        self.keys, self.values, self._gain = join(levels, self._plan.unit)
+        levels = pool_keys(k, v, key_mask, self._plan.levels, self._plan.unit)
+        self.keys, self.values, self._gain = levels.k, levels.v, levels.gain
 
     @property
     def num_bytes(self) -> int:

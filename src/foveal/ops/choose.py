@@ -28,6 +28,7 @@ RATES = {
     torch.bfloat16: {"dense": 150e9, "tiled": 110e9, "native": 250e9},
 }
 CALL_SECONDS = {"dense": 30e-6, "tiled": 60e-6, "native": 120e-6}
+FULL_NATIVE = 128  # tokens from which on the kernel beats scaled_dot_product_attention
 CHUNK = 1 << 19
 CHUNK_SECONDS = 60e-6
 
@@ -84,6 +85,8 @@ def choose(
 ) -> tuple[str, str]:
     """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
     if isinstance(pattern, Full):
+        if has_native and device == "cpu" and length >= FULL_NATIVE:
+            return "native", "the pattern is dense attention, and this kernel the faster one"
         return "dense", "the pattern is dense attention"
     if isinstance(pattern, Pyramid):
         return "tiled", "keys are pooled into levels, which only the tile plan knows"

@@ -7,15 +7,13 @@ attention; with coarse ones the levels come back at their own lengths and are me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.ops.merge import merge
-from foveal.ops.tiled import MASKED
+from foveal.ops.pooling import pool_keys, pool_queries
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
@@ -44,20 +42,6 @@ class PyramidBias(NamedTuple):
                 f"PyramidBias.table must be (4 * block_size - 1, heads or 1) = ({rows}, {heads} "
                 f"or 1), got {tuple(self.table.shape)}."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """Keys and values of one level.
-
-    k: (batch, kv_heads, clusters, head_dim), mean over non-empty halves.
-    v: (batch, kv_heads, clusters, head_dim_v), mean over real tokens.
-    count: (batch or 1, clusters), real tokens in each cluster.
-    """
-
-    k: Tensor
-    v: Tensor
-    count: Tensor
 
 
 def pyramid_attend(
@@ -91,14 +75,13 @@ def pyramid_attend(
         dtype = torch.promote_types(q.dtype, torch.float32)
         empty = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
         return q.new_zeros((*q.shape[:3], v.shape[-1])), empty
-    levels = pool_keys(k, v, key_mask, plan.levels)
-    k_all, v_all, key_bias = join(levels, plan.unit)
+    keys = pool_keys(k, v, key_mask, plan.levels, plan.unit)
     table = None if bias is None else bias.table.T[None, :, None]
-    rest = (table, key_bias.expand(q.shape[0], -1), scale, dropout_p)
+    rest = (table, keys.gain.expand(q.shape[0], -1), scale, dropout_p)
     if not plan.coarse:
-        return tiled_attend(q, k_all, v_all, plan, *rest)
+        return tiled_attend(q, keys.k, keys.v, plan, *rest)
     queries = pool_queries(q, query_mask, plan.levels, first=pattern.causal)
-    out, lse = tiled_attend(torch.cat(queries, 2), k_all, v_all, plan, *rest)
+    out, lse = tiled_attend(torch.cat(queries, 2), keys.k, keys.v, plan, *rest)
     sizes = [part.shape[2] for part in queries]
     return _merge_upwards(out.split(sizes, 2), lse.split(sizes, 2))
 
@@ -111,87 +94,6 @@ def _merge_upwards(outs: tuple[Tensor, ...], lses: tuple[Tensor, ...]) -> tuple[
         above = (out.repeat_interleave(2, 2)[:, :, :length], lse.repeat_interleave(2, 2))
         out, lse = merge([(finer_out, finer_lse), (above[0], above[1][:, :, :length])])
     return out, lse
-
-
-# -- pooling ------------------------------------------------------------------------------------
-
-
-def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int) -> list[Level]:
-    """Keys and values of each level, in the dtype of k; sums are kept in float32 at least.
-
-    Args:
-        k, v: (batch, kv_heads, tokens, head_dim or head_dim_v).
-        mask: (batch, tokens) bool, True = real.
-    """
-    dtype = k.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    real = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device) if mask is None else mask
-    if mask is not None:
-        k, v = (x * mask[:, None, :, None].to(x.dtype) for x in (k, v))
-    count = real.to(torch.int32)
-    found = [Level(k, v, count)]
-    total = v
-    for _ in range(levels - 1):
-        k = half(k.to(wide), real)
-        total = pairs(total.to(wide), 2).sum(3)
-        count, real = pairs(count, 1).sum(2), pairs(real, 1).any(2)
-        mean = total / count.clamp(min=1)[:, None, :, None].to(wide)
-        found.append(Level(k.to(dtype), mean.to(dtype), count))
-    return found
-
-
-def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> list[Tensor]:
-    """Queries of each level: q of the first token of a cluster, or the mean of its real tokens."""
-    dtype = q.dtype
-    real = torch.ones(1, q.shape[2], dtype=torch.bool, device=q.device) if mask is None else mask
-    if mask is not None:  # what is not real takes part as zeros, so that nothing leaks
-        q = q * mask[:, None, :, None].to(dtype)
-    found = [q]
-    for level in range(1, levels):
-        if first:
-            found.append(found[0][:, :, :: 1 << level])
-            continue
-        q = half(q.to(torch.promote_types(dtype, torch.float32)), real)
-        real = pairs(real, 1).any(2)
-        found.append(q.to(dtype))
-    return found
-
-
-def half(x: Tensor, real: Tensor) -> Tensor:
-    """Mean over the non-empty ones of each pair: (..., n, dim) -> (..., ceil(n / 2), dim).
-
-    x is zero where `real` (batch or 1, n) is False.
-    """
-    weight = pairs(real, 1).sum(2).clamp(min=1).to(x.dtype)
-    return pairs(x, 2).sum(3) / weight[:, None, :, None]
-
-
-def pairs(x: Tensor, dim: int) -> Tensor:
-    """Cut a dimension into pairs, behind a zero where its length is odd."""
-    if x.shape[dim] % 2:
-        behind = [0, 0] * (x.ndim - 1 - dim) + [0, 1]
-        x = F.pad(x, behind)
-    return x.unflatten(dim, (-1, 2))
-
-
-def join(levels: list[Level], unit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """All levels side by side, each padded to whole units, and a last unit that nobody reads.
-
-    Returns:
-        k, v (batch, kv_heads, joined, dim), and what the logits of each key gain
-        (batch or 1, joined): log of the tokens it stands for, MASKED where there are none.
-    """
-    ks, vs, biases = [], [], []
-    wide = torch.promote_types(levels[0].k.dtype, torch.float32)
-    for number, level in enumerate(levels):
-        k, v, count = level.k, level.v, level.count
-        last = number == len(levels) - 1
-        behind = -k.shape[2] % unit + unit * last
-        ks += [k, k.new_zeros((*k.shape[:2], behind, k.shape[3]))]
-        vs += [v, v.new_zeros((*v.shape[:2], behind, v.shape[3]))]
-        count = F.pad(count, (0, behind))
-        biases.append(torch.where(count > 0, count.to(wide).log(), MASKED))
-    return torch.cat(ks, 2), torch.cat(vs, 2), torch.cat(biases, 1)
 
 
 # -- the definition -----------------------------------------------------------------------------
@@ -239,7 +141,8 @@ def _dense_logits(
     n, m = q.shape[2], k.shape[2]
     i, j = torch.arange(n, device=q.device)[:, None], torch.arange(m, device=q.device)[None]
     count = pattern.num_levels(max(n, m))
-    keys = [level.k for level in pool_keys(k, v, key_mask, count)]
+    pooled = pool_keys(k, v, key_mask, count)
+    keys = [pooled.level(pooled.k, number) for number in range(count)]
     queries = [q] * count
     if pattern.queries == "coarse":
         queries = pool_queries(q, query_mask, count, first=pattern.causal)

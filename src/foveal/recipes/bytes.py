@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,11 @@ def build_byte_model(config: RunConfig) -> nn.Module:
             f"patterns, got {config.model.get('pattern')!r}."
         )
     return model
+
+
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights."""
+    return build_byte_model(config)
 
 
 class ByteTask:

@@ -18,13 +18,14 @@ from foveal.data.captions import CaptionedSet
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models import CLIP, ImageTokenizer, load_model
 from foveal.models.vae import codebook_use
+from foveal.recipes.assets import tokenizer_of
 from foveal.recipes.clip import CANDIDATES, caption_tokens, retrieval_totals, retrieve
 from foveal.recipes.config import RunConfig
 from foveal.recipes.dalle import image_bits
 from foveal.recipes.report import PICTURES, patterns_of, write_run_report
 from foveal.recipes.runs import load_config, write_json
 from foveal.recipes.runs import load_model as load_run
-from foveal.recipes.tasks import require_task, tokenizer_of
+from foveal.recipes.tasks import require_task
 from foveal.recipes.vae import decode_all, encode_all, reconstruct
 from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome

@@ -13,9 +13,9 @@ from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet, CaptionStream
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models.clip import CLIP
+from foveal.recipes.assets import TOKENIZER, tokenizer_of
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
-from foveal.recipes.stages import TOKENIZER
 from foveal.recipes.vae import describe_sets
 from foveal.training.task import Totals
 
@@ -81,6 +81,11 @@ def build_clip(config: RunConfig, tokenizer: CaptionTokenizer) -> CLIP:
     if not isinstance(model, CLIP):
         raise ValueError(f"the task 'clip' needs a CLIP, got {config.model['name']!r}.")
     return model
+
+
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights."""
+    return build_clip(config, tokenizer_of(folder))
 
 
 class ClipTask:

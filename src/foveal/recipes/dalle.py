@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet
 from foveal.data.tokens import CaptionTokenizer
+from foveal.models import load_model
 from foveal.models.dalle import DALLE
 from foveal.models.vae import ImageTokenizer
+from foveal.recipes.assets import TOKENIZER, tokenizer_of
 from foveal.recipes.build import build_model
 from foveal.recipes.clip import PairStream, caption_tokens
 from foveal.recipes.config import RunConfig
-from foveal.recipes.stages import TOKENIZER, prepare_stage
+from foveal.recipes.stages import prepare_stage
 from foveal.recipes.vae import check_size, describe_sets, encode_all
 from foveal.training.task import Totals
 
@@ -78,6 +80,12 @@ def build_dalle(config: RunConfig, vae: ImageTokenizer, tokenizer: CaptionTokeni
     return model
 
 
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights but for its VAE."""
+    vae = load_model(folder / "vae")
+    return build_dalle(config, vae, tokenizer_of(folder))  # type: ignore[arg-type]
+
+
 class DalleTask:
     """Trains a DALLE on tokens that are made once. See `foveal.training.task.Task`.
 
@@ -89,7 +97,7 @@ class DalleTask:
     score = "bits_per_image_token"
 
     def __init__(
-        self, config: RunConfig, folder: Path, rank: int = 0, world_size: int = 1
+        self, config: RunConfig, rank: int = 0, world_size: int = 1, *, folder: Path
     ) -> None:
         data, training = config.data, config.training
         self.config = data

@@ -12,6 +12,7 @@ import torch
 from foveal.data.augment import to_floats
 from foveal.data.image_sources import open_images
 from foveal.data.pictures import load_square
+from foveal.recipes.assets import class_names
 from foveal.recipes.config import RunConfig
 from foveal.recipes.images import (
     ImageEvaluation,
@@ -24,7 +25,7 @@ from foveal.recipes.images import (
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import load_config, load_model, write_json
 from foveal.recipes.sequences import score_run
-from foveal.recipes.tasks import CLASSIFIERS, class_names, require_task
+from foveal.recipes.tasks import CLASSIFIERS, require_task
 from foveal.training.machine import describe_machine, pick_device
 from foveal.training.trainer import Outcome
 

@@ -17,12 +17,11 @@ from foveal.data.augment import to_floats
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageSet, ImageStream
 from foveal.data.pictures import UnreadableImageError, load_square
+from foveal.recipes.assets import CLASSES, class_names
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
+from foveal.recipes.runs import write_json
 from foveal.training.task import Totals
-
-CLASSES = "classes.json"
-"""The file of a run folder with the names of its classes."""
 
 _QUICK_IMAGES = 1000
 _SCORING_BATCH = 250
@@ -38,6 +37,11 @@ def build_image_model(config: RunConfig, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         image_size=config.data.size,
     )
+
+
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights."""
+    return build_image_model(config, len(class_names(folder)))
 
 
 class ImageTask:
@@ -72,6 +76,10 @@ class ImageTask:
         mine = chosen[rank::world_size]
         shares = classify(self.model, images, mine, 1 if quick else self.config.views)
         return class_totals(shares, images.labels[mine], labels)
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the run needs besides its weights."""
+        write_json(folder / CLASSES, self.classes)
 
     def facts(self) -> dict[str, str]:
         """What a report should say about the data and the model."""

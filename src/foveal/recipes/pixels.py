@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,11 @@ def build_pixel_model(config: RunConfig) -> nn.Module:
             f"patterns, got {config.model.get('pattern')!r}."
         )
     return model
+
+
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights."""
+    return build_pixel_model(config)
 
 
 class PixelTask:

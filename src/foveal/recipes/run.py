@@ -6,7 +6,6 @@ import dataclasses
 import gzip
 import lzma
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ import torch
 from foveal.data.sources import Corpus, Span, open_corpus
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.config import RunConfig
-from foveal.recipes.image_runs import finish_images
-from foveal.recipes.images import CLASSES
-from foveal.recipes.pixel_runs import finish_pixels
 from foveal.recipes.report import patterns_of, write_run_report
 from foveal.recipes.runs import (
     begin,
@@ -28,8 +24,7 @@ from foveal.recipes.runs import (
     read_json,
     write_json,
 )
-from foveal.recipes.sequences import NUM_TOKENS
-from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS, make_task, require_task
+from foveal.recipes.tasks import finisher, make_task, require_task
 from foveal.training.config import check_training
 from foveal.training.machine import describe_machine, keep_freed_memory, pick_device
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
@@ -58,11 +53,7 @@ def train(
     task = make_task(config, folder, accelerator.process_index, accelerator.num_processes)
     with accelerator.main_process_first():
         last = begin(folder, config)
-        if config.task in CLASSIFIERS:
-            write_json(folder / CLASSES, task.classes)
-        if config.task == "sequences":
-            write_json(folder / NUM_TOKENS, task.num_tokens)
-        if config.task in ("clip", "captions"):
+        if hasattr(task, "save_assets"):
             task.save_assets(folder)
     trainer = Trainer(
         task,
@@ -77,23 +68,12 @@ def train(
         keep_freed_memory()
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
-        _finisher(config)(folder, task, config, outcome, accelerator.device)
+        finisher(config)(folder, task, config, outcome, accelerator.device)
     accelerator.wait_for_everyone()
     return folder, outcome
 
 
-def _finisher(config: RunConfig) -> Callable[..., None]:
-    """What writes the results of a run, by its task."""
-    if config.task in CAPTION_TASKS:
-        from foveal.recipes.caption_runs import finish_captions
-
-        return finish_captions
-    if config.task == "pixels":
-        return finish_pixels
-    return finish_images if config.task in CLASSIFIERS else _finish
-
-
-def _finish(
+def finish_bytes(
     folder: Path, task: ByteTask, config: RunConfig, outcome: Outcome, device: torch.device
 ) -> None:
     """Write the results, a few samples and the report."""

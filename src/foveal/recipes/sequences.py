@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from foveal.data.sequence_sources import open_sequences
 from foveal.data.sequences import SequenceSet, SequenceStream
+from foveal.recipes.assets import CLASSES, VOCABULARY, class_names, read_asset
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
 from foveal.recipes.images import ImageEvaluation, class_totals, score_images
+from foveal.recipes.runs import write_json
 from foveal.training.task import Totals
-
-NUM_TOKENS = "num_tokens.json"
-"""The file of a run folder with the size of the vocabulary."""
 
 _QUICK_SEQUENCES = 500
 _SCORING_BATCH = 32
@@ -33,6 +32,12 @@ def build_sequence_model(config: RunConfig, num_classes: int, num_tokens: int) -
         num_tokens=num_tokens,
         max_seq_len=config.data.length,
     )
+
+
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights."""
+    num_tokens = int(read_asset(folder / VOCABULARY))
+    return build_sequence_model(config, len(class_names(folder)), num_tokens)
 
 
 class SequenceTask:
@@ -65,6 +70,11 @@ class SequenceTask:
         mine = chosen[rank::world_size]
         logits = classify_sequences(self.model, data, mine)
         return class_totals(logits, data.labels[mine], data.labels[chosen])
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the run needs besides its weights."""
+        write_json(folder / CLASSES, self.classes)
+        write_json(folder / VOCABULARY, self.num_tokens)
 
     def facts(self) -> dict[str, str]:
         """What a report should say about the data and the model."""
@@ -99,8 +109,6 @@ def score_run(
     folder: Path, config: RunConfig, model: nn.Module, checkpoint: str, data: str | None
 ) -> ImageEvaluation:
     """Classify the held-out sequences of a run, or of other data of the same classes."""
-    from foveal.recipes.tasks import class_names
-
     source = config.data if data is None else dataclasses.replace(config.data, path=data)
     held_out = open_sequences(source)[1]
     return score_images(

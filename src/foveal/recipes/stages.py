@@ -13,11 +13,9 @@ from typing import Any
 from accelerate import PartialState
 
 from foveal.models import Model, load_model
+from foveal.recipes.assets import TOKENIZER
 from foveal.recipes.config import RunConfig, load_recipe
 from foveal.training.interrupt import Interrupted
-
-TOKENIZER = "tokenizer.json"
-"""The file of a run folder with the byte pairs of its captions."""
 
 _INHERITED = ("path", "size", "held_out", "max_images")
 

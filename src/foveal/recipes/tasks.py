@@ -1,17 +1,52 @@
-"""Which task a configuration is about, and how its model is made again from a run folder."""
+"""The kinds of runs: for each task, what trains, what makes its model again, what ends a run.
+
+A new task is a line of TASKS, a dataclass in `recipes.config.DATA_OF_TASK`, and a module.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from foveal.recipes.config import RunConfig
 
-if TYPE_CHECKING:
-    from foveal.data.tokens import CaptionTokenizer
+
+@dataclass(frozen=True)
+class TaskKind:
+    """Where the parts of a task are, as "module:name" in foveal.recipes, imported when needed.
+
+    Attributes:
+        task: class of the `foveal.training.task.Task`: (config, rank, world_size) -> task. Its
+            `save_assets(folder)`, if it has one, writes what `rebuild` reads.
+        rebuild: (config, folder of a run) -> its model, with fresh weights.
+        finish: (folder, task, config, outcome, device), writes results and the report of a run.
+        has_stages: trains other models first, in the folder of the run, which it is given.
+    """
+
+    task: str
+    rebuild: str
+    finish: str
+    has_stages: bool = False
+
+
+TASKS = {
+    "bytes": TaskKind("bytes:ByteTask", "bytes:rebuild", "run:finish_bytes"),
+    "images": TaskKind("images:ImageTask", "images:rebuild", "image_runs:finish_images"),
+    "sequences": TaskKind(
+        "sequences:SequenceTask", "sequences:rebuild", "image_runs:finish_images"
+    ),
+    "vae": TaskKind("vae:VAETask", "vae:rebuild", "caption_runs:finish_captions"),
+    "clip": TaskKind("clip:ClipTask", "clip:rebuild", "caption_runs:finish_captions"),
+    "captions": TaskKind(
+        "dalle:DalleTask", "dalle:rebuild", "caption_runs:finish_captions", has_stages=True
+    ),
+    "pixels": TaskKind("pixels:PixelTask", "pixels:rebuild", "pixel_runs:finish_pixels"),
+}
 
 CLASSIFIERS = ("images", "sequences")
 """Tasks whose runs know the names of their classes."""
@@ -26,104 +61,30 @@ def make_task(config: RunConfig, folder: Path, rank: int = 0, world_size: int = 
     Args:
         folder: of the run. Only tasks that train other models first write there.
     """
-    if config.task == "images":
-        from foveal.recipes.images import ImageTask
-
-        return ImageTask(config, rank, world_size)
-    if config.task == "sequences":
-        from foveal.recipes.sequences import SequenceTask
-
-        return SequenceTask(config, rank, world_size)
-    if config.task == "vae":
-        from foveal.recipes.vae import VAETask
-
-        return VAETask(config, rank, world_size)
-    if config.task == "clip":
-        from foveal.recipes.clip import ClipTask
-
-        return ClipTask(config, rank, world_size)
-    if config.task == "captions":
-        from foveal.recipes.dalle import DalleTask
-
-        return DalleTask(config, folder, rank, world_size)
-    if config.task == "pixels":
-        from foveal.recipes.pixels import PixelTask
-
-        return PixelTask(config, rank, world_size)
-    from foveal.recipes.bytes import ByteTask
-
-    return ByteTask(config, rank, world_size)
+    kind = TASKS[config.task]
+    place = {"folder": folder} if kind.has_stages else {}
+    return _find(kind.task)(config, rank=rank, world_size=world_size, **place)
 
 
 def build_task_model(config: RunConfig, folder: Path) -> nn.Module:
     """The model of a run, with fresh weights.
 
     Raises:
-        ValueError: the folder lacks the names of the classes.
+        ValueError: the folder lacks what the model is made of.
     """
-    if config.task == "images":
-        from foveal.recipes.images import build_image_model
-
-        return build_image_model(config, len(class_names(folder)))
-    if config.task == "sequences":
-        from foveal.recipes.sequences import NUM_TOKENS, build_sequence_model
-
-        return build_sequence_model(
-            config, len(class_names(folder)), int(_read(folder / NUM_TOKENS))
-        )
-    if config.task == "vae":
-        from foveal.recipes.vae import build_vae
-
-        return build_vae(config)
-    if config.task == "clip":
-        from foveal.recipes.clip import build_clip
-
-        return build_clip(config, tokenizer_of(folder))
-    if config.task == "captions":
-        from foveal.models import load_model
-        from foveal.recipes.dalle import build_dalle
-
-        vae: Any = load_model(folder / "vae")
-        return build_dalle(config, vae, tokenizer_of(folder))
-    if config.task == "pixels":
-        from foveal.recipes.pixels import build_pixel_model
-
-        return build_pixel_model(config)
-    from foveal.recipes.bytes import build_byte_model
-
-    return build_byte_model(config)
+    model: nn.Module = _find(TASKS[config.task].rebuild)(config, folder)
+    return model
 
 
-def class_names(folder: Path) -> list[str]:
-    """The classes of a classifier's run.
-
-    Raises:
-        ValueError: the run has none, or the file is damaged.
-    """
-    from foveal.recipes.images import CLASSES
-
-    return [str(name) for name in _read(folder / CLASSES)]
+def finisher(config: RunConfig) -> Callable[..., None]:
+    """What writes the results of a run that has ended."""
+    finish: Callable[..., None] = _find(TASKS[config.task].finish)
+    return finish
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"the run {path.parent} has no {path.name}; train it again.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
-
-
-def tokenizer_of(folder: Path) -> CaptionTokenizer:
-    """The byte pairs of a run on captions.
-
-    Raises:
-        ValueError: the run has none, or the file is damaged.
-    """
-    from foveal.data.tokens import CaptionTokenizer
-    from foveal.recipes.stages import TOKENIZER
-
-    return CaptionTokenizer.from_file(folder / TOKENIZER)
+def _find(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(f"foveal.recipes.{module}"), name)
 
 
 def require_task(config: RunConfig, task: str, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ def check_size(vae: ImageTokenizer, size: int) -> None:
             f"the VAE takes pictures of {height} x {width} pixels, but data.size={size} makes "
             f"them {size} x {size}; set data.size={height}, or train a VAE for {size}."
         )
+
+
+def rebuild(config: RunConfig, folder: Path) -> nn.Module:
+    """The model of a run, with fresh weights."""
+    return build_vae(config)
 
 
 class VAETask:

@@ -1,0 +1,195 @@
+"""Keys and values of a Pyramid at all levels, side by side in one tensor.
+
+Pooling is linear in what it pools, so its backward pass needs nothing but the weights; every level
+is written where it will be read, since new memory costs more than the means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal.ops.tiled import MASKED
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """All levels, each padded with zeros to whole units, and a last unit that nobody reads.
+
+    k: (batch, kv_heads, joined, head_dim), means over non-empty halves.
+    v: (batch, kv_heads, joined, head_dim_v), means over real tokens.
+    gain: (batch or 1, joined), what the logits of each key gain: log of the tokens that it stands
+        for, MASKED where there are none.
+    starts, sizes: first joined position and number of clusters of each level.
+    """
+
+    k: Tensor
+    v: Tensor
+    gain: Tensor
+    starts: list[int]
+    sizes: list[int]
+
+    def level(self, x: Tensor, number: int) -> Tensor:
+        """The clusters of one level of k or v: (batch, kv_heads, clusters, head_dim)."""
+        return x.narrow(2, self.starts[number], self.sizes[number])
+
+
+def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int = 1) -> Levels:
+    """Pool keys and values by halves, in the dtype of k; sums are kept in float32 at least.
+
+    Args:
+        k, v: (batch, kv_heads, tokens, head_dim or head_dim_v).
+        mask: (batch, tokens) bool, True = real.
+        levels: how many, the tokens included.
+        unit: clusters that each level is padded to a multiple of.
+    """
+    if mask is not None:
+        k, v = (x * mask[:, None, :, None].to(x.dtype) for x in (k, v))
+    sizes = [-(-k.shape[2] // (1 << level)) for level in range(levels)]
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] - (-size // unit) * unit)
+    wide = torch.promote_types(k.dtype, torch.float32)
+    real = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device) if mask is None else mask
+    counts = _counts(real, levels)
+    of_keys = [_shares((count > 0).to(wide)) for count in counts[:-1]]
+    of_values = [_shares(count.to(wide)) for count in counts[:-1]]
+    joined = starts[-1] + unit
+    gain = torch.full((real.shape[0], joined), MASKED, dtype=wide, device=k.device)
+    for start, count in zip(starts, counts, strict=False):
+        part = gain.narrow(1, start, count.shape[1])
+        part.copy_(torch.where(count > 0, count.to(wide).log(), MASKED))
+    return Levels(
+        _pool(k, starts, sizes, joined, of_keys),
+        _pool(v, starts, sizes, joined, of_values),
+        gain,
+        starts[:-1],
+        sizes,
+    )
+
+
+def _counts(real: Tensor, levels: int) -> list[Tensor]:
+    """Real tokens in the clusters of each level: (batch or 1, clusters), int32."""
+    counts = [real.to(torch.int32)]
+    for _ in range(levels - 1):
+        counts.append(pairs(counts[-1], 1).sum(2))
+    return counts
+
+
+def _shares(weight: Tensor) -> Tensor:
+    """Weights (n, clusters) of halves -> of each half in its pair (n, ceil(clusters / 2), 2)."""
+    both = pairs(weight, 1)
+    return both / both.sum(2, keepdim=True).clamp(min=1)
+
+
+@torch.library.custom_op("foveal::pool", mutates_args=())
+def _pool(
+    x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
+) -> Tensor:
+    """x (batch, heads, tokens, dim) -> (batch, heads, joined, dim): every level in its place."""
+    out = x.new_empty(*x.shape[:2], joined, x.shape[3])
+    below = x
+    for number, (start, size) in enumerate(zip(starts, sizes, strict=False)):
+        target = out.narrow(2, start, size)
+        if number:
+            below = _means(below, shares[number - 1], target)
+        else:
+            target.copy_(x)
+        end = start + size
+        out.narrow(2, end, starts[number + 1] - end).zero_()
+    out.narrow(2, starts[-1], joined - starts[-1]).zero_()
+    return out
+
+
+@_pool.register_fake
+def _(
+    x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
+) -> Tensor:
+    return x.new_empty(*x.shape[:2], joined, x.shape[3])
+
+
+@torch.library.custom_op("foveal::pool_backward", mutates_args=())
+def _pool_backward(
+    grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]
+) -> Tensor:
+    """The transpose of `_pool`: each level hands its gradient to the halves below."""
+    above = grad.new_zeros(())
+    for number in range(len(sizes) - 1, -1, -1):
+        part = grad.narrow(2, starts[number], sizes[number])
+        part = part.to(torch.promote_types(grad.dtype, torch.float32), copy=True)
+        for half, own in enumerate(shares[number].unbind(2) if number < len(shares) else ()):
+            mine = part[:, :, half::2]
+            count = mine.shape[2]
+            mine.addcmul_(above[:, :, :count], own[:, None, :count, None])
+        above = part
+    return above.to(grad.dtype)
+
+
+@_pool_backward.register_fake
+def _(grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]) -> Tensor:
+    return grad.new_empty(*grad.shape[:2], sizes[0], grad.shape[3])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.starts, ctx.sizes, _, shares = inputs
+    ctx.save_for_backward(*shares)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    shares = list(ctx.saved_tensors)
+    found = _pool_backward(grad, ctx.starts, ctx.sizes, shares)
+    return found, None, None, None, [None] * len(shares)
+
+
+_pool.register_autograd(_gradients, setup_context=_setup)
+
+
+def _means(below: Tensor, share: Tensor, target: Tensor) -> Tensor:
+    """Weighted means of pairs into target; returns them in the precision of the weights."""
+    exact = target if target.dtype == share.dtype else torch.empty_like(target, dtype=share.dtype)
+    left, right = (one[:, None, :, None] for one in share.unbind(2))
+    torch.mul(below[:, :, ::2], left, out=exact)
+    other = below[:, :, 1::2]
+    count = other.shape[2]
+    exact[:, :, :count].addcmul_(other.to(share.dtype), right[:, :, :count])
+    if exact is not target:
+        target.copy_(exact)
+    return exact
+
+
+def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> list[Tensor]:
+    """Queries of each level: q of the first token of a cluster, or the mean of its real tokens."""
+    dtype = q.dtype
+    real = torch.ones(1, q.shape[2], dtype=torch.bool, device=q.device) if mask is None else mask
+    if mask is not None:  # what is not real takes part as zeros, so that nothing leaks
+        q = q * mask[:, None, :, None].to(dtype)
+    found = [q]
+    for level in range(1, levels):
+        if first:
+            found.append(found[0][:, :, :: 1 << level])
+            continue
+        q = half(q.to(torch.promote_types(dtype, torch.float32)), real)
+        real = pairs(real, 1).any(2)
+        found.append(q.to(dtype))
+    return found
+
+
+def half(x: Tensor, real: Tensor) -> Tensor:
+    """Mean over the non-empty ones of each pair: (..., n, dim) -> (..., ceil(n / 2), dim).
+
+    x is zero where `real` (batch or 1, n) is False.
+    """
+    weight = pairs(real, 1).sum(2).clamp(min=1).to(x.dtype)
+    return pairs(x, 2).sum(3) / weight[:, None, :, None]
+
+
+def pairs(x: Tensor, dim: int) -> Tensor:
+    """Cut a dimension into pairs, behind a zero where its length is odd."""
+    if x.shape[dim] % 2:
+        behind = [0, 0] * (x.ndim - 1 - dim) + [0, 1]
+        x = F.pad(x, behind)
+    return x.unflatten(dim, (-1, 2))

@@ -1,0 +1,53 @@
+"""What a run folder keeps beside its weights, without which the model cannot be made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foveal.data.tokens import CaptionTokenizer
+
+CLASSES = "classes.json"
+"""Names of a classifier's classes."""
+
+VOCABULARY = "num_tokens.json"
+"""Size of the vocabulary of a classifier of sequences."""
+
+TOKENIZER = "tokenizer.json"
+"""Byte pairs of the captions."""
+
+
+def class_names(folder: Path) -> list[str]:
+    """The classes of a classifier's run.
+
+    Raises:
+        ValueError: the run has none, or the file is damaged.
+    """
+    return [str(name) for name in read_asset(folder / CLASSES)]
+
+
+def tokenizer_of(folder: Path) -> CaptionTokenizer:
+    """The byte pairs of a run on captions.
+
+    Raises:
+        ValueError: the run has none, or the file is damaged.
+    """
+    from foveal.data.tokens import CaptionTokenizer
+
+    return CaptionTokenizer.from_file(folder / TOKENIZER)
+
+
+def read_asset(path: Path) -> Any:
+    """The contents of a JSON file that a run must have.
+
+    Raises:
+        ValueError: it has none, or the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"the run {path.parent} has no {path.name}; train it again.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
