@@ -7,7 +7,7 @@ import torch
 
 from foveal import attend, explain, testing
 from foveal import patterns as P
-from foveal.ops import PyramidBias, pyramid_attend
+from foveal.ops import PyramidBias, native, pyramid_attend
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 
 
@@ -339,6 +339,29 @@ def test_wrong_arguments_are_named():
         P.Pyramid(4, queries="mean")
 
 
+@pytest.mark.parametrize("queries", ["fine", "coarse"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_kernel_agrees(queries, causal):
+    """impl="native" gives the results and gradients of the definition, with padding too."""
+    if reason := native.why_not("cpu", torch.float32):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    pattern = P.Pyramid(4, causal=causal, queries=queries)
+    mask = torch.rand(2, 75) > 0.3
+    mask[1] = False
+    found = []
+    for impl, dtype in (("native", torch.float32), ("reference", torch.float64)):
+        torch.manual_seed(1)
+        q, k, v = (torch.randn(2, h, 75, 8).to(dtype).requires_grad_() for h in (4, 2, 2))
+        out, lse = attend(q, k, v, pattern, key_mask=mask, impl=impl, return_lse=True)
+        score = out.square().sum() + lse[lse > -torch.inf].sum()
+        found.append((out, lse, *torch.autograd.grad(score, (q, k, v))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="tables of relative positions"):
+        attend(q, k, v, pattern, bias=PyramidBias(torch.zeros(15, 4)), impl="native")
+
+
 def test_empty_and_explained():
     """No tokens give no outputs; explain() knows the cost."""
     q = torch.zeros(1, 1, 0, 4)
@@ -346,7 +369,7 @@ def test_empty_and_explained():
     assert out.shape == (1, 1, 0, 4)
     assert lse.shape == (1, 1, 0)
     found = explain(P.Pyramid(16, causal=True), 4096)
-    assert found.impl == "tiled"
+    assert found.impl == ("tiled" if native.why_not("cpu", torch.float32) else "native")
     assert found.visited < 4096 * 4096 / 10
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.ops.bias import MASKED
 from foveal.ops.pooling import pool_keys
 from foveal.ops.pyramid import PyramidBias
-from foveal.ops.tiled import MASKED
 from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 

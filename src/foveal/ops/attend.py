@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
@@ -13,6 +15,7 @@ from foveal.ops.checks import check_inputs
 from foveal.ops.choose import IMPLS, choose, forced
 from foveal.ops.pyramid import PyramidBias, pyramid_attend, pyramid_reference
 from foveal.ops.run import RUN, Call, lacks
+from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Full, Pattern, Pyramid
 
 
@@ -173,12 +176,15 @@ def _pyramid(
             "a Pyramid takes a PyramidBias or none, and nothing else takes one; got "
             f"bias={type(bias).__name__} with {pattern}."
         )
-    if impl not in (None, "tiled", "reference"):
+    if impl is None:
+        impl = _pyramid_impl(q, bias)
+    elif reason := _pyramid_lacks(impl, q, bias):
         raise ValueError(
-            f"impl={impl!r} cannot pool keys into the levels of a Pyramid; use impl='tiled' or "
-            "impl='reference'."
+            f"impl={impl!r} cannot do this call: {reason}; use impl='tiled' or impl='reference'."
         )
-    run = pyramid_reference if impl == "reference" else pyramid_attend
+    run: Callable[..., tuple[Tensor, Tensor]] = pyramid_reference
+    if impl != "reference":
+        run = functools.partial(pyramid_attend, engine=ENGINES[impl])
     query_mask = key_mask if q.shape[2] == k.shape[2] else None
     return run(
         q,
@@ -191,3 +197,28 @@ def _pyramid(
         scale=scale,
         dropout_p=dropout_p,
     )
+
+
+ENGINES = {"tiled": tiled_attend, "native": native.native_attend}
+"""What computes the tile plan of a Pyramid."""
+
+
+def _pyramid_impl(q: Tensor, bias: PyramidBias | None) -> str:
+    wanted = forced()
+    if wanted and not _pyramid_lacks(wanted, q, bias):
+        return wanted
+    # an exported program must run where there is no compiler
+    if torch.compiler.is_exporting() or _pyramid_lacks("native", q, bias) or not native.ready():
+        return "tiled"
+    return "native"
+
+
+def _pyramid_lacks(impl: str, q: Tensor, bias: PyramidBias | None) -> str | None:
+    """The reason why an implementation cannot do a call with a Pyramid, or None."""
+    if impl in ("tiled", "reference"):
+        return None
+    if impl != "native":
+        return "it cannot pool keys into the levels of a Pyramid"
+    if bias is not None:
+        return "it has no tables of relative positions"
+    return native.why_not(q.device.type, q.dtype)

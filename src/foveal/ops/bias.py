@@ -10,6 +10,9 @@ from torch import Tensor
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import TileGroup
 
+MASKED = -1e30
+"""Logit of a masked pair: its weight is exactly zero, and sums with it stay finite."""
+
 
 class WindowBias(NamedTuple):
     """Query-dependent bias of a Halo window, factorised into its rows and columns.

@@ -28,7 +28,7 @@ RATES = {
     torch.bfloat16: {"dense": 150e9, "tiled": 110e9, "native": 250e9},
 }
 CALL_SECONDS = {"dense": 30e-6, "tiled": 60e-6, "native": 120e-6}
-FULL_NATIVE = 128  # tokens from which on the kernel beats scaled_dot_product_attention
+FULL_NATIVE = (128, 8192)  # tokens; the kernel beats SDPA there, and a plan costs little
 CHUNK = 1 << 19
 CHUNK_SECONDS = 60e-6
 
@@ -85,11 +85,12 @@ def choose(
 ) -> tuple[str, str]:
     """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
     if isinstance(pattern, Full):
-        if has_native and device == "cpu" and length >= FULL_NATIVE:
+        if has_native and device == "cpu" and FULL_NATIVE[0] <= length <= FULL_NATIVE[1]:
             return "native", "the pattern is dense attention, and this kernel the faster one"
         return "dense", "the pattern is dense attention"
     if isinstance(pattern, Pyramid):
-        return "tiled", "keys are pooled into levels, which only the tile plan knows"
+        engine = "native" if has_native else "tiled"
+        return engine, "keys are pooled into levels, which only a tile plan knows"
     work = Work(pattern.per_head()[0], length, heads, head_dim, dtype)
     return _choose(work, device, has_native)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.merge import merge
+from foveal.ops.operator import Attention
 from foveal.ops.pooling import pool_keys, pool_queries
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Pattern, Pyramid
@@ -55,6 +56,7 @@ def pyramid_attend(
     query_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    engine: Attention = tiled_attend,
 ) -> tuple[Tensor, Tensor]:
     """Hierarchical attention; queries and keys may differ in number.
 
@@ -65,6 +67,8 @@ def pyramid_attend(
         key_mask: (batch, n_keys) bool, True = real.
         query_mask: (batch, n_queries) bool; coarse queries are means of real tokens only.
         scale, dropout_p: as in `attend`; dropout drops clusters.
+        engine: what computes the tile plan; one that adds a floating key mask as it stands, and
+            knows tables of biases if there is one.
 
     Returns:
         (out, lse) as `attend` returns them.
@@ -79,9 +83,9 @@ def pyramid_attend(
     table = None if bias is None else bias.table.T[None, :, None]
     rest = (table, keys.gain.expand(q.shape[0], -1), scale, dropout_p)
     if not plan.coarse:
-        return tiled_attend(q, keys.k, keys.v, plan, *rest)
+        return engine(q, keys.k, keys.v, plan, *rest)
     queries = pool_queries(q, query_mask, plan.levels, first=pattern.causal)
-    out, lse = tiled_attend(torch.cat(queries, 2), keys.k, keys.v, plan, *rest)
+    out, lse = engine(torch.cat(queries, 2), keys.k, keys.v, plan, *rest)
     sizes = [part.shape[2] for part in queries]
     return _merge_upwards(out.split(sizes, 2), lse.split(sizes, 2))
 

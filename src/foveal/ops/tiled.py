@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import WindowBias, window_columns
+from foveal.ops.bias import MASKED, WindowBias, window_columns
 from foveal.ops.places import (
     Scratch,
     add_keys,
@@ -33,9 +33,6 @@ from foveal.ops.places import (
 )
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
-
-MASKED = -1e30
-"""Logit of a masked pair: its weight is exactly zero, and sums with it stay finite."""
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Scores in one chunk: half of a core's cache on CPU; enough to fill the device on CUDA."""

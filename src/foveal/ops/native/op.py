@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.ops.bias import MASKED
 from foveal.ops.native import abi, build
 from foveal.ops.operator import Operands, attention_operator, new_output
 
@@ -112,10 +113,13 @@ class _Call:
             self.set("columns", abi.matrix(columns))
             self.set("window_height", rows.shape[-1])
             self.set("window_width", columns.shape[-1])
-        if x.bias is not None:
-            self.set("bias", abi.broadcast(self.hold(x.bias.float())))
-        if x.key_mask is not None:
-            self.set("key_mask", self.hold(x.key_mask.contiguous()).data_ptr())
+        bias, key_mask = x.bias, x.key_mask
+        if key_mask is not None and key_mask.is_floating_point():  # added as it stands
+            bias, key_mask = key_mask[:, None, None, :], key_mask > MASKED / 2
+        if bias is not None:
+            self.set("bias", abi.broadcast(self.hold(bias.float())))
+        if key_mask is not None:
+            self.set("key_mask", self.hold(key_mask.contiguous()).data_ptr())
 
     def bias_gradient(self) -> Tensor | None:
         """Zeros (copies, *bias.shape): a copy a thread where threads meet in it, else one."""
