@@ -1,7 +1,7 @@
 """Draw the pictures of docs/patterns.md again: python docs/draw_pictures.py
 
-A picture of that page is named by the pattern that it shows, ![SlidingWindow(16)](pictures/...), so
-page and pictures cannot part.
+A picture of that page is named by the pattern that it shows, ![SlidingWindow(16)](pictures/...),
+so page and pictures cannot part.
 """
 
 import io
