@@ -112,6 +112,15 @@ def shares(pattern: Pattern, length: int) -> Tensor:
     return torch.stack(rows)
 
 
+def sharpness(pattern: Pattern, length: int, shape: torch.Size) -> Tensor:
+    """How finely each cell is read: 1, or less at the higher levels of a Pyramid."""
+    if not isinstance(pattern, Pyramid):
+        return torch.ones(shape)
+    cell = -(-length // MAX_CELLS)
+    queries, keys = (torch.arange(count) * cell for count in shape)
+    return 0.6 ** pattern.level(queries[:, None], keys[None]).float()
+
+
 def _chosen(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
     """The query to show: near the middle, and off the axes of symmetry."""
     num_queries = pattern.num_queries(length)
@@ -160,7 +169,7 @@ def _draw_mask(axes: Any, pattern: Pattern, length: int, query: int, first: bool
     part = shares(pattern, length)
     num_queries = pattern.num_queries(length)
     # thin lines of a long sequence fill little of a cell; the root keeps them visible
-    strength = part.sqrt() * _sharpness(pattern, length, part.shape)
+    strength = part.sqrt() * sharpness(pattern, length, part.shape)
     picture = _blend(strength, _background(pattern, *part.shape))
     axes.imshow(picture.tolist(), interpolation="nearest", extent=(0, length, num_queries, 0))
     if length <= 72:
@@ -174,15 +183,6 @@ def _draw_mask(axes: Any, pattern: Pattern, length: int, query: int, first: bool
         axes.set_ylabel("query position", color=INK)
     _dress(axes)
     axes.yaxis.set_major_locator(_whole_numbers())
-
-
-def _sharpness(pattern: Pattern, length: int, shape: torch.Size) -> Tensor:
-    """How finely each cell is read: 1, or less at the higher levels of a Pyramid."""
-    if not isinstance(pattern, Pyramid):
-        return torch.ones(shape)
-    cell = -(-length // MAX_CELLS)
-    queries, keys = (torch.arange(count) * cell for count in shape)
-    return 0.6 ** pattern.level(queries[:, None], keys[None]).float()
 
 
 def _frame_row(axes: Any, query: int, length: int) -> None:

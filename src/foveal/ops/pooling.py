@@ -106,9 +106,7 @@ def _pool(
 
 
 @_pool.register_fake
-def _(
-    x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
-) -> Tensor:
+def _(x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]) -> Tensor:
     return x.new_empty(*x.shape[:2], joined, x.shape[3])
 
 
