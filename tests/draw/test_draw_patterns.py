@@ -7,8 +7,24 @@ import sys
 import pytest
 import torch
 
-from foveal.draw.patterns import Canvas, draw_pattern, find_canvas, natural_length, shares
-from foveal.patterns import Axial, Blocks, Full, Halo, Neighborhood, SlidingWindow, TextImage
+from foveal.draw.patterns import (
+    Canvas,
+    draw_pattern,
+    find_canvas,
+    natural_length,
+    shares,
+    sharpness,
+)
+from foveal.patterns import (
+    Axial,
+    Blocks,
+    Full,
+    Halo,
+    Neighborhood,
+    Pyramid,
+    SlidingWindow,
+    TextImage,
+)
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.strided import Strided
 
@@ -45,6 +61,17 @@ def test_every_kind_of_pattern_is_drawn(pattern, length, tmp_path):
     assert height > 300
     path = draw_pattern(pattern, length, tmp_path / "pattern.png")
     assert png_size(path.read_bytes()) == (width, height)
+
+
+def test_a_pyramid_is_paler_where_it_is_coarser():
+    """Cells of higher levels get less ink, those of other patterns all of it."""
+    pyramid = Pyramid(2, causal=True)
+    ink = sharpness(pyramid, 16, torch.Size((16, 16)))
+    level = pyramid.level(torch.arange(16)[:, None], torch.arange(16)[None])
+    assert torch.equal(ink[level == 0].unique(), torch.ones(1))
+    assert [len(ink[level == n].unique()) for n in range(int(level.max()) + 1)] == [1, 1, 1]
+    assert (ink[15].diff() >= 0).all()
+    assert (sharpness(Strided(5), 60, torch.Size((60, 60))) == 1).all()
 
 
 def test_shares_are_the_mask_or_its_mean():

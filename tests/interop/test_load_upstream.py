@@ -290,11 +290,12 @@ def test_sepvit_of_the_authors() -> None:
 
 @pytest.mark.parametrize("nest", [None, "state_dict", "model", "weights"])
 def test_files_of_all_kinds(tmp_path: Path, nest: str | None) -> None:
-    """torch.save with or without a nest, DistributedDataParallel's prefix, safetensors."""
+    """torch.save with or without a nest, prefixes of wrappers, safetensors."""
     weights = halo_weights()
     content = weights if nest is None else {nest: weights, "epoch": 3}
     torch.save(content, tmp_path / "a.pt")
-    wrapped = {f"module.{name}": value for name, value in weights.items()}
+    # DistributedDataParallel round an AutoregressiveWrapper
+    wrapped = {f"module.net.{name}": value for name, value in weights.items()}
     torch.save(wrapped, tmp_path / "b.pt")
     save_file(weights, tmp_path / "c.safetensors")
     for name in ("a.pt", "b.pt", "c.safetensors"):

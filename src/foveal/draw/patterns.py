@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
-from foveal.patterns import Halo, Pattern, TextImage
+from foveal.patterns import Halo, Pattern, Pyramid, TextImage
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.image import ImagePattern
 
@@ -44,6 +44,7 @@ def draw_pattern(
 
     On images a second panel shows the pixels that one pixel reads, and the text before them.
     Blue is read, white is not, orange is the query shown; of a causal pattern the future is grey.
+    Where a Pyramid reads means of clusters, blue is the paler the larger they are.
     Patterns of several heads get a mask for each of the first four.
 
     Args:
@@ -64,7 +65,7 @@ def draw_pattern(
     pattern.check_length(length)
     figure = _figure(pattern, length)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
     if path is None:
         return picture.getvalue()
     Path(path).write_bytes(picture.getvalue())
@@ -109,6 +110,15 @@ def shares(pattern: Pattern, length: int) -> Tensor:
         padded = torch.nn.functional.pad(on.sum(0), (0, len(keys) - length))
         rows.append(padded.view(count, cell).sum(1) / (len(queries) * cell))
     return torch.stack(rows)
+
+
+def sharpness(pattern: Pattern, length: int, shape: torch.Size) -> Tensor:
+    """How finely each cell is read: 1, or less at the higher levels of a Pyramid."""
+    if not isinstance(pattern, Pyramid):
+        return torch.ones(shape)
+    cell = -(-length // MAX_CELLS)
+    queries, keys = (torch.arange(count) * cell for count in shape)
+    return 0.6 ** pattern.level(queries[:, None], keys[None]).float()
 
 
 def _chosen(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
@@ -159,7 +169,8 @@ def _draw_mask(axes: Any, pattern: Pattern, length: int, query: int, first: bool
     part = shares(pattern, length)
     num_queries = pattern.num_queries(length)
     # thin lines of a long sequence fill little of a cell; the root keeps them visible
-    picture = _blend(part.sqrt(), _background(pattern, *part.shape))
+    strength = part.sqrt() * sharpness(pattern, length, part.shape)
+    picture = _blend(strength, _background(pattern, *part.shape))
     axes.imshow(picture.tolist(), interpolation="nearest", extent=(0, length, num_queries, 0))
     if length <= 72:
         axes.set_xticks(range(length + 1), minor=True)

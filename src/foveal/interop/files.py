@@ -17,8 +17,9 @@ from foveal.models.upstream import Checkpoint
 NESTS = ("state_dict", "model_state_dict", "weights", "model", "module", "net")
 """Keys under which training scripts keep the weights."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
+WRAPPERS = ("module.", "_orig_mod.", "net.")
+"""Prefixes that DistributedDataParallel, torch.compile and the packages' AutoregressiveWrapper put
+before every name."""
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:

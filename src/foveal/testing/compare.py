@@ -13,8 +13,9 @@ def relative_rms(actual: Tensor, expected: Tensor) -> float:
     """
     if expected.numel() == 0:
         return 0.0
-    difference = (actual.double() - expected.double()).square().mean().sqrt()
-    size = expected.double().square().mean().sqrt()
+    actual, expected = actual.detach().double(), expected.detach().double()
+    difference = (actual - expected).square().mean().sqrt()
+    size = expected.square().mean().sqrt()
     return float(difference / size) if size > 0 else float(difference)
 
 

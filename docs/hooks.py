@@ -1,0 +1,37 @@
+"""What mkdocs does besides: lists the decisions, and stands in for figures not yet measured."""
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+PERFORMANCE = "performance.md"
+UNMEASURED = """\
+# Performance
+
+Nothing has been published yet. `python benchmarks/verify.py` writes this page from the results of
+`python benchmarks/run.py`, provided that all tests pass; `foveal bench` measures your machine.
+"""
+
+
+def on_config(config: Any) -> Any:
+    """In the navigation, "decisions/" becomes the pages of that folder, in their order."""
+    config.nav = _expand(config.nav, Path(config.docs_dir))
+    return config
+
+
+def _expand(item: Any, docs: Path) -> Any:
+    if isinstance(item, list):
+        return [_expand(one, docs) for one in item]
+    if isinstance(item, dict):
+        return {title: _expand(one, docs) for title, one in item.items()}
+    if item.endswith("/"):
+        return [page.relative_to(docs).as_posix() for page in sorted((docs / item).glob("*.md"))]
+    return item
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """docs/performance.md is generated; the site can be built before it is."""
+    if files.get_file_from_path(PERFORMANCE) is None:
+        files.append(File.generated(config, PERFORMANCE, content=UNMEASURED))
+    return files
