@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.halo import HaloAttention
@@ -165,6 +164,8 @@ class ImageModel(Model):
         Args:
             length: (height, width) of the image, or the side of a square one.
         """
+        from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
+
         size = (length, length) if isinstance(length, int) else tuple(length)
         twin = copy.deepcopy(self).to("meta").eval()
         layers = [layer for layer in twin.modules() if isinstance(layer, HaloAttention)]
