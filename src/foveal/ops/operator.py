@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import WindowBias
+from foveal.ops.define import define
 from foveal.ops.spec import describe, rebuild
 from foveal.patterns import Pattern
 
@@ -66,8 +67,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
     The call takes (q, k, v, pattern, bias, key_mask, scale, dropout_p) and returns (out, lse).
     """
 
-    @torch.library.custom_op(f"foveal::{name}_forward", mutates_args=())
-    def forward_op(
+    def run_forward(
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -84,8 +84,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         tensors = (q, k, v, bias, rows, columns, key_mask, seed)
         return forward(Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p))
 
-    @forward_op.register_fake
-    def _(
+    def fake_forward(
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -102,8 +101,9 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         return new_output(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=dtype)
 
-    @torch.library.custom_op(f"foveal::{name}_backward", mutates_args=())
-    def backward_op(
+    forward_op = define(f"{name}_forward", run_forward, fake_forward)
+
+    def run_backward(
         grad_out: Tensor,
         grad_lse: Tensor,
         q: Tensor,
@@ -125,8 +125,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         operands = Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p)
         return backward(operands, out, lse, grad_out, grad_lse)
 
-    @backward_op.register_fake
-    def _(
+    def fake_backward(
         grad_out: Tensor,
         grad_lse: Tensor,
         q: Tensor,
@@ -151,6 +150,8 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
             if x is not None
         ]
 
+    backward_op = define(f"{name}_backward", run_backward, fake_backward)
+
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         *tensors, pattern, sizes, scale, dropout_p = inputs
         ctx.save_for_backward(*tensors, *output)
@@ -161,7 +162,9 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         grads = iter(backward_op(grad_out, grad_lse, *saved, *ctx.options))
         return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 6)
 
-    forward_op.register_autograd(gradients, setup_context=setup_context)
+    torch.library.register_autograd(
+        f"foveal::{name}_forward", gradients, setup_context=setup_context
+    )
 
     def call(
         q: Tensor,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.ops.bias import MASKED
+from foveal.ops.define import define
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +87,7 @@ def _shares(weight: Tensor) -> Tensor:
     return both / both.sum(2, keepdim=True).clamp(min=1)
 
 
-@torch.library.custom_op("foveal::pool", mutates_args=())
-def _pool(
+def _run_pool(
     x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
 ) -> Tensor:
     """x (batch, heads, tokens, dim) -> (batch, heads, joined, dim): every level in its place."""
@@ -105,16 +105,16 @@ def _pool(
     return out
 
 
-@_pool.register_fake
-def _(x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]) -> Tensor:
+def _fake_pool(
+    x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
+) -> Tensor:
     return x.new_empty(*x.shape[:2], joined, x.shape[3])
 
 
-@torch.library.custom_op("foveal::pool_backward", mutates_args=())
-def _pool_backward(
+def _run_backward(
     grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]
 ) -> Tensor:
-    """The transpose of `_pool`: each level hands its gradient to the halves below."""
+    """The transpose of pooling: each level hands its gradient to the halves below."""
     above = grad.new_zeros(())
     for number in range(len(sizes) - 1, -1, -1):
         part = grad.narrow(2, starts[number], sizes[number])
@@ -127,8 +127,9 @@ def _pool_backward(
     return above.to(grad.dtype)
 
 
-@_pool_backward.register_fake
-def _(grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]) -> Tensor:
+def _fake_backward(
+    grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]
+) -> Tensor:
     return grad.new_empty(*grad.shape[:2], sizes[0], grad.shape[3])
 
 
@@ -143,7 +144,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return found, None, None, None, [None] * len(shares)
 
 
-_pool.register_autograd(_gradients, setup_context=_setup)
+_pool = define("pool", _run_pool, _fake_pool)
+_pool_backward = define("pool_backward", _run_backward, _fake_backward)
+torch.library.register_autograd("foveal::pool", _gradients, setup_context=_setup)
 
 
 def _means(below: Tensor, share: Tensor, target: Tensor) -> Tensor:
