@@ -56,7 +56,8 @@ def draw_curves(
         axes.plot(curve.x, curve.y, color=next(colours), label=curve.label, **style)
     _limit(axes, curves)
     _dress(axes, xlabel, ylabel, title)
-    axes.legend(frameon=False, labelcolor=INK)
+    if any(curve.label for curve in curves):
+        axes.legend(frameon=False, labelcolor=INK)
     figure.savefig(path)
     return path
 
