@@ -10,7 +10,7 @@ from torch import Tensor
 from foveal.ops import native
 from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
-from foveal.ops.choose import IMPLS, choose, forced
+from foveal.ops.choose import IMPLS, choose, choose_windowed, forced
 from foveal.ops.pyramid import PyramidBias, pyramid_attend, pyramid_reference
 from foveal.ops.run import RUN, Call, lacks
 from foveal.patterns import Full, Pattern, Pyramid
@@ -71,8 +71,8 @@ def attend(
             are as many as keys, leaves the masked tokens out of its mean queries too.
         scale: factor of q k^T; head_dim ** -0.5 when None.
         dropout_p: probability of dropping a weight.
-        impl: "reference", "dense", "tiled", "native" or "flex"; None picks the fastest that fits
-            (see `explain`; FOVEAL_IMPL in the environment names one to prefer). A named
+        impl: "reference", "dense", "tiled", "native", "triton" or "flex"; None picks the fastest
+            that fits (see `explain`; FOVEAL_IMPL in the environment names one to prefer). A named
             implementation never falls back: it raises and says what it lacks.
         return_lse: return also the log-sum-exp of the logits, which `merge` needs.
 
@@ -143,8 +143,9 @@ def _pick(call: Call) -> str:
 
 def _fastest(call: Call, has_native: bool) -> str:
     q, pattern = call.q, call.pattern
-    if isinstance(call.bias, WindowBias):  # dense would have to expand it
-        return "native" if has_native else "tiled"
+    if isinstance(call.bias, WindowBias):
+        on_cuda = q.device.type == "cuda" and not torch.compiler.is_exporting()
+        return choose_windowed(has_native, on_cuda and not lacks("triton", call))[0]
     if torch.compiler.is_compiling():  # lengths may be symbols: the operator plans at run time
         if isinstance(pattern, Full) and not call.return_lse:
             return "dense"
