@@ -225,7 +225,7 @@ def query_gradient_kernel(
     tl.store(delta + line + at, shift, mask=real)
 
     gradient = tl.zeros((M, D), tl.float32)
-    d_logits_sum = tl.zeros((M, R * C), tl.float32)
+    d_across = tl.zeros((M, C), tl.float32)
     for row in range(0, WINDOW_H, R):
         key_at, key_real = _window_keys(
             row, top, left, width, num_keys, key_mask, WINDOW_H, WINDOW_W, R, C
@@ -242,13 +242,12 @@ def query_gradient_kernel(
         d_logits = weights * (d_weights - shift[:, None])
         gradient += tl.dot(d_logits.to(keys.dtype), keys, input_precision=PRECISION)
         if rows is not None:
-            d_logits_sum += d_logits
-            d_down = tl.sum(tl.reshape(d_logits, (M, R, C)), 2)
-            _store(d_rows + row, at, real, d_rows_n, WINDOW_H - row, d_down, R)
+            window = tl.reshape(d_logits, (M, R, C))
+            d_across += tl.sum(window, 1)
+            _store(d_rows + row, at, real, d_rows_n, WINDOW_H - row, tl.sum(window, 2), R)
 
     _store(d_q + batch * d_q_b + head * d_q_h, at, real, d_q_n, DIM, gradient * scale, D)
     if rows is not None:
-        d_across = tl.sum(tl.reshape(d_logits_sum, (M, R, C)), 1)
         _store(d_columns, at, real, d_columns_n, WINDOW_W, d_across, C)
 
 

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from foveal.ops.bias import WindowBias
 from foveal.ops.operator import Operands, attention_operator, new_output
-from foveal.ops.triton.sizes import MAX_WINDOW_WIDTH, sizes
+from foveal.ops.triton.sizes import (
+    Tile,
+    key_sides,
+    padded,
+    query_sides,
+    tiles,
+    widest_window,
+)
 from foveal.patterns import Halo, Pattern
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -32,10 +39,10 @@ def why_not(
     """The reason why the kernels cannot do a call, or None when they can; imports nothing."""
     if not isinstance(pattern, Halo):
         return f"its kernels are for Halo patterns, not for {type(pattern).__name__}"
-    if pattern.window[1] > MAX_WINDOW_WIDTH:
-        return f"its windows are at most {MAX_WINDOW_WIDTH} wide, not {pattern.window[1]}"
     if head_dim > MAX_HEAD_DIM:
         return f"its heads have at most {MAX_HEAD_DIM} features, not {head_dim}"
+    if pattern.window[1] > (widest := widest_window(head_dim, dtype)):
+        return f"its windows are at most {widest} wide at this head_dim, not {pattern.window[1]}"
     if isinstance(bias, Tensor):
         return "it adds no bias but a WindowBias"
     if dropout_p:
@@ -74,81 +81,66 @@ class _Launch:
     def __init__(self, operands: Operands) -> None:
         pattern = operands.pattern
         assert isinstance(pattern, Halo)
-        self.q, self.k, self.v = (_unit_stride(x) for x in operands[:3])
-        self.rows, self.columns = operands.rows, operands.columns
-        if self.rows is not None and self.columns is not None:
-            self.rows, self.columns = _unit_stride(self.rows), _unit_stride(self.columns)
+        q, k, v = (_unit_stride(x) for x in operands[:3])
+        bias = (None if x is None else _unit_stride(x) for x in (operands.rows, operands.columns))
+        self.pattern = pattern
+        self.inputs = [argument for x in (q, k, v, *bias) for argument in _strided(x)]
         self.mask = operands.key_mask
         if self.mask is not None:
             self.mask = self.mask.contiguous().view(torch.uint8)
-        self.batch, self.heads, self.num_queries, dim = self.q.shape
-        self.num_keys, dim_v = self.v.shape[2:]
-        self.sizes = sizes(pattern, dim, dim_v, self.q.dtype)
-        self._set_grid(pattern)
-        self.scalars = (operands.scale, self.heads, self.heads // self.k.shape[1])
-        self.lengths = (self.num_queries, self.num_keys, pattern.query_size[1], pattern.width)
+        self.heads, self.key_heads = (
+            q.shape[0] * q.shape[1],
+            k.shape[0] * k.shape[1],
+        )  # times batch
+        self.scalars = (operands.scale, q.shape[1], q.shape[1] // k.shape[1])
+        self.lengths = (q.shape[2], k.shape[2], pattern.query_size[1], pattern.width)
+        # a sequence may fill only the first rows of its image
+        self.size = _ceil(k.shape[2], pattern.width), pattern.width
+        self.blocks = [_ceil(n, side) for n, side in zip(self.size, pattern.block, strict=True)]
+        self.tiles = tiles(max(q.shape[3], v.shape[3]), q.dtype)
         self.constants: dict[str, Any] = {
             "QUERY_H": pattern.block[0] // pattern.query_stride,
             "QUERY_W": pattern.block[1] // pattern.query_stride,
             "STRIDE": pattern.query_stride,
             "HALO_H": pattern.halo[0],
             "HALO_W": pattern.halo[1],
-            "DIM": dim,
-            "DIM_V": dim_v,
-            "M": self.sizes.queries,
-            "D": self.sizes.dim,
-            "E": self.sizes.dim_v,
+            "DIM": q.shape[3],
+            "DIM_V": v.shape[3],
+            "D": padded(q.shape[3]),
+            "E": padded(v.shape[3]),
             "PRECISION": _precision(),
-            "num_warps": self.sizes.num_warps,
-            "num_stages": self.sizes.num_stages,
+            "num_stages": 2,
+            "enable_fp_fusion": True,
         }
 
-    def _set_grid(self, pattern: Halo) -> None:
-        """Blocks of queries and tiles of keys, of which a sequence may fill the first rows."""
-        block, stride = pattern.block, pattern.query_stride
-        height = _ceil(self.num_keys, pattern.width)
-        self.blocks = _ceil(height, block[0]), _ceil(pattern.width, block[1])
-        tile = self.sizes.key_tile
-        self.key_tiles = _ceil(height, tile[0]), _ceil(pattern.width, tile[1])
-        chunks = _ceil(block[0] * block[1] // stride**2, self.sizes.queries)
-        self.query_tiles = self.blocks[0] * self.blocks[1] * chunks
-
-    @property
-    def inputs(self) -> list[Any]:
-        tensors = (self.q, self.k, self.v, self.rows, self.columns)
-        return [argument for x in tensors for argument in _strided(x)]
-
-    def query_kernel(self, kernel: Any, *tensors: Any) -> None:
+    def by_query(self, kernel: Any, tile: Tile, *tensors: Any) -> None:
         """One program for each tile of queries, head and image."""
-        kernel[(self.query_tiles * self.heads * self.batch,)](
-            *self.inputs,
-            *tensors,
-            self.mask,
-            *self.scalars,
-            *self.lengths,
-            self.blocks[1],
-            self.query_tiles,
-            R=self.sizes.rows,
-            C=self.sizes.columns,
-            **self.constants,
-        )
+        sides = query_sides(self.pattern, tile)
+        block = self.constants["QUERY_H"] * self.constants["QUERY_W"]
+        count = self.blocks[0] * self.blocks[1] * _ceil(block, sides["M"])
+        grid = (self.blocks[1], count)
+        self._run(kernel, count * self.heads, tile, sides, tensors, grid)
 
-    def key_kernel(self, kernel: Any, *tensors: Any) -> None:
+    def by_key(self, kernel: Any, tile: Tile, *tensors: Any) -> None:
         """One program for each tile of keys, key head and image."""
-        tiles = self.key_tiles[0] * self.key_tiles[1]
-        kernel[(tiles * self.k.shape[1] * self.batch,)](
-            *self.inputs,
-            *tensors,
-            self.mask,
-            *self.scalars,
-            *self.lengths,
-            *self.blocks,
-            tiles,
-            self.key_tiles[1],
-            H=self.sizes.key_tile[0],
-            W=self.sizes.key_tile[1],
-            **self.constants,
-        )
+        sides = key_sides(self.pattern, tile)
+        down, across = _ceil(self.size[0], sides["H"]), _ceil(self.size[1], sides["W"])
+        grid = (*self.blocks, down * across, across)
+        self._run(kernel, down * across * self.key_heads, tile, sides, tensors, grid)
+
+    def _run(
+        self,
+        kernel: Any,
+        programs: int,
+        tile: Tile,
+        sides: dict[str, int],
+        tensors: tuple[Any, ...],
+        grid: tuple[int, ...],
+    ) -> None:
+        arguments = (*self.inputs, *tensors, self.mask, *self.scalars, *self.lengths, *grid)
+        options = {**self.constants, **sides, "num_warps": tile.num_warps}
+        with torch.cuda.device_of(self.inputs[0]):  # where Triton launches
+            kernel[(programs,)](*arguments, **options)
 
 
 def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
@@ -158,8 +150,8 @@ def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
     out = new_output(q, operands.v.shape[-1])
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     if lse.numel():
-        with _on(q):
-            _Launch(operands).query_kernel(forward_kernel, *_strided(out), lse)
+        launch = _Launch(operands)
+        launch.by_query(forward_kernel, launch.tiles.forward, *_strided(out), lse)
     return out, lse
 
 
@@ -175,21 +167,11 @@ def _backward(
         out, grad_out = _unit_stride(out), _unit_stride(grad_out)
         lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
         delta = torch.empty_like(lse)
-        mine = (out, grad_out, d_q, d_rows, d_columns)
-        with _on(operands.q):
-            launch.query_kernel(
-                query_gradient_kernel,
-                *(argument for x in mine for argument in _strided(x)),
-                lse,
-                grad_lse,
-                delta,
-            )
-            launch.key_kernel(
-                key_gradient_kernel,
-                *(argument for x in (grad_out, d_k, d_v) for argument in _strided(x)),
-                lse,
-                delta,
-            )
+        tensors = [x for t in (out, grad_out, d_q, d_rows, d_columns) for x in _strided(t)]
+        tile = launch.tiles.query_gradient
+        launch.by_query(query_gradient_kernel, tile, *tensors, lse, grad_lse, delta)
+        tensors = [x for t in (grad_out, d_k, d_v) for x in _strided(t)]
+        launch.by_key(key_gradient_kernel, launch.tiles.key_gradient, *tensors, lse, delta)
     return [grad for grad in grads if grad is not None]
 
 
@@ -203,13 +185,11 @@ def _strided(x: Tensor | None) -> tuple[Any, ...]:
 
 
 def _precision() -> str:
-    """How float32 is multiplied: as torch does, exactly unless the user allows otherwise."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    """How float32 is multiplied: as well as torch does, unless the user asks for speed.
 
-
-def _on(x: Tensor) -> Any:
-    """Triton launches on the current device."""
-    return torch.cuda.device_of(x)
+    Three TF32 products are exact to float32 rounding; plain float32 has no tensor cores.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _unit_stride(x: Tensor) -> Tensor:

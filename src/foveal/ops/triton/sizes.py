@@ -11,27 +11,48 @@ import torch
 
 from foveal.patterns import Halo
 
-SHARED_BYTES = 96 << 10
-"""What the tokens of one step may fill; the smallest GPUs in use have 99 KiB for a program."""
-
 LEAST = 16
 """The shortest side of a matrix that the tensor cores take."""
 
-MAX_WINDOW_WIDTH = 128
-"""A step holds whole rows of a window."""
+WIDEST = 128
+ROW_BYTES = 16 << 10
+"""A step holds whole rows of a window. With this limit, keys, values and the second stage of
+either stay below 99 KiB, the shared memory of a program on the smallest GPUs in use."""
 
 
-class Sizes(NamedTuple):
-    """Sides of tiles (see kernels.py) and how a program runs."""
+class Tile(NamedTuple):
+    """What one step of a program holds, and the warps that share it."""
 
-    queries: int  # M
-    rows: int  # R
-    columns: int  # C
-    key_tile: tuple[int, int]  # (H, W)
-    dim: int  # D
-    dim_v: int  # E
+    queries: int
+    keys: int
     num_warps: int
-    num_stages: int
+
+
+class Tiles(NamedTuple):
+    """The tile of each kernel."""
+
+    forward: Tile
+    query_gradient: Tile
+    key_gradient: Tile
+
+
+# By features, rounded up to a power of two: the largest tiles that stay in the 255 registers of a
+# thread on sm_90 (float32 of 128 features and more spills a little). Up to 32 features never use
+# more than two warps: four share their products on Hopper, which has miscompiled short sides.
+HALF = {
+    16: Tiles(Tile(64, 64, 2), Tile(64, 32, 2), Tile(64, 32, 2)),
+    32: Tiles(Tile(64, 32, 2), Tile(64, 32, 2), Tile(32, 32, 2)),
+    64: Tiles(Tile(64, 64, 4), Tile(64, 64, 4), Tile(64, 64, 4)),
+    128: Tiles(Tile(64, 64, 4), Tile(64, 32, 4), Tile(64, 32, 8)),
+    256: Tiles(Tile(32, 32, 4), Tile(32, 32, 8), Tile(32, 32, 8)),
+}
+FLOAT32 = {
+    16: Tiles(Tile(32, 32, 2), Tile(32, 32, 2), Tile(32, 16, 2)),
+    32: Tiles(Tile(32, 16, 2), Tile(32, 16, 2), Tile(32, 16, 2)),
+    64: Tiles(Tile(64, 32, 4), Tile(32, 16, 4), Tile(32, 16, 4)),
+    128: Tiles(Tile(16, 16, 4), Tile(16, 16, 4), Tile(16, 16, 4)),
+    256: Tiles(Tile(16, 16, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+}
 
 
 def power_of_two(n: int) -> int:
@@ -39,20 +60,39 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def sizes(pattern: Halo, dim: int, dim_v: int, dtype: torch.dtype) -> Sizes:
-    """Tile sizes for one pattern, head size and precision."""
+def padded(dim: int) -> int:
+    """Features of a head as tensor cores take them."""
+    return max(LEAST, power_of_two(dim))
+
+
+def tiles(dim: int, dtype: torch.dtype) -> Tiles:
+    """The tiles for heads of `dim` features, of keys or values, whichever are more."""
+    return (FLOAT32 if dtype == torch.float32 else HALF)[padded(dim)]
+
+
+def widest_window(dim: int, dtype: torch.dtype) -> int:
+    """The widest window whose rows fit in a step."""
+    return min(WIDEST, ROW_BYTES // (padded(dim) * dtype.itemsize))
+
+
+def query_sides(pattern: Halo, tile: Tile) -> dict[str, int]:
+    """Sides of a tile of queries and of a step through their window (see kernels.py)."""
     height, width = (side // pattern.query_stride for side in pattern.block)
-    dim, dim_v = (max(LEAST, power_of_two(d)) for d in (dim, dim_v))
-    token = (dim + dim_v) * dtype.itemsize
-    # two sides of 64 tokens and a second stage of one of them, if they fit
-    side = 64
-    while side > LEAST and 3 * side * token > SHARED_BYTES:
-        side //= 2
-    queries = min(side, max(LEAST, power_of_two(height * width)))
     columns = power_of_two(pattern.window[1])
-    rows = min(max(1, side // columns), power_of_two(pattern.window[0]))
-    rows = max(rows, -(-LEAST // columns))
-    key_tile = (side // 8, 8) if side >= 32 else (4, 4)
-    # four warps share one product on Hopper, which Triton gets wrong for short sides
-    num_warps = 4 if min(dim, dim_v, queries, rows * columns) >= 64 else 2
-    return Sizes(queries, rows, columns, key_tile, dim, dim_v, num_warps, num_stages=2)
+    rows = min(max(1, tile.keys // columns), power_of_two(pattern.window[0]))
+    return {
+        "M": _query_side(height * width, tile),
+        "R": max(rows, LEAST // columns),
+        "C": columns,
+    }
+
+
+def key_sides(pattern: Halo, tile: Tile) -> dict[str, int]:
+    """Sides of a tile of keys and of a step through the queries that read them."""
+    height, width = (side // pattern.query_stride for side in pattern.block)
+    tall, wide = {64: (8, 8), 32: (4, 8), 16: (4, 4)}[tile.keys]
+    return {"M": _query_side(height * width, tile), "H": tall, "W": wide}
+
+
+def _query_side(count: int, tile: Tile) -> int:
+    return min(tile.queries, max(LEAST, power_of_two(count)))
