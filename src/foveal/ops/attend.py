@@ -9,14 +9,14 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from foveal.ops import native
+from foveal.ops import native, triton
 from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
-from foveal.ops.choose import IMPLS, choose, forced
+from foveal.ops.choose import IMPLS, choose, choose_windowed, forced
 from foveal.ops.pyramid import PyramidBias, pyramid_attend, pyramid_reference
 from foveal.ops.run import RUN, Call, lacks
 from foveal.ops.tiled_op import tiled_attend
-from foveal.patterns import Full, Pattern, Pyramid
+from foveal.patterns import Full, Halo, Pattern, Pyramid
 
 
 @overload
@@ -74,8 +74,8 @@ def attend(
             are as many as keys, leaves the masked tokens out of its mean queries too.
         scale: factor of q k^T; head_dim ** -0.5 when None.
         dropout_p: probability of dropping a weight.
-        impl: "reference", "dense", "tiled", "native" or "flex"; None picks the fastest that fits
-            (see `explain`; FOVEAL_IMPL in the environment names one to prefer). A named
+        impl: "reference", "dense", "tiled", "native", "triton" or "flex"; None picks the fastest
+            that fits (see `explain`; FOVEAL_IMPL in the environment names one to prefer). A named
             implementation never falls back: it raises and says what it lacks.
         return_lse: return also the log-sum-exp of the logits, which `merge` needs.
 
@@ -146,8 +146,8 @@ def _pick(call: Call) -> str:
 
 def _fastest(call: Call, has_native: bool) -> str:
     q, pattern = call.q, call.pattern
-    if isinstance(call.bias, WindowBias):  # dense would have to expand it
-        return "native" if has_native else "tiled"
+    if isinstance(call.bias, WindowBias):
+        return choose_windowed(has_native, _triton_serves(call))[0]
     if torch.compiler.is_compiling():  # lengths may be symbols: the operator plans at run time
         if isinstance(pattern, Full) and not call.return_lse:
             return "dense"
@@ -157,6 +157,23 @@ def _fastest(call: Call, has_native: bool) -> str:
     length, device = call.k.shape[2], q.device.type
     impl, _ = choose(pattern, length, device, heads, q.shape[3], q.dtype, has_native)
     return impl
+
+
+def _triton_serves(call: Call) -> bool:
+    """Whether to take the Triton kernels unasked: on CUDA, where they have proved right."""
+    q, pattern = call.q, call.pattern
+    if q.device.type != "cuda" or torch.compiler.is_exporting() or lacks("triton", call):
+        return False
+    assert isinstance(pattern, Halo)
+    return triton.trusted(
+        pattern.block,
+        pattern.halo,
+        pattern.query_stride,
+        q.shape[3],
+        call.v.shape[3],
+        q.dtype,
+        str(q.device),
+    )
 
 
 def _pyramid(

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from foveal.ops import native
+from foveal.ops import native, triton
 from foveal.patterns import Full, Pattern, Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 from foveal.patterns.tiling import Tiling
 
-IMPLS = ("reference", "dense", "tiled", "native", "flex")
+IMPLS = ("reference", "dense", "tiled", "native", "triton", "flex")
 
 
 # -- what a call would take ---------------------------------------------------------------------
@@ -83,7 +83,7 @@ def choose(
     dtype: torch.dtype = torch.float32,
     has_native: bool = False,
 ) -> tuple[str, str]:
-    """(impl, reason) for a self-attention of `length` tokens over batch * heads heads."""
+    """(impl, reason) for a self-attention of `length` tokens over batch * heads heads, no bias."""
     if isinstance(pattern, Full):
         if has_native and device == "cpu" and FULL_NATIVE[0] <= length <= FULL_NATIVE[1]:
             return "native", "the pattern is dense attention, and this kernel the faster one"
@@ -93,6 +93,14 @@ def choose(
         return engine, "keys are pooled into levels, which only a tile plan knows"
     work = Work(pattern.per_head()[0], length, heads, head_dim, dtype)
     return _choose(work, device, has_native)
+
+
+def choose_windowed(has_native: bool, has_triton: bool) -> tuple[str, str]:
+    """(impl, reason) for a call with a WindowBias, which dense and flex would have to expand."""
+    why = "relative positions are added inside its tiles"
+    if has_triton:
+        return "triton", f"a kernel for halo attention on CUDA; {why}"
+    return "native" if has_native else "tiled", why
 
 
 @functools.lru_cache(maxsize=1024)
@@ -174,6 +182,7 @@ def explain(
     batch: int = 1,
     heads: int = 8,
     head_dim: int = 64,
+    window_bias: bool = False,
 ) -> Explanation:
     """Which implementation attend() picks for a self-attention, why, and what it costs.
 
@@ -184,6 +193,7 @@ def explain(
         length: tokens in the sequence.
         device, dtype, requires_grad: of the query, key and value tensors.
         batch, heads, head_dim: their other sizes.
+        window_bias: the call has a WindowBias (relative positions of a Halo).
 
     Raises:
         ValueError: the length makes no sense for the pattern.
@@ -191,8 +201,15 @@ def explain(
     kind = torch.device(device).type
     pattern.check_length(length)
     work = Work(pattern.per_head()[0], length, batch * heads, head_dim, dtype)
-    lacks = native.why_not(kind, dtype)
-    impl, reason = choose(pattern, length, kind, work.heads, head_dim, dtype, lacks is None)
+    lacks = {
+        "native": native.why_not(kind, dtype),
+        "triton": triton.why_not(kind, dtype, pattern, head_dim),
+    }
+    has_native, has_triton = (reason is None for reason in lacks.values())
+    if window_bias:
+        impl, reason = choose_windowed(has_native, has_triton and kind == "cuda")
+    else:
+        impl, reason = choose(pattern, length, kind, work.heads, head_dim, dtype, has_native)
     if name := forced():
         impl, reason = name, "FOVEAL_IMPL names it, for calls that it can do"
     visited = work.dense_pairs if impl in ("reference", "dense") else work.visited
@@ -214,7 +231,9 @@ def _score_bytes(work: Work, impl: str, visited: int) -> int:
     return min(visited, at_once) * (8 if work.dtype == torch.float64 else 4)
 
 
-def _alternatives(work: Work, device: str, impl: str, native_lacks: str | None) -> dict[str, str]:
+def _alternatives(
+    work: Work, device: str, impl: str, lacks: dict[str, str | None]
+) -> dict[str, str]:
     def beside(name: str) -> str:
         """Estimated speed relative to the choice; both estimates are for CPU."""
         if device != "cpu" or impl not in CALL_SECONDS:
@@ -222,12 +241,17 @@ def _alternatives(work: Work, device: str, impl: str, native_lacks: str | None) 
         return f"; estimated {work.seconds(impl) / work.seconds(name):.2f} of the speed"
 
     dense, visited = f"{work.dense_pairs:,} pairs a head", f"{work.visited:,} pairs a head"
-    kernel = f"the tile plan in a C++ kernel: {visited}"
+    kernel = f"the tile plan in a C++ kernel: {visited}{beside('native')}"
+
+    def unless(reason: str | None) -> str:
+        return f"; {reason}" if reason else ""
+
     others = {
         "reference": "materialises every score; the definition, for tests",
         "dense": f"scaled_dot_product_attention under a mask: {dense}{beside('dense')}",
         "tiled": f"the tile plan in plain PyTorch: {visited}{beside('tiled')}",
-        "native": f"{kernel}{beside('native')}{f'; {native_lacks}' if native_lacks else ''}",
+        "native": f"{kernel}{unless(lacks['native'])}",
+        "triton": f"a Triton kernel for halo attention{unless(lacks['triton'])}",
         "flex": "compiled FlexAttention on CUDA"
         if device == "cuda"
         else "needs CUDA (no backward pass on CPU)",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from foveal.ops import flex, native
+from foveal.ops import flex, native, triton
 from foveal.ops.bias import WindowBias
 from foveal.ops.operator import Attention
 from foveal.ops.reference import masked_attention
@@ -160,6 +160,10 @@ def _native(call: Call) -> Result:
     return _planned(call, native.native_attend)
 
 
+def _triton(call: Call) -> Result:
+    return _planned(call, triton.triton_attend)
+
+
 def _flex(call: Call) -> Result:
     return flex.flex_attend(
         call.q, call.k, call.v, call.pattern, call.dense_bias(), call.key_mask, call.scale
@@ -176,6 +180,11 @@ def lacks(impl: str, call: Call) -> str | None:
         return f"it needs the queries that the pattern has for its keys, got {call.lengths}"
     if impl == "native":
         return native.why_not(call.q.device.type, call.q.dtype)
+    if impl == "triton":
+        q, head_dim = call.q, max(call.q.shape[3], call.v.shape[3])
+        return triton.why_not(
+            q.device.type, q.dtype, call.pattern, head_dim, call.bias, call.dropout_p
+        )
     if impl == "flex":
         return flex.why_not(call.q, call.k, call.v, call.bias, call.dropout_p)
     return None
@@ -186,6 +195,7 @@ RUN = {
     "dense": _dense,
     "tiled": _tiled,
     "native": _native,
+    "triton": _triton,
     "flex": _flex,
 }
 
