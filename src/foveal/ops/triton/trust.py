@@ -1,4 +1,4 @@
-"""Whether the kernels are right on the device at hand: compilers for GPUs have been wrong before."""
+"""Whether the kernels are right on the device at hand; compilers for GPUs have been wrong."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def trusted(
     )
     if not right:
         warnings.warn(
-            f"the Triton kernels give wrong results on {device} for {pattern} in {dtype}; attend() "
-            "uses impl='tiled' instead. Please report this with your versions.",
+            f"the Triton kernels give wrong results on {device} for {pattern} in {dtype}; "
+            "attend() uses impl='tiled' instead. Please report this with your versions.",
             stacklevel=2,
         )
     return right
