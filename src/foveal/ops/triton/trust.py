@@ -68,7 +68,8 @@ def _run(
     engine: Attention, qkv: tuple[Tensor, ...], bias: WindowBias, pattern: Halo, grad: Tensor
 ) -> list[Tensor]:
     """(out, lse, gradients of q, k, v, rows, columns)"""
-    out, lse = engine(*qkv, pattern, bias, None, qkv[0].shape[-1] ** -0.5, 0.0)
+    q, k, v = qkv
+    out, lse = engine(q, k, v, pattern, bias, None, q.shape[-1] ** -0.5, 0.0)
     given = (*qkv, *bias)
     return [out, lse, *torch.autograd.grad((out * grad).sum() + lse.sum(), given)]
 
