@@ -37,7 +37,7 @@ def test_kernels_in_the_interpreter():
     paths = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
     env.pop("FOVEAL_IMPL", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, str(here / "test_triton.py")],
         env=env,

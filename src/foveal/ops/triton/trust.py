@@ -65,7 +65,11 @@ trusted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run(
-    engine: Attention, qkv: tuple[Tensor, ...], bias: WindowBias, pattern: Halo, grad: Tensor
+    engine: Attention,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    bias: WindowBias,
+    pattern: Halo,
+    grad: Tensor,
 ) -> list[Tensor]:
     """(out, lse, gradients of q, k, v, rows, columns)"""
     q, k, v = qkv
