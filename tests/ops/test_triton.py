@@ -241,3 +241,10 @@ def test_kernels_are_trusted_only_where_they_are_right(monkeypatch):
     monkeypatch.setattr(trust, "triton_attend", wrong)
     with pytest.warns(UserWarning, match="wrong results"):
         assert not ask(*options)
+
+    def broken(*_):
+        raise RuntimeError("no such architecture")
+
+    monkeypatch.setattr(trust, "triton_attend", broken)
+    with pytest.warns(UserWarning, match="no such architecture"):
+        assert not ask(*options)
