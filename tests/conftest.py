@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import peers
@@ -30,3 +31,59 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+# -- a recipe that trains in a second, for the tests of recipes and of the command ----------------
+
+TINY = """# Tiny recipe: a model that trains in a second
+#
+task = "bytes"
+
+[model]
+name = "TransformerLM"
+dim = 16
+depth = 1
+heads = 2
+dim_head = 8
+dropout = 0.1
+pattern = {{ name = "SlidingWindow", window = 8, causal = true }}
+
+[data]
+path = "{data}"
+context = 16
+
+[optimizer]
+learning_rate = 1e-2
+warmup_steps = 5
+
+[training]
+steps = 24
+batch_size = 4
+precision = "float32"
+device = "cpu"
+log_every = 4
+evaluate_every = 8
+checkpoint_every = 6
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> str:
+    """The recipe's text, in which {data} stands for the path of its data."""
+    return TINY
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A small text that is easy to learn."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, text: Path) -> Path:
+    """The path of the tiny recipe."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY.format(data=text.as_posix()), encoding="utf-8")
+    return path
