@@ -95,6 +95,7 @@ class ByteTask:
             f"checksum {self.train_corpus.checksum()}",
             "held-out data": f"{self.valid_corpus.name}: {len(self.valid_corpus):,} bytes, "
             f"checksum {self.valid_corpus.checksum()}",
+            "context": f"{self.context} bytes",
         }
 
 

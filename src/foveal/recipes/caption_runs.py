@@ -22,32 +22,20 @@ from foveal.recipes.assets import tokenizer_of
 from foveal.recipes.clip import CANDIDATES, caption_tokens, retrieval_totals, retrieve
 from foveal.recipes.config import RunConfig
 from foveal.recipes.dalle import image_bits
-from foveal.recipes.report import PICTURES, patterns_of, write_run_report
+from foveal.recipes.report import PICTURES, write_run_report
+from foveal.recipes.result import EVALUATION
 from foveal.recipes.runs import load_config, write_json
 from foveal.recipes.runs import load_model as load_run
 from foveal.recipes.tasks import require_task
 from foveal.recipes.vae import decode_all, encode_all, reconstruct
-from foveal.training.machine import describe_machine, pick_device
-from foveal.training.trainer import Outcome
+from foveal.training.machine import pick_device
 
-EVALUATION, RESULT = "evaluation.json", "result.json"
 _SHOWN = 16
 _BATCH = 100
 
 
-def finish_captions(
-    folder: Path, task: Any, config: RunConfig, outcome: Outcome, device: torch.device
-) -> None:
-    """Write the results, a contact sheet and the report of a run that has ended."""
-    result = {
-        "steps": outcome.step,
-        "seconds": round(outcome.elapsed, 1),
-        **outcome.metrics,
-        "patterns": patterns_of(task.model),
-        "facts": task.facts(),
-        "machine": describe_machine(device),
-    }
-    write_json(folder / RESULT, result)
+def finish_captions(folder: Path, task: Any, config: RunConfig) -> None:
+    """Draw a contact sheet of a run that has ended."""
     (folder / PICTURES).mkdir(exist_ok=True)
     model = task.model.eval()
     if config.task == "vae":
@@ -57,7 +45,6 @@ def finish_captions(
         captions = task.valid_set.first_captions(index)
         images = draw_captions(model, task.tokenizer, captions, seed=0)
         _write_sheet(images, folder / PICTURES / "drawn.png", captions, 4)
-    write_run_report(folder)
 
 
 @dataclass(frozen=True)

@@ -13,39 +13,19 @@ from foveal.data.augment import to_floats
 from foveal.data.image_sources import open_images
 from foveal.data.pictures import load_square
 from foveal.recipes.assets import class_names
-from foveal.recipes.config import RunConfig
 from foveal.recipes.images import (
     ImageEvaluation,
-    ImageTask,
     Prediction,
     classify,
     predict_pictures,
     score_images,
 )
-from foveal.recipes.report import patterns_of, write_run_report
+from foveal.recipes.report import write_run_report
+from foveal.recipes.result import EVALUATION
 from foveal.recipes.runs import load_config, load_model, write_json
 from foveal.recipes.sequences import score_run
 from foveal.recipes.tasks import CLASSIFIERS, require_task
-from foveal.training.machine import describe_machine, pick_device
-from foveal.training.trainer import Outcome
-
-EVALUATION, RESULT = "evaluation.json", "result.json"
-
-
-def finish_images(
-    folder: Path, task: ImageTask, config: RunConfig, outcome: Outcome, device: torch.device
-) -> None:
-    """Write the results and the report of a run that has ended."""
-    result = {
-        "steps": outcome.step,
-        "seconds": round(outcome.elapsed, 1),
-        **outcome.metrics,
-        "patterns": patterns_of(task.model),
-        "facts": task.facts(),
-        "machine": describe_machine(device),
-    }
-    write_json(folder / RESULT, result)
-    write_run_report(folder)
+from foveal.training.machine import pick_device
 
 
 def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation:

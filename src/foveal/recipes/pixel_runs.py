@@ -21,29 +21,17 @@ from foveal.recipes.pixels import (
     evaluate_model,
     scored,
 )
-from foveal.recipes.report import PICTURES, patterns_of, write_run_report
+from foveal.recipes.report import PICTURES, write_run_report
+from foveal.recipes.result import EVALUATION
 from foveal.recipes.runs import load_config, load_model, write_json
 from foveal.recipes.tasks import require_task
-from foveal.training.machine import describe_machine, pick_device
-from foveal.training.trainer import Outcome
+from foveal.training.machine import pick_device
 
-EVALUATION, RESULT = "evaluation.json", "result.json"
 _COUNT, _COLUMNS = 8, 4
 
 
-def finish_pixels(
-    folder: Path, task: PixelTask, config: RunConfig, outcome: Outcome, device: torch.device
-) -> None:
-    """Write the results, some pictures and the report of a run that has ended."""
-    result = {
-        "steps": outcome.step,
-        "seconds": round(outcome.elapsed, 1),
-        **outcome.metrics,
-        "patterns": patterns_of(task.model),
-        "facts": task.facts(),
-        "machine": describe_machine(device),
-    }
-    write_json(folder / RESULT, result)
+def finish_pixels(folder: Path, task: PixelTask, config: RunConfig) -> None:
+    """Draw some pictures of a run that has ended."""
     pictures = folder / PICTURES
     pictures.mkdir(exist_ok=True)
     model, size = task.model.eval(), config.data.size
@@ -51,7 +39,6 @@ def finish_pixels(
     originals = task.valid_images.read(scored(task.valid_images, _COLUMNS))
     completed = complete_pictures(model, originals, size // 2, seed=0)
     _draw_grid(torch.cat((originals, completed)), pictures / COMPLETIONS)
-    write_run_report(folder)
 
 
 def evaluate_pixels(folder: Path, *, data: str | None = None) -> PixelEvaluation:

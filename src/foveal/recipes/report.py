@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from foveal.patterns import Pattern
-from foveal.patterns.serialize import from_config, to_config
+from foveal.patterns.serialize import from_config
 from foveal.recipes.caption_report import caption_cards, caption_sections
 from foveal.recipes.config import RunConfig
 from foveal.recipes.image_report import image_sections
 from foveal.recipes.pixel_report import pixel_sections
+from foveal.recipes.result import EVALUATION, RESULT, SAMPLES
 from foveal.recipes.runs import CONFIG, load_config, read_json
 from foveal.recipes.tasks import CAPTION_TASKS, CLASSIFIERS
 from foveal.training.metrics import read_metrics
@@ -36,13 +34,13 @@ def write_run_report(folder: Path) -> Path | None:
     from foveal.draw.report import write_report
 
     config = load_config(folder)
-    result = read_json(folder / "result.json") or {}
+    result = read_json(folder / RESULT) or {}
     (folder / PICTURES).mkdir(exist_ok=True)
     return write_report(
         folder / REPORT,
         title=f"{Path(config.recipe).stem}: {config.model['name']}",
         subtitle=f"foveal run {folder.name}, trained on {config.data.path}",
-        headline=_headline(result, read_json(folder / "evaluation.json")),
+        headline=_headline(result, read_json(folder / EVALUATION)),
         sections=list(_sections(folder, config, result)),
     )
 
@@ -75,7 +73,7 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
     from foveal.draw.report import Section
 
     entries = read_metrics(folder)
-    evaluation = read_json(folder / "evaluation.json")
+    evaluation = read_json(folder / EVALUATION)
     if config.task in CLASSIFIERS:
         yield from image_sections(folder / PICTURES, entries, evaluation)
     elif config.task in CAPTION_TASKS:
@@ -88,7 +86,7 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
         yield from pixel_sections(folder / PICTURES, evaluation)
     if evaluation and config.task == "bytes":
         yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
-    samples = read_json(folder / "samples.json") or []
+    samples = read_json(folder / SAMPLES) or []
     if samples:
         yield Section(
             "Samples",
@@ -162,13 +160,3 @@ def _draw_patterns(result: dict[str, Any], folder: Path) -> Iterator[tuple[str, 
         pattern = from_config(table)
         path = folder / f"pattern-{number}.png"
         yield f"{pattern}", draw_pattern(pattern, None, path)
-
-
-def patterns_of(model: nn.Module) -> list[dict[str, Any]]:
-    """The distinct patterns in a model's layers, as plain data, in order."""
-    found: list[Pattern] = []
-    for module in model.modules():
-        pattern = getattr(module, "pattern", None)
-        if isinstance(pattern, Pattern) and pattern not in found:
-            found.append(pattern)
-    return [to_config(pattern) for pattern in found]

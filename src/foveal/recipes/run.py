@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foveal.data.sources import Corpus, Span, open_corpus
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.config import RunConfig
-from foveal.recipes.report import patterns_of, write_run_report
+from foveal.recipes.report import write_run_report
+from foveal.recipes.result import EVALUATION, SAMPLES, write_result
 from foveal.recipes.runs import (
     begin,
     choose_folder,
@@ -24,12 +23,11 @@ from foveal.recipes.runs import (
     read_json,
     write_json,
 )
-from foveal.recipes.tasks import finisher, make_task, require_task
+from foveal.recipes.tasks import finish, make_task, require_task
 from foveal.training.config import check_training
-from foveal.training.machine import describe_machine, keep_freed_memory, pick_device
+from foveal.training.machine import keep_freed_memory, pick_device
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
-SAMPLES, EVALUATION, RESULT = "samples.json", "evaluation.json", "result.json"
 _PROMPTS = ("def ", "class ", "import ")
 _SAMPLE_BYTES = 320
 _MAX_SAMPLES = 12
@@ -68,37 +66,28 @@ def train(
         keep_freed_memory()
     outcome = trainer.fit(resume_from=last if resume else None)
     if accelerator.is_main_process:
-        finisher(config)(folder, task, config, outcome, accelerator.device)
+        write_result(folder, task, outcome, accelerator.device)
+        finish(folder, task, config)
+        write_run_report(folder)
     accelerator.wait_for_everyone()
     return folder, outcome
 
 
-def finish_bytes(
-    folder: Path, task: ByteTask, config: RunConfig, outcome: Outcome, device: torch.device
-) -> None:
-    """Write the results, a few samples and the report."""
-    result = {
-        "steps": outcome.step,
-        "seconds": round(outcome.elapsed, 1),
-        **outcome.metrics,
-        "patterns": patterns_of(task.model),
-        "facts": {**task.facts(), "context": f"{config.data.context} bytes"},
-        "machine": describe_machine(device),
-    }
-    write_json(folder / RESULT, result)
-    if not (folder / SAMPLES).exists():
-        model = task.model.eval()
-        for number, prompt in enumerate(_PROMPTS):
-            written = continue_text(
-                model,
-                prompt,
-                _SAMPLE_BYTES,
-                max_seq_len=max_length(model, config),
-                seed=number,
-                temperature=0.7,
-            )
-            add_sample(folder, written)
-    write_run_report(folder)
+def finish_bytes(folder: Path, task: ByteTask, config: RunConfig) -> None:
+    """Write a few samples of a run that has ended."""
+    if (folder / SAMPLES).exists():
+        return
+    model = task.model.eval()
+    for number, prompt in enumerate(_PROMPTS):
+        written = continue_text(
+            model,
+            prompt,
+            _SAMPLE_BYTES,
+            max_seq_len=max_length(model, config),
+            seed=number,
+            temperature=0.7,
+        )
+        add_sample(folder, written)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ A new task is a line of TASKS, a dataclass in `recipes.config.DATA_OF_TASK`, and
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,20 @@ class TaskKind:
         task: class of the `foveal.training.task.Task`: (config, rank, world_size) -> task. Its
             `save_assets(folder)`, if it has one, writes what `rebuild` reads.
         rebuild: (config, folder of a run) -> its model, with fresh weights.
-        finish: (folder, task, config, outcome, device), writes results and the report of a run.
+        finish: (folder, task, config), adds samples or pictures to a run that has ended.
         has_stages: trains other models first, in the folder of the run, which it is given.
     """
 
     task: str
     rebuild: str
-    finish: str
+    finish: str = ""
     has_stages: bool = False
 
 
 TASKS = {
     "bytes": TaskKind("bytes:ByteTask", "bytes:rebuild", "run:finish_bytes"),
-    "images": TaskKind("images:ImageTask", "images:rebuild", "image_runs:finish_images"),
-    "sequences": TaskKind(
-        "sequences:SequenceTask", "sequences:rebuild", "image_runs:finish_images"
-    ),
+    "images": TaskKind("images:ImageTask", "images:rebuild"),
+    "sequences": TaskKind("sequences:SequenceTask", "sequences:rebuild"),
     "vae": TaskKind("vae:VAETask", "vae:rebuild", "caption_runs:finish_captions"),
     "clip": TaskKind("clip:ClipTask", "clip:rebuild", "caption_runs:finish_captions"),
     "captions": TaskKind(
@@ -76,10 +73,11 @@ def build_task_model(config: RunConfig, folder: Path) -> nn.Module:
     return model
 
 
-def finisher(config: RunConfig) -> Callable[..., None]:
-    """What writes the results of a run that has ended."""
-    finish: Callable[..., None] = _find(TASKS[config.task].finish)
-    return finish
+def finish(folder: Path, task: Any, config: RunConfig) -> None:
+    """Add what a run of this kind shows besides its results, once it has ended."""
+    kind = TASKS[config.task]
+    if kind.finish:
+        _find(kind.finish)(folder, task, config)
 
 
 def _find(place: str) -> Any:
