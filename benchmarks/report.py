@@ -109,5 +109,6 @@ def _footer(record: dict[str, Any]) -> str:
         f"{', ' + versions if versions else ''}; products {limits['float32'] / 1e9:.0f} GFLOP/s "
         f"in float32, {limits['bfloat16'] / 1e9:.0f} in bfloat16; copying "
         f"{limits['bytes'] / 1e9:.0f} GB/s. {machine['date']}, commit {record['commit']}, "
-        f"{record['rounds']} rounds: `{record['command']}`\n"
+        f"{record['rounds']} rounds: `{record['command']}`"
+        f"{'; memory: commit ' + record['memory_commit'] if 'memory_commit' in record else ''}\n"
     )

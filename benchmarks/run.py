@@ -1,6 +1,6 @@
 """Measure cases and keep the results: benchmarks/results/CASE-DEVICE.json.
 
-    python benchmarks/run.py [CASE ...] [--rounds 5] [--threads 2] [--device cpu]
+    python benchmarks/run.py [CASE ...] [--rounds 5] [--threads 2] [--device cpu] [--only-memory]
 
 A case is a foveal.bench.Case in a list CASES, in the package or in a file of this folder. All
 contenders take turns in one process; memory is measured in a fresh process each. What is written
@@ -22,6 +22,7 @@ import torch
 
 from foveal.bench import Case, find, machine, measure, table
 from foveal.bench.case import MODULES
+from foveal.bench.measure import fresh_memory
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -53,6 +54,16 @@ def record(case: Case, results: list, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def remeasure_memory(case: Case, path: Path, device: str) -> None:
+    """Replace the memory in a result that is there; its times stay."""
+    kept = json.loads(path.read_text("utf-8"))
+    for result in kept["results"]:
+        contender, run = result["contender"], result["run"]
+        result["extra_bytes"] = fresh_memory(case, contender, run, device)
+    kept["memory_commit"] = commit()
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", help="names, or beginnings of names; all unless given")
@@ -60,12 +71,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--no-memory", action="store_true", help="skip the processes for memory")
+    parser.add_argument("--only-memory", action="store_true", help="keep the times that are there")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     register()
     cases = [case for case in find(args.cases) if args.device in case.devices]
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.only_memory:
+        for case in cases:
+            remeasure_memory(case, args.output / f"{case.name}-{args.device}.json", args.device)
+        return
     about = {
         "machine": machine.describe(args.device),
         "limits": machine.limits(args.device),

@@ -61,7 +61,7 @@ def measure(
         for result in results:
             _relate(result, results, case, limits or {})
             if memory:
-                result.extra_bytes = _extra_memory(case, result.contender, run, device)
+                result.extra_bytes = fresh_memory(case, result.contender, run, device)
         found += results
     return found
 
@@ -121,7 +121,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _extra_memory(case: Case, contender: str, run: str, device: str) -> int | None:
+def fresh_memory(case: Case, contender: str, run: str, device: str) -> int | None:
+    """Bytes that one call of a contender adds to a fresh process; None where it cannot run."""
     options = [",".join(MODULES), case.name, contender, run, device, str(torch.get_num_threads())]
     env: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "foveal.bench.child", *options]
