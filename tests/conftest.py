@@ -33,6 +33,12 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the choice itself: FOVEAL_IMPL does not make it."""
+    monkeypatch.delenv("FOVEAL_IMPL", raising=False)
+
+
 # -- a recipe that trains in a second, for the tests of recipes and of the command ----------------
 
 TINY = """# Tiny recipe: a model that trains in a second

@@ -348,6 +348,7 @@ def test_bad_arguments_are_named(change, error, words):
         foveal.attend(q, k, v, pattern, **given_call)
 
 
+@pytest.mark.usefixtures("unforced")
 def test_explain_names_the_choice():
     """explain() gives the implementation that attend() takes, the reason and the alternatives."""
     long = foveal.explain(P.SlidingWindow(256), 8192)

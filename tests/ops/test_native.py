@@ -127,6 +127,7 @@ def test_nothing_is_compiled_at_import(tmp_path):
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.usefixtures("unforced")
 def test_without_a_compiler_everything_works(unbuilt, monkeypatch):
     """attend() takes tiled, explain() says what lacks, and a named native raises it."""
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -141,6 +142,7 @@ def test_without_a_compiler_everything_works(unbuilt, monkeypatch):
         foveal.attend(q, k, v, pattern, impl="native")
 
 
+@pytest.mark.usefixtures("unforced")
 def test_a_compiler_that_fails_is_asked_once(unbuilt, monkeypatch, tmp_path):
     """A failing compiler leaves tiled in its place, and its message with whoever insists."""
     fake = tmp_path / "broken-c++"
@@ -158,6 +160,7 @@ def test_a_compiler_that_fails_is_asked_once(unbuilt, monkeypatch, tmp_path):
     assert not list(unbuilt.iterdir())
 
 
+@pytest.mark.usefixtures("unforced")
 def test_it_can_be_turned_off(monkeypatch):
     """FOVEAL_NATIVE=0 means tiled; a misspelt setting is named."""
     monkeypatch.setenv("FOVEAL_NATIVE", "0")

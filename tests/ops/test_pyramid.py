@@ -362,6 +362,7 @@ def test_the_kernel_agrees(queries, causal):
         attend(q, k, v, pattern, bias=PyramidBias(torch.zeros(15, 4)), impl="native")
 
 
+@pytest.mark.usefixtures("unforced")
 def test_empty_and_explained():
     """No tokens give no outputs; explain() knows the cost."""
     q = torch.zeros(1, 1, 0, 4)

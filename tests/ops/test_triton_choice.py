@@ -50,6 +50,7 @@ def test_kernels_in_the_interpreter():
     assert "passed" in done.stdout
 
 
+@pytest.mark.usefixtures("unforced")
 def test_it_is_chosen_for_a_window_bias_on_cuda(monkeypatch):
     """explain() names the kernels for relative positions, and where they are missing says so."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())

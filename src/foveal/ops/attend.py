@@ -232,8 +232,10 @@ def _pyramid_impl(q: Tensor, bias: PyramidBias | None) -> str:
 
 def _pyramid_lacks(impl: str, q: Tensor, bias: PyramidBias | None) -> str | None:
     """The reason why an implementation cannot do a call with a Pyramid, or None."""
-    if impl in ("tiled", "reference"):
+    if impl == "tiled" or (impl == "reference" and not torch.compiler.is_compiling()):
         return None
+    if impl == "reference":
+        return "its definition asks for values, which the compiler does not have"
     if impl != "native":
         return "it cannot pool keys into the levels of a Pyramid"
     if bias is not None:
