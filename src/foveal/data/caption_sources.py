@@ -16,7 +16,8 @@ from torch import Tensor
 
 from foveal.data.captions import CaptionedSet, PictureDataConfig, check_picture_config
 from foveal.data.emoji import EMOJI, load_captioned_emoji
-from foveal.data.image_sources import collect, split_folders, warn_of
+from foveal.data.folders import split_folders
+from foveal.data.image_sources import collect, warn_of
 from foveal.data.pictures import SUFFIXES
 
 _METADATA = "metadata.jsonl"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from foveal.data.emoji import EMOJI, load_emoji
+from foveal.data.folders import TEST, split_folders, subfolders
 from foveal.data.images import ImageDataConfig, ImageSet, check_image_config
 from foveal.data.pictures import SUFFIXES, resize_and_crop, try_square
 
-_TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 _IN_MEMORY = 2 << 30  # bytes of pixels up to which a data set is decoded once
 _SHOWN = 3
 
@@ -177,18 +177,8 @@ def _open_folder(config: ImageDataConfig) -> Pair:
     return train, test
 
 
-def split_folders(root: Path) -> tuple[Path, Path | None]:
-    """Where to train and where to score: root/train and root/test, or root and nowhere."""
-    train = _child(root, _TRAIN)
-    return (root, None) if train is None else (train, _child(root, _TEST))
-
-
-def _child(root: Path, names: Iterable[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
 def _class_names(root: Path) -> list[str]:
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = subfolders(root)
     if not names:
         raise ValueError(
             f"{root} has no class folders; put the pictures of each class into their own folder."
@@ -266,7 +256,7 @@ def _open_datasets(config: ImageDataConfig) -> Pair:
     except Exception as error:  # the package has many ways to say no
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"datasets cannot load {rest!r}: {reason}") from None
-    test_name = next((split for split in _TEST if split in found), None)
+    test_name = next((split for split in TEST if split in found), None)
     train = _read_split(found["train" if "train" in found else next(iter(found))], config, rest)
     if test_name is None:
         return _split(train, None, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from foveal.data import listops
+from foveal.data.folders import TEST, TRAIN, child, subfolders
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageDataConfig, ImageSet
 from foveal.data.sequences import SequenceDataConfig, SequenceSet, check_sequence_config
 
 LISTOPS = "listops"
-_TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 _TEXT = (".txt", ".md", ".py", ".rst", ".html", ".csv")
 _LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, as Pillow's "L"
 _BATCH = 1024
@@ -96,21 +95,13 @@ def _folder(config: SequenceDataConfig) -> Pair:
             f"data.path={config.path!r} is no folder; name 'listops', a folder of class folders "
             "of text files, a .npz archive of pictures, or 'hf:NAME'."
         )
-    train_root, test_root = _child(root, _TRAIN), _child(root, _TEST)
+    train_root, test_root = child(root, TRAIN), child(root, TEST)
     # what cannot be scored on is not trained on: IMDB has a folder of reviews without a class
-    classes = _class_names(test_root or train_root or root)
+    classes = subfolders(test_root or train_root or root)
     train = _read_folder(train_root or root, classes, config.length)
     if train_root is None or test_root is None:
         return _split(train, config.held_out)
     return train, _read_folder(test_root, classes, config.length)
-
-
-def _child(root: Path, names: Iterable[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _class_names(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _read_folder(root: Path, classes: list[str], length: int) -> SequenceSet:
@@ -143,7 +134,7 @@ def _datasets(config: SequenceDataConfig) -> Pair:
     except Exception as error:  # the package has many ways to say no
         raise ValueError(f"datasets cannot load {name!r}: {error}") from None
     train = _read_split(found["train"], name, config.length)
-    test = next((split for split in _TEST if split in found), None)
+    test = next((split for split in TEST if split in found), None)
     if test is None:
         return _split(train, config.held_out)
     return train, _read_split(found[test], name, config.length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,11 @@ def new_output(q: Tensor, dim: int) -> Tensor:
     return q.new_empty(batch, length, heads, dim).transpose(1, 2)
 
 
+def unit_stride(x: Tensor) -> Tensor:
+    """x, copied unless the features of a row lie side by side in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def attention_operator(name: str, forward: Forward, backward: Backward) -> Attention:
     """Register ``foveal::<name>_forward`` and ``_backward``; returns the differentiable call.
 
@@ -84,20 +89,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         tensors = (q, k, v, bias, rows, columns, key_mask, seed)
         return forward(Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p))
 
-    def fake_forward(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        rows: Tensor | None,
-        columns: Tensor | None,
-        key_mask: Tensor | None,
-        seed: Tensor | None,
-        pattern: str,
-        sizes: list[int],
-        scale: float,
-        dropout_p: float,
-    ) -> tuple[Tensor, Tensor]:
+    def fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         return new_output(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=dtype)
 
@@ -125,28 +117,11 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         operands = Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p)
         return backward(operands, out, lse, grad_out, grad_lse)
 
-    def fake_backward(
-        grad_out: Tensor,
-        grad_lse: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        rows: Tensor | None,
-        columns: Tensor | None,
-        key_mask: Tensor | None,
-        seed: Tensor | None,
-        out: Tensor,
-        lse: Tensor,
-        pattern: str,
-        sizes: list[int],
-        scale: float,
-        dropout_p: float,
-    ) -> list[Tensor]:
-        tensors = (q, k, v, bias, rows, columns)
+    def fake_backward(grad_out: Tensor, grad_lse: Tensor, *rest: Any) -> list[Tensor]:
+        bias = rest[3]  # the rest of a call's first six tensors has heads and features
         return [
             x.new_empty(x.shape) if x is bias else new_output(x, x.shape[-1])
-            for x in tensors
+            for x in rest[:6]
             if x is not None
         ]
 

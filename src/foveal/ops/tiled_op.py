@@ -7,7 +7,7 @@ from torch import Tensor
 
 from foveal.ops import tiled
 from foveal.ops.bias import WindowBias
-from foveal.ops.operator import Operands, attention_operator, new_output
+from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 
 
 def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def _by_kv_head(x: Tensor, k: Tensor) -> Tensor:
 
 def _inputs(operands: Operands) -> tiled.Inputs:
     def by_kv_head(x: Tensor) -> Tensor:
-        return _by_kv_head(_unit_stride(x), operands.k)
+        return _by_kv_head(unit_stride(x), operands.k)
 
     window = None
     if operands.rows is not None and operands.columns is not None:
@@ -42,8 +42,8 @@ def _inputs(operands: Operands) -> tiled.Inputs:
     dtype, key_mask = operands.accumulation, operands.key_mask
     return tiled.Inputs(
         q=by_kv_head(operands.q),
-        k=_unit_stride(operands.k),
-        v=_unit_stride(operands.v),
+        k=unit_stride(operands.k),
+        v=unit_stride(operands.v),
         pattern=operands.pattern,
         bias=None if operands.bias is None else operands.bias.to(dtype),
         window=window,
@@ -59,10 +59,6 @@ def _key_bias(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if key_mask is None or key_mask.is_floating_point():
         return key_mask
     return (~key_mask).to(dtype) * tiled.MASKED
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 tiled_attend = attention_operator("tiled", _forward, _backward)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.ops.bias import MASKED
 from foveal.ops.native import abi, build
-from foveal.ops.operator import Operands, attention_operator, new_output
+from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 
 DTYPES = (torch.float32, torch.bfloat16)
 GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
@@ -54,7 +54,7 @@ def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
 def _backward(
     operands: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
-    call = _Call(operands, _unit_stride(out), lse.contiguous())
+    call = _Call(operands, unit_stride(out), lse.contiguous())
     grads = {}
     given = (*operands[:3], operands.rows, operands.columns)
     for name, x in zip(GRADIENTS, given, strict=True):
@@ -65,7 +65,7 @@ def _backward(
             grads[name] = grad if whole else grad.zero_()
             call.set(name, abi.matrix(grad))
     bias = call.bias_gradient()
-    call.set("d_out", abi.matrix(call.hold(_unit_stride(grad_out.to(out.dtype)))))
+    call.set("d_out", abi.matrix(call.hold(unit_stride(grad_out.to(out.dtype)))))
     call.set("d_lse", call.hold(grad_lse.contiguous()).data_ptr())
     call.run("foveal_backward")
     found = [grads[name] for name in GRADIENTS[:3]]
@@ -80,7 +80,7 @@ class _Call:
     def __init__(self, operands: Operands, out: Tensor, lse: Tensor) -> None:
         self._held: list[Tensor] = [out, lse]
         self.operands = operands
-        q, k, v = (self.hold(_unit_stride(x)) for x in operands[:3])
+        q, k, v = (self.hold(unit_stride(x)) for x in operands[:3])
         self.plan = abi.plan(operands.pattern, k.shape[2], operands.rows is not None)
         self.struct = abi.Call(
             batch=q.shape[0],
@@ -108,7 +108,7 @@ class _Call:
     def _set_extras(self) -> None:
         x = self.operands
         if x.rows is not None and x.columns is not None:
-            rows, columns = (self.hold(_unit_stride(part.float())) for part in (x.rows, x.columns))
+            rows, columns = (self.hold(unit_stride(part.float())) for part in (x.rows, x.columns))
             self.set("rows", abi.matrix(rows))
             self.set("columns", abi.matrix(columns))
             self.set("window_height", rows.shape[-1])
@@ -147,10 +147,6 @@ class _Call:
     def run(self, function: str) -> None:
         if getattr(build.library(), function)(ctypes.byref(self.struct)):
             raise MemoryError("the native kernel ran out of memory; try impl='tiled'.")
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 native_attend = attention_operator("native", _forward, _backward)

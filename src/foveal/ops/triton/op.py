@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import WindowBias
-from foveal.ops.operator import Operands, attention_operator, new_output
+from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 from foveal.ops.triton.sizes import (
     Tile,
     key_sides,
@@ -81,8 +81,8 @@ class _Launch:
     def __init__(self, operands: Operands) -> None:
         pattern = operands.pattern
         assert isinstance(pattern, Halo)
-        q, k, v = (_unit_stride(x) for x in operands[:3])
-        bias = (None if x is None else _unit_stride(x) for x in (operands.rows, operands.columns))
+        q, k, v = (unit_stride(x) for x in operands[:3])
+        bias = (None if x is None else unit_stride(x) for x in (operands.rows, operands.columns))
         self.pattern = pattern
         self.inputs = [argument for x in (q, k, v, *bias) for argument in _strided(x)]
         self.mask = operands.key_mask
@@ -164,7 +164,7 @@ def _backward(
     d_q, d_k, d_v, d_rows, d_columns = grads
     if lse.numel():
         launch = _Launch(operands)
-        out, grad_out = _unit_stride(out), _unit_stride(grad_out)
+        out, grad_out = unit_stride(out), unit_stride(grad_out)
         lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
         delta = torch.empty_like(lse)
         tensors = [x for t in (out, grad_out, d_q, d_rows, d_columns) for x in _strided(t)]
@@ -190,10 +190,6 @@ def _precision() -> str:
     Three TF32 products are exact to float32 rounding; plain float32 has no tensor cores.
     """
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _ceil(count: int, size: int) -> int:
