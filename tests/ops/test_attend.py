@@ -304,7 +304,8 @@ def test_operator_is_well_formed(impl):
     needs(impl)
 
     q, k, v = inputs(70, dtype=torch.float32)
-    args = (q, k, v, None, None, None, None, None, *describe(P.SlidingWindow(9)), 0.25, 0.0)
+    options = (*describe(P.SlidingWindow(9)), 0.25, 0.0, True)
+    args = (q, k, v, None, None, None, None, None, *options)
     torch.library.opcheck(getattr(torch.ops.foveal, f"{impl}_forward").default, args)
 
 

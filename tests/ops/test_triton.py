@@ -13,6 +13,7 @@ import foveal
 from foveal import patterns as P
 from foveal.ops import WindowBias, triton
 from foveal.ops.reference import masked_attention
+from foveal.ops.tiled_op import tiled_attend
 from foveal.testing import assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -236,7 +237,7 @@ def test_kernels_are_trusted_only_where_they_are_right(monkeypatch):
     assert ask(*options)
 
     def wrong(q, k, v, *rest):
-        return trust.tiled_attend(q, k, v.flip(2), *rest)
+        return tiled_attend(q, k, v.flip(2), *rest)
 
     monkeypatch.setattr(trust, "triton_attend", wrong)
     with pytest.warns(UserWarning, match="wrong results"):

@@ -9,7 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from foveal.ops import native, triton
+from foveal.ops import flex, native, triton
 from foveal.ops.bias import WindowBias
 from foveal.ops.checks import check_inputs
 from foveal.ops.choose import IMPLS, choose, choose_windowed, forced
@@ -134,14 +134,20 @@ def _pick(call: Call) -> str:
         return wanted
     if not call.square:
         return "reference" if call.return_lse else "dense"
-    has_native = native.why_not(call.q.device.type, call.q.dtype) is None
+    q, k, v = call[:3]
+    has_native = native.why_not(q.device.type, q.dtype) is None
     impl = _fastest(call, has_native)
     if impl == "native" and not native.ready():  # the compiler failed
         has_native = False
         impl = _fastest(call, has_native)
-    if lacks(impl, call):
+    if lacks(impl, call) or (impl == "flex" and not _flex_serves(q, v, call.pattern, k.shape[2])):
         return "native" if has_native and native.ready() else "tiled"
     return impl
+
+
+def _flex_serves(q: Tensor, v: Tensor, pattern: Pattern, length: int) -> bool:
+    """Whether to take FlexAttention unasked: on CUDA, where it has proved right."""
+    return flex.trusted(pattern, length, (q.shape[3], v.shape[3]), q.dtype, str(q.device))
 
 
 def _fastest(call: Call, has_native: bool) -> str:
@@ -194,8 +200,8 @@ def _pyramid(
             f"bias={type(bias).__name__} with {pattern}."
         )
     if impl is None:
-        impl = _pyramid_impl(q, bias)
-    elif reason := _pyramid_lacks(impl, q, bias):
+        impl = _pyramid_impl(q, k, v, pattern, bias, dropout_p)
+    elif reason := _pyramid_lacks(impl, q, k, v, bias, dropout_p):
         raise ValueError(
             f"impl={impl!r} cannot do this call: {reason}; use impl='tiled' or impl='reference'."
         )
@@ -216,26 +222,48 @@ def _pyramid(
     )
 
 
-ENGINES = {"tiled": tiled_attend, "native": native.native_attend}
+ENGINES = {
+    "tiled": tiled_attend,
+    "native": native.native_attend,
+    "flex": flex.flex_attend,
+}
 """What computes the tile plan of a Pyramid."""
 
 
-def _pyramid_impl(q: Tensor, bias: PyramidBias | None) -> str:
+def _pyramid_impl(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pyramid,
+    bias: PyramidBias | None,
+    dropout_p: float,
+) -> str:
+    def can(impl: str) -> bool:
+        return not _pyramid_lacks(impl, q, k, v, bias, dropout_p)
+
     wanted = forced()
-    if wanted and not _pyramid_lacks(wanted, q, bias):
+    if wanted and can(wanted):
         return wanted
-    # an exported program must run where there is no compiler
-    if torch.compiler.is_exporting() or _pyramid_lacks("native", q, bias) or not native.ready():
+    if torch.compiler.is_exporting():  # an exported program must run where there is no compiler
         return "tiled"
-    return "native"
+    if can("native") and native.ready():
+        return "native"
+    on_cuda = q.device.type == "cuda" and not torch.compiler.is_compiling()
+    if on_cuda and can("flex") and _flex_serves(q, v, pattern, k.shape[2]):
+        return "flex"
+    return "tiled"
 
 
-def _pyramid_lacks(impl: str, q: Tensor, bias: PyramidBias | None) -> str | None:
+def _pyramid_lacks(
+    impl: str, q: Tensor, k: Tensor, v: Tensor, bias: PyramidBias | None, dropout_p: float
+) -> str | None:
     """The reason why an implementation cannot do a call with a Pyramid, or None."""
     if impl == "tiled" or (impl == "reference" and not torch.compiler.is_compiling()):
         return None
     if impl == "reference":
         return "its definition asks for values, which the compiler does not have"
+    if impl == "flex":
+        return flex.why_not(q, k, v, None if bias is None else bias.table, dropout_p)
     if impl != "native":
         return "it cannot pool keys into the levels of a Pyramid"
     if bias is not None:

@@ -89,6 +89,8 @@ def choose(
             return "native", "the pattern is dense attention, and this kernel the faster one"
         return "dense", "the pattern is dense attention"
     if isinstance(pattern, Pyramid):
+        if device == "cuda":
+            return "flex", "a compiled block-sparse kernel over the pooled levels side by side"
         engine = "native" if has_native else "tiled"
         return engine, "keys are pooled into levels, which only a tile plan knows"
     work = Work(pattern.per_head()[0], length, heads, head_dim, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Operands(NamedTuple):
     pattern: Pattern
     scale: float
     dropout_p: float
+    need_lse: bool = True  # False: lse may hold anything but -inf for a query that has keys
 
     @property
     def given(self) -> list[Tensor]:
@@ -46,10 +47,22 @@ Forward = Callable[[Operands], tuple[Tensor, Tensor]]
 Backward = Callable[[Operands, Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 """operands, out, lse, grad_out, grad_lse -> gradients of `operands.given`."""
 
-Attention = Callable[
-    [Tensor, Tensor, Tensor, Pattern, Tensor | WindowBias | None, Tensor | None, float, float],
-    tuple[Tensor, Tensor],
-]
+
+class Attention(Protocol):
+    """An engine: arguments as in `attend`, (out, lse) back; `need_lse` as in `Operands`."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pattern: Pattern,
+        bias: Tensor | WindowBias | None,
+        key_mask: Tensor | None,
+        scale: float,
+        dropout_p: float,
+        need_lse: bool = True,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def new_output(q: Tensor, dim: int) -> Tensor:
@@ -69,7 +82,7 @@ def unit_stride(x: Tensor) -> Tensor:
 def attention_operator(name: str, forward: Forward, backward: Backward) -> Attention:
     """Register ``foveal::<name>_forward`` and ``_backward``; returns the differentiable call.
 
-    The call takes (q, k, v, pattern, bias, key_mask, scale, dropout_p) and returns (out, lse).
+    The call is an `Attention`.
     """
 
     def run_forward(
@@ -85,9 +98,10 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         sizes: list[int],
         scale: float,
         dropout_p: float,
+        need_lse: bool,
     ) -> tuple[Tensor, Tensor]:
         tensors = (q, k, v, bias, rows, columns, key_mask, seed)
-        return forward(Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p))
+        return forward(Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p, need_lse))
 
     def fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -128,14 +142,14 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
     backward_op = define(f"{name}_backward", run_backward, fake_backward)
 
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        *tensors, pattern, sizes, scale, dropout_p = inputs
+        *tensors, pattern, sizes, scale, dropout_p, _ = inputs
         ctx.save_for_backward(*tensors, *output)
         ctx.options = (pattern, sizes, scale, dropout_p)
 
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
         grads = iter(backward_op(grad_out, grad_lse, *saved, *ctx.options))
-        return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 6)
+        return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 7)
 
     torch.library.register_autograd(
         f"foveal::{name}_forward", gradients, setup_context=setup_context
@@ -150,14 +164,14 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         key_mask: Tensor | None,
         scale: float,
         dropout_p: float,
+        need_lse: bool = True,
     ) -> tuple[Tensor, Tensor]:
         # drawn as a tensor, so that a compiled graph draws a new one at every call
         seed = torch.randint(1 << 62, ()) if dropout_p else None
         rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
         dense = None if isinstance(bias, WindowBias) else bias
         text, sizes = describe(pattern)
-        return forward_op(
-            q, k, v, dense, rows, columns, key_mask, seed, text, sizes, scale, dropout_p
-        )
+        tensors = (q, k, v, dense, rows, columns, key_mask, seed)
+        return forward_op(*tensors, text, sizes, scale, dropout_p, need_lse)
 
     return call

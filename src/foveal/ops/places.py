@@ -106,6 +106,7 @@ def accumulate(x: Tensor, places: Places, values: Tensor) -> None:
 
     Overlapping tiles are added in classes of tiles that do not overlap, in a fixed order.
     """
+    values = values.to(x.dtype)
     if isinstance(places, Lookup):
         x.index_add_(x.ndim - 2, places.flat(x.device), values.flatten(-3, -2))
         return

@@ -116,9 +116,10 @@ def _run_backward(
 ) -> Tensor:
     """The transpose of pooling: each level hands its gradient to the halves below."""
     above = grad.new_zeros(())
+    wide = torch.promote_types(grad.dtype, torch.float32)
     for number in range(len(sizes) - 1, -1, -1):
-        part = grad.narrow(2, starts[number], sizes[number])
-        part = part.to(torch.promote_types(grad.dtype, torch.float32), copy=True)
+        part = _by_token(grad, sizes[number], wide)
+        part.copy_(grad.narrow(2, starts[number], sizes[number]))
         for half, own in enumerate(shares[number].unbind(2) if number < len(shares) else ()):
             mine = part[:, :, half::2]
             count = mine.shape[2]
@@ -130,7 +131,13 @@ def _run_backward(
 def _fake_backward(
     grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]
 ) -> Tensor:
-    return grad.new_empty(*grad.shape[:2], sizes[0], grad.shape[3])
+    return _by_token(grad, sizes[0], grad.dtype)
+
+
+def _by_token(grad: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
+    """An empty (batch, heads, tokens, dim) whose heads lie side by side, for the projections."""
+    batch, heads, _, dim = grad.shape
+    return grad.new_empty((batch, tokens, heads, dim), dtype=dtype).transpose(1, 2)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -18,7 +18,10 @@ from foveal.patterns import Full, Halo, Pattern
 
 
 class Call(NamedTuple):
-    """One call of attend(), with its defaults filled in; `square`: as many queries as fit."""
+    """One call of attend(), with its defaults filled in: the arguments of an `Attention` in order.
+
+    `square`: there are as many queries as the pattern has for these keys.
+    """
 
     q: Tensor
     k: Tensor
@@ -137,8 +140,7 @@ def _planned(call: Call, engine: Attention) -> Result:
     """A call of an engine that works from a tile plan."""
     if call.pattern.heads is not None:
         return _by_head(call, engine)
-    q, k, v, pattern, bias, key_mask, scale, dropout_p, _ = call
-    return engine(q, k, v, pattern, bias, key_mask, scale, dropout_p)
+    return engine(*call)
 
 
 def _by_head(call: Call, engine: Attention) -> Result:
@@ -151,7 +153,7 @@ def _by_head(call: Call, engine: Attention) -> Result:
         if isinstance(bias, Tensor) and bias.shape[1] > 1:
             bias = bias[:, head : head + 1]
         q, k, v = call.q[:, head : head + 1], call.k[:, own], call.v[:, own]
-        parts.append(engine(q, k, v, pattern, bias, call.key_mask, call.scale, call.dropout_p))
+        parts.append(engine(*call._replace(q=q, k=k, v=v, pattern=pattern, bias=bias)))
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 1), torch.cat(lses, 1)
 
@@ -165,9 +167,7 @@ def _triton(call: Call) -> Result:
 
 
 def _flex(call: Call) -> Result:
-    return flex.flex_attend(
-        call.q, call.k, call.v, call.pattern, call.dense_bias(), call.key_mask, call.scale
-    )
+    return flex.flex_attend(*call)
 
 
 def lacks(impl: str, call: Call) -> str | None:

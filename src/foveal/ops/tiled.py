@@ -31,6 +31,7 @@ from foveal.ops.places import (
     take_keys,
     tile_values,
 )
+from foveal.ops.processor import multiplies_bfloat16
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 
@@ -42,6 +43,14 @@ WHOLE = 512 * 512
 
 IN_PLACE_TILES = 4
 """With fewer tiles a head, one product over copies of all heads beats a product per head."""
+
+
+def _stays_bfloat16(x: Tensor) -> bool:
+    """Whether tiles stay in bfloat16, scores as well, as in eager attention.
+
+    A product of two bfloat16 matrices comes back as bfloat16 on a CPU.
+    """
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and multiplies_bfloat16()
 
 
 @functools.lru_cache(maxsize=256)
@@ -94,9 +103,12 @@ class Inputs:
     dropout_p: float
     seed: int
 
+    # dtype: of the products and scores; sums: of what is added up over tiles, and of lse
+
     def __post_init__(self) -> None:
         half = self.q.dtype in (torch.float16, torch.bfloat16)
-        self.dtype = torch.float32 if half else self.q.dtype
+        self.sums = torch.float32 if half else self.q.dtype
+        self.dtype = torch.bfloat16 if _stays_bfloat16(self.q) else self.sums
         self.scratch = Scratch(self.dtype, self.q.device)
         self.noise = torch.Generator(self.q.device)
         self.noise.manual_seed(self.seed)
@@ -257,6 +269,7 @@ class Inputs:
         for dim in (0, 1):
             if grad.shape[dim] == 1:
                 values = values.sum(dim, keepdim=True)
+        values = values.to(grad.dtype)
         grad.index_put_(tuple(part.expand(values.shape) for part in index), values, True)
 
 
@@ -277,16 +290,19 @@ def _one_batch(x: Tensor) -> bool:
     )
 
 
-def forward(inputs: Inputs, out: Tensor) -> Tensor:
-    """Fills out (B, G, R, N, V) and returns lse (B, G, R, N)."""
+def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
+    """Fills out (B, G, R, N, V) and returns lse (B, G, R, N).
+
+    Without `need_lse` it is 0 for a query with keys, which saves two passes over the scores.
+    """
     q, v = inputs.q, inputs.v
     if not inputs.tiling.covers_all:
         out.zero_()
-    lse = torch.full(q.shape[:-1], -torch.inf, dtype=inputs.dtype, device=q.device)
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=inputs.sums, device=q.device)
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
-        weights, chunk_lse = _softmax(inputs, chunk, scores)
+        weights, chunk_lse = _softmax(inputs, chunk, scores, need_lse)
         keep = inputs.drop(weights)
         if keep is not None:
             weights *= keep
@@ -297,16 +313,22 @@ def forward(inputs: Inputs, out: Tensor) -> Tensor:
     return lse
 
 
-def _softmax(inputs: Inputs, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(
+    inputs: Inputs, chunk: Chunk, scores: Tensor, need_lse: bool
+) -> tuple[Tensor, Tensor]:
     """scores (b, g, t, R q, k) -> weights, and their log-sum-exp (b, g, t, R q).
 
     Two maxima give the log-sum-exp: the largest weight is exp(largest logit - lse).
     """
     weights = inputs.scratch.get("weights", *scores.shape)
     torch.softmax(scores, -1, out=weights)
-    top = scores.amax(-1)
-    lse = top - weights.amax(-1).log_()
-    if inputs.may_be_empty(chunk):
+    may_be_empty = inputs.may_be_empty(chunk)
+    lse = torch.zeros(scores.shape[:-1], dtype=inputs.sums, device=scores.device)
+    if need_lse or may_be_empty:
+        top = scores.amax(-1)
+    if need_lse:
+        lse = top.to(inputs.sums) - weights.amax(-1).to(inputs.sums).log_()
+    if may_be_empty:
         empty = top <= MASKED / 2
         lse.masked_fill_(empty, -torch.inf)
         weights.mul_(~empty[..., None])
@@ -331,7 +353,7 @@ class Gradients:
         def zero(x: Tensor) -> Tensor:
             batch, *heads, tokens, dim = x.shape
             shape = (batch, tokens, *heads, dim)
-            new = torch.zeros(shape, dtype=inputs.dtype, device=x.device)
+            new = torch.zeros(shape, dtype=inputs.sums, device=x.device)
             return new.movedim(1, -2)
 
         return cls(
@@ -348,7 +370,7 @@ def backward(
 ) -> Gradients:
     """Gradients of the inputs; out, lse and their gradients shaped as in `forward`."""
     grads = Gradients.zeros(inputs)
-    delta = (out * grad_out).sum(-1, dtype=inputs.dtype) - grad_lse
+    delta = (out * grad_out).sum(-1, dtype=inputs.sums) - grad_lse
     alive = (lse > -torch.inf).to(inputs.dtype)
     for chunk in inputs.chunks():
         _chunk_backward(inputs, chunk, alive, delta, grad_out, grads)

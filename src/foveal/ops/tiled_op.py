@@ -12,7 +12,7 @@ from foveal.ops.operator import Operands, attention_operator, new_output, unit_s
 
 def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
     out = new_output(operands.q, operands.v.shape[-1])
-    lse = tiled.forward(_inputs(operands), _by_kv_head(out, operands.k))
+    lse = tiled.forward(_inputs(operands), _by_kv_head(out, operands.k), operands.need_lse)
     return out, lse.flatten(1, 2)
 
 

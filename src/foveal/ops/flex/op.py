@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import WindowBias
+from foveal.ops.bias import MASKED, WindowBias
+from foveal.ops.flex.layout import layout
 from foveal.patterns import Pattern
 
 BLOCK = 128
@@ -38,31 +39,37 @@ def flex_attend(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    bias: Tensor | None,
+    bias: Tensor | WindowBias | None,
     key_mask: Tensor | None,
-    scale: float | None,
+    scale: float,
+    dropout_p: float,
+    need_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes as in `attend`; returns (out, lse)."""
-    length = q.shape[-2]
-    block_mask = _block_mask(pattern, length, str(q.device))
+    """Shapes as in `attend`; a floating key_mask (batch, n_keys) is added to the logits.
+
+    Returns (out, lse), whose lse tells the queries without keys and so is always computed. The
+    caller has asked `why_not`: there is no dropout and no WindowBias.
+    """
+    assert not isinstance(bias, WindowBias)
+    plan = layout(pattern, k.shape[2], BLOCK, str(q.device))
+    if plan.order is not None:
+        q, k, v = (x.index_select(2, plan.order) for x in (q, k, v))
     out, lse = _kernel(q.device.type)(
         q,
         k,
         v,
-        score_mod=_score_mod(bias, key_mask, q, k),
-        block_mask=block_mask,
+        score_mod=_score_mod(pattern, bias, key_mask, plan.order, q),
+        block_mask=plan.block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
         return_lse=True,
     )
-    # rows without keys: flex leaves lse = -inf (compiled) or NaN outputs (eager)
-    dead = ~torch.isfinite(lse)
-    return out.masked_fill(dead[..., None], 0.0), lse.masked_fill(dead, -torch.inf)
-
-
-@functools.lru_cache(maxsize=64)
-def _block_mask(pattern: Pattern, length: int, device: str) -> Any:
-    return pattern.block_mask(length, BLOCK, torch.device(device))
+    # rows without keys: flex leaves lse = -inf (compiled) or NaN (eager); MASKED keys a huge one
+    dead = ~(lse > MASKED / 2)
+    out, lse = out.masked_fill(dead[..., None], 0.0), lse.masked_fill(dead, -torch.inf)
+    if plan.place is not None:
+        out, lse = out.index_select(2, plan.place), lse.index_select(2, plan.place)
+    return out, lse
 
 
 @functools.lru_cache(maxsize=2)
@@ -88,19 +95,57 @@ def _quiet(kernel: Callable) -> Callable:
 
 
 def _score_mod(
-    bias: Tensor | None, key_mask: Tensor | None, q: Tensor, k: Tensor
+    pattern: Pattern,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    order: Tensor | None,
+    q: Tensor,
 ) -> Callable | None:
-    if bias is None and key_mask is None:
+    """What to do with a logit, as FlexAttention asks for it: one function for each combination."""
+    parts = []
+    if bias is not None and pattern.biased_by_table:
+        parts.append(
+            _add_table(bias.expand(-1, q.shape[1], -1, -1)[0, :, 0], pattern.rule(q.device))
+        )
+    elif bias is not None:
+        parts.append(_add_bias(bias, order))
+    if key_mask is not None:
+        parts.append(_add_key_mask(key_mask, order))
+    if not parts:
         return None
-    full = None
-    if bias is not None:
-        full = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return parts[0] if len(parts) == 1 else lambda score, *at: parts[1](parts[0](score, *at), *at)
 
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if full is not None:
-            score = score + full[b, h, i, j]
-        if key_mask is not None:
-            score = torch.where(key_mask[b, j], score, -float("inf"))
-        return score
 
-    return score_mod
+def _add_table(table: Tensor, rule: Any) -> Callable:
+    """table: (heads, rows)."""
+
+    def add(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score + table[h, rule.bias_place(i, j)]
+
+    return add
+
+
+def _add_bias(bias: Tensor, order: Tensor | None) -> Callable:
+    """bias: broadcasts to (batch, heads, n_queries, n_keys)."""
+    many = [size > 1 for size in bias.shape]
+
+    def add(score: Tensor, *at: Tensor) -> Tensor:
+        b, h, i, j = at
+        if order is not None:
+            i, j = order[i], order[j]
+        return score + bias[b * many[0], h * many[1], i * many[2], j * many[3]]
+
+    return add
+
+
+def _add_key_mask(key_mask: Tensor, order: Tensor | None) -> Callable:
+    added = key_mask
+    if not key_mask.is_floating_point():
+        added = torch.zeros_like(key_mask, dtype=torch.float32).masked_fill(~key_mask, -torch.inf)
+    if order is not None:
+        added = added[:, order]
+
+    def add(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score + added[b, j]
+
+    return add

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from foveal.ops.native.abi import declare
+from foveal.ops.processor import multiplies_bfloat16
 
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -124,14 +125,7 @@ def _candidates(wanted: str) -> list[tuple[Path, tuple[str, ...]]]:
 
 
 def _extras(wanted: str) -> tuple[str, ...]:
-    return ("-mavx512bf16",) if wanted == "avx512" and _has_bfloat16() else ()
-
-
-@functools.lru_cache(maxsize=1)
-def _has_bfloat16() -> bool:
-    """Whether the processor multiplies pairs of bfloat16 (avx512_bf16)."""
-    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(ask and ask())
+    return ("-mavx512bf16",) if wanted == "avx512" and multiplies_bfloat16() else ()
 
 
 @functools.lru_cache(maxsize=8)
