@@ -157,13 +157,6 @@ def test_half_precision():
     assert (out.float() - model(tokens(2, 90))).abs().max() < 0.1
 
 
-def test_compiles_whole():
-    """One graph for forward and backward."""
-    model = make(causal=True)
-    run = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(run(tokens(1, 40)), model(tokens(1, 40)))
-
-
 # -- decoding -----------------------------------------------------------------------------------
 
 

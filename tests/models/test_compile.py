@@ -1,0 +1,164 @@
+"""torch.compile(fullgraph=True) of every model: the same outputs and gradients."""
+
+import shutil
+
+import pytest
+import torch
+import torch._inductor.config
+
+from foveal import patterns as P
+from foveal.models import (
+    CLIP,
+    DALLE,
+    VQVAE,
+    DiscreteVAE,
+    HaloNet,
+    HourglassTransformerLM,
+    HTransformer1D,
+    HTransformerClassifier,
+    HTransformerSeq2Seq,
+    SepVisionTransformer,
+    SepViT,
+    TransformerLM,
+)
+
+# the compiler's own: it makes an instance of each autograd function, and loads torch.jit
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+LM = {"num_tokens": 20, "dim": 8, "heads": 2, "dim_head": 4, "max_seq_len": 64}
+SEQ2SEQ = {"num_tokens": 20, "dim": 8, "heads": 2, "dim_head": 4, "num_target_tokens": 9}
+DRAWING = {
+    "dim": 16,
+    "heads": 2,
+    "dim_head": 8,
+    "num_text_tokens": 50,
+    "text_seq_len": 6,
+    "num_image_tokens": 20,
+    "image_grid": (3, 4),
+}
+MATCHING = {
+    "dim_text": 8,
+    "dim_image": 12,
+    "dim_latent": 6,
+    "num_text_tokens": 20,
+    "text_enc_depth": 1,
+    "text_seq_len": 6,
+    "text_heads": 2,
+    "visual_enc_depth": 1,
+    "visual_heads": 2,
+}
+PICTURES = {"num_layers": 1, "num_tokens": 24, "codebook_dim": 12, "hidden_dim": 8}
+STAGES = {"num_classes": 10, "depths": (1, 1), "dims": (8, 16), "heads": (1, 2)}
+
+
+def tokens(*shape):
+    return torch.randint(0, 20, shape, generator=torch.Generator().manual_seed(1))
+
+
+def image(*sides):
+    return torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(1))
+
+
+def make_clip():
+    return CLIP(**MATCHING, visual_image_size=8, visual_patch_size=4)
+
+
+# name -> (model, its inputs)
+MODELS = {
+    "transformer": lambda: (
+        TransformerLM(**LM, depth=2, pattern=[P.SlidingWindow(5), P.Full(causal=True)]),
+        [tokens(2, 21)],
+    ),
+    "grouped queries": lambda: (
+        TransformerLM(**LM, depth=1, tie_embeddings=True, activation="swiglu", kv_heads=1),
+        [tokens(2, 21)],
+    ),
+    "hourglass": lambda: (
+        HourglassTransformerLM(**LM, depth=(1, (1, 1, 1), 1), shorten_factor=(2, 3)),
+        [tokens(2, 21)],
+    ),
+    "hourglass, linear": lambda: (
+        HourglassTransformerLM(
+            **LM, depth=(1, 1, 1), attn_resampling=False, updown_sample_type="linear"
+        ),
+        [tokens(2, 21)],
+    ),
+    "h-transformer": lambda: (HTransformer1D(**LM, depth=1, block_size=4), [tokens(2, 40)]),
+    "h-transformer, reversible": lambda: (
+        HTransformer1D(**LM, depth=1, block_size=4, causal=True, reversible=True),
+        [tokens(2, 40)],
+    ),
+    "h-transformer classifier": lambda: (
+        HTransformerClassifier(**LM, depth=1, block_size=4, num_classes=3),
+        [tokens(2, 40)],
+    ),
+    "h-transformer seq2seq": lambda: (
+        HTransformerSeq2Seq(
+            **SEQ2SEQ,
+            max_seq_len=64,
+            enc_depth=1,
+            dec_depth=1,
+            enc_block_size=4,
+            dec_block_size=4,
+        ),
+        [tokens(2, 30), tokens(2, 14) % 9],
+    ),
+    "halonet": lambda: (HaloNet(**STAGES, strides=(4, 2)), [image(49, 70)]),
+    "sepvit": lambda: (
+        SepVisionTransformer(**STAGES, strides=(4, 2), window_sizes=((7,), (7, 14))),
+        [image(49, 70)],
+    ),
+    "sepvit, compact": lambda: (
+        SepViT(num_classes=10, dim=8, depth=(1, 1), heads=(1, 2), dim_head=8),
+        [image(49, 70)],
+    ),
+    "dalle": lambda: (
+        DALLE(**DRAWING, depth=3, attn_types=("full", "axial_col", "conv_like")),
+        [tokens(2, 6), tokens(2, 12)],
+    ),
+    "clip": lambda: (make_clip(), [tokens(4, 6), image(8, 8).repeat(2, 1, 1, 1)]),
+    "vae": lambda: (DiscreteVAE(image_size=8, straight_through=True, **PICTURES), [image(8, 8)]),
+    "vqvae": lambda: (VQVAE(image_size=8, **PICTURES), [image(8, 8)]),
+}
+
+
+def results(model, run, inputs):
+    """[output, gradients]"""
+    model.zero_grad()
+    torch.manual_seed(3)
+    out = run(*inputs)
+    out.float().square().sum().backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [out.detach(), *grads]
+
+
+def check(name, backend):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, inputs = MODELS[name]()
+    model.eval()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for ours, expected in zip(
+        results(model, compiled, inputs), results(model, model, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_graph(name):
+    """Forward and backward are traced without a break."""
+    check(name, "aot_eager")
+
+
+ONE_OF_A_KIND = [
+    name for name in MODELS if name not in ("grouped queries", "hourglass") and "rev" not in name
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
+def test_inductor(name):
+    """The default compiler's code computes the same."""
+    with torch._inductor.config.patch(fallback_random=True):  # the draws of eager mode
+        check(name, "inductor")
