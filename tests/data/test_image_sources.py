@@ -154,8 +154,13 @@ def test_broken_files_and_settings_are_refused(tmp_path):
 def test_hugging_face_folders(folder, stream):
     """The same pictures as when the folder is read without the package."""
     pytest.importorskip("datasets")
-    kind = "hf-stream" if stream else "hf"
-    train, test = open_images(config(f"{kind}:imagefolder:{folder}"))
+    source = f"{'hf-stream' if stream else 'hf'}:imagefolder:{folder}"
+    with pytest.raises(ValueError, match="one depth"):  # the package does not look deeper
+        open_images(config(source))
+    for picture in (folder / "dog" / "more").iterdir():
+        picture.rename(folder / "dog" / picture.name)
+    (folder / "dog" / "more").rmdir()
+    train, test = open_images(config(source))
     assert len(train) + len(test) == 20
     assert train.classes == ["cat", "dog"]
 

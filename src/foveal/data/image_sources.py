@@ -270,9 +270,12 @@ def _read_split(split: Any, config: ImageDataConfig, name: str) -> ImageSet:
     image_key = next((k for k, v in features.items() if isinstance(v, datasets.Image)), None)
     label_key = next((k for k, v in features.items() if isinstance(v, datasets.ClassLabel)), None)
     if image_key is None or label_key is None:
+        advice = ""
+        if name.startswith("imagefolder:"):
+            advice = " imagefolder wants class folders of one depth; or name the folder alone."
         raise ValueError(
             f"the data set {name!r} must have an Image and a ClassLabel column, it has "
-            f"{', '.join(features) or 'none'}."
+            f"{', '.join(features) or 'none'}.{advice}"
         )
     # undecoded, so that a damaged picture is skipped and not the end of the pass
     split = split.cast_column(image_key, datasets.Image(decode=False))
