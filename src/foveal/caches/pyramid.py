@@ -244,7 +244,7 @@ def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tenso
     # the latest cluster that falls on each place
     cluster = own - (own - torch.arange(ring)) % ring
     tiles = _PyramidTiles(pattern, position + 1, position + 1)
-    reads = (cluster >= 0) & tiles._meets(level, own, cluster)
+    reads = (cluster >= 0) & tiles.meets(level, own, cluster)
     gain = torch.where(reads, level.double() * math.log(2), -torch.inf)
     place = (cluster - own + ring - 1).clamp(0, pattern.bias_size - 1)
     return gain.flatten(), place.flatten()

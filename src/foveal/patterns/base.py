@@ -87,6 +87,10 @@ class Pattern:
         """
         raise NotImplementedError(f"{type(self).__name__} must define allows(q_idx, k_idx).")
 
+    def rule(self, device: torch.device | str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """`allows` for positions on a device; where it looks things up, the tables lie there."""
+        return self.allows
+
     def check_length(self, length: int) -> None:
         """Raise ValueError if a sequence of this length makes no sense for the pattern."""
         if length < 0:

@@ -37,8 +37,6 @@ def analytic_block_mask(
     Raises:
         ValueError: block is not a positive int, or length does not suit the pattern.
     """
-    from torch.nn.attention.flex_attention import BlockMask
-
     check_positive(block=block)
     pattern.check_length(length)
     num_queries = pattern.num_queries(length)
@@ -47,17 +45,37 @@ def analytic_block_mask(
     some, every = pattern.overlap(q_first, q_last, k_first, k_last)
     # FlexAttention counts a block cut by the end of the sequence as partial
     every = every & some & (q_last - q_first + 1 == block) & (k_last - k_first + 1 == block)
-    shape = (1, pattern.heads or 1, len(q_first), len(k_first))
-    partial_count, partial_index = _in_order((some & ~every).expand(shape), device)
-    full_count, full_index = _in_order(every.expand(shape), device)
+    shape = (pattern.heads or 1, len(q_first), len(k_first))
+    return to_block_mask(
+        (some & ~every).expand(shape),
+        every.expand(shape),
+        block,
+        mask_mod(pattern, device),
+        (num_queries, length),
+        device,
+    )
+
+
+def to_block_mask(
+    partial: Tensor,
+    full: Tensor,
+    block: int,
+    allowed: MaskMod,
+    lengths: tuple[int, int],
+    device: torch.device | str | None,
+) -> BlockMask:
+    """BlockMask of `lengths` queries and keys from its partial and its full blocks.
+
+    partial, full: (query blocks, key blocks) bool, with or without a leading dimension of heads.
+    allowed: tells the pairs inside partial blocks.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    parts = [
+        _in_order(blocks.reshape(1, -1, *blocks.shape[-2:]), device) for blocks in (partial, full)
+    ]
     return BlockMask.from_kv_blocks(
-        partial_count,
-        partial_index,
-        full_count,
-        full_index,
-        BLOCK_SIZE=block,
-        mask_mod=mask_mod(pattern, device),
-        seq_lengths=(num_queries, length),
+        *parts[0], *parts[1], BLOCK_SIZE=block, mask_mod=allowed, seq_lengths=lengths
     )
 
 
@@ -69,7 +87,7 @@ def _borders(length: int, block: int) -> tuple[Tensor, Tensor]:
 
 def mask_mod(pattern: Pattern, device: torch.device | str | None = None) -> MaskMod:
     """`pattern.allows` with the signature that FlexAttention asks for, to be used on `device`."""
-    allowed_in_head = _in_head(pattern)
+    allowed_in_head = _in_head(pattern, device)
     # once outside of any tracing, so that layouts already lie on the device when it begins
     allowed_in_head(*torch.zeros(3, 1, dtype=torch.long, device=device).unbind())
 
@@ -79,14 +97,15 @@ def mask_mod(pattern: Pattern, device: torch.device | str | None = None) -> Mask
     return allowed
 
 
-def _in_head(pattern: Pattern) -> HeadMask:
+def _in_head(pattern: Pattern, device: torch.device | str | None) -> HeadMask:
     """`allows` for the head that is asked for: elementwise, no dimension of heads appears."""
     if pattern.heads is None:
-        return lambda head, q_idx, k_idx: pattern.allows(q_idx, k_idx)
+        allows = pattern.rule(device)
+        return lambda head, q_idx, k_idx: allows(q_idx, k_idx)
     if isinstance(pattern, BlockSparse):
         return pattern.allows_in_head
     if isinstance(pattern, Union | Intersection):
-        parts, fold = [_in_head(part) for part in pattern.parts], pattern.fold
+        parts, fold = [_in_head(part, device) for part in pattern.parts], pattern.fold
         return lambda head, q_idx, k_idx: fold([part(head, q_idx, k_idx) for part in parts])
     return _select_head(pattern.per_head())
 

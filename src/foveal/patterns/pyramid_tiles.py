@@ -8,6 +8,7 @@ tiles refer where the sequence has no keys.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,83 @@ from torch import Tensor
 from foveal.patterns.base import Pattern
 from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.tiling import MAX_TILE, Grid, Runs, TileGroup, Tiling
+
+
+def _unit(pyramid: Pyramid) -> int:
+    adjacent = pyramid.neighbors == "adjacent"
+    return pyramid.block_size // 2 if adjacent else pyramid.block_size
+
+
+def _meet(pyramid: Pyramid, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
+    """Whether clusters of one level meet there, and at no lower level."""
+    unit, step = _unit(pyramid), int(pyramid.neighbors == "adjacent")
+    a, c = query // unit, key // unit
+    near = (a // 2 - c // 2).abs() <= step
+    covered_below = (a - c).abs() <= step
+    fine = torch.as_tensor(level) == 0
+    meets = near & (fine | ~covered_below)
+    return meets & torch.where(fine, key <= query, c < a) if pyramid.causal else meets
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """`_PyramidTiles.allows` with its tables: the level and cluster at each joined position.
+
+    key_level, key_cluster: (joined keys,) int32; a key without tokens stands far from all others.
+    query_level, query_cluster: (joined queries,) int32; None for fine queries, which have a
+        cluster at every level.
+    """
+
+    pyramid: Pyramid
+    key_level: Tensor
+    key_cluster: Tensor
+    query_level: Tensor | None
+    query_cluster: Tensor | None
+
+    @property
+    def exists(self) -> Tensor:
+        """(joined keys,) bool: keys that hold at least one token."""
+        return self.key_cluster >= 0
+
+    def __call__(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        level, key = self.key_level[k_idx], self.key_cluster[k_idx]
+        meets = _meet(self.pyramid, level, self._query(q_idx, level), key)
+        return meets if self.query_level is None else meets & (self.query_level[q_idx] == level)
+
+    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        level, key = self.key_level[k_idx], self.key_cluster[k_idx]
+        offset = key - self._query(q_idx, level) + 2 * self.pyramid.block_size - 1
+        return offset.clamp(0, self.pyramid.bias_size - 1)
+
+    def _query(self, q_idx: Tensor, level: Tensor) -> Tensor:
+        return q_idx >> level if self.query_cluster is None else self.query_cluster[q_idx]
+
+
+@functools.lru_cache(maxsize=16)
+def _clusters(tiles: _PyramidTiles, device: str) -> Clusters:
+    def number(offsets: list[int]) -> tuple[Tensor, Tensor]:
+        sizes = torch.tensor(offsets).diff()
+        level = torch.arange(len(sizes)).repeat_interleave(sizes)
+        return level, torch.arange(offsets[-1]) - torch.tensor(offsets)[level]
+
+    level, cluster = number(tiles.key_offsets)
+    counts = torch.tensor([tiles.key_clusters(one) for one in range(tiles.levels)])
+    far = torch.full((), -4 * tiles.unit)
+    cluster = torch.where(cluster < counts[level], cluster, far)
+    level = torch.nn.functional.pad(level, (0, tiles.unit))
+    cluster = torch.nn.functional.pad(cluster, (0, tiles.unit), value=int(far))
+    own_level, own_cluster = number(tiles.query_offsets)
+
+    def put(table: Tensor) -> Tensor:
+        return table.to(device, torch.int32)
+
+    return Clusters(
+        tiles.pyramid,
+        put(level),
+        put(cluster),
+        put(own_level) if tiles.coarse else None,
+        put(own_cluster) if tiles.coarse else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -50,7 +128,7 @@ class _PyramidTiles(Pattern):
     @property
     def unit(self) -> int:
         """Clusters in a unit."""
-        return self.block // 2 if self.adjacent else self.block
+        return _unit(self.pyramid)
 
     @property
     def levels(self) -> int:
@@ -97,39 +175,19 @@ class _PyramidTiles(Pattern):
 
     # -- definition -------------------------------------------------------------------------
 
-    def _place(self, index: Tensor, offsets: list[int]) -> tuple[Tensor, Tensor]:
-        """Joined positions as (level, cluster)."""
-        starts = torch.tensor(offsets, device=index.device)
-        level = torch.bucketize(index, starts, right=True) - 1
-        return level, index - starts[level]
-
-    def _query_place(self, q_idx: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Level of each query, and its cluster; fine queries have one at every level."""
-        if self.coarse:
-            return self._place(q_idx, self.query_offsets)
-        return level, q_idx >> level
+    def rule(self, device: torch.device | str | None = None) -> Clusters:
+        return _clusters(self, str(device or "cpu"))
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        level, key = self._place(k_idx, self.key_offsets)
-        q_level, query = self._query_place(q_idx, level)
-        counts = [self.key_clusters(one) for one in range(self.levels)] + [0]
-        real = key < torch.tensor(counts, device=key.device)[level]
-        return real & (q_level == level) & self._meets(level, query, key)
+        return self.rule(k_idx.device)(q_idx, k_idx)
 
-    def _meets(self, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
+    def meets(self, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
         """Whether clusters of one level meet there, and at no lower level."""
-        a, c = query // self.unit, key // self.unit
-        near = (a // 2 - c // 2).abs() <= int(self.adjacent)
-        covered_below = (a - c).abs() <= int(self.adjacent)
-        fine = torch.as_tensor(level) == 0
-        meets = near & (fine | ~covered_below)
-        return meets & torch.where(fine, key <= query, c < a) if self.pyramid.causal else meets
+        return _meet(self.pyramid, level, query, key)
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         """Row of the table of relative positions for each pair (broadcast shape)."""
-        level, key = self._place(k_idx, self.key_offsets)
-        query = self._query_place(q_idx, level)[1]
-        return (key - query + 2 * self.block - 1).clamp(0, self.pyramid.bias_size - 1)
+        return self.rule(k_idx.device).bias_place(q_idx, k_idx)
 
     # -- tiles ------------------------------------------------------------------------------
 
@@ -187,7 +245,7 @@ class _PyramidTiles(Pattern):
             relative = torch.arange(low, high)
             units = tiles[:, None] * inside + relative
             clusters = (relative[:, None] * self.unit + torch.arange(self.unit)).flatten()
-            mask = self._meets(level, torch.arange(size)[:, None] >> shift, clusters[None])
+            mask = self.meets(level, torch.arange(size)[:, None] >> shift, clusters[None])
         else:
             units = self._reach_outside(tiles * self.tile // span)
             mask = torch.ones(size, units.shape[1] * self.unit, dtype=torch.bool)
@@ -234,7 +292,7 @@ class _PyramidTiles(Pattern):
         return total - self._future() if self.pyramid.causal else total
 
     def _meets_units(self, level: int, own: Tensor, other: Tensor) -> Tensor:
-        meets = self._meets(level, own * self.unit, other * self.unit)
+        meets = self.meets(level, own * self.unit, other * self.unit)
         if level == 0 and self.pyramid.causal:
             near = (own // 2 - other // 2).abs() <= int(self.adjacent)
             return near & (other <= own)
