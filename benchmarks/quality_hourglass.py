@@ -15,6 +15,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from foveal.draw.curves import Curve, draw_curves
 from foveal.recipes.config import load_recipe
 from foveal.recipes.result import RESULT
@@ -53,18 +55,12 @@ def curve(folder: Path) -> list[tuple[float, float]]:
 
 
 def mean_curve(runs: Sequence[Path], minutes: float) -> tuple[list[float], list[float]]:
-    """The mean over runs of the latest score at each of some moments."""
+    """The mean over runs at each of some moments, straight between two scores of a run."""
     curves = [curve(folder) for folder in runs]
     first = max(points[0][0] for points in curves)
-    last = max(first, minutes)
-    x = [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
-    y = [
-        statistics.mean(
-            [value for when, value in points if when <= moment][-1] for points in curves
-        )
-        for moment in x
-    ]
-    return x, y
+    x = np.linspace(first, max(first, minutes), POINTS)
+    y = np.mean([np.interp(x, *zip(*points, strict=True)) for points in curves], axis=0)
+    return x.tolist(), y.tolist()
 
 
 def row(data: str, name: str, runs: Sequence[Path]) -> str:
