@@ -158,8 +158,9 @@ ONE_OF_A_KIND = [
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ONE_OF_A_KIND)
-def test_inductor(name):
+def test_inductor(name, monkeypatch, tmp_path):
     """The default compiler's code computes the same."""
-    # the draws of eager mode; and no code from before an operator changed
-    with torch._inductor.config.patch(fallback_random=True, force_disable_caches=True):
+    # no code from before an operator changed; and the draws of eager mode
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with torch._inductor.config.patch(fallback_random=True):
         check(name, "inductor")
