@@ -50,6 +50,14 @@ def test_images_are_laid_out_in_tiles(pattern):
     assert found.order[found.place].equal(torch.arange(480))
 
 
+def test_a_layout_made_in_inference_mode_can_train():
+    """Autograd refuses to keep tensors that were made in inference mode."""
+    with torch.inference_mode():
+        found = layout(P.Halo((24, 22), 4, 2), 528, 16, "cpu")
+    assert not found.order.is_inference()
+    assert not found.place.is_inference()
+
+
 def test_sequences_stay_as_they_are():
     """Where the plan's order is that of the tokens, or gains nothing, nothing is moved."""
     for pattern in (P.SlidingWindow(40), P.Full(causal=True), P.Axial(IMAGE, "row", causal=True)):

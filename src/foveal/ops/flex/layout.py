@@ -28,35 +28,37 @@ GAIN = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """order: (tokens,) the token that stands at each place, or None as they are."""
+    """How a call is laid out.
+
+    order: (tokens,) the token that stands at each place, or None as they are.
+    place: (tokens,) the place of each token, or None.
+    """
 
     block_mask: BlockMask
-    order: Tensor | None
-
-    @functools.cached_property
-    def place(self) -> Tensor | None:
-        """(tokens,) the place of each token."""
-        return None if self.order is None else self.order.argsort()
+    order: Tensor | None = None
+    place: Tensor | None = None
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # training must be able to use it later
 def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     """The layout of a self-attention of `length` keys in blocks of `block` tokens."""
     if pattern.heads is not None or isinstance(pattern, Full):
-        return Layout(analytic_block_mask(pattern, length, block, device), None)
+        return Layout(analytic_block_mask(pattern, length, block, device))
     if not has_intervals(pattern):
         exists = pattern.rule().exists if isinstance(pattern, _PyramidTiles) else None
         counts = count_pairs(pattern.tiles(length), None, block, exists)
-        return Layout(_block_mask(pattern, length, counts, block, device), None)
+        return Layout(_block_mask(pattern, length, counts, block, device))
     in_order = analytic_block_mask(pattern, length, block, device)
     order = plan_order(pattern, length)
     if order is None:
-        return Layout(in_order, None)
+        return Layout(in_order)
     counts = count_pairs(pattern.tiles(length), order, block)
     if int((counts > 0).sum()) > GAIN * int(in_order.to_dense().sum()):
-        return Layout(in_order, None)
+        return Layout(in_order)
     order = order.to(device)
-    return Layout(_block_mask(pattern, length, counts, block, device, order), order)
+    mask = _block_mask(pattern, length, counts, block, device, order)
+    return Layout(mask, order, order.argsort())
 
 
 def has_intervals(pattern: Pattern) -> bool:
