@@ -15,6 +15,7 @@ from foveal.patterns import (
     Blocks,
     BlockSparse,
     Fixed,
+    Full,
     Halo,
     Neighborhood,
     Pattern,
@@ -49,7 +50,7 @@ def job(attention: Attention, qkv: list[Tensor]) -> Job:
 
 def dense(pattern: Pattern, length: int, device: str) -> Attention:
     """scaled_dot_product_attention under the pattern's mask, or causal where that is shorter."""
-    if isinstance(pattern, SlidingWindow) and pattern.causal:  # its own mask would be slower
+    if isinstance(pattern, SlidingWindow | Full) and pattern.causal:  # a mask would be slower
         return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True)
     mask = pattern.mask(length, device=device)
     return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -187,5 +188,16 @@ CASES = [
             seconds=0.2,
         )
         for length in (128, 256, 512, 1024, 2048, 4096)
+    ),
+    *(
+        pattern_case(
+            f"full-{length:05}",
+            f"dense causal attention over {length:,} tokens",
+            Full(causal=True),
+            length,
+            contenders=("native", "dense"),
+            seconds=length / 4000,
+        )
+        for length in (512, 2048, 8192)
     ),
 ]
