@@ -323,11 +323,12 @@ def _softmax(
     weights = inputs.scratch.get("weights", *scores.shape)
     torch.softmax(scores, -1, out=weights)
     may_be_empty = inputs.may_be_empty(chunk)
-    lse = torch.zeros(scores.shape[:-1], dtype=inputs.sums, device=scores.device)
     if need_lse or may_be_empty:
         top = scores.amax(-1)
     if need_lse:
         lse = top.to(inputs.sums) - weights.amax(-1).to(inputs.sums).log_()
+    else:
+        lse = scores.new_zeros(scores.shape[:-1], dtype=inputs.sums)
     if may_be_empty:
         empty = top <= MASKED / 2
         lse.masked_fill_(empty, -torch.inf)

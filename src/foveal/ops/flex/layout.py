@@ -45,7 +45,7 @@ def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     """The layout of a self-attention of `length` keys in blocks of `block` tokens."""
     if pattern.heads is not None or isinstance(pattern, Full):
         return Layout(analytic_block_mask(pattern, length, block, device))
-    if not has_intervals(pattern):
+    if type(pattern).overlap is Pattern.overlap:  # borders of blocks tell nothing
         exists = pattern.rule().exists if isinstance(pattern, _PyramidTiles) else None
         counts = count_pairs(pattern.tiles(length), None, block, exists)
         return Layout(_block_mask(pattern, length, counts, block, device))
@@ -59,11 +59,6 @@ def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     order = order.to(device)
     mask = _block_mask(pattern, length, counts, block, device, order)
     return Layout(mask, order, order.argsort())
-
-
-def has_intervals(pattern: Pattern) -> bool:
-    """Whether the pattern tells empty from occupied blocks by their borders."""
-    return type(pattern).overlap is not Pattern.overlap
 
 
 def plan_order(pattern: Pattern, length: int) -> Tensor | None:
