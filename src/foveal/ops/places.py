@@ -6,6 +6,7 @@ Tensors are (*lead, tokens, dim), where the leading dimensions are the batch and
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -106,13 +107,12 @@ def accumulate(x: Tensor, places: Places, values: Tensor) -> None:
 
     Overlapping tiles are added in classes of tiles that do not overlap, in a fixed order.
     """
-    values = values.to(x.dtype)
     if isinstance(places, Lookup):
-        x.index_add_(x.ndim - 2, places.flat(x.device), values.flatten(-3, -2))
+        x.index_add_(x.ndim - 2, places.flat(x.device), values.flatten(-3, -2).to(x.dtype))
         return
     if isinstance(places, Runs):
         runs = x.unflatten(-2, (-1, places.size))
-        parts = values.flatten(-3, -2).unflatten(-2, (-1, places.size))
+        parts = values.to(x.dtype).flatten(-3, -2).unflatten(-2, (-1, places.size))
         runs.index_add_(x.ndim - 2, places.flat(x.device), parts)
         return
     lead = x.ndim - 2
@@ -146,7 +146,7 @@ def tile_values(x: Tensor, parts: tuple[Places, ...]) -> Tensor:
     return out[..., 0]
 
 
-def take_keys(x: Tensor, parts: tuple[Places, ...], out: Tensor) -> None:
+def take_keys(x: Tensor, parts: Sequence[Places], out: Tensor) -> None:
     """Gather several places side by side: out (*lead, tiles, tile_k, dim)."""
     first = 0
     for part in parts:
@@ -154,7 +154,7 @@ def take_keys(x: Tensor, parts: tuple[Places, ...], out: Tensor) -> None:
         first += part.num_items
 
 
-def add_keys(x: Tensor, parts: tuple[Places, ...], values: Tensor) -> None:
+def add_keys(x: Tensor, parts: Sequence[Places], values: Tensor) -> None:
     """Reverse of `take_keys`: add values (*lead, tiles, tile_k, dim) into x."""
     first = 0
     for part in parts:

@@ -35,14 +35,17 @@ from foveal.ops.processor import multiplies_bfloat16
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
-"""Scores in one chunk: half of a core's cache on CPU; enough to fill the device on CUDA."""
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Bytes of scores in one chunk: what stays in cache on CPU; enough to fill the device on CUDA."""
 
 WHOLE = 512 * 512
 """Up to so many pairs, one masked tile is cheaper than several groups of tiles."""
 
 IN_PLACE_TILES = 4
 """With fewer tiles a head, one product over copies of all heads beats a product per head."""
+
+BFLOAT16_ROW = 32
+"""Rows of bfloat16 scores are padded to a multiple: over a rest, softmax takes twice as long."""
 
 
 def _stays_bfloat16(x: Tensor) -> bool:
@@ -129,7 +132,7 @@ class Inputs:
 
     def chunks(self) -> Iterator[Chunk]:
         """All chunks of the call, always in the same order."""
-        budget = CHUNK.get(self.q.device.type, 1 << 24)
+        budget = CHUNK.get(self.q.device.type, 1 << 26) // self.dtype.itemsize
         batch, heads = self.k.shape[:2]
         for group in self.tiling.groups:
             mask = self._additive(group.mask)
@@ -179,6 +182,15 @@ class Inputs:
             first = last
         return out.flatten(3, 4)
 
+    def per_query(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """Numbers (B, G, R, N) -> (b, g, t, R q, 1)."""
+        x = x[chunk.batch, chunk.heads, ..., None]
+        places = chunk.queries
+        out = x.new_empty(*x.shape[:2], places.num_tiles, self.repeats, places.num_items, 1)
+        for r in range(self.repeats):
+            gather(x[:, :, r], places, out[:, :, :, r])
+        return out.flatten(3, 4)
+
     def scaled_queries(self, chunk: Chunk) -> Tensor:
         """(b, g, t, R q, D) times the scale, followed by the columns of the window bias."""
         q = self.queries("q", chunk, self.q, *(self.window or ()))
@@ -219,8 +231,14 @@ class Inputs:
         return out
 
     def logits(self, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
-        """q (b, g, t, R q, D) scaled, k (b, g, t, k, D) -> logits (b, g, t, R q, k)."""
-        scores = self.scratch.get("scores", *q.shape[:4], k.shape[3])
+        """q (b, g, t, R q, D) scaled, k (b, g, t, k, D) -> logits (b, g, t, R q, k).
+
+        Rows may be padded by masked keys.
+        """
+        size = chunk.group.tile_k
+        padded = self.scratch.get("scores", *q.shape[:4], self._row(size))
+        padded[..., size:] = MASKED
+        scores = padded[..., :size]
         batched_matmul(q, k.mT, scores)
         shaped = scores.unflatten(3, (self.repeats, chunk.queries.num_items))
         if self.bias is not None:
@@ -229,7 +247,12 @@ class Inputs:
             shaped += chunk.mask[:, None]
         if self.key_bias is not None:
             shaped += tile_values(self.key_bias[chunk.batch], chunk.keys)[:, None, :, None, None]
-        return scores
+        return padded
+
+    def _row(self, size: int) -> int:
+        if self.dtype != torch.bfloat16 or size <= BFLOAT16_ROW:
+            return size
+        return -(-size // BFLOAT16_ROW) * BFLOAT16_ROW
 
     def _bias(self, chunk: Chunk, bias: Tensor) -> Tensor:
         """The bias of the chunk's pairs: broadcasts to (b, g, t, R, q, k)."""
@@ -293,12 +316,14 @@ def _one_batch(x: Tensor) -> bool:
 def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
     """Fills out (B, G, R, N, V) and returns lse (B, G, R, N).
 
-    Without `need_lse` it is 0 for a query with keys, which saves two passes over the scores.
+    Without `need_lse` it may be 0 for a query with keys, which saves two passes over the scores.
     """
     q, v = inputs.q, inputs.v
-    if not inputs.tiling.covers_all:
+    covered = inputs.tiling.covers_all
+    if not covered:
         out.zero_()
-    lse = torch.full(q.shape[:-1], -torch.inf, dtype=inputs.sums, device=q.device)
+    unset = -torch.inf if need_lse or not covered else 0.0
+    lse = torch.full(q.shape[:-1], unset, dtype=inputs.sums, device=q.device)
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
@@ -307,40 +332,43 @@ def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
         if keep is not None:
             weights *= keep
         result = inputs.scratch.get("out", *q_tile.shape[:4], v.shape[-1])
+        weights = weights[..., : chunk.group.tile_k]
         batched_matmul(weights, inputs.keys("v", inputs.v, chunk), result)
         inputs.write_queries(out, chunk, result)
-        inputs.write_queries(lse[..., None], chunk, chunk_lse[..., None])
+        if chunk_lse is not None:
+            inputs.write_queries(lse[..., None], chunk, chunk_lse[..., None])
     return lse
 
 
 def _softmax(
     inputs: Inputs, chunk: Chunk, scores: Tensor, need_lse: bool
-) -> tuple[Tensor, Tensor]:
-    """scores (b, g, t, R q, k) -> weights, and their log-sum-exp (b, g, t, R q).
+) -> tuple[Tensor, Tensor | None]:
+    """scores (b, g, t, R q, k) -> weights in their place, and the log-sum-exp (b, g, t, R q).
 
-    Two maxima give the log-sum-exp: the largest weight is exp(largest logit - lse).
+    Two maxima give the log-sum-exp: the largest weight is exp(largest logit - lse). It is None
+    where it is not needed and every query has a key.
     """
-    weights = inputs.scratch.get("weights", *scores.shape)
-    torch.softmax(scores, -1, out=weights)
     may_be_empty = inputs.may_be_empty(chunk)
-    if need_lse or may_be_empty:
-        top = scores.amax(-1)
+    if not (need_lse or may_be_empty):
+        return torch.softmax(scores, -1, out=scores), None
+    top = scores.amax(-1)
+    weights = torch.softmax(scores, -1, out=scores)
+    lse = top.to(inputs.sums)
     if need_lse:
-        lse = top.to(inputs.sums) - weights.amax(-1).to(inputs.sums).log_()
-    else:
-        lse = scores.new_zeros(scores.shape[:-1], dtype=inputs.sums)
+        lse = lse - weights.amax(-1).to(inputs.sums).log_()
     if may_be_empty:
         empty = top <= MASKED / 2
-        lse.masked_fill_(empty, -torch.inf)
-        weights.mul_(~empty[..., None])
+        lse = lse.masked_fill(empty, -torch.inf)
+        weights *= ~empty[..., None]
     return weights, lse
 
 
 @dataclass
 class Gradients:
-    """Sums being built: shaped as the inputs, in the precision of the arithmetic.
+    """Gradients being built, shaped as the inputs.
 
-    In memory the heads of a token lie side by side, as projections want them.
+    In memory the heads of a token lie side by side, as projections want them. Keys and values sum
+    over tiles, in the precision of sums; a query stands in one tile.
     """
 
     q: Tensor
@@ -351,14 +379,13 @@ class Gradients:
 
     @classmethod
     def zeros(cls, inputs: Inputs) -> Gradients:
-        def zero(x: Tensor) -> Tensor:
+        def zero(x: Tensor, dtype: torch.dtype = inputs.sums) -> Tensor:
             batch, *heads, tokens, dim = x.shape
-            shape = (batch, tokens, *heads, dim)
-            new = torch.zeros(shape, dtype=inputs.sums, device=x.device)
+            new = torch.zeros(batch, tokens, *heads, dim, dtype=dtype, device=x.device)
             return new.movedim(1, -2)
 
         return cls(
-            zero(inputs.q),
+            zero(inputs.q, inputs.q.dtype),
             zero(inputs.k),
             zero(inputs.v),
             None if inputs.bias is None else torch.zeros_like(inputs.bias),
@@ -366,42 +393,45 @@ class Gradients:
         )
 
 
-def backward(
-    inputs: Inputs, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
-) -> Gradients:
-    """Gradients of the inputs; out, lse and their gradients shaped as in `forward`."""
+def backward(inputs: Inputs, out: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
+    """Gradients of the inputs; out and the gradients of out and lse shaped as in `forward`."""
     grads = Gradients.zeros(inputs)
-    delta = (out * grad_out).sum(-1, dtype=inputs.sums) - grad_lse
-    alive = (lse > -torch.inf).to(inputs.dtype)
+    delta = _row_products(out, grad_out, inputs.sums) - grad_lse
     for chunk in inputs.chunks():
-        _chunk_backward(inputs, chunk, alive, delta, grad_out, grads)
+        _chunk_backward(inputs, chunk, delta, grad_out, grads)
     return grads
 
 
+def _row_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums over the last dimension of a * b, both (B, G, ...), head by head to stay in cache."""
+    sums = torch.empty(a.shape[:-1], dtype=dtype, device=a.device)
+    for at in itertools.product(*(range(n) for n in a.shape[:2])):
+        torch.sum(a[at].to(dtype) * b[at], -1, out=sums[at])
+    return sums
+
+
 def _chunk_backward(
-    inputs: Inputs, chunk: Chunk, alive: Tensor, delta: Tensor, grad_out: Tensor, grads: Gradients
+    inputs: Inputs, chunk: Chunk, delta: Tensor, grad_out: Tensor, grads: Gradients
 ) -> None:
     q = inputs.scaled_queries(chunk)
     k = inputs.biased_keys(chunk)
     d_out = inputs.queries("d_out", chunk, grad_out)
-    scores = inputs.logits(chunk, q, k)
     # a tile holds all keys of its queries; exp(scores - lse) is slow on CPU where pairs are masked
-    weights = inputs.scratch.get("weights", *scores.shape)
-    torch.softmax(scores, -1, out=weights)
-    if inputs.may_be_empty(chunk):
-        weights *= inputs.queries("alive", chunk, alive[..., None])
-    keep = inputs.drop(weights)
+    padded, _ = _softmax(inputs, chunk, inputs.logits(chunk, q, k), need_lse=False)
+    keep = inputs.drop(padded)
+    weights = padded[..., : chunk.group.tile_k]
+    keep = None if keep is None else keep[..., : chunk.group.tile_k]
 
     v = inputs.keys("v", inputs.v, chunk)
     d_v = inputs.scratch.get("d_keys", *v.shape)
     batched_matmul((weights if keep is None else weights * keep).mT, d_out, d_v)
     add_keys(grads.v[chunk.batch, chunk.heads], chunk.keys, d_v)
 
-    d_scores = scores  # no longer needed
+    d_scores = inputs.scratch.get("d_scores", *padded.shape)[..., : chunk.group.tile_k]
     batched_matmul(d_out, v.mT, d_scores)
     if keep is not None:
         d_scores *= keep
-    d_scores -= inputs.queries("delta", chunk, delta[..., None])
+    d_scores -= inputs.per_query(delta, chunk).to(inputs.dtype)
     d_scores *= weights
     if grads.bias is not None:
         inputs.add_bias_grad(grads.bias, chunk, d_scores)

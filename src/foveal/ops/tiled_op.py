@@ -19,7 +19,7 @@ def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
 def _backward(
     operands: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
-    by_head = (_by_kv_head(x, operands.k) for x in (out, lse, grad_out, grad_lse))
+    by_head = (_by_kv_head(x, operands.k) for x in (out, grad_out, grad_lse))
     grads = tiled.backward(_inputs(operands), *by_head)
     found = [grads.q.flatten(1, 2), grads.k, grads.v]
     found += [] if grads.bias is None else [grads.bias]
