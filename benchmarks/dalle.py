@@ -1,7 +1,7 @@
 """DALLE beside dalle-pytorch: drawing, training, and its convolutional attention.
 
     pip install --no-deps -r peers.txt
-    python benchmarks/run.py dalle-step dalle-conv-layer
+    python benchmarks/run.py dalle-step dalle-conv-layer dalle-unfold
     python benchmarks/dalle.py [--threads 2] [--rounds 3]
 
 One model of 8 layers (full, row, column, conv) of 512 features draws 1,024 tokens after 256 words
@@ -13,6 +13,7 @@ at lengths spread evenly over the picture.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 import torch
@@ -20,7 +21,10 @@ from peers import peer
 from timing import medians
 
 from foveal.bench import Case
+from foveal.bench.attention import DALLE as PATTERNS
+from foveal.bench.attention import DIM, HEADS, flops, job, tensors
 from foveal.bench.case import Job
+from foveal.ops import attend
 
 TYPES = ("full", "axial_row", "axial_col", "conv_like")
 SIZES = {"dim": 512, "depth": 8, "heads": 8, "dim_head": 64, "attn_types": TYPES}
@@ -113,7 +117,48 @@ def make_conv(contender: str, run: str, device: str) -> Job:
     return lambda: layer(x, rotary_pos_emb=positions).sum().backward()
 
 
+class Given(torch.nn.Module):
+    """In place of a projection: its result."""
+
+    def __init__(self, result: torch.Tensor) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.result
+
+
+def make_unfold(kernel: int, contender: str, run: str, device: str) -> Job:
+    """The attention alone: the package's layer without its projections, or attend()."""
+    batch, length = 4, 1280
+    qkv = tensors(batch, length, "float32", run, device)
+    if contender != "dalle-pytorch":
+        return job(lambda q, k, v: attend(q, k, v, PATTERNS[kernel], impl=contender), qkv)
+    layer = peer("dalle_pytorch.attention").SparseConvCausalAttention(
+        HEADS * DIM, length, image_size=SIDE, kernel_size=kernel, heads=HEADS, dim_head=DIM
+    )
+    flat = torch.cat([x.transpose(1, 2).flatten(2) for x in qkv], -1)
+    # it computes one token more than it is given
+    layer.to_qkv = Given(torch.nn.functional.pad(flat, (0, 0, 0, 1)))
+    layer.to_out = torch.nn.Identity()
+    shaped = torch.empty(batch, length, HEADS * DIM, device=device)
+    return job(lambda q, k, v: layer(shaped), qkv)
+
+
 CASES = [
+    *(
+        Case(
+            f"dalle-unfold-{kernel}",
+            f"convolutional attention of {kernel} without projections, 256 words and 32 x 32 "
+            f"image tokens, batch 4, {HEADS} heads of {DIM}, float32",
+            ("native", "tiled", "dalle-pytorch"),
+            functools.partial(make_unfold, kernel),
+            runs=("forward",),
+            flops={"forward": flops(PATTERNS[kernel], 1280, 4)["forward"]},
+            seconds=kernel / 1.5,
+        )
+        for kernel in PATTERNS
+    ),
     Case(
         "dalle-step",
         "training step of DALLE, dim 512, 8 layers (full, row, column, conv), 256 words and 32 x "

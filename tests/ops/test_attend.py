@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import foveal
 from foveal import patterns as P
-from foveal.ops import WindowBias, native
+from foveal.ops import WindowBias, native, tiled
 from foveal.ops.reference import masked_attention
 from foveal.testing import assert_close
 
@@ -127,6 +127,18 @@ def test_half_precision(pattern, length, impl, dtype):
     needs(impl, dtype)
     torch.manual_seed(0)
     check(pattern, length, impl, dtype=dtype)
+    key_mask = torch.rand(2, length) > 0.3
+    key_mask[1] = False
+    check(pattern, length, impl, kv_heads=2, key_mask=key_mask, dtype=dtype)
+
+
+def test_chunks_do_not_change_a_result(monkeypatch):
+    """Tiles a few at a time, or all at once: the same up to rounding, in bfloat16 rows as well."""
+    for dtype in (torch.float64, torch.bfloat16):
+        for size in (1, 1 << 14, 1 << 30):
+            monkeypatch.setitem(tiled.CHUNK, "cpu", size)
+            check(P.TextImage(70, P.Neighborhood((16, 24), 5)), 454, "tiled", dtype=dtype)
+            check(P.SlidingWindow(40), 400, "tiled", kv_heads=2, dtype=dtype)
 
 
 @settings(deadline=None, max_examples=40)

@@ -30,7 +30,7 @@ RATES = {
 CALL_SECONDS = {"dense": 30e-6, "tiled": 60e-6, "native": 60e-6}
 FULL_NATIVE = (128, 8192)  # tokens; the kernel beats SDPA there, and a plan costs little
 CHUNK = 1 << 20
-CHUNK_SECONDS = 60e-6
+CHUNK_SECONDS = 150e-6
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,13 @@ def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     order = plan_order(pattern, length)
     if order is None:
         return Layout(in_order)
-    counts = count_pairs(pattern.tiles(length), order, block)
+    place = order.argsort()
+    counts = count_pairs(pattern.tiles(length), place, block)
     if int((counts > 0).sum()) > GAIN * int(in_order.to_dense().sum()):
         return Layout(in_order)
     order = order.to(device)
     mask = _block_mask(pattern, length, counts, block, device, order)
-    return Layout(mask, order, order.argsort())
+    return Layout(mask, order, place.to(device))
 
 
 def plan_order(pattern: Pattern, length: int) -> Tensor | None:
@@ -75,15 +76,15 @@ def plan_order(pattern: Pattern, length: int) -> Tensor | None:
 
 
 def count_pairs(
-    tiling: Tiling, order: Tensor | None, block: int, exists: Tensor | None = None
+    tiling: Tiling, place: Tensor | None, block: int, exists: Tensor | None = None
 ) -> Tensor:
     """Allowed pairs in each block: (query blocks, key blocks) int64; reads the plan's tiles.
 
+    place: (tokens,) where each token stands, or None where it is.
     exists: (num_keys,) bool, keys that stand for anything; a Pyramid's plan names others too.
     """
     num_q, num_k = (-(-n // block) for n in (tiling.num_queries, tiling.num_keys))
     counts = torch.zeros(num_q * num_k, dtype=torch.int64)
-    place = None if order is None else order.argsort()
 
     def block_of(tokens: Tensor) -> Tensor:
         return (tokens if place is None else place[tokens]) // block
