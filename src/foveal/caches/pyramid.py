@@ -209,23 +209,24 @@ class PyramidCache:
         if q.shape[1] % kv_heads:
             raise ValueError(f"heads of q must be a multiple of {kv_heads=}, got {q.shape[1]}.")
         weights, places = _newest(self.pattern, self.levels, self.position - 1)
+        levels = len(weights) // self.data.shape[4]
         added = weights.to(q.device, torch.promote_types(q.dtype, torch.float32))[None, None, None]
         if bias is not None:  # (1, kv_heads or 1, heads a group or 1, clusters)
             rows = bias.table[places.to(q.device)].T
             added = added + rows.unflatten(0, (kv_heads if len(rows) > 1 else 1, -1))
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         if self.pattern.queries == "coarse":
-            return self._attend_coarse(q, scale, added)
-        k, v = self.data.flatten(3, 4)
+            return self._attend_coarse(q, scale, added, levels)
+        k, v = self.data[:, :, :, :levels].flatten(3, 4)
         grouped = q.unflatten(1, (kv_heads, -1))[:, :, :, 0].to(k.dtype)
         out = F.scaled_dot_product_attention(grouped, k, v, added.to(k.dtype), scale=scale)
         return out.flatten(1, 2)[:, :, None].to(q.dtype)
 
-    def _attend_coarse(self, q: Tensor, scale: float, added: Tensor) -> Tensor:
+    def _attend_coarse(self, q: Tensor, scale: float, added: Tensor, levels: int) -> Tensor:
         """A query of its own for each level; added (1, 1 or kv_heads, 1 or group, clusters)."""
         self._remember(q)
-        k, v = self.data
-        queries = self._queries.unflatten(1, (k.shape[1], -1)).transpose(2, 3)
+        k, v = self.data[:, :, :, :levels]
+        queries = self._queries[:, :, :levels].unflatten(1, (k.shape[1], -1)).transpose(2, 3)
         scores = (queries @ k.mT).transpose(2, 3).flatten(3, 4)
         weights = (scores * scale + added).softmax(-1).to(v.dtype)
         return (weights @ v.flatten(2, 3)).flatten(1, 2)[:, :, None].to(q.dtype)
@@ -235,8 +236,9 @@ class PyramidCache:
 def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tensor]:
     """For the newest query: what each place of the rings gains, and its row in a bias table.
 
-    Both (levels * 2 * block_size,); a place gains the log of its cluster's tokens, -inf where it
-    is not read. Cached because the layers of a model ask the same question one after the other.
+    Both (levels * 2 * block_size,), without the levels above the last that is read; a place gains
+    the log of its cluster's tokens, -inf where it is not read. Cached because the layers of a
+    model ask the same question one after the other.
     """
     ring = 2 * pattern.block_size
     level = torch.arange(levels)[:, None]
@@ -247,4 +249,5 @@ def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tenso
     reads = (cluster >= 0) & tiles.meets(level, own, cluster)
     gain = torch.where(reads, level.double() * math.log(2), -torch.inf)
     place = (cluster - own + ring - 1).clamp(0, pattern.bias_size - 1)
-    return gain.flatten(), place.flatten()
+    used = int(reads.any(1).nonzero()[-1]) + 1
+    return gain[:used].flatten(), place[:used].flatten()

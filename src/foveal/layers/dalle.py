@@ -23,6 +23,7 @@ from foveal.layers.checks import (
     state_dtype,
 )
 from foveal.layers.grid_rotary import Rotation
+from foveal.layers.linear import Linear
 from foveal.ops import attend
 from foveal.patterns import Axial, BlockSparse, Full, Neighborhood, Pattern, TextImage
 
@@ -75,8 +76,8 @@ class Attention(nn.Module):
                 "be equal."
             )
         inner = heads * self.dim_head
-        self.to_qkv = nn.Linear(dim, inner * 3, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout))
+        self.to_qkv = Linear(dim, inner * 3, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, dim), nn.Dropout(dropout))
 
     def extra_repr(self) -> str:
         return f"pattern={self.pattern}, heads={self.heads}"

@@ -6,14 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
-from foveal.layers.linear import Linear
+from foveal.layers.linear import Linear, linear
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
 
@@ -214,7 +213,7 @@ class CausalLM(Model):
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.to_logits is None:
-            return F.linear(x, self.token_emb.weight)
+            return linear(x, self.token_emb.weight)
         return self.to_logits(x)
 
     def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> None:

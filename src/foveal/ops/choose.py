@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from foveal.ops import native, triton
+from foveal.ops.tiled import CHUNK
 from foveal.patterns import Full, Pattern, Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 from foveal.patterns.tiling import Tiling
@@ -29,7 +30,6 @@ RATES = {
 }
 CALL_SECONDS = {"dense": 30e-6, "tiled": 60e-6, "native": 60e-6}
 FULL_NATIVE = (128, 8192)  # tokens; the kernel beats SDPA there, and a plan costs little
-CHUNK = 1 << 20
 CHUNK_SECONDS = 150e-6
 
 
@@ -62,7 +62,8 @@ class Work:
         if impl == "tiled":
             groups = _tiling(self.pattern, self.length).groups
             sizes = (g.num_tiles * g.tile_q * g.tile_k * self.heads for g in groups)
-            steps += sum(max(1.0, size / CHUNK) for size in sizes) * CHUNK_SECONDS
+            chunk = CHUNK["cpu"] / self.dtype.itemsize
+            steps += sum(max(1.0, size / chunk) for size in sizes) * CHUNK_SECONDS
         return self.flops(pairs) / rate + steps
 
 
@@ -229,7 +230,9 @@ def explain(
 
 
 def _score_bytes(work: Work, impl: str, visited: int) -> int:
-    at_once = {"tiled": CHUNK, "native": 2 * 64 * 64 * torch.get_num_threads()}.get(impl, 1 << 20)
+    if impl == "tiled":
+        return min(visited * work.heads * work.dtype.itemsize, CHUNK["cpu"])
+    at_once = 2 * 64 * 64 * torch.get_num_threads() if impl == "native" else 1 << 20
     return min(visited, at_once) * (8 if work.dtype == torch.float64 else 4)
 
 

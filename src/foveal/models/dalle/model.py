@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveal.caches import DecodingState
 from foveal.layers.checks import Device
 from foveal.layers.dalle import Attention
+from foveal.layers.linear import linear
 from foveal.models.base import Model
 from foveal.models.dalle.config import SIZES, DALLEConfig
 from foveal.models.dalle.drawing import Drawing
@@ -301,11 +302,11 @@ class DALLE(Drawing, Model):
 
     def _text_logits(self, x: Tensor) -> Tensor:
         split = self.num_text_tokens
-        return F.linear(x, self.to_logits.weight[:split], self.to_logits.bias[:split])
+        return linear(x, self.to_logits.weight[:split], self.to_logits.bias[:split])
 
     def _image_logits(self, x: Tensor) -> Tensor:
         split = self.num_text_tokens
-        return F.linear(x, self.to_logits.weight[split:], self.to_logits.bias[split:])
+        return linear(x, self.to_logits.weight[split:], self.to_logits.bias[split:])
 
     # -- inputs -----------------------------------------------------------------------------
 

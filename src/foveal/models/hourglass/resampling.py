@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.layers.linear import Linear
+
 
 class Groups(NamedTuple):
     """Fine tokens gathered into groups.
@@ -59,7 +61,7 @@ class LinearShorten(nn.Module):
 
     def __init__(self, dim: int, factor: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim * factor, dim)
+        self.proj = Linear(dim * factor, dim)
 
     def forward(self, groups: Groups) -> Tensor:
         """-> (B, M, D)"""
@@ -87,7 +89,7 @@ class LinearUpsample(nn.Module):
     def __init__(self, dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        self.proj = nn.Linear(dim, dim * factor)
+        self.proj = Linear(dim, dim * factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M K, D)"""
