@@ -1,6 +1,7 @@
 """Generated tokens beside reading the weights once for each, the floor of any generation.
 
 python benchmarks/run.py token
+python benchmarks/run.py graph --device cuda
 
 At batch 1 every weight is read from memory for every token and used once; adding up a matrix reads
 it with all cores. Models are larger than the processor's caches. An Hourglass needs its inner
@@ -18,7 +19,9 @@ from torch import nn
 from foveal import patterns as P
 from foveal.bench import Case
 from foveal.bench.case import Job
+from foveal.generation import Decoder, Recorded
 from foveal.models import DALLE, HourglassTransformerLM, HTransformer1D, TransformerLM
+from foveal.models.dalle.drawing import Pictures
 
 PROMPT = 512
 TOKENS = 16  # in one turn
@@ -83,6 +86,17 @@ def make_language(name: str, contender: str, run: str, device: str) -> Job:
     return Steps(prefill, functools.partial(model.step, prompt[:, 0]), most)
 
 
+def make_recorded(contender: str, run: str, device: str) -> Job:
+    torch.manual_seed(0)
+    model = DALLE(**DRAWING).to(device, torch.bfloat16).eval()
+    decoder: Decoder = Pictures(model, torch.randint(1, 10_000, (1, 256), device=device), 1.0)
+    if contender == "recorded":
+        decoder = Recorded(decoder, model.max_seq_len)
+    token = torch.zeros(1, dtype=torch.long, device=device)
+    prefill = functools.partial(decoder.prefill, token[None])
+    return Steps(prefill, functools.partial(decoder.step, token), 1000)
+
+
 def make_drawing(contender: str, run: str, device: str) -> Job:
     torch.manual_seed(0)
     model = DALLE(**DRAWING).to(device).eval()
@@ -117,6 +131,15 @@ CASES = [
                 "HourglassTransformerLM, dim 1024, depth (2, 4, 2), factor 3, after 512",
             ),
         )
+    ),
+    Case(
+        "graph-dalle",
+        f"{TOKENS} more tokens of DALLE, dim 1024, 8 layers, 256 words; batch 1, bfloat16",
+        ("recorded", "step by step"),
+        make_recorded,
+        runs=("forward",),
+        dtype="bfloat16",
+        devices=("cuda",),
     ),
     case("dalle", "DALLE, dim 1024, 8 layers, 256 words", functools.partial(make_drawing)),
 ]

@@ -116,6 +116,18 @@ class AttentionCache:
             raise ValueError(f"append takes one token, got {k.shape[2]}; use prefill for many.")
         return self.prefill(k, v)
 
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """What later tokens can read.
+
+        Returns:
+            positions (keys,), and keys and values (2, batch, kv_heads, keys, head_dim).
+        """
+        if self.position == 0:
+            empty = self._store.data[:, :, :, :0]
+            return torch.empty(0, dtype=torch.long), empty
+        positions = _positions(_keeps(_head_patterns(self.pattern), self.position - 1))
+        return positions, self._store.read(positions, ordered=True)
+
     def attend(
         self,
         q: Tensor,

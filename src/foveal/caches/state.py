@@ -18,11 +18,14 @@ class DecodingState:
             `num_bytes` and `clone()`; None for a part that remembers nothing.
         position: number of tokens seen so far, which is the position of the next one.
         tensors: what a part remembers besides the keys and values, by name.
+        place: () int64, the position as a tensor, where the state lies at fixed addresses (see
+            foveal.caches.fixed); `position` then tells the part of a model, not the place.
     """
 
     parts: list[Any]
     position: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    place: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -15,7 +15,10 @@ Prompts = Tensor | Sequence[Tensor] | Sequence[Sequence[int]]
 
 
 class Decoder(Protocol):
-    """What the loop needs of a model."""
+    """What the loop needs of a model.
+
+    One whose step does the same at every position says so by `recordable = True`; see Recorded.
+    """
 
     def prefill(self, tokens: Tensor, max_length: int | None = None) -> tuple[Tensor, Any]:
         """(batch, tokens) -> logits after the last token (batch, num_tokens), cache."""

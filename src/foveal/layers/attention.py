@@ -132,7 +132,7 @@ class SelfAttention(nn.Module):
             pairs *= self.heads
         return 2 * length * weights + 4 * self.dim_head * pairs
 
-    def _project(self, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (batch, heads, tokens, dim_head); k, v (batch, kv_heads, tokens, dim_head)."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.dim_head))
         turning = self.heads + self.kv_heads

@@ -178,7 +178,7 @@ class Attention(nn.Module):
     # -- parts ------------------------------------------------------------------------------
 
     def _project(
-        self, x: Tensor, rotation: Rotation | None, offset: int
+        self, x: Tensor, rotation: Rotation | None, offset: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (batch, heads, tokens, dim_head)."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.dim_head))

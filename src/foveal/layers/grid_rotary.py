@@ -42,8 +42,11 @@ class Rotation(NamedTuple):
         sign = torch.tensor([-1.0, 1.0], device=angles.device).repeat(-(-dim // 2))[:dim]
         return cls(angles.cos(), angles.sin() * sign)
 
-    def at(self, first: int, count: int) -> Rotation:
-        """The rotation of `count` tokens from position `first` on."""
+    def at(self, first: int | Tensor, count: int) -> Rotation:
+        """The rotation of `count` tokens from position `first` on, an int or a tensor ()."""
+        if isinstance(first, Tensor):
+            places = first + torch.arange(count, device=first.device)
+            return Rotation(self.cos.index_select(0, places), self.sin.index_select(0, places))
         return Rotation(self.cos[first : first + count], self.sin[first : first + count])
 
     def turn(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class InterleavedRotary(Rotary):
     The result stands in another order of features, which products of queries and keys do not see.
     """
 
-    def forward(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
+    def forward(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
         halves = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
         return super().forward(halves, offset, stride)
 

@@ -36,11 +36,12 @@ class Rotary(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.dim}, base={self.base:g}"
 
-    def forward(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
+    def forward(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
         """Turn the tokens at positions offset, offset + stride, ...
 
         Args:
             x: (batch, tokens, heads, dim).
+            offset: an int, or a tensor () whose value no shape depends on.
 
         Returns:
             tensor of the shape and dtype of x.
@@ -52,8 +53,10 @@ class Rotary(nn.Module):
         out = torch.addcmul(y * cos, y.roll(self.dim // 2, -1), sin)
         return out.to(x.dtype)
 
-    def _rows(self, offset: int, count: int, stride: int, device: torch.device) -> Tensor:
+    def _rows(self, offset: int | Tensor, count: int, stride: int, device: torch.device) -> Tensor:
         """Cosines and signed sines: (count, 2, 1, dim) float32."""
+        if isinstance(offset, Tensor):
+            return self._angles(offset, count, stride, device)
         end = offset + count * stride
         if torch.compiler.is_compiling() or end > TABLE_LIMIT:
             return self._angles(offset, count, stride, device)
@@ -64,7 +67,9 @@ class Rotary(nn.Module):
                 table = self._table = self._angles(0, rows, 1, device)
         return table[offset:end:stride]
 
-    def _angles(self, offset: int, count: int, stride: int, device: torch.device) -> Tensor:
+    def _angles(
+        self, offset: int | Tensor, count: int, stride: int, device: torch.device
+    ) -> Tensor:
         # float64, so that a row is the same however it was reached, and exact at any offset
         exact = torch.float32 if device.type == "mps" else torch.float64
         half = torch.arange(0, self.dim, 2, dtype=exact, device=device) / self.dim

@@ -64,6 +64,8 @@ class TokenShift:
         """x (batch, 1, dim), which the caller gives away -> shifted, in place."""
         rows, position = cache.tensors["rows"], cache.position
         cache.position += 1
+        if cache.place is not None:
+            return self._step_at(x, rows, cache.place.view(1))
         before = rows[(position - 1) % self.width]
         place = position - self.text_length
         one, two, here = self.quarter, 2 * self.quarter, position % self.width
@@ -76,3 +78,15 @@ class TokenShift:
             x[..., one:two] = before[..., one:two] if place % self.width else 0.0
         rows[here] = own
         return x
+
+    def _step_at(self, x: Tensor, rows: Tensor, place: Tensor) -> Tensor:
+        """The same at a position (1,) that no Python number depends on."""
+        before = rows.index_select(0, (place - 1) % self.width)[0]
+        here, pixel = place % self.width, place - self.text_length
+        one, two = self.quarter, 2 * self.quarter
+        above = rows.index_select(0, here)[0, ..., :one] * (pixel >= self.width)
+        left = before[..., one:two] * (pixel % self.width != 0)
+        word = torch.cat((before[..., : self.half], x[..., self.half :]), -1)
+        image = torch.cat((above, left, x[..., two:]), -1)
+        rows.index_copy_(0, here, x[None, ..., : self.kept].to(rows.dtype))
+        return torch.where(pixel < 0, word, image).to(x.dtype)

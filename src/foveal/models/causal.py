@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
-from foveal.generation import Recompute, Sampler, generate
+from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import Linear, linear
@@ -151,6 +151,7 @@ class CausalLM(Model):
         stop: int | Collection[int] | None = None,
         seed: int | None = None,
         use_cache: bool = True,
+        recorded: bool = False,
         lengths: Tensor | Sequence[int] | None = None,
         pad: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -165,6 +166,8 @@ class CausalLM(Model):
             stop: token or tokens that end a row; the stop token is kept, `pad` follows.
             seed: makes the draws repeatable.
             use_cache: False runs the whole sequence again for every token.
+            recorded: decode by one recorded step, on a GPU a CUDA graph: see
+                foveal.generation.Recorded.
             lengths: real tokens at the front of each row of a rectangular prompt.
             pad: fills rows after their end.
             progress: called with 1 after each position that is filled.
@@ -175,15 +178,17 @@ class CausalLM(Model):
 
         Raises:
             ValueError: an empty prompt, tokens outside the vocabulary, a sequence longer than
-                max_seq_len, or nonsense among the sampling options.
+                max_seq_len, nonsense among the sampling options, or a recorded step of a model
+                that has none.
         """
         self._check_vocabulary(prompt)
         sampler = Sampler(temperature, top_k, top_p, min_p)
+        decoder: Decoder = self if use_cache else Recompute(self)
         was_training = self.training
         self.eval()
         try:
             tokens, _ = generate(
-                self if use_cache else Recompute(self),
+                Recorded(decoder) if recorded else decoder,
                 prompt,
                 n,
                 sampler=sampler,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveal.caches import DecodingState
-from foveal.generation import Recompute, Sampler, generate
+from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.layers.layout import decoding_layout
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Pictures:
         text: (batch, words) int.
         guidance: 1 = none.
     """
+
+    recordable = True
 
     def __init__(self, model: DALLE, text: Tensor, guidance: float) -> None:
         self.model, self.guidance = model, guidance
@@ -101,6 +103,7 @@ class Drawing:
         num_init_img_rows: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
+        recorded: bool = False,
         tokenizer: Any = None,
         progress: Callable[[int], None] | None = None,
         clip: Any = None,
@@ -122,6 +125,8 @@ class Drawing:
                 default 14 / 32 of them.
             seed: makes the draws repeatable.
             use_cache: False runs the whole sequence again for every token.
+            recorded: draw by one recorded step, on a GPU a CUDA graph: see
+                foveal.generation.Recorded.
             tokenizer: for strings: tokenizer.tokenize(texts, text_seq_len, truncate_text=True).
             progress: called with 1 after each token.
             clip: as rerank, but the order stays (dalle-pytorch).
@@ -152,6 +157,7 @@ class Drawing:
             num_init_img_rows=num_init_img_rows,
             seed=seed,
             use_cache=use_cache,
+            recorded=recorded,
             progress=progress,
         )
         images = vae.decode(tokens)
@@ -178,6 +184,7 @@ class Drawing:
         num_init_img_rows: int | None = None,
         seed: int | None = None,
         use_cache: bool = True,
+        recorded: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Image tokens (batch * num_images, image_seq_len) for texts; see `generate_images`."""
@@ -191,9 +198,10 @@ class Drawing:
         known = self._known(img, num_init_img_tokens, num_init_img_rows, len(text))
         start = torch.nn.functional.pad(known, (1, 0))  # a token that stands for the text
         with _decoding(model):
-            decoder = Pictures(model, text, guidance)
+            pictures = Pictures(model, text, guidance)
+            decoder: Decoder = pictures if use_cache else Recompute(pictures.whole)
             tokens, _ = generate(
-                decoder if use_cache else Recompute(decoder.whole),
+                Recorded(decoder, model.max_seq_len) if recorded else decoder,
                 start,
                 model.image_seq_len - known.shape[1],
                 sampler=sampler,

@@ -236,11 +236,11 @@ class DALLE(Drawing, Model):
                 f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
                 f"at position {cache.position}."
             )
-        position = cache.position
-        if position <= self.text_seq_len:
-            x = self._embed_text(token[:, None], position)
+        place = cache.position if cache.place is None else cache.place
+        if cache.position <= self.text_seq_len:
+            x = self._embed_text(token[:, None], place)
         else:
-            x = self._embed_image(token[:, None], position - self.text_seq_len - 1)
+            x = self._embed_image(token[:, None], place - self.text_seq_len - 1)
         x, cache = self.transformer.step(x, cache)
         return self._next_logits(self._finish(x), cache.position), cache
 
@@ -273,18 +273,19 @@ class DALLE(Drawing, Model):
         words = self._embed_text(ids, 0)
         return torch.cat((words, self._embed_image(tokens, 0)), 1) if tokens.shape[1] else words
 
-    def _embed_text(self, ids: Tensor, first: int) -> Tensor:
+    def _embed_text(self, ids: Tensor, first: int | Tensor) -> Tensor:
         weight = self.to_logits.weight[: self.num_text_tokens]
         x = F.embedding(ids, weight if self._tied else self.text_emb.weight)
         if not self.settings.rotary_emb:
-            x = x + self.text_pos_emb.weight[first : first + ids.shape[1]]
+            places = torch.arange(ids.shape[1], device=ids.device) + first
+            x = x + self.text_pos_emb(places)
         return x
 
-    def _embed_image(self, tokens: Tensor, first: int) -> Tensor:
+    def _embed_image(self, tokens: Tensor, first: int | Tensor) -> Tensor:
         weight = self.to_logits.weight[self.num_text_tokens :]
         x = F.embedding(tokens, weight if self._tied else self.image_emb.weight)
         if not self.settings.rotary_emb:
-            places = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+            places = torch.arange(tokens.shape[1], device=tokens.device) + first
             row, column = places // self.grid[1], places % self.grid[1]
             x = x + self.row_emb[row] + self.column_emb[column]
         return x

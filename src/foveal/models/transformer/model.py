@@ -35,6 +35,7 @@ class TransformerLM(CausalLM):
 
     family = "transformer"
     config_class = TransformerConfig
+    recordable = True
 
     def __init__(self, config: TransformerConfig | None = None, /, **options: Any) -> None:
         c = TransformerConfig.resolve(config, options)
