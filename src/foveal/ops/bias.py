@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,8 @@ def window_place(pattern: Halo, q_at: Tensor, k_at: Tensor, axis: int) -> Tensor
     return k_at - (q_at // block * block - halo)
 
 
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # training must be able to use it later
 def window_columns(pattern: Halo, group: TileGroup) -> Tensor:
     """One-hot places of a tile's keys: (tile_k, window height + window width).
 
