@@ -157,6 +157,8 @@ def test_errors_say_what_to_do():
         Recorded(model).prefill(prompt)
     ours = Recorded(model)
     _, state = ours.prefill(prompt, 4)
+    with pytest.raises(ValueError, match=r"\(batch,\) = \(1,\), got \(2,\)"):
+        ours.step(torch.zeros(2, dtype=torch.long), state)
     ours.step(prompt[:, 0], state)
     with pytest.raises(ValueError, match="max_length=4"):
         ours.step(prompt[:, 0], state)

@@ -1,9 +1,8 @@
 """What decoding remembers: explicit state, bounded by what the pattern can still read."""
 
 from foveal.caches.attention import AttentionCache
-from foveal.caches.fixed import FixedCache
 from foveal.caches.pyramid import PyramidCache
 from foveal.caches.pyramid_memory import PyramidMemory
 from foveal.caches.state import DecodingState
 
-__all__ = ["AttentionCache", "FixedCache", "PyramidCache", "PyramidMemory", "DecodingState"]
+__all__ = ["AttentionCache", "PyramidCache", "PyramidMemory", "DecodingState"]

@@ -26,8 +26,8 @@ class Recorded:
     Weights may change in place, but not move.
 
     Args:
-        decoder: a TransformerLM, or a picture of DALLE; what the other models do in a step depends
-            on the position.
+        decoder: a TransformerLM, or the pictures of a DALLE; what other models do in a step
+            depends on the position.
         max_length: most tokens that the state will hold, where the decoder has more than those
             of the prompt and the new ones (a text before a picture).
 
@@ -82,10 +82,14 @@ class Recorded:
         """(batch,), the state that `prefill` gave -> logits after the token, state.
 
         Raises:
-            ValueError: another state, or more than max_length tokens.
+            ValueError: another state, a token of another shape, or more than max_length tokens.
         """
         if self._sizes is None or cache is not self._state:
             raise ValueError("cache must be the state that the latest prefill gave.")
+        if token.shape != self._token.shape:
+            raise ValueError(
+                f"token must be (batch,) = {tuple(self._token.shape)}, got {tuple(token.shape)}."
+            )
         if self._seen >= self._length:
             raise ValueError(
                 f"the state holds at most max_length={self._length} tokens, got one more; give "
