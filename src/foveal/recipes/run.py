@@ -48,6 +48,7 @@ def train(
     check_training(config.training, config.optimizer)
     accelerator = make_accelerator(config.training)
     folder = choose_folder(config, output, resume)
+    accelerator.wait_for_everyone()  # a folder that another process has begun is no longer free
     task = make_task(config, folder, accelerator.process_index, accelerator.num_processes)
     with accelerator.main_process_first():
         last = begin(folder, config)
