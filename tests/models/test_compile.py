@@ -1,5 +1,6 @@
 """torch.compile(fullgraph=True) of every model: the same outputs and gradients."""
 
+import os
 import shutil
 
 import pytest
@@ -160,6 +161,8 @@ ONE_OF_A_KIND = [
 @pytest.mark.parametrize("name", ONE_OF_A_KIND)
 def test_inductor(name, monkeypatch, tmp_path):
     """The default compiler's code computes the same."""
+    if name == "dalle" and os.environ.get("FOVEAL_IMPL") == "reference":
+        pytest.skip("inductor stops at the materialised masks: 'vr must not be None' (torch 2.13)")
     # no code from before an operator changed; and the draws of eager mode
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with torch._inductor.config.patch(fallback_random=True):
