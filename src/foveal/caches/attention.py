@@ -172,13 +172,7 @@ class AttentionCache:
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=added, scale=scale)
         else:
             mask = self._mask(positions, allowed, key_mask, grouped)
-            alive = mask.any(-1, keepdim=True)
-            # a head without keys reads all of them, and what it got is thrown away
-            some = mask | ~alive
-            if added is not None:
-                some = added.masked_fill(~some, -torch.inf)
-            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=some, scale=scale)
-            out = out.masked_fill(~alive, 0.0)
+            out = attend_some(grouped, k, v, mask, scale, added)
         return out.reshape(q.shape).to(q.dtype)
 
     @staticmethod
@@ -206,6 +200,19 @@ class AttentionCache:
                 f"the cache holds at most max_length={self.max_length} tokens, got {end}; "
                 "create it with a larger max_length."
             )
+
+
+def attend_some(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, added: Tensor | None = None
+) -> Tensor:
+    """Dense attention under a bool mask, and a bias `added`; zeros for a query without keys."""
+    alive = mask.any(-1, keepdim=True)
+    # a head without keys reads all of them, and what it got is thrown away
+    some = mask | ~alive
+    if added is not None:
+        some = added.masked_fill(~some, -torch.inf)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=some, scale=scale)
+    return out.masked_fill(~alive, 0.0)
 
 
 def _head_patterns(pattern: Pattern) -> tuple[Pattern, ...]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.caches.attention import AttentionCache
+from foveal.caches.attention import AttentionCache, attend_some
 from foveal.caches.state import DecodingState
 from foveal.patterns import Pattern
 
@@ -79,10 +79,7 @@ class FixedCache:
         if self._all_read:
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=row, scale=scale)
         else:
-            alive = row.any(-1, keepdim=True)
-            out = F.scaled_dot_product_attention(
-                grouped, k, v, attn_mask=row | ~alive, scale=scale
-            ).masked_fill(~alive, 0.0)
+            out = attend_some(grouped, k, v, row, scale)
         return out.reshape(q.shape).to(q.dtype)
 
 

@@ -6,7 +6,6 @@ Tensors are (*lead, tokens, dim), where the leading dimensions are the batch and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -146,7 +145,7 @@ def tile_values(x: Tensor, parts: tuple[Places, ...]) -> Tensor:
     return out[..., 0]
 
 
-def take_keys(x: Tensor, parts: Sequence[Places], out: Tensor) -> None:
+def take_keys(x: Tensor, parts: tuple[Places, ...], out: Tensor) -> None:
     """Gather several places side by side: out (*lead, tiles, tile_k, dim)."""
     first = 0
     for part in parts:
@@ -154,7 +153,7 @@ def take_keys(x: Tensor, parts: Sequence[Places], out: Tensor) -> None:
         first += part.num_items
 
 
-def add_keys(x: Tensor, parts: Sequence[Places], values: Tensor) -> None:
+def add_keys(x: Tensor, parts: tuple[Places, ...], values: Tensor) -> None:
     """Reverse of `take_keys`: add values (*lead, tiles, tile_k, dim) into x."""
     first = 0
     for part in parts:
