@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from foveal.common.files import write_folder, write_text
 from foveal.training import checkpoints
 from foveal.training.checkpoints import CheckpointError, last_complete, save_checkpoint
-from foveal.training.files import write_folder, write_text
 
 
 def save(root, step, keep=3):

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from foveal.common.words import suggest
+
 COMMANDS = {
     "train": "train a recipe: foveal train bytes-hourglass",
     "evaluate": "score a run on held-out data: foveal evaluate latest",
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("foveal", version("foveal"))
         return 0
     if arguments[0] not in COMMANDS:
-        return _complain(f"unknown command {arguments[0]!r}; {_nearest(arguments[0])}")
+        return _complain(f"unknown command {arguments[0]!r}; {suggest(arguments[0], COMMANDS)}")
     return _run(arguments[0], arguments[1:])
 
 
@@ -74,13 +76,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
     """Our own warnings as one line; those of other packages about their code are not for users."""
     if issubclass(category, UserWarning):
         print("foveal: warning:", " ".join(str(message).split()), file=sys.stderr)
-
-
-def _nearest(word: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, COMMANDS, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}."
 
 
 def _usage() -> str:

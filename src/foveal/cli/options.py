@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import re
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
+from foveal.common.words import meant
 from foveal.recipes.build import model_arguments, model_class
 from foveal.recipes.config import RunConfig, config_from_dict
 
@@ -57,8 +57,8 @@ def _one_line(box: str) -> str:
     unknown = re.match(r"Unrecognized (?:or misplaced )?options: (--\S+?),? ", gist + " ")
     if unknown:
         known = set(re.findall(r"--[\w.-]+", words[len(gist) :])) - {unknown[1], "--help"}
-        close = difflib.get_close_matches(unknown[1], known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        near = meant(unknown[1], known)
+        hint = f"; did you mean {near}?" if near else ""
         return f"unknown option {unknown[1]}{hint}"
     wrong = re.match(r"Error parsing (\S+): no type matching (\S+) .*? from \[(.*?)\]", gist)
     if wrong:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from foveal.common.files import write_file
+
 EMOJI = "emoji"
 """The name under which the embedded pictures are asked for."""
 
@@ -190,11 +192,11 @@ def _is_unseen_tone(text: str) -> bool:
 
 def _store(path: Path, arrays: dict[str, Any]) -> None:
     """Write the cache in one step; without a place to write, drawing again is all it costs."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(partial: Path) -> None:
         with partial.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
-        os.replace(partial, path)
+
     with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, write)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from foveal.common.files import write_text
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ def write_report(
     page = _PAGE.format(
         title=_text(title), subtitle=_text(subtitle), cards=cards, body=body, style=_STYLE
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from foveal.common.files import write_file
 
 _GAP, _LEAST, _FONT_SIZE = 6, 128, 11
 _LETTERS_PER_PIXEL = 1 / 6
@@ -67,10 +68,5 @@ def _write(sheet: Any, text: str, place: tuple[int, int]) -> None:
 
 def _save(sheet: Any, path: Path) -> Path:
     """Write the PNG in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        sheet.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, lambda partial: sheet.save(partial, format="PNG"))
     return path

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from foveal.common.words import suggest
 from foveal.interop.files import read_checkpoint
 from foveal.models.dalle import upstream as dalle
 from foveal.models.halonet import upstream as halonet
@@ -97,9 +97,7 @@ def load_upstream(
 
 def _named(package: str) -> Upstream:
     if package not in _packages:
-        near = difflib.get_close_matches(package, _packages, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(_packages))}."
-        raise ValueError(f"unknown package {package!r}; {hint}")
+        raise ValueError(f"unknown package {package!r}; {suggest(package, _packages)}")
     return _packages[package]
 
 

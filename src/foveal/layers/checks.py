@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from foveal.common.checks import check_sizes
+
 Device = torch.device | str | None
-
-
-def check_sizes(**values: int) -> None:
-    """Raise ValueError for the first value that is not a positive int, naming it."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive int, got {name}={value!r}.")
 
 
 def check_dropout(dropout: float) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from foveal.common.words import suggest
 from foveal.patterns import Pattern
 from foveal.patterns.serialize import from_config, parse, to_config
 
@@ -52,8 +52,7 @@ def check_keywords(owner: str, options: Iterable[str], known: Sequence[str]) -> 
     """Raise ValueError for the first unknown keyword, with the nearest known one."""
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}."
+            hint = suggest(name, known, f"it knows {', '.join(known)}.")
             raise ValueError(f"{owner} has no option {name!r}; {hint}")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from typing import Any, TypeVar
 
+from foveal.common.words import suggest
 from foveal.models.base import Model
 
 Family = TypeVar("Family", bound=type[Model])
@@ -52,8 +52,7 @@ def create_model(name: str, **overrides: Any) -> Model:
         ValueError: an unknown name or keyword, with the nearest known one.
     """
     if name not in _models:
-        near = difflib.get_close_matches(name, _models, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see foveal.list_models()."
+        hint = suggest(name, _models, "see foveal.list_models().")
         raise ValueError(f"unknown model {name!r}; {hint}")
     of_family, options = _models[name]
     return family(of_family)(**{**options, **overrides})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from foveal.common.files import write_file, write_text
 from foveal.models.base import Model
 from foveal.models.registry import family
 
@@ -27,8 +26,8 @@ def save_model(model: Model, folder: str | Path) -> None:
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     config = {"family": model.family, "config": model.settings.to_json()}
     text = json.dumps(config, indent=2) + "\n"
-    _atomically(folder / WEIGHTS, lambda path: save_file(state, path, {"format": "pt"}))
-    _atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_file(folder / WEIGHTS, lambda path: save_file(state, path, {"format": "pt"}))
+    write_text(folder / CONFIG, text)
 
 
 def load_model(folder: str | Path, device: torch.device | str | None = None) -> Model:
@@ -52,18 +51,6 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
     # copies are aligned as fresh weights are, so that results are the same to the last bit
     model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
     return model.eval()
-
-
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the target, flush to disk, then take its name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveal.common.processor import multiplies_bfloat16
 from foveal.ops.bias import MASKED, WindowBias, window_columns
 from foveal.ops.places import (
     Scratch,
@@ -31,7 +32,6 @@ from foveal.ops.places import (
     take_keys,
     tile_values,
 )
-from foveal.ops.processor import multiplies_bfloat16
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import base64
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.words import meant
 from foveal.patterns.base import Pattern
 
 _BITS = 1 << torch.arange(7, -1, -1)
@@ -225,7 +225,5 @@ def _check_fields(name: str, given: Iterable[str], known: list[str]) -> None:
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
-    """The nearest known word as a question, whatever the case it was written in."""
-    words = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(word.lower(), words, n=1)
-    return f", did you mean {words[close[0]]!r}?" if close else ""
+    near = meant(word, known)
+    return f", did you mean {near!r}?" if near else ""

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from foveal.training.config import check_keys, nearest
+from foveal.common.words import suggest
+from foveal.training.config import check_keys
 
 
 def model_names() -> list[str]:
@@ -30,7 +31,7 @@ def model_class(name: str) -> type[nn.Module]:
     """
     home, _, own = name.rpartition(":")
     if not home and name not in model_names():
-        raise ValueError(f"unknown model name {name!r}; {nearest(name, model_names())}")
+        raise ValueError(f"unknown model name {name!r}; {suggest(name, model_names())}")
     try:
         found = getattr(importlib.import_module(home or "foveal.models"), own)
     except (ImportError, AttributeError):

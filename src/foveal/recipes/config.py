@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foveal.common.words import suggest
 from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
 from foveal.data.images import ImageDataConfig
 from foveal.data.pixels import PixelDataConfig
@@ -21,7 +22,6 @@ from foveal.training.config import (
     TrainingConfig,
     check_keys,
     from_dict,
-    nearest,
 )
 
 DATA_OF_TASK: dict[str, type] = {
@@ -86,7 +86,7 @@ def read_recipe(name: str) -> str:
         return path.read_text(encoding="utf-8")
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ValueError(f"the recipe file must exist, got recipe={name!r}.")
-    raise ValueError(f"unknown recipe {name!r}; {nearest(name, recipe_names())}")
+    raise ValueError(f"unknown recipe {name!r}; {suggest(name, recipe_names())}")
 
 
 def load_recipe(name: str) -> RunConfig:
@@ -114,7 +114,7 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
     check_keys(values, ("recipe", *_SECTIONS), where)
     task = values.get("task", "bytes")
     if task not in DATA_OF_TASK:
-        raise ValueError(f"unknown task {task!r} in {where}; {nearest(str(task), DATA_OF_TASK)}")
+        raise ValueError(f"unknown task {task!r} in {where}; {suggest(str(task), DATA_OF_TASK)}")
     for section in _SECTIONS[1:]:
         if not isinstance(values.get(section, {}), Mapping):
             raise ValueError(f"{section} must be a table in {where}, got {values[section]!r}.")

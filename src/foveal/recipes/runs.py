@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from foveal.common.files import remove_partials, write_text
 from foveal.recipes.config import RunConfig, config_from_dict, first_difference
 from foveal.recipes.tasks import build_task_model
 from foveal.training import checkpoints
-from foveal.training.files import remove_partials, write_text
 
 RUNS = Path("runs")
 CONFIG = "config.json"

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from foveal.training.files import remove_partials, write_folder
+from foveal.common.files import remove_partials, write_folder
 
 MANIFEST, WEIGHTS, STATE, SETTINGS = "manifest.json", "model.safetensors", "state.pt", "run.json"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from foveal.common.words import suggest
 
 ConfigT = TypeVar("ConfigT")
 
@@ -106,21 +107,12 @@ def _check_at_least(name: str, value: float | None, least: float) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value!r}.")
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint for a misspelt word: 'did you mean ...?' or the list of what there is."""
-    choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(choices)}."
-
-
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise ValueError for the first key of `given` that is not in `known`."""
     known = list(known)
     for key in given:
         if key not in known:
-            raise ValueError(f"unknown key {key!r} in {where}; {nearest(key, known)}")
+            raise ValueError(f"unknown key {key!r} in {where}; {suggest(key, known)}")
 
 
 def from_dict(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:

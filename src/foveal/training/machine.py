@@ -6,10 +6,10 @@ import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
+from foveal.common.processor import cpu_info, multiplies_bfloat16
 from foveal.version import __version__
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
@@ -59,8 +59,7 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        flags = _cpu_flags()
-        return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
+        return multiplies_bfloat16()
     return False
 
 
@@ -69,21 +68,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    for line in _cpuinfo():
+    for line in cpu_info():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
-        if line.lower().startswith(("flags", "features")):  # x86 and ARM spellings
-            return set(line.split(":", 1)[1].split())
-    return set()
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveal.training.files import write_text
+from foveal.common.files import write_text
 
 METRICS = "metrics.jsonl"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
+from foveal.common.processor import multiplies_bfloat16
 from foveal.ops.native.abi import declare
-from foveal.ops.processor import multiplies_bfloat16
 
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")

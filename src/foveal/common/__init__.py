@@ -1,0 +1,1 @@
+"""The ground: words, files, checks and the processor. Imports nothing else of foveal."""

@@ -1,0 +1,22 @@
+"""The word that somebody meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def meant(word: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word nearest to `word`, whatever its case, or None where none is near."""
+    words = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(str(word).lower(), words, n=1, cutoff=cutoff)
+    return words[close[0]] if close else None
+
+
+def suggest(word: object, known: Iterable[str], otherwise: str | None = None) -> str:
+    """A hint for a misspelt word: "did you mean 'x'?", or `otherwise`, or what there is."""
+    known = list(known)
+    near = meant(word, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
+    return f"known: {', '.join(sorted(known))}." if otherwise is None else otherwise
