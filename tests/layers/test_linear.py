@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from foveal.layers.linear import Linear
+from foveal.layers.linear import Linear, is_plain
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 6), (2, 2, 6), (4, 6), (6,), (5, 1, 6), (0, 1, 6)])
@@ -19,3 +20,72 @@ def test_equals_torch(shape, sizes):
         torch.testing.assert_close(layer(x), expected)
         with torch.autocast("cpu", torch.bfloat16):
             assert layer.float()(x.float()).dtype == torch.bfloat16
+
+
+class Wrapped(nn.Module):
+    """What adapters do: a Linear inside, with its weight and bias in sight."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+
+    def forward(self, x):
+        return self.base(x)
+
+
+class Double(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Subclass(torch.Tensor):
+    """As quantised and distributed weights are."""
+
+
+def _patched(layer):
+    layer.forward = lambda x: x
+    return layer
+
+
+def _weighing(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Subclass))
+    return layer
+
+
+def _hooked(layer, register, hook=lambda *a: None):
+    getattr(layer, register)(hook)
+    return layer
+
+
+CHANGED = {
+    "wrapped": Wrapped,
+    "subclass": lambda layer: Double(2, 2),
+    "patched": _patched,
+    "weight of another kind": _weighing,
+    "forward hook": lambda layer: _hooked(layer, "register_forward_hook"),
+    "pre-hook": lambda layer: _hooked(layer, "register_forward_pre_hook"),
+    "backward hook": lambda layer: _hooked(layer, "register_full_backward_hook"),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "spectral norm": parametrizations.spectral_norm,
+    "parametrised": lambda layer: parametrize.register_parametrization(
+        layer, "weight", nn.Identity()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_changed_layers_are_not_plain(change):
+    """A layer that does more than its formula is never replaced by it."""
+    assert not is_plain(CHANGED[change](nn.Linear(2, 2)))
+
+
+def test_plain_layers():
+    """Linear layers as they are built, on any device; other kinds where the caller knows them."""
+    assert is_plain(nn.Linear(2, 2))
+    assert is_plain(Linear(2, 2, device="meta"))
+    assert is_plain(nn.Conv1d(2, 2, 1), nn.Conv1d)
+    assert not is_plain(nn.Conv1d(2, 2, 1))
+    handle = nn.modules.module.register_module_forward_hook(lambda *a: None)
+    assert not is_plain(nn.Linear(2, 2))
+    handle.remove()
+    assert is_plain(nn.Linear(2, 2))

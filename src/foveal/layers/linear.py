@@ -1,10 +1,12 @@
-"""A linear layer that is fast for the few rows of a decoding step."""
+"""A linear layer that is fast for the few rows of a decoding step, and which layers are plain."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules import module as _all_modules
 
 _FEW_ROWS, _PARTS = 4, 4
 
@@ -15,6 +17,31 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
         return linear(x, self.weight, self.bias)
+
+
+def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether calling a layer is no more than its weight and its bias in the known formula.
+
+    Only then may its weights be joined with others or read in another order. What is wrapped
+    (adapters), pruned, parametrised, quantised, sharded or hooked must be called as a module.
+
+    Args:
+        layer: a projection.
+        kinds: the exact classes whose formula the caller knows; nn.Linear and Linear by default.
+    """
+    return (
+        type(layer) in (kinds or (nn.Linear, Linear))  # parametrisations and FSDP change the class
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks  # pruning, spectral_norm and weight_norm are such hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+        )
+        and not _all_modules._has_any_global_hook()
+        and "forward" not in vars(layer)
+        # no quantised or distributed tensor
+        and type(layer.weight) in (nn.Parameter, Tensor, FakeTensor)
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
