@@ -187,7 +187,7 @@ def test_emoji_are_drawn_once_and_survive_a_damaged_cache(emoji_cache):
     assert first["images"].std(axis=(1, 2, 3)).min() > 0
     for base in set(first["base"].tolist()):
         assert len(set(first["is_test"][first["base"] == base].tolist())) == 1
-    (path,) = emoji_cache.glob("emoji-*.npz")
+    (path,) = emoji_cache.rglob("emoji-*.npz")
     path.write_bytes(path.read_bytes()[:100])
     assert np.array_equal(load_emoji(8)["images"], first["images"])
     path.unlink()

