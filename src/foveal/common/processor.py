@@ -79,3 +79,41 @@ def _onednn_is_held_back() -> bool:
         and "BF16" not in limit
         and ("AMX" not in limit and "AVX10" not in limit)
     )
+
+
+# what the compiler's -march=x86-64-v3 and -v4 take for granted, in the words of /proc/cpuinfo
+_AVX2_NEEDS = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+_AVX512_NEEDS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+@functools.lru_cache(maxsize=1)
+def runnable_classes() -> tuple[ProcessorClass, ...]:
+    """The classes whose programs this processor can run, fastest first, whatever torch uses."""
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return ("aarch64", "generic")
+    if machine not in ("x86_64", "amd64"):
+        return ("generic",)
+    flags = cpu_flags()
+    if not flags:  # no /proc: torch's own word
+        return _by_torch()
+    found: list[ProcessorClass] = ["generic"]
+    if flags >= _AVX2_NEEDS:
+        found.insert(0, "avx2")
+        if flags >= _AVX512_NEEDS:
+            found.insert(0, "avx512")
+            if "avx512_bf16" in flags:
+                found.insert(0, "avx512+bf16")
+    return tuple(found)
+
+
+def _by_torch() -> tuple[ProcessorClass, ...]:
+    own = torch.backends.cpu.get_cpu_capability()
+    found: list[ProcessorClass] = ["generic"]
+    if own in ("AVX2", "AVX512"):
+        found.insert(0, "avx2")
+    if own == "AVX512":
+        found.insert(0, "avx512")
+        if multiplies_bfloat16():
+            found.insert(0, "avx512+bf16")
+    return tuple(found)

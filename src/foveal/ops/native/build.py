@@ -1,11 +1,11 @@
 """Compiling the kernel once with the system's compiler, into the user's cache.
 
 The kernel has a plain C interface, so one library serves every version of torch and Python. It is
-compiled for one instruction set when it is first wanted, which takes a few seconds, and found
+compiled for one class of processors when it is first wanted, which takes a few seconds, and found
 again by the hash of its source and its flags. Nothing is compiled at import.
 
-FOVEAL_NATIVE=0 in the environment turns the kernel off; "avx512", "avx2" and "generic" pick an
-instruction set. CXX names the compiler.
+FOVEAL_NATIVE=0 in the environment turns the kernel off; the name of a class picks that class, and
+one that the processor cannot run is refused. CXX names the compiler.
 """
 
 from __future__ import annotations
@@ -13,30 +13,34 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
 from pathlib import Path
 
-import torch
-
-from foveal.common.processor import multiplies_bfloat16
+from foveal.common.cache import cache_folders, make_private
+from foveal.common.processor import processor_class, runnable_classes
 from foveal.ops.native.abi import declare
 
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 THREADING = (("-fopenmp",), ("-pthread",))
+COMPILE_SECONDS = 120
 
-LEVELS = {
+CLASSES = {
+    "avx512+bf16": ("-march=x86-64-v4", "-mavx512bf16", "-DFOVEAL_WIDTH=16"),
     "avx512": ("-march=x86-64-v4", "-DFOVEAL_WIDTH=16"),
     "avx2": ("-march=x86-64-v3", "-DFOVEAL_WIDTH=8"),
+    "aarch64": ("-march=armv8-a", "-DFOVEAL_WIDTH=4"),
     "generic": ("-DFOVEAL_WIDTH=4",),
 }
-"""Instruction sets and their flags, fastest first."""
+"""Classes of processors and the flags of a kernel for them, fastest first."""
 
 _LOCK = threading.Lock()
 
@@ -50,28 +54,31 @@ def why_not() -> str | None:
     setting = os.environ.get("FOVEAL_NATIVE", "")
     if setting == "0":
         return "FOVEAL_NATIVE=0 turns it off"
-    if setting not in ("", "1", *LEVELS):
-        return f"FOVEAL_NATIVE must be 0, 1, {', '.join(LEVELS)} or empty, got {setting!r}"
+    if setting not in ("", "1", *CLASSES):
+        return f"FOVEAL_NATIVE must be 0, 1, {', '.join(CLASSES)} or empty, got {setting!r}"
     wanted = level()
+    if wanted not in runnable_classes():
+        runs = ", ".join(runnable_classes())
+        return f"this processor cannot run FOVEAL_NATIVE={wanted}, but {runs}"
     if wanted in _loaded or wanted in _failure:
         return _failure.get(wanted)
-    if _compiler() is None and not any(path.exists() for path, _ in _candidates(wanted)):
+    if _compiler() is None and not any(_kept(folder, wanted) for folder in _folders()):
         return "no C++ compiler found (c++, g++, clang++ or $CXX)"
     return None
 
 
 def level() -> str:
-    """The widest instruction set of this processor, or the one that FOVEAL_NATIVE names."""
+    """The class of processors that the kernel is for: this one's, or what FOVEAL_NATIVE names."""
     setting = os.environ.get("FOVEAL_NATIVE", "")
-    return setting if setting in LEVELS else _detected()
+    if setting in CLASSES:
+        return setting
+    return next(one for one in _from(processor_class()) if one in runnable_classes())
 
 
-@functools.lru_cache(maxsize=1)
-def _detected() -> str:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "generic"
-    found = torch.backends.cpu.get_cpu_capability()
-    return {"AVX512": "avx512", "AVX2": "avx2"}.get(found, "generic")
+def _from(first: str) -> list[str]:
+    """`first` and the classes below it."""
+    names = list(CLASSES)
+    return names[names.index(first) :]
 
 
 def library() -> ctypes.CDLL:
@@ -82,14 +89,7 @@ def library() -> ctypes.CDLL:
     """
     if lacks := why_not():
         raise NativeError(lacks)
-    return _load(level())
-
-
-_failure: dict[str, str] = {}
-_loaded: dict[str, ctypes.CDLL] = {}
-
-
-def _load(wanted: str) -> ctypes.CDLL:
+    wanted = level()
     found = _loaded.get(wanted)
     if found is None:
         with _LOCK:
@@ -98,47 +98,110 @@ def _load(wanted: str) -> ctypes.CDLL:
     return found
 
 
+def give_up(wanted: str, reason: str) -> None:
+    """Do without the kernel of a class for the rest of the process."""
+    _failure[wanted] = reason
+
+
+_failure: dict[str, str] = {}
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
+# -- finding ------------------------------------------------------------------------------------
+
+
 def _find_or_build(wanted: str) -> ctypes.CDLL:
-    candidates = _candidates(wanted)
-    messages = []
-    for path, _ in candidates:
-        if path.exists():
-            return _open(path)
-    for path, flags in candidates:
-        try:
-            _compile(path, flags)
-            return _open(path)
-        except (OSError, subprocess.SubprocessError) as error:
-            output = getattr(error, "stderr", None) or str(error)
-            messages.append(output.strip().splitlines()[0] if output.strip() else str(error))
-    _failure[wanted] = f"the compiler {_compiler()} failed: {messages[0]}"
-    raise NativeError(_failure[wanted])
+    if wanted in _failure:
+        raise NativeError(_failure[wanted])
+    for folder in _folders():
+        for path in _kept(folder, wanted):
+            try:
+                return _open(path)
+            except OSError:  # another system's, or a place that nothing may run from
+                continue
+    return _build(wanted)
 
 
-def _candidates(wanted: str) -> list[tuple[Path, tuple[str, ...]]]:
-    """Where a library would lie and the flags that make it, best first."""
-    found = []
-    for threads in THREADING:
-        flags = (*FLAGS, *LEVELS[wanted], *_extras(wanted), *threads)
-        found.append((cache_folder() / f"{_key(flags)}.so", flags))
-    return found
+def _folders() -> list[Path]:
+    return cache_folders("native")
 
 
-def _extras(wanted: str) -> tuple[str, ...]:
-    return ("-mavx512bf16",) if wanted == "avx512" and multiplies_bfloat16() else ()
+def _kept(folder: Path, wanted: str) -> list[Path]:
+    """The whole libraries of a class in a folder, best first.
+
+    A name ends in a hash of the contents: to map a library that was cut short could kill the
+    process, and what a disk or a copy has damaged is passed over.
+    """
+    keys = [_key(wanted, threads) for threads in THREADING]
+    try:
+        paths = [path for key in keys for path in sorted(folder.glob(f"{key}-*.so"))]
+    except OSError:
+        return []
+    return [path for path in paths if _is_whole(path)]
 
 
-@functools.lru_cache(maxsize=8)
-def _key(flags: tuple[str, ...]) -> str:
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stem.rpartition("-")[2] == _digest(path)
+    except OSError:
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+
+
+def _flags(wanted: str, threads: tuple[str, ...]) -> tuple[str, ...]:
+    return (*FLAGS, *CLASSES[wanted], *threads)
+
+
+@functools.lru_cache(maxsize=16)
+def _key(wanted: str, threads: tuple[str, ...]) -> str:
+    """Names what a library is made from and for: source, flags, system and C library."""
     parts = [path.read_bytes() for path in sorted(HERE.iterdir()) if path.suffix in (".cpp", ".h")]
-    parts.append(" ".join((*flags, platform.system(), platform.machine())).encode())
+    system = (platform.system(), platform.machine(), *platform.libc_ver())
+    parts.append(" ".join((*_flags(wanted, threads), *system)).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels lie: $XDG_CACHE_HOME/foveal/native."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "foveal" / "native"
+def _open(path: Path) -> ctypes.CDLL:
+    """Load a library.
+
+    Raises:
+        OSError: it cannot be loaded here, or is no kernel.
+    """
+    found = ctypes.CDLL(str(path))
+    try:
+        declare(found)
+    except AttributeError as error:
+        raise OSError(f"{path} is no kernel of foveal: {error}") from None
+    return found
+
+
+# -- building -----------------------------------------------------------------------------------
+
+
+def _build(wanted: str) -> ctypes.CDLL:
+    reasons = []
+    for folder, threads in itertools.product(_folders(), THREADING):
+        try:
+            _check_may_run(folder)
+            return _open(_compile(folder, wanted, threads))
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append(_gist(error))
+            if isinstance(error, subprocess.TimeoutExpired):
+                break
+    reasons.append("there is no folder to keep it in")
+    give_up(wanted, f"it could not be built by {_compiler()}: {reasons[0]}")
+    raise NativeError(_failure[wanted])
+
+
+def _check_may_run(folder: Path) -> None:
+    """Raise OSError where libraries cannot be loaded from a folder: it is mounted "noexec"."""
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    flag = getattr(os, "ST_NOEXEC", 0)
+    if flag and os.statvfs(place).f_flag & flag:
+        raise OSError(f"nothing may be run from {folder}")
 
 
 def _compiler() -> str | None:
@@ -147,27 +210,50 @@ def _compiler() -> str | None:
 
 @functools.lru_cache(maxsize=4)
 def _search(named: str | None, path: str | None) -> str | None:
-    names = (named,) if named else COMPILERS
-    return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
+    """The compiler's command line: CXX, which may hold options too, or the first there is."""
+    if not named:
+        return next(filter(None, (shutil.which(name, path=path) for name in COMPILERS)), None)
+    if shutil.which(named, path=path):
+        return shlex.quote(named)
+    try:
+        words = shlex.split(named)
+    except ValueError:  # quotes that nobody closes
+        return None
+    return named if words and shutil.which(words[0], path=path) else None
 
 
-def _compile(path: Path, flags: tuple[str, ...]) -> None:
+def _compile(folder: Path, wanted: str, threads: tuple[str, ...]) -> Path:
     """Compile beside the final place and move there: other processes see all or nothing."""
     compiler = _compiler()
     if compiler is None:
         raise OSError("no C++ compiler found")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    make_private(folder)
+    handle, name = tempfile.mkstemp(suffix=".draft", dir=folder)
     os.close(handle)
-    command = [compiler, *flags, str(HERE / "attend.cpp"), "-o", draft]
+    draft = Path(name)
+    command = [*shlex.split(compiler), *_flags(wanted, threads), str(HERE / "attend.cpp")]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        subprocess.run(
+            [*command, "-o", name],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMPILE_SECONDS,
+        )
+        try:
+            _open(draft)
+        except OSError as error:  # it said that it was done
+            said = str(error).replace(name, "its output")
+            raise OSError(f"the compiler wrote no library ({said})") from None
+        path = folder / f"{_key(wanted, threads)}-{_digest(draft)}.so"
         os.replace(draft, path)
     finally:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+    return path
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(path))
-    declare(found)
-    return found
+def _gist(error: Exception) -> str:
+    """The first line of what a compiler, or the system, said."""
+    said = getattr(error, "stderr", None) or b""
+    text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    return next(iter((text.strip() or str(error)).splitlines()), type(error).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from foveal.ops.bias import MASKED
 from foveal.ops.native import abi, build
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
+from foveal.ops.trust import agrees
+from foveal.patterns import SlidingWindow
 
 DTYPES = (torch.float32, torch.bfloat16)
 GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
@@ -26,12 +29,22 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
 
 
 def ready() -> bool:
-    """Whether the kernel is loaded; compiles it if need be."""
+    """Whether the kernel is loaded and right; compiles it if need be."""
     try:
         build.library()
     except build.NativeError:
         return False
-    return True
+    return _right(build.level())
+
+
+@functools.lru_cache
+def _right(level: str) -> bool:
+    """Whether the loaded kernel gives the results of `tiled`: compilers have been wrong."""
+    window = SlidingWindow(9, causal=False)
+    right = agrees("the native kernel", native_attend, window, 70, (16, 16), DTYPES[0], "cpu")
+    if not right:
+        build.give_up(level, "it gave wrong results in its self-check")
+    return right
 
 
 # what torch.compiler.assume_constant_result does, which would import the compiler (a second)
