@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from foveal.common.files import write_folder, write_text
 from foveal.training import checkpoints
 from foveal.training.checkpoints import CheckpointError, last_complete, save_checkpoint
 
@@ -102,29 +101,6 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
     folder, _ = save(tmp_path, 1)
     assert last_complete(tmp_path) == folder
     assert not partial.exists()
-
-
-def test_an_error_while_writing_leaves_the_old(tmp_path):
-    """A write that fails half-way changes nothing and leaves nothing behind."""
-    target = tmp_path / "x"
-    write_folder(target, lambda folder: (folder / "a").write_text("old") and None)
-
-    def fail(folder):
-        (folder / "a").write_text("new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(target, fail)
-    assert (target / "a").read_text() == "old"
-    assert os.listdir(tmp_path) == ["x"]
-
-
-def test_text_is_replaced_in_one_step(tmp_path):
-    """A text file is the old or the new one."""
-    write_text(tmp_path / "f", "one")
-    write_text(tmp_path / "f", "two")
-    assert (tmp_path / "f").read_text() == "two"
-    assert os.listdir(tmp_path) == ["f"]
 
 
 def test_a_state_that_would_execute_code_is_refused(tmp_path):
