@@ -1,5 +1,7 @@
 """What importing costs: modules load with little installed, and `import foveal` with no extras."""
 
+import ast
+import importlib
 import json
 import pkgutil
 import subprocess
@@ -21,7 +23,7 @@ OPTIONAL = [
     "triton",
     "tyro",
 ]
-CORE = ("patterns", "ops", "caches", "layers", "models", "generation", "testing")
+CORE = ("common", "patterns", "ops", "caches", "layers", "models", "generation", "testing")
 KERNELS = {"foveal.ops.triton.kernels"}
 """Written in Triton, and imported by the calls that run them."""
 ALLOWED = {"foveal", "torch", "safetensors"}
@@ -95,6 +97,66 @@ print(json.dumps(sorted(gained - set(sys.stdlib_module_names))))
     gained = set(json.loads(run(code)))
     assert gained <= ALLOWED
     assert not gained & set(OPTIONAL)
+
+
+@pytest.mark.parametrize("first", ["foveal", "torch"])
+def test_operators_are_there_whatever_is_imported_first(first):
+    """An exported program is read after `import foveal`, whether it or torch comes first."""
+    second = {"foveal": "torch", "torch": "foveal"}[first]
+    code = f"""
+import {first}, {second}, torch, sys
+import foveal.common.words
+print(torch.ops.foveal.pool.default, "foveal.models" in sys.modules)
+"""
+    assert run(code).split() == ["foveal.pool.default", "False"]
+
+
+def test_import_foveal_leaves_torch_alone():
+    """The package and the command load without torch, which is loaded with the first room."""
+    code = """
+import sys, foveal, foveal.cli
+print("torch" in sys.modules, "numpy" in sys.modules)
+foveal.patterns
+print("torch" in sys.modules)
+"""
+    assert run(code).split() == ["False", "False", "True"]
+
+
+def test_every_name_is_found_lazily_and_statically():
+    """What type checkers read is what `foveal.NAME` gives; star imports and dir know all of it."""
+    static = {}
+    for node in ast.parse(Path(foveal.__file__).read_text("utf-8")).body:
+        if isinstance(node, ast.If):
+            for one in node.body:
+                static |= {name.name: one.module for name in one.names}
+    assert set(foveal.__all__) <= {*static, "__version__"}
+    for name, home in static.items():
+        if home == "foveal":
+            expected = importlib.import_module(f"foveal.{name}")
+        else:
+            expected = getattr(importlib.import_module(home), name)
+        assert getattr(foveal, name) is expected, name
+        assert name in dir(foveal)
+    scope = {}
+    exec("from foveal import *", scope)
+    assert set(foveal.__all__) <= scope.keys()
+    with pytest.raises(AttributeError, match="no attribute 'atend'"):
+        foveal.atend  # noqa: B018
+    assert not hasattr(foveal, "__path_of_nothing__")
+
+
+def test_lazy_names_are_compiled_and_pickled():
+    """A function that names foveal.attend is compiled whole; classes are pickled by their home."""
+    code = """
+import pickle, torch, foveal
+def f(q):
+    return foveal.attend(q, q, q, foveal.patterns.SlidingWindow(3))
+q = torch.randn(1, 1, 20, 8)
+found = torch.compile(f, fullgraph=True, backend="eager")(q)
+torch.testing.assert_close(found, f(q))
+print(pickle.loads(pickle.dumps(foveal.HaloNet)).__module__)
+"""
+    assert run(code).split() == ["foveal.models.halonet.model"]
 
 
 def test_import_foveal_is_quick(tmp_path):

@@ -1,41 +1,54 @@
-"""foveal: structured attention for PyTorch, for long sequences and large images."""
+"""foveal: structured attention for PyTorch, for long sequences and large images.
 
-from foveal import caches, generation, layers, models, patterns, testing
-from foveal.generation import generate
-from foveal.interop import list_upstreams, load_upstream
-from foveal.layers import (
-    DSSA,
-    Attention,
-    CausalHAttention1D,
-    HaloAttention,
-    HAttention1D,
-    RelPosEmb,
-    SparseAttention,
-    SparseAxialCausalAttention,
-    SparseConvCausalAttention,
-)
-from foveal.models import (
-    CLIP,
-    DALLE,
-    VQVAE,
-    Cost,
-    DiscreteVAE,
-    HaloNet,
-    HourglassTransformer,
-    HourglassTransformerLM,
-    HTransformer1D,
-    HTransformerClassifier,
-    HTransformerSeq2Seq,
-    SepViT,
-    TransformerLM,
-    cost,
-    create_model,
-    list_models,
-    load_model,
-    save_model,
-)
-from foveal.ops import Explanation, PyramidBias, WindowBias, attend, explain, merge
+Rooms load when something in them is first named, so that `import foveal` and the `foveal` command
+start at once. The operators are there as soon as torch is: exported programs need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from foveal.common.lazy import import_beside
 from foveal.version import __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
+    from foveal import caches, generation, layers, models, patterns, testing
+    from foveal import interop as interop
+    from foveal import ops as ops
+    from foveal.generation import generate
+    from foveal.interop import list_upstreams, load_upstream
+    from foveal.layers import (
+        DSSA,
+        Attention,
+        CausalHAttention1D,
+        HaloAttention,
+        HAttention1D,
+        RelPosEmb,
+        SparseAttention,
+        SparseAxialCausalAttention,
+        SparseConvCausalAttention,
+    )
+    from foveal.models import (
+        CLIP,
+        DALLE,
+        VQVAE,
+        DiscreteVAE,
+        HaloNet,
+        HourglassTransformer,
+        HourglassTransformerLM,
+        HTransformer1D,
+        HTransformerClassifier,
+        HTransformerSeq2Seq,
+        SepViT,
+        TransformerLM,
+        create_model,
+        list_models,
+        load_model,
+        save_model,
+    )
+    from foveal.models.cost import Cost, cost
+    from foveal.ops import Explanation, PyramidBias, WindowBias, attend, explain, merge
 
 __all__ = [
     # modules
@@ -86,3 +99,26 @@ __all__ = [
     "generate",
     "__version__",
 ]
+
+_ROOMS = ("patterns", "ops", "caches", "layers", "generation", "models", "interop", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    """Load a room when it, or something that it exports, is first named."""
+    if name in _ROOMS:
+        importlib.import_module("foveal.ops")  # operators are there once anything is named
+        return importlib.import_module(f"foveal.{name}")
+    if name in __all__:
+        for room in _ROOMS:  # the lowest first
+            module = importlib.import_module(f"foveal.{room}")
+            if name in module.__all__:
+                globals()[name] = found = getattr(module, name)
+                return found
+    raise AttributeError(f"module 'foveal' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})
+
+
+import_beside("torch", "foveal.ops")

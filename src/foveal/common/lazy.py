@@ -1,0 +1,54 @@
+"""Imports that wait until another module is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def import_beside(trigger: str, follower: str) -> None:
+    """Import `follower` now if `trigger` is loaded, else as soon as anybody has loaded it.
+
+    Unless it is a module of the follower's own package that loads the trigger: that one says
+    itself what it needs, and is not ready to be imported by others.
+    """
+    if trigger in sys.modules:
+        importlib.import_module(follower)
+    else:
+        sys.meta_path.insert(0, _Beside(trigger, follower))
+
+
+class _Beside:
+    """A finder that finds nothing itself, and follows one module that others find."""
+
+    def __init__(self, trigger: str, follower: str) -> None:
+        self.trigger, self.follower = trigger, follower
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """The module as the other finders see it, its loader made to end with our import."""
+        if name != self.trigger:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if not _is_loading(self.follower.partition(".")[0]):
+                importlib.import_module(self.follower)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _is_loading(package: str) -> bool:
+    """Whether a package, or a module in it, is in the middle of its import."""
+    loaded = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] == package]
+    specs = [getattr(module, "__spec__", None) for module in loaded]
+    return any(getattr(spec, "_initializing", False) for spec in specs)
