@@ -11,10 +11,10 @@ from foveal.layers.checks import (
     check_sizes,
     head_size,
     join_heads,
-    state_dtype,
 )
 from foveal.layers.linear import Linear
 from foveal.layers.rotary import Rotary
+from foveal.layers.weights import device_of, num_weights, state_dtype
 from foveal.ops import attend
 from foveal.patterns import Pattern, Pyramid
 
@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
                 max_length,
                 heads=self.heads,
                 dtype=state_dtype(self.to_qkv),
-                device=device or self.to_qkv.weight.device,
+                device=device or device_of(self.to_qkv),
             )
         return AttentionCache(
             self.pattern,
@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
             self.dim_head,
             max_length,
             dtype=state_dtype(self.to_qkv),
-            device=device or self.to_qkv.weight.device,
+            device=device or device_of(self.to_qkv),
         )
 
     def prefill(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
-        weights = self.to_qkv.weight.numel() + self.to_out.weight.numel()
+        weights = num_weights(self.to_qkv) + num_weights(self.to_out)
         pairs = self.pattern.num_pairs(length)
         if self.pattern.heads is None:
             pairs *= self.heads

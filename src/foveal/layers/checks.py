@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.common.checks import check_sizes
 
@@ -42,11 +42,3 @@ def split_heads(x: Tensor, dim_head: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """(batch, heads, tokens, dim_head) -> (batch, tokens, heads * dim_head)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def state_dtype(layer: nn.Linear) -> torch.dtype:
-    """What a layer's output will be stored as: its weight's dtype, or autocast's."""
-    device = layer.weight.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return layer.weight.dtype

@@ -13,11 +13,11 @@ from foveal.layers.checks import (
     head_size,
     join_heads,
     split_heads,
-    state_dtype,
 )
 from foveal.layers.linear import Linear
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
+from foveal.layers.weights import device_of, num_weights, state_dtype
 from foveal.ops import attend
 from foveal.patterns import Full, Pattern
 
@@ -112,7 +112,7 @@ class CrossAttention(nn.Module):
         self, batch: int, max_length: int | None = None, device: Device = None
     ) -> AttentionCache:
         """An empty state for the context's keys; it forgets nothing."""
-        dtype, device = state_dtype(self.to_kv), device or self.to_kv.weight.device
+        dtype, device = state_dtype(self.to_kv), device or device_of(self.to_kv)
         return AttentionCache(
             Full(causal=True),
             batch,
@@ -139,11 +139,11 @@ class CrossAttention(nn.Module):
 
     def flops(self, num_queries: int, num_keys: int, num_pairs: int) -> int:
         """Floating-point operations of a forward pass that attends to `num_pairs` pairs."""
-        projections = num_queries * (self.to_q.weight.numel() + self.to_out.weight.numel())
-        projections += num_keys * self.to_kv.weight.numel()
+        projections = num_queries * (num_weights(self.to_q) + num_weights(self.to_out))
+        projections += num_keys * num_weights(self.to_kv)
         per_pair = 4 * self.dim_head
         if self.relative is not None:
-            projections += num_queries * self.relative.to_r.weight.numel()
+            projections += num_queries * num_weights(self.relative.to_r)
             per_pair += 2 * self.relative.shared.dim
         return 2 * projections + self.heads * per_pair * num_pairs
 

@@ -20,10 +20,10 @@ from foveal.layers.checks import (
     check_sizes,
     head_size,
     join_heads,
-    state_dtype,
 )
 from foveal.layers.grid_rotary import Rotation
 from foveal.layers.linear import Linear
+from foveal.layers.weights import device_of, num_weights, state_dtype
 from foveal.ops import attend
 from foveal.patterns import Axial, BlockSparse, Full, Neighborhood, Pattern, TextImage
 
@@ -140,7 +140,7 @@ class Attention(nn.Module):
             self.dim_head,
             max_length,
             dtype=state_dtype(self.to_qkv),
-            device=device or self.to_qkv.weight.device,
+            device=device or device_of(self.to_qkv),
         )
 
     def prefill(
@@ -169,7 +169,7 @@ class Attention(nn.Module):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
-        weights = self.to_qkv.weight.numel() * 4 // 3  # to_out has a third of them
+        weights = num_weights(self.to_qkv) * 4 // 3  # to_out has a third of them
         pairs = self.pattern.num_pairs(length)
         if self.pattern.heads is None:
             pairs *= self.heads

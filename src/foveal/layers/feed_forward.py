@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import Linear
+from foveal.layers.weights import num_weights
 
 Activation = Literal["gelu", "geglu", "swiglu"]
 
@@ -92,4 +93,4 @@ class FeedForward(nn.Module):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
-        return 2 * length * (self.to_hidden.weight.numel() + self.to_out.weight.numel())
+        return 2 * length * (num_weights(self.to_hidden) + num_weights(self.to_out))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import NoneType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
         and not _all_modules._has_any_global_hook()
         and "forward" not in vars(layer)
         # no quantised or distributed tensor
-        and type(layer.weight) in (nn.Parameter, Tensor, FakeTensor)
+        and type(getattr(layer, "weight", None)) in (nn.Parameter, Tensor, FakeTensor, NoneType)
     )
 
 
@@ -75,6 +77,7 @@ def _decodes(x: Tensor, weight: Tensor) -> bool:
         and 0 < x.numel() <= _FEW_ROWS * weight.shape[1]
         and x.shape[-1] == weight.shape[1]
         and weight.shape[0] % _PARTS == 0
+        and type(weight) in (nn.Parameter, Tensor)  # not quantised, not distributed
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_grad_enabled()

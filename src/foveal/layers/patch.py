@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.linear import is_plain
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -51,6 +52,22 @@ class ChanLayerNorm(nn.Module):
             return layer_norm(x, (self.dim,), self.g.flatten(), self.b.flatten(), self.eps)
         g, b = self.g.flatten().float(), self.b.flatten().float()
         return layer_norm(x.float(), (self.dim,), g, b, self.eps).to(x.dtype)
+
+
+def over_channels(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer of maps that works pixel by pixel, on (..., height, width, dim) -> same.
+
+    A norm or a 1 x 1 convolution needs no map for it; what is wrapped or hooked is called on one.
+    """
+    if is_plain(layer, PointwiseConv, ChanLayerNorm):
+        return layer.of_tokens(x)  # type: ignore[operator]
+    if is_plain(layer, nn.Sequential):
+        for part in layer.children():
+            x = over_channels(part, x)
+        return x
+    if isinstance(layer, nn.GELU | nn.Dropout | nn.Identity):
+        return layer(x)
+    return tokens(layer(as_map(x)))
 
 
 class PointwiseConv(nn.Conv2d):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from foveal.caches import AttentionCache
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import check_sizes, join_heads
+from foveal.layers.weights import dtype_of, matrix, num_weights
 from foveal.ops import attend
 from foveal.patterns import Full, Pattern
 
@@ -82,7 +83,8 @@ class RelativeTerms(nn.Module):
 
     def amplitudes(self, q: Tensor) -> Tensor:
         """What each query gives for each sinusoid of the distance: (B, H, N, S)."""
-        weight = self.to_r.weight.unflatten(0, (self.shared.heads, -1))  # (H, D, S)
+        weight = matrix(self.to_r, self.shared.dim)
+        weight = weight.unflatten(0, (self.shared.heads, -1))  # (H, D, S)
         return (q + self.shared.w[:, None].to(q.dtype)) @ weight.to(q.dtype)
 
     def turned(self, q: Tensor, places: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class RelativeTerms(nn.Module):
         length = q.shape[2]
         last = 0 if causal else 1 - length
         distances = torch.arange(length - 1, last - 1, -1, device=q.device) * stride
-        r = self.to_r(self.shared.sinusoids(distances).to(self.to_r.weight.dtype))
+        r = self.to_r(self.shared.sinusoids(distances).to(dtype_of(self.to_r)))
         r = r.unflatten(-1, (self.shared.heads, -1)).transpose(0, 1).to(q.dtype)
         by_distance = (q + self.shared.w[:, None].to(q.dtype)) @ r.mT  # (B, H, N, distances)
         return _shift_rows(by_distance, length)
@@ -178,7 +180,7 @@ class RelativeAttention(SelfAttention):
         pairs = self.pattern.num_pairs(length) * (1 if self.pattern.heads else self.heads)
         return (
             super().flops(length)
-            + 2 * length * self.relative.to_r.weight.numel()
+            + 2 * length * num_weights(self.relative.to_r)
             + (2 * self.dim_head * pairs)
         )
 

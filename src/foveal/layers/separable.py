@@ -6,14 +6,15 @@ of vit-pytorch's layer, `SeparableAttention` those of the authors' code.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, tokens
+from foveal.layers.linear import is_plain
+from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
 from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
 from foveal.patterns.base import pair
@@ -71,15 +72,14 @@ class DSSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, height, width) -> same."""
         _check_map(x, self.dim)
-        x = self.norm.of_tokens(tokens(x))
+        x = over_channels(self.norm, tokens(x))
         size, window = (x.shape[1], x.shape[2]), self.window_size
         windows = to_windows(x, window)
         batch, *grid = windows.shape[:3]
         windows = fold(windows, 0, 2)
         token = self.window_tokens.to(x.dtype).expand(windows.shape[0], 1, -1)
-        qkv = nn.functional.linear(
-            torch.cat((token, windows), 1), self.to_qkv.weight.flatten(1)
-        ).unflatten(-1, (3, self.heads, self.dim_head))
+        qkv = _pointwise(self.to_qkv, torch.cat((token, windows), 1))
+        qkv = qkv.unflatten(-1, (3, self.heads, self.dim_head))
         dropout = self.dropout if self.training else 0.0
         real = real_pixels(x, window)
         out = window_attention(qkv, real, batch, dropout)  # (windows, heads, 1 + pixels, dim_head)
@@ -88,20 +88,24 @@ class DSSA(nn.Module):
         shares = self._shares(token[:, :, :, 0], dropout)
         maps = mix_windows(shares, pixels.transpose(2, 3), real)
         maps = from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
-        project, drop = self.to_out
-        return as_map(drop(cast(PointwiseConv, project).of_tokens(maps)))
+        return as_map(over_channels(self.to_out, maps))
 
     def _shares(self, found: Tensor, dropout: float) -> Tensor:
         """How much windows read of each other: (batch, heads, windows, windows).
 
         found: (batch, windows, heads, dim_head), what the window tokens gathered.
         """
-        norm, _, _, project = self.window_tokens_to_qk
-        weight = cast(nn.Conv1d, project).weight.flatten(1)
-        qk = nn.functional.linear(
-            gelu(norm(found)).flatten(2), weight, cast(nn.Conv1d, project).bias
-        ).unflatten(-1, (self.heads, 2, self.dim_head))
+        norm, activation, _, project = self.window_tokens_to_qk
+        qk = _pointwise(project, activation(norm(found)).flatten(2))
+        qk = qk.unflatten(-1, (self.heads, 2, self.dim_head))
         return window_shares(qk.transpose(2, 3), dropout)
+
+
+def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of width 1 over tokens (batch, tokens, dim_in) -> (..., dim_out)."""
+    if is_plain(layer, nn.Conv1d):
+        return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)  # type: ignore
+    return layer(x.mT).mT
 
 
 class SeparableAttention(nn.Module):

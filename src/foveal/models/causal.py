@@ -13,6 +13,7 @@ from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import Linear, linear
+from foveal.layers.weights import device_of, table
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
 
@@ -65,7 +66,7 @@ class CausalLM(Model):
         check_sizes(num_tokens=num_tokens, dim=dim, max_seq_len=max_seq_len)
         check_dropout(dropout)
         self.settings = settings
-        self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
+        self.num_tokens, self.max_seq_len, self.dim = num_tokens, max_seq_len, dim
         self.token_emb = nn.Embedding(num_tokens, dim)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.emb_dropout = nn.Dropout(dropout)
@@ -197,7 +198,7 @@ class CausalLM(Model):
                 pad=pad,
                 seed=seed,
                 max_seq_len=self.max_seq_len,
-                device=self.token_emb.weight.device,
+                device=device_of(self.token_emb),
                 progress=progress,
             )
         finally:
@@ -208,7 +209,7 @@ class CausalLM(Model):
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over one sequence of `length` tokens."""
-        return self._body.flops(length) + 2 * length * self.token_emb.weight.numel()
+        return self._body.flops(length) + 2 * length * self.num_tokens * self.dim
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ class CausalLM(Model):
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.to_logits is None:
-            return linear(x, self.token_emb.weight)
+            return linear(x, table(self.token_emb, 0, self.num_tokens))
         return self.to_logits(x)
 
     def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.layers.weights import num_weights, table
 from foveal.models.base import Model
 from foveal.models.clip.config import CLIPConfig
 from foveal.models.dalle.transformer import Transformer
@@ -120,7 +122,7 @@ class CLIP(Model):
             )
         if text_mask is None and self.settings.mask_padding:
             text_mask = text != 0
-        x = self.text_emb(text) + self.text_pos_emb.weight[: text.shape[1]]
+        x = self.text_emb(text) + table(self.text_pos_emb, 0, text.shape[1])
         x = self.text_transformer(x, text_mask)
         if text_mask is None:
             x = x.mean(1)
@@ -135,7 +137,8 @@ class CLIP(Model):
         Raises:
             ValueError: pictures of another size than visual_image_size.
         """
-        x = self.to_visual_embedding(self._patches(image)) + self.visual_pos_emb.weight
+        places = table(self.visual_pos_emb, 0, math.prod(self.settings.grid))
+        x = self.to_visual_embedding(self._patches(image)) + places
         return F.normalize(self.to_visual_latent(self.visual_transformer(x).mean(1)), dim=-1)
 
     def flops(self, length: int = 1) -> int:
@@ -143,8 +146,8 @@ class CLIP(Model):
         c = self.settings
         words = self.text_transformer.flops(c.text_seq_len)
         patches = self.visual_transformer.flops(c.grid[0] * c.grid[1])
-        embedding = 2 * c.grid[0] * c.grid[1] * self.to_visual_embedding.weight.numel()
-        latent = 2 * (self.to_text_latent.weight.numel() + self.to_visual_latent.weight.numel())
+        embedding = 2 * c.grid[0] * c.grid[1] * num_weights(self.to_visual_embedding)
+        latent = 2 * (num_weights(self.to_text_latent) + num_weights(self.to_visual_latent))
         return length * (words + patches + embedding + latent)
 
     def _patches(self, image: Tensor) -> Tensor:

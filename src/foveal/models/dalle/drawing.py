@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.caches import DecodingState
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
-from foveal.layers.layout import decoding_layout
+from foveal.layers.weights import device_of
 
 if TYPE_CHECKING:
     from foveal.models.dalle.model import DALLE
@@ -192,7 +192,7 @@ class Drawing:
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images=}.")
         sampler = Sampler(temperature, top_k, top_p, min_p)
-        device = model.to_logits.weight.device
+        device = device_of(model.to_logits)
         text = model._check_text(text)[:, : model.text_seq_len].to(device)
         text = text.repeat_interleave(num_images, 0)
         known = self._known(img, num_init_img_tokens, num_init_img_rows, len(text))
@@ -240,7 +240,7 @@ class Drawing:
             ValueError: a string without a tokenizer, or options that do not fit.
         """
         model = cast("DALLE", self)
-        device = model.to_logits.weight.device
+        device = device_of(model.to_logits)
         start = self._beginning(tokenizer, text).to(device).repeat_interleave(num_texts, 0)
         lengths = (start != 0).int().cumprod(1).sum(1) + 1
         longest = int(lengths.max())
@@ -296,7 +296,7 @@ class Drawing:
     ) -> Tensor:
         """The first tokens of the pictures that prime (batch, tokens)."""
         model = cast("DALLE", self)
-        device = model.to_logits.weight.device
+        device = device_of(model.to_logits)
         if img is None:
             return torch.zeros(batch, 0, dtype=torch.long, device=device)
         tokens = model._image_tokens(img, len(img)).to(device)
@@ -323,8 +323,7 @@ def _decoding(model: torch.nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with decoding_layout(model):
-            yield
+        yield
     finally:
         model.train(was_training)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from foveal.caches import DecodingState
 from foveal.layers.checks import Device
 from foveal.layers.dalle import Attention
-from foveal.layers.linear import linear
+from foveal.layers.linear import is_plain, linear
+from foveal.layers.weights import device_of, matrix
 from foveal.models.base import Model
 from foveal.models.dalle.config import SIZES, DALLEConfig
 from foveal.models.dalle.drawing import Drawing
@@ -274,16 +275,14 @@ class DALLE(Drawing, Model):
         return torch.cat((words, self._embed_image(tokens, 0)), 1) if tokens.shape[1] else words
 
     def _embed_text(self, ids: Tensor, first: int | Tensor) -> Tensor:
-        weight = self.to_logits.weight[: self.num_text_tokens]
-        x = F.embedding(ids, weight if self._tied else self.text_emb.weight)
+        x = self._rows(ids) if self._tied else self.text_emb(ids)
         if not self.settings.rotary_emb:
             places = torch.arange(ids.shape[1], device=ids.device) + first
             x = x + self.text_pos_emb(places)
         return x
 
     def _embed_image(self, tokens: Tensor, first: int | Tensor) -> Tensor:
-        weight = self.to_logits.weight[self.num_text_tokens :]
-        x = F.embedding(tokens, weight if self._tied else self.image_emb.weight)
+        x = self._rows(tokens + self.num_text_tokens) if self._tied else self.image_emb(tokens)
         if not self.settings.rotary_emb:
             places = torch.arange(tokens.shape[1], device=tokens.device) + first
             row, column = places // self.grid[1], places % self.grid[1]
@@ -294,6 +293,10 @@ class DALLE(Drawing, Model):
     def _tied(self) -> bool:
         return self.settings.share_input_output_emb
 
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens (any shape) that are the rows of the output layer."""
+        return F.embedding(tokens, matrix(self.to_logits, self.settings.dim))
+
     # -- logits -----------------------------------------------------------------------------
 
     def _next_logits(self, x: Tensor, position: int) -> Tensor:
@@ -302,12 +305,16 @@ class DALLE(Drawing, Model):
         return (self._text_logits(x) if is_text else self._image_logits(x))[:, 0]
 
     def _text_logits(self, x: Tensor) -> Tensor:
-        split = self.num_text_tokens
-        return linear(x, self.to_logits.weight[:split], self.to_logits.bias[:split])
+        return self._some_logits(x, slice(self.num_text_tokens))
 
     def _image_logits(self, x: Tensor) -> Tensor:
-        split = self.num_text_tokens
-        return linear(x, self.to_logits.weight[split:], self.to_logits.bias[split:])
+        return self._some_logits(x, slice(self.num_text_tokens, None))
+
+    def _some_logits(self, x: Tensor, tokens: slice) -> Tensor:
+        """x (batch, positions, dim) -> the logits of some of the tokens, at no cost for others."""
+        if not is_plain(self.to_logits):
+            return self.to_logits(x)[..., tokens]
+        return linear(x, self.to_logits.weight[tokens], self.to_logits.bias[tokens])
 
     # -- inputs -----------------------------------------------------------------------------
 
@@ -340,7 +347,7 @@ class DALLE(Drawing, Model):
     def _image_tokens(self, image: Tensor | None, batch: int) -> Tensor:
         """Image tokens (batch, any) of pictures or tokens; none for None."""
         if image is None:
-            return torch.zeros(batch, 0, dtype=torch.long, device=self.to_logits.weight.device)
+            return torch.zeros(batch, 0, dtype=torch.long, device=device_of(self.to_logits))
         if image.ndim == 4:
             image = self.encode(image)
         if torch.compiler.is_compiling():
@@ -370,7 +377,7 @@ class DALLE(Drawing, Model):
                 f"the VAE must give {self.image_seq_len} tokens a picture, got shape "
                 f"{tuple(tokens.shape)}; its grid must be {self.grid[0]} x {self.grid[1]}."
             )
-        return tokens.to(self.to_logits.weight.device)
+        return tokens.to(device_of(self.to_logits))
 
     def _need_vae(self) -> ImageTokenizerLike:
         if self.vae is None:

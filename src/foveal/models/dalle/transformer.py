@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
-from foveal.layers.checks import Device, state_dtype
+from foveal.layers.checks import Device
 from foveal.layers.dalle import Attention
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.grid_rotary import Rotation, check_rotary, text_image_angles
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
+from foveal.layers.weights import device_of, state_dtype
 from foveal.models.dalle.attention_types import AttnType, pattern_of
 
 FIRST = ("to_hidden", "to_qkv")
@@ -178,9 +179,9 @@ class Transformer(nn.Module):
         parts: list[Any] = []
         for branch in range(2 * self.depth):
             inner, own = self.inner(branch), list[Any]()
-            like = cast(nn.Linear, inner.get_submodule(FIRST[isinstance(inner, Attention)]))
+            like = inner.get_submodule(FIRST[isinstance(inner, Attention)])
             if self.shift is not None:
-                where = device or like.weight.device
+                where = device or device_of(like)
                 own.append(self.shift.make_cache(batch, state_dtype(like), where))
             if isinstance(inner, Attention):
                 own.append(inner.make_cache(batch, self.seq_len + 1, device))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.layers.linear import Linear
+from foveal.layers.weights import num_weights
 
 
 class Groups(NamedTuple):
@@ -68,7 +69,7 @@ class LinearShorten(nn.Module):
         return self.proj(groups.x.flatten(2))
 
     def flops(self, num_groups: int) -> int:
-        return 2 * num_groups * self.proj.weight.numel()
+        return 2 * num_groups * num_weights(self.proj)
 
 
 class NaiveUpsample(nn.Module):
@@ -96,4 +97,4 @@ class LinearUpsample(nn.Module):
         return self.proj(x).unflatten(2, (self.factor, -1)).flatten(1, 2)
 
     def flops(self, num_groups: int) -> int:
-        return 2 * num_groups * self.proj.weight.numel()
+        return 2 * num_groups * num_weights(self.proj)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.weights import num_weights
 from foveal.models.base import Model
 from foveal.models.causal import check_tokens
 from foveal.models.htransformer.config import HTransformerClassifierConfig
@@ -79,7 +80,7 @@ class HTransformerClassifier(Model):
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over one sequence of `length` tokens."""
         read = length + (self.cls_token is not None)
-        return self.transformer.flops(read) + 2 * self.head.weight.numel()
+        return self.transformer.flops(read) + 2 * num_weights(self.head)
 
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:

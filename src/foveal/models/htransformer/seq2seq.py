@@ -12,6 +12,7 @@ from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import Linear
+from foveal.layers.weights import device_of, num_weights
 from foveal.models.base import Model
 from foveal.models.causal import check_tokens, check_vocabulary
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
@@ -191,7 +192,7 @@ class HTransformerSeq2Seq(Model):
                 pad=pad,
                 seed=seed,
                 max_seq_len=self.max_seq_len,
-                device=self.target_emb.weight.device,
+                device=device_of(self.target_emb),
                 progress=progress,
             )
         finally:
@@ -203,7 +204,7 @@ class HTransformerSeq2Seq(Model):
     def flops(self, length: int) -> int:
         """Floating-point operations of a pass over a source and a target of `length` tokens."""
         decoder = sum(block.flops(length, length) for block in self.decoder.blocks)
-        return self.encoder.flops(length) + decoder + 2 * length * self.to_logits.weight.numel()
+        return self.encoder.flops(length) + decoder + 2 * length * num_weights(self.to_logits)
 
 
 class _Conditioned(NamedTuple):

@@ -16,6 +16,7 @@ from foveal.layers.patch import (
     PointwiseConv,
     as_map,
     drop_path_rates,
+    over_channels,
     tokens,
 )
 from foveal.layers.separable import DSSA
@@ -157,10 +158,4 @@ class ConvFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, height, width) -> same."""
-        x = tokens(x)
-        for layer in self.net:
-            if isinstance(layer, (ChanLayerNorm, PointwiseConv)):
-                x = layer.of_tokens(x)
-            else:
-                x = layer(x)
-        return as_map(x)
+        return as_map(over_channels(self.net, tokens(x)))

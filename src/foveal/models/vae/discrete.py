@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.layers.weights import table
 from foveal.models.registry import register
 from foveal.models.vae.base import ImageTokenizer
 from foveal.models.vae.config import DiscreteVAEConfig
@@ -80,7 +81,7 @@ class DiscreteVAE(ImageTokenizer):
         if return_logits:
             return logits
         shares = self._draw(logits, self.temperature if temp is None else temp)
-        features = torch.einsum("bnhw,nd->bdhw", shares, self.codebook.weight)
+        features = torch.einsum("bnhw,nd->bdhw", shares, table(self.codebook, 0, self.num_tokens))
         decoded = self._crop(self.decoder(features))
         loss = self._loss(normalized, decoded, logits) if return_loss else decoded
         if self.settings.compat is None:
