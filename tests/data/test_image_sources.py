@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.data import image_sources
+from foveal.data import image_examples
 from foveal.data.emoji import list_emoji, load_emoji
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageDataConfig, ImageStream
@@ -25,11 +25,10 @@ def config(path, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of ten pictures, one of them in a folder below, and a text file."""
+    """Two classes of ten pictures, one of them in a folder below."""
     for number in range(10):
         save(tmp_path / "data" / "cat" / f"{number}.png", (number, 0, 0))
         save(tmp_path / "data" / "dog" / "more" / f"{number}.jpg", (0, 0, 200))
-    (tmp_path / "data" / "cat" / "notes.txt").write_text("no picture")
     return tmp_path / "data"
 
 
@@ -68,7 +67,7 @@ def test_damaged_pictures_are_skipped_and_counted(folder):
 def test_large_sets_are_decoded_on_demand(folder, monkeypatch):
     """The pixels are the same; a damaged file is grey, and named once."""
     whole = open_images(config(folder))[0]
-    monkeypatch.setattr(image_sources, "_IN_MEMORY", 0)
+    monkeypatch.setattr(image_examples, "IN_MEMORY", 0)
     lazy = open_images(config(folder))[0]
     index = torch.arange(len(lazy))
     assert torch.equal(lazy.read(index), whole.read(index))

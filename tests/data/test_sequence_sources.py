@@ -39,7 +39,11 @@ def test_folders_of_text(tmp_path):
     (tmp_path / "train" / "unsup").mkdir()
     (tmp_path / "train" / "unsup" / "0.txt").write_text("nobody said")
     (tmp_path / "train" / "pos" / "empty.txt").write_text("")
-    train, test = open_sequences(config(tmp_path, length=8))
+    with pytest.warns(UserWarning, match="skipped|left out") as told:
+        train, test = open_sequences(config(tmp_path, length=8))
+    told = " ".join(str(one.message) for one in told)
+    assert "empty.txt is empty" in told
+    assert "1 without a class in unsup" in told
     assert train.classes == ["neg", "pos"]
     assert (len(train), len(test)) == (6, 6)
     assert bytes(train.sequences[0]) == b"train ne"

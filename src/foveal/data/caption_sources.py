@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import glob
-import json
-import re
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from foveal.data.archives import archive_paths, is_archive
+from foveal.data.caption_entries import Entry, archive_entries, folder_entries
 from foveal.data.captions import CaptionedSet, PictureDataConfig, check_picture_config
 from foveal.data.emoji import EMOJI, load_captioned_emoji
-from foveal.data.folders import split_folders
-from foveal.data.image_sources import collect, warn_of
-from foveal.data.pictures import SUFFIXES
-
-_METADATA = "metadata.jsonl"
-_CAPTION_KEYS = ("text", "caption", "captions")
-
-Entry = tuple[str | bytes, list[str], str]
-"""A picture (path or bytes of a file), its captions, and what to call it."""
+from foveal.data.examples import ExampleParts, Examples, Read, all_of
+from foveal.data.folders import SPELLINGS, file_parts, folder_parts
+from foveal.data.image_examples import collect
+from foveal.data.left_out import LeftOut, printable
+from foveal.data.walk import check_file, walk
 
 Pair = tuple[CaptionedSet, CaptionedSet]
 
@@ -36,191 +28,145 @@ def open_captions(config: PictureDataConfig) -> Pair:
         ValueError: no such data, or none of it can be used.
     """
     check_picture_config(config)
-    path = config.path
-    if path == EMOJI:
-        train, test = _open_emoji(config)
-    elif ".tar" in Path(path).suffixes:
-        train, test = _split(_read_all(_archive_entries(path), config, Path(path).name), config)
-    else:
-        train, test = _open_folder(config)
-    if config.max_images:
-        train = train.subset(_shuffled(len(train))[: config.max_images], train.name)
-    skipped = list(dict.fromkeys(train.skipped + test.skipped))
-    for part, what in ((train, "to train on"), (test, "to score on")):
-        if not len(part):
-            raise ValueError(
-                f"data.path={path!r} has no captioned pictures {what}"
-                + (f"; skipped {len(skipped)}: {skipped[0]}" if skipped else ".")
-            )
-    warn_of(skipped, path)
-    return train, test
+    left = LeftOut()
+    train, test = _pair(config, _find(config.path, config, left), left)
+    sets = (
+        _decode(train, config.size, left, config.max_images),
+        _decode(test, config.size, left),
+    )
+    for part, what in zip(sets, ("to train on", "to score on"), strict=True):
+        part.skipped = list(left.problems)
+        _check_some(part, config.path, what, left)
+    left.warn(config.path, "picture")
+    return sets
 
 
-def _open_emoji(config: PictureDataConfig) -> Pair:
-    data = load_captioned_emoji(config.size)
-    pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
-    whole = CaptionedSet(EMOJI, pixels, [[str(text)] for text in data["caption"]])
-    return _parts(whole, torch.from_numpy(data["is_test"]))
+def captions_to_score(config: PictureDataConfig, data: str | None = None) -> CaptionedSet:
+    """What a run is scored on: its own test part, else what it held out, or all of other data.
 
-
-def _open_folder(config: PictureDataConfig) -> Pair:
-    root = Path(config.path).expanduser()
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(
-            f"data.path={config.path!r} {what}; name a folder of captioned pictures, webdataset "
-            "archives (.tar), or 'emoji' for the embedded pictures."
-        )
-    train_root, test_root = split_folders(root)
-    train = _read_all(_folder_entries(train_root), config, train_root.name)
-    if test_root is None:
-        return _split(train, config)
-    return train, _read_all(_folder_entries(test_root), config, test_root.name)
-
-
-def _read_all(
-    entries: Iterator[Entry | str], config: PictureDataConfig, name: str
-) -> CaptionedSet:
-    """Decode every picture that has a caption; what cannot be used is counted."""
-    found, skipped = [], []
-    for entry in entries:
-        if isinstance(entry, str):
-            skipped.append(entry)
-        elif not entry[1]:
-            skipped.append(f"{entry[2]} has no caption.")
-        else:
-            found.append(entry)
-    jobs = ((source, config.size, called) for source, _, called in found)
-    pixels, bad = collect(jobs, len(found), config.size)
-    good = np.ones(len(found), dtype=bool)
-    good[[number for number, _ in bad]] = False
-    captions = [texts for (_, texts, _), whole in zip(found, good, strict=True) if whole]
-    images = torch.from_numpy(pixels[good]).permute(0, 3, 1, 2)
-    return CaptionedSet(name, images, captions, skipped + [problem for _, problem in bad])
-
-
-def _split(whole: CaptionedSet, config: PictureDataConfig) -> Pair:
-    is_test = torch.zeros(len(whole), dtype=torch.bool)
-    count = max(1, round(len(whole) * config.held_out)) if len(whole) > 1 else 0
-    is_test[_shuffled(len(whole))[:count]] = True
-    return _parts(whole, is_test)
-
-
-def _parts(whole: CaptionedSet, is_test: Tensor) -> Pair:
-    index = torch.arange(len(whole))
-    train = whole.subset(index[~is_test], f"{whole.name}, training part")
-    return train, whole.subset(index[is_test], f"{whole.name}, held-out part")
-
-
-def _shuffled(count: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
-
-
-def _lines(text: str) -> list[str]:
-    """The captions in a text: one a line."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-# -- folders --------------------------------------------------------------------------------------
-
-
-def _folder_entries(root: Path) -> Iterator[Entry | str]:
-    """Every picture below a folder, with captions from metadata.jsonl or a .txt beside it."""
-    listed: dict[Path, list[str]] = {}
-    for table in sorted(root.rglob(_METADATA)):
-        yield from _read_metadata(table, listed)
-    pictures = {p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()}
-    for path in sorted(pictures | listed.keys()):
-        captions = listed.get(path)
-        beside = path.with_suffix(".txt")
-        if captions is None and beside.is_file():
-            captions = _lines(beside.read_text(encoding="utf-8", errors="replace"))
-        yield str(path), captions or [], str(path)
-
-
-def _read_metadata(table: Path, listed: dict[Path, list[str]]) -> Iterator[str]:
-    """Fill `listed` from a metadata.jsonl; yields what was wrong with some of its lines."""
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            path = table.parent / str(values["file_name"])
-            listed[path] = _captions_of(values)
-        except (ValueError, KeyError, TypeError):
-            yield f"line {number} of {table} is not JSON with file_name and text."
-
-
-def _captions_of(values: dict[str, Any]) -> list[str]:
-    for key in _CAPTION_KEYS:
-        text = values.get(key)
-        if text:
-            return [str(one) for one in text] if isinstance(text, list) else _lines(str(text))
-    return []
-
-
-# -- webdataset -----------------------------------------------------------------------------------
-
-
-def _archive_entries(pattern: str) -> Iterator[Entry | str]:
-    """Samples of webdataset archives: members that share their path up to the first dot."""
-    paths = _archive_paths(pattern)
-    for path in paths:
-        try:
-            with tarfile.open(path, "r:*") as archive:
-                yield from _samples(archive, path)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            yield f"{path} is damaged or no archive: {error}."
-
-
-def _samples(archive: tarfile.TarFile, path: str) -> Iterator[Entry | str]:
-    """Neighbouring members with the same key make a sample."""
-    key = ("", "")
-    sample: dict[str, bytes] = {}
-    for member in archive:
-        if not member.isfile():
-            continue
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        if (folder, stem) != key:
-            yield from _sample(sample, path, key)
-            key, sample = (folder, stem), {}
-        stream = archive.extractfile(member)  # into memory: nothing is written anywhere
-        sample[suffix.lower()] = stream.read() if stream else b""
-    yield from _sample(sample, path, key)
-
-
-def _sample(sample: dict[str, bytes], path: str, key: tuple[str, str]) -> Iterator[Entry | str]:
-    pictures = [name for name in sample if f".{name.rpartition('.')[2]}" in SUFFIXES]
-    if not pictures:
-        return
-    called = f"{'/'.join(filter(None, key))} of {Path(path).name}"
-    captions: list[str] = []
-    for suffix in ("txt", "caption", "json"):
-        if suffix in sample and not captions:
-            text = sample[suffix].decode("utf-8", errors="replace")
-            try:
-                captions = _captions_of(json.loads(text)) if suffix == "json" else _lines(text)
-            except (ValueError, AttributeError):
-                continue
-    yield sample[pictures[0]], captions, called
-
-
-def _archive_paths(pattern: str) -> list[str]:
-    """`a-{000..009}.tar`, `*.tar` or a plain path; sorted.
+    Args:
+        data: other data: their test part, else their validation part, else all of them.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such data, or none of it can be used.
     """
-    names = [str(Path(pattern).expanduser())]
-    if found := re.search(r"\{(\d+)\.\.(\d+)\}", names[0]):
-        first, last = found.groups()
-        names = [
-            names[0].replace(found[0], str(number).zfill(len(first)))
-            for number in range(int(first), int(last) + 1)
-        ]
-    paths = [path for name in names for path in sorted(glob.glob(name)) or [name]]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise ValueError(f"the archive {missing[0]} of data.path={pattern!r} does not exist.")
-    return paths
+    check_picture_config(config)
+    left = LeftOut()
+    path = config.path if data is None else data
+    parts = _find(path, config, left)
+    found = parts.scored() if data is not None else parts.test or _pair(config, parts, left)[1]
+    scored = _decode(found, config.size, left)
+    scored.skipped = list(left.problems)
+    _check_some(scored, path, "to score on", left)
+    left.warn(path, "picture")
+    return scored
+
+
+def _pair(
+    config: PictureDataConfig, parts: ExampleParts, left: LeftOut
+) -> tuple[Examples, Examples]:
+    if not config.valid:
+        return parts.pair(config.held_out)
+    return parts.train, _find(config.valid, config, left).scored()
+
+
+def _check_some(part: CaptionedSet, path: str, what: str, left: LeftOut) -> None:
+    if not len(part):
+        skipped = list(dict.fromkeys(part.skipped))
+        reason = f"; skipped {len(skipped)}: {skipped[0]}" if skipped else "."
+        kinds = f" Left out: {left.kinds()}." if left.kinds() else ""
+        raise ValueError(f"data.path={path!r} has no captioned pictures {what}{reason}{kinds}")
+
+
+def _find(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
+    """A data set by part, undecoded."""
+    if path == EMOJI:
+        return _find_emoji(config.size)
+    if is_archive(path):
+        paths = archive_paths(path)
+        return ExampleParts(_archives(paths, printable(Path(path).name), config, left))
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        if root.exists():
+            check_file(root, "the data")
+        what = "is a file" if root.exists() else "does not exist"
+        raise ValueError(
+            f"data.path={path!r} {what}; name a folder of captioned pictures, webdataset "
+            "archives (.tar), or 'emoji' for the embedded pictures."
+        )
+    return _find_folder(root, config, left)
+
+
+def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
+    """Parts that are folders, else parts that are archives, else all pictures below."""
+    name = printable(root.name)
+    folders = folder_parts(root)
+    if folders is not None:
+        for other in folders.others:
+            left.add("folder beside the parts", other.name)
+        found = {
+            part: _examples(
+                f"{name}, {printable(home.name)}",
+                folder_entries(home, config.column, left),
+                config.size,
+            )
+            for part in SPELLINGS
+            for home in getattr(folders, part)
+        }
+        return ExampleParts(**found)
+    archives = [path for path in walk(root, LeftOut()) if is_archive(path.name)]
+    if not archives:
+        return ExampleParts(
+            _examples(name, folder_entries(root, config.column, left), config.size)
+        )
+    parts = file_parts(path for path in archives if path.parent == root)
+    if parts is None:
+        return ExampleParts(_archives(archives, name, config, left))
+    return ExampleParts(
+        **{
+            part: _archives(list(getattr(parts, part)), f"{name}, {part}", config, left)
+            for part in SPELLINGS
+            if getattr(parts, part)
+        }
+    )
+
+
+def _archives(
+    paths: Sequence[Path], name: str, config: PictureDataConfig, left: LeftOut
+) -> Examples:
+    return _examples(name, list(archive_entries(list(paths), config.column, left)), config.size)
+
+
+def _find_emoji(size: int) -> ExampleParts:
+    data = load_captioned_emoji(size)
+    pictures, captions = data["images"], data["caption"]
+
+    def load(index: np.ndarray) -> Read:
+        return [(pictures[i], [str(captions[i])]) for i in index], []
+
+    whole = all_of(EMOJI, np.zeros(len(captions), np.int64), [""], load)
+    train, test = whole.divided(data["is_test"])
+    return ExampleParts(train, test=test)
+
+
+def _examples(name: str, entries: list[Entry], size: int) -> Examples:
+    """Pictures with captions, undecoded: all of one class, for captions know none."""
+
+    def load(index: np.ndarray) -> Read:
+        chosen = [entries[i] for i in index]
+        jobs = ((entry.source, size, entry.called) for entry in chosen)
+        pixels, bad = collect(jobs, len(chosen), size)
+        return [(one, e.captions) for one, e in zip(pixels, chosen, strict=True)], bad
+
+    return all_of(name, np.zeros(len(entries), np.int64), [""], load)
+
+
+def _decode(examples: Examples, size: int, left: LeftOut, limit: int = 0) -> CaptionedSet:
+    """Read them; with a limit, no more than it takes to have so many that are good."""
+    good, pieces = examples.read(left, limit)
+    pairs = [pair for piece in pieces for pair in piece]
+    pixels = np.zeros((len(pairs), size, size, 3), np.uint8)
+    for place, (picture, _) in zip(pixels, pairs, strict=True):
+        place[:] = picture
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return CaptionedSet(good.name, images, [captions for _, captions in pairs], left.problems)

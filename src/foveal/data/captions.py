@@ -22,8 +22,11 @@ class PictureDataConfig:
 
     Attributes:
         path: "emoji" for the embedded ones; a folder with a .txt file of captions (one a line)
-            beside each picture, or with metadata.jsonl (file_name and text), with or without
-            train and test folders above them; or webdataset archives, "shard-{000..009}.tar".
+            beside each picture, or with a table metadata.jsonl or captions.csv (.tsv, .parquet;
+            file_name and text), with or without folders train, valid and test above them; or
+            webdataset archives, "shard-{000..009}.tar".
+        valid: other such data to score on while training.
+        column: the column of the captions, where a table calls it neither text nor caption.
         size: pictures are scaled and cropped to size x size pixels.
         held_out: share of the pictures kept for scoring where the data have no split.
         max_images: use only so many training pictures; 0 means all.
@@ -31,6 +34,8 @@ class PictureDataConfig:
     """
 
     path: str = EMOJI
+    valid: str = ""
+    column: str = ""
     size: int = 32
     held_out: float = 0.1
     max_images: int = 0

@@ -1,25 +1,94 @@
-"""How folders of examples are laid out: train and test, and a folder for each class."""
+"""How data are laid out: training, validation and test parts, as folders or as files."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")
-"""What the parts of a data set may be called."""
+from foveal.data.walk import subfolders
+
+SPELLINGS = {
+    "train": ("train", "training", "trainset", "trainingset", "traindata", "trainingdata"),
+    "valid": (
+        *("valid", "val", "validation", "dev", "development", "validset", "valset"),
+        *("validationset", "devset", "validdata", "valdata", "validationdata"),
+    ),
+    "test": ("test", "testing", "testset", "testingset", "testdata", "testingdata"),
+}
+"""What people call each part, in the order of preference; case, '-', '_' and ' ' aside."""
+
+_PART_OF = {word: part for part, words in SPELLINGS.items() for word in words}
 
 
-def split_folders(root: Path) -> tuple[Path, Path | None]:
-    """Where to train and where to score: root/train and root/test, or root and nowhere."""
-    train = child(root, TRAIN)
-    return (root, None) if train is None else (train, child(root, TEST))
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a data set; each a folder, or files.
+
+    Attributes:
+        train, valid, test: where they are; empty where there is none.
+        others: folders beside them that belong to no part.
+    """
+
+    train: tuple[Path, ...]
+    valid: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = field(default=())
 
 
-def child(root: Path, names: Iterable[str]) -> Path | None:
-    """The first folder of root that has one of the names, or None."""
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def part_of(name: str) -> str | None:
+    """The part that a name means, such as "valid" for "Dev" or "val-set"; None for others."""
+    return _PART_OF.get(re.sub(r"[-_ ]", "", name.lower()))
 
 
-def subfolders(root: Path) -> list[str]:
-    """Names of the folders in root, sorted; hidden ones left out."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def folder_parts(root: Path) -> Parts | None:
+    """The folders of root that are parts; None where root has no folder for training.
+
+    A folder "train" beside other folders, which holds files and no folders, is one class of many
+    (trains, buses, cars), and no part.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    others = []
+    for folder in subfolders(root):
+        part = part_of(folder.name)
+        if part is None:
+            others.append(folder)
+        else:
+            found[part].append(folder)
+    if not found["train"]:
+        return None
+    alone = not found["valid"] and not found["test"]
+    if alone and others and not any(subfolders(folder) for folder in found["train"]):
+        return None
+    chosen = {part: _preferred(folders) for part, folders in found.items() if folders}
+    unused = [f for folders in found.values() for f in folders if f not in chosen.values()]
+    return Parts(**{part: (folder,) for part, folder in chosen.items()}, others=(*others, *unused))
+
+
+def file_parts(files: Iterable[Path]) -> Parts | None:
+    """Files beside each other that are parts: train.txt and test.txt, wiki.train.tokens, ...
+
+    None unless there is one for training and one to score on that are called alike otherwise.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    names = list(files)
+    for path in names:
+        words = [word for word in re.split(r"[-_. ]+", path.name.lower()) if word]
+        parts = [part for word in words if (part := _PART_OF.get(word))]
+        if len(parts) == 1:
+            rest = [w for w in words if w not in _PART_OF and w != "of" and not w.isdigit()]
+            groups[tuple(rest)][parts[0]].append(path)
+    whole = [g for g in groups.values() if g["train"] and (g["valid"] or g["test"])]
+    if not whole:
+        return None
+    chosen = {p: tuple(sorted(f for g in whole for f in g[p])) for p in SPELLINGS}
+    used = {path for paths in chosen.values() for path in paths}
+    return Parts(**chosen, others=tuple(path for path in names if path not in used))
+
+
+def _preferred(folders: list[Path]) -> Path:
+    """Of several spellings of one part the first that is listed."""
+    order = list(_PART_OF)
+    return min(folders, key=lambda f: (order.index(re.sub(r"[-_ ]", "", f.name.lower())), f.name))

@@ -20,10 +20,11 @@ class ImageDataConfig:
     """Which pictures, how large, and how they are varied in training.
 
     Attributes:
-        path: "emoji" for the embedded pictures; a folder of class folders, with or without train
-            and test (or val) folders above them; a .npz archive; or "hf:NAME" for the Hugging
+        path: "emoji" for the embedded pictures; a folder of class folders, with or without
+            folders train, valid and test above them; a .npz archive; or "hf:NAME" for the Hugging
             Face `datasets` package ("hf:imagefolder:FOLDER" reads a local one, "hf-stream:NAME"
             without downloading all of it).
+        valid: other such data of the same classes to score on while training.
         size: pictures are scaled and cropped to size x size pixels.
         held_out: share of the pictures kept for scoring where the data have no split.
         max_images: use only so many training pictures; 0 means all.
@@ -41,6 +42,7 @@ class ImageDataConfig:
     """
 
     path: str = "emoji"
+    valid: str = ""
     size: int = 32
     held_out: float = 0.1
     max_images: int = 0

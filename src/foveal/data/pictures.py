@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from foveal.data.left_out import printable
+from foveal.data.walk import check_file
+
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".ico", ".tga", ".jp2", ".avif"),
 }
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_MOST_BYTES = 1 << 30
 
 
 class UnreadableImageError(ValueError):
@@ -22,28 +26,30 @@ class UnreadableImageError(ValueError):
 def read_picture(source: str | Path | bytes, name: str = "") -> Any:
     """Decode a picture to an RGB `PIL.Image`.
 
-    The first frame of an animation; transparent parts on white; 16-bit and float pixels scaled
-    to 8 bits; grey, palette and CMYK converted; turned upright as its EXIF data says.
+    The first frame of an animation; transparent parts on white; grey, palette and CMYK converted;
+    turned upright as its EXIF data says. Pixels of 16 bits are scaled to 8, those of 32 bits if
+    one is above 255; floats lie between 0 and 1, or 0 and 255 if one is above 1.
 
     Args:
         source: a path, or the bytes of a file.
         name: what to call it in errors; the path unless given.
 
     Raises:
-        UnreadableImageError: the file is missing, empty, damaged or no picture; names it.
+        UnreadableImageError: the file is missing, empty, damaged, no picture or no file at all,
+            or has pixels that are NaN, infinite, negative or out of range; names it.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    name = name or (str(source) if not isinstance(source, bytes) else "a picture")
+    name = name or (printable(source) if not isinstance(source, bytes) else "a picture")
     try:
-        raw = source if isinstance(source, bytes) else Path(source).read_bytes()
+        raw = source if isinstance(source, bytes) else _bytes_of(Path(source), name)
         if not raw:
             raise UnreadableImageError(f"{name} is empty (0 bytes).")
         picture = Image.open(io.BytesIO(raw))
         _check_size(picture, name)
         picture.seek(0)
         picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        return to_rgb(ImageOps.exif_transpose(picture), name)
     except FileNotFoundError:
         raise UnreadableImageError(f"{name} does not exist.") from None
     except UnidentifiedImageError:
@@ -68,28 +74,53 @@ def _check_size(picture: Any, name: str) -> None:
         )
 
 
-def _to_rgb(picture: Any) -> Any:
+def _bytes_of(path: Path, name: str) -> bytes:
+    """The bytes of a regular file: nothing else is opened, and nothing that fills the memory."""
+    if not path.exists():
+        raise UnreadableImageError(f"{name} does not exist.")
+    try:
+        check_file(path, "the picture")
+    except ValueError as error:
+        raise UnreadableImageError(str(error)) from None
+    if path.stat().st_size > _MOST_BYTES:
+        raise UnreadableImageError(f"{name} has more than the {_MOST_BYTES:,} bytes allowed.")
+    return path.read_bytes()
+
+
+def to_rgb(picture: Any, name: str) -> Any:
+    """Any decoded picture as RGB, on white.
+
+    Raises:
+        UnreadableImageError: pixels that are NaN, infinite, negative or out of range.
+    """
     from PIL import Image
 
     if picture.mode in _DEEP_MODES:
-        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        sixteen = picture.mode.startswith("I;16") or picture.format == "PNG"
+        values = _eight_bits(np.asarray(picture), sixteen, name)
+        return Image.fromarray(values).convert("RGB")
+    has_alpha = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    if has_alpha or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Deep pixels as uint8: 16-bit ones by their range, others stretched if they need it."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = np.nan_to_num(values)
-        top = 1.0 if values.max(initial=0.0) <= 1.0 else max(255.0, float(values.max()))
-    else:
-        top = 255.0 if values.max(initial=0) <= 255 else max(65535.0, float(values.max()))
-    return (values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)
+def _eight_bits(values: np.ndarray, sixteen: bool, name: str) -> np.ndarray:
+    """Deep pixels as uint8."""
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if not np.isfinite(low + high):
+        count = int((~np.isfinite(values)).sum())
+        raise UnreadableImageError(f"{name} has {count:,} pixels that are NaN or infinite.")
+    steps = (1.0, 255.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    top = 65535.0 if sixteen else next((step for step in steps if high <= step), 0.0)
+    if low < 0 or not top:
+        raise UnreadableImageError(
+            f"{name} has pixels from {low:g} to {high:g}; they must lie between 0 and "
+            f"{steps[0]:g} or {steps[1]:g}."
+        )
+    return (values * (255.0 / top)).round().astype(np.uint8)
 
 
 def resize_and_crop(picture: Any, size: int, *, crop_share: float = 1.0) -> np.ndarray:

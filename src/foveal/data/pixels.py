@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.data import augment
-from foveal.data.image_sources import open_images
+from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import ImageDataConfig, ImageSet
 from foveal.data.sampling import ShuffledSampler
 
@@ -23,13 +23,14 @@ class PixelDataConfig:
     """Which pictures, and how large.
 
     Attributes:
-        path, size, held_out, max_images: as in ImageDataConfig; a picture of size x size pixels is
-            a sequence of size * size * 3 values.
+        path, valid, size, held_out, max_images: as in ImageDataConfig; a picture of size x size
+            pixels is a sequence of size * size * 3 values.
         flip: mirror half of the training pictures left to right.
         scored_images: held-out pictures that are scored, spread over all of them; 0 means all.
     """
 
     path: str = "emoji"
+    valid: str = ""
     size: int = 32
     held_out: float = 0.1
     max_images: int = 0
@@ -48,15 +49,23 @@ def open_pixels(config: PixelDataConfig) -> tuple[ImageSet, ImageSet]:
     Raises:
         ValueError: no such data, or a size that makes no sense.
     """
+    return open_images(_images_of(config))
+
+
+def pixels_to_score(config: PixelDataConfig, data: str | None = None) -> ImageSet:
+    """What a run is scored on, or all of other pictures; see `images_to_score`."""
+    return images_to_score(_images_of(config), data)
+
+
+def _images_of(config: PixelDataConfig) -> ImageDataConfig:
     if config.scored_images < 0:
         raise ValueError(f"data.scored_images must not be negative, got {config.scored_images}.")
-    return open_images(
-        ImageDataConfig(
-            path=config.path,
-            size=config.size,
-            held_out=config.held_out,
-            max_images=config.max_images,
-        )
+    return ImageDataConfig(
+        path=config.path,
+        valid=config.valid,
+        size=config.size,
+        held_out=config.held_out,
+        max_images=config.max_images,
     )
 
 

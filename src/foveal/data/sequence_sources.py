@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from foveal.data import listops
-from foveal.data.folders import TEST, TRAIN, child, subfolders
-from foveal.data.image_sources import open_images
+from foveal.data.examples import ExampleParts, Examples
+from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import ImageDataConfig, ImageSet
+from foveal.data.left_out import LeftOut
+from foveal.data.sequence_files import find_texts
 from foveal.data.sequences import SequenceDataConfig, SequenceSet, check_sequence_config
 
 LISTOPS = "listops"
-_TEXT = (".txt", ".md", ".py", ".rst", ".html", ".csv")
 _LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, as Pillow's "L"
 _BATCH = 1024
 
@@ -33,13 +32,13 @@ def open_sequences(config: SequenceDataConfig) -> Pair:
     check_sequence_config(config)
     if config.path == LISTOPS:
         train, test = _generated(config)
+        if config.valid:
+            test = sequences_to_score(config, config.valid, test.classes)
     elif config.path.endswith(".npz"):
-        train, test = _pixels(config)
-    elif config.path.startswith("hf:"):
-        train, test = _datasets(config)
+        train, test = (_flat(part, config.length) for part in open_images(_images_of(config)))
     else:
-        train, test = _folder(config)
-    if config.max_examples:
+        train, test = _texts(config)
+    if config.max_examples and len(train) > config.max_examples:
         train = train.subset(_shuffled(len(train))[: config.max_examples], train.name)
     for part, what in ((train, "to train on"), (test, "to score on")):
         if not len(part) or len(part.classes) < 2:
@@ -48,6 +47,45 @@ def open_sequences(config: SequenceDataConfig) -> Pair:
                 f"classes {what}, but a classifier needs at least one, and two classes."
             )
     return train, test
+
+
+def sequences_to_score(
+    config: SequenceDataConfig, data: str | None = None, classes: Sequence[str] | None = None
+) -> SequenceSet:
+    """What a run is scored on: its own test part, else what it held out, or all of other data.
+
+    Args:
+        data: other data: their test part, else their validation part, else all of them.
+        classes: those of the run; labels become places in them, and sequences of other classes
+            are left out and counted.
+
+    Raises:
+        ValueError: no such data, or none of a known class.
+    """
+    check_sequence_config(config)
+    path = config.path if data is None else data
+    if path == LISTOPS:
+        if data is None and config.valid:
+            return sequences_to_score(config, config.valid, classes)
+        return _generated(config)[1]
+    if path.endswith(".npz"):
+        return _flat(images_to_score(_images_of(config), data, classes), config.length)
+    left = LeftOut()
+    parts = find_texts(path, config, left)
+    found = parts.scored() if data is not None else parts.test or _pair(config, parts, left)[1]
+    if classes is not None:
+        known = found.with_classes(classes, left)
+        if len(found) and not len(known):
+            raise ValueError(
+                f"the data must have classes of the run, {', '.join(classes)}; {path} has "
+                f"{', '.join(found.classes)}."
+            )
+        found = known
+    scored = _read(found, left)
+    if not len(scored):
+        raise ValueError(f"data.path={path!r} has no sequences to score on.")
+    left.warn(path, "sequence")
+    return scored
 
 
 def _generated(config: SequenceDataConfig) -> Pair:
@@ -69,14 +107,18 @@ def _generated(config: SequenceDataConfig) -> Pair:
     return train, test
 
 
-def _pixels(config: SequenceDataConfig) -> Pair:
-    """Grey pixels of an archive of pictures, row by row."""
-    images = ImageDataConfig(path=config.path, size=config.size, held_out=config.held_out)
-    train, test = open_images(images)
-    return _flat(train, config.length), _flat(test, config.length)
+def _images_of(config: SequenceDataConfig) -> ImageDataConfig:
+    return ImageDataConfig(
+        path=config.path,
+        valid=config.valid,
+        size=config.size,
+        held_out=config.held_out,
+        max_images=config.max_examples,
+    )
 
 
 def _flat(images: ImageSet, length: int) -> SequenceSet:
+    """Grey pixels of pictures, row by row."""
     luma = torch.tensor(_LUMA)[:, None, None]
     grey = [
         (images.read(part).float() * luma).sum(1).round().byte().flatten(1)[:, :length]
@@ -88,89 +130,29 @@ def _flat(images: ImageSet, length: int) -> SequenceSet:
     )
 
 
-def _folder(config: SequenceDataConfig) -> Pair:
-    root = Path(config.path).expanduser()
-    if not root.is_dir():
-        raise ValueError(
-            f"data.path={config.path!r} is no folder; name 'listops', a folder of class folders "
-            "of text files, a .npz archive of pictures, or 'hf:NAME'."
-        )
-    train_root, test_root = child(root, TRAIN), child(root, TEST)
-    # what cannot be scored on is not trained on: IMDB has a folder of reviews without a class
-    classes = subfolders(test_root or train_root or root)
-    train = _read_folder(train_root or root, classes, config.length)
-    if train_root is None or test_root is None:
-        return _split(train, config.held_out)
-    return train, _read_folder(test_root, classes, config.length)
+def _texts(config: SequenceDataConfig) -> Pair:
+    left = LeftOut()
+    train, test = _pair(config, find_texts(config.path, config, left), left)
+    sets = _read(train, left, config.max_examples), _read(test, left)
+    for part in sets:
+        part.skipped = list(left.problems)
+    left.warn(config.path, "sequence")
+    return sets
 
 
-def _read_folder(root: Path, classes: list[str], length: int) -> SequenceSet:
-    sequences, labels, skipped = [], [], []
-    for label, name in enumerate(classes):
-        for path in sorted((root / name).rglob("*")):
-            if path.suffix.lower() not in _TEXT or not path.is_file():
-                continue
-            with path.open("rb") as file:
-                found = np.frombuffer(file.read(length), np.uint8)
-            if not len(found):
-                skipped.append(f"{path} is empty.")
-                continue
-            sequences.append(found)
-            labels.append(label)
-    return SequenceSet(str(root), sequences, labels, classes, 256, skipped)
+def _pair(
+    config: SequenceDataConfig, parts: ExampleParts, left: LeftOut
+) -> tuple[Examples, Examples]:
+    if not config.valid:
+        return parts.pair(config.held_out)
+    held_out = find_texts(config.valid, config, left).scored()
+    return parts.train, held_out.with_classes(parts.train.classes, left)
 
 
-def _datasets(config: SequenceDataConfig) -> Pair:
-    """A text data set with a ClassLabel column, such as hf:imdb."""
-    name = config.path.removeprefix("hf:")
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"data.path={config.path!r} needs the package datasets: pip install datasets"
-        ) from None
-    try:
-        found = datasets.load_dataset(name)
-    except Exception as error:  # the package has many ways to say no
-        raise ValueError(f"datasets cannot load {name!r}: {error}") from None
-    train = _read_split(found["train"], name, config.length)
-    test = next((split for split in TEST if split in found), None)
-    if test is None:
-        return _split(train, config.held_out)
-    return train, _read_split(found[test], name, config.length)
-
-
-def _read_split(split: Any, name: str, length: int) -> SequenceSet:
-    import datasets
-
-    features = split.features
-    label = next((k for k, v in features.items() if isinstance(v, datasets.ClassLabel)), None)
-    text = next((k for k, v in features.items() if getattr(v, "dtype", "") == "string"), None)
-    if label is None or text is None:
-        raise ValueError(
-            f"the data set {name!r} must have a text and a ClassLabel column, it has "
-            f"{', '.join(features)}."
-        )
-    rows = [(item[text].encode()[:length], item[label]) for item in split]
-    rows = [(row, value) for row, value in rows if row]
-    return SequenceSet(
-        name,
-        [np.frombuffer(row, np.uint8) for row, _ in rows],
-        [value for _, value in rows],
-        features[label].names,
-    )
-
-
-def _split(whole: SequenceSet, held_out: float) -> Pair:
-    """A share of every class is kept for scoring."""
-    is_test = torch.zeros(len(whole), dtype=torch.bool)
-    for label in range(len(whole.classes)):
-        mine = (whole.labels == label).nonzero()[:, 0]
-        count = max(round(len(mine) * held_out), 1) if len(mine) > 1 else 0
-        is_test[mine[_shuffled(len(mine))[:count]]] = True
-    index = torch.arange(len(whole))
-    train = whole.subset(index[~is_test], f"{whole.name}, training part")
-    return train, whole.subset(index[is_test], f"{whole.name}, held-out part")
+def _read(examples: Examples, left: LeftOut, limit: int = 0) -> SequenceSet:
+    good, pieces = examples.read(left, limit)
+    rows = [row for piece in pieces for row in piece]
+    return SequenceSet(good.name, rows, good.labels, good.classes, 256, left.problems)
 
 
 def _shuffled(count: int) -> Tensor:

@@ -20,9 +20,13 @@ class SequenceDataConfig:
 
     Attributes:
         path: "listops" for generated expressions; a folder of class folders of text files, with
-            or without train and test folders above them, read as bytes; a .npz archive of
-            pictures, read as a row of grey pixels; or "hf:NAME" for a text data set of the
+            or without folders train, valid and test above them, read as bytes; a table (.csv,
+            .tsv, .jsonl, .json, .parquet), or a folder of train.csv and test.csv; a .npz archive
+            of pictures, read as a row of grey pixels; or "hf:NAME" for a text data set of the
             Hugging Face `datasets` package.
+        valid: other such data of the same classes to score on while training.
+        column, label: the columns of a table that hold the text and its class; "text" and
+            "label" unless told otherwise.
         length: tokens of a sequence at most; longer ones are cut.
         size: pictures are scaled to size x size pixels.
         train_examples, test_examples: of ListOps; Long Range Arena has 96,000 and 2,000.
@@ -31,6 +35,9 @@ class SequenceDataConfig:
     """
 
     path: str = "listops"
+    valid: str = ""
+    column: str = ""
+    label: str = ""
     length: int = 2000
     size: int = 32
     train_examples: int = 96_000

@@ -1,21 +1,25 @@
 """Where bytes come from: a file, a folder, a glob, or Python's own standard library.
 
 A source is resolved into `Span`s, pieces of files, before anything is read; the bytes themselves
-are memory-mapped, so a corpus may be larger than memory.
+are read where they lie, so a corpus may be larger than memory. Packed files, columns of tables
+and texts in UTF-16 are held in memory, as UTF-8.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import platform
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+from foveal.data.corpus import Corpus, Span
+from foveal.data.folders import SPELLINGS, Parts, file_parts, folder_parts
+from foveal.data.left_out import LeftOut, printable
+from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
+from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes, unpacked_name
+from foveal.data.text_kinds import LOOKED_AT, head_of, keep_texts, looks_binary, why_no_text
+from foveal.data.walk import check_file, is_file, is_hidden, walk
 
 STANDARD_LIBRARY = "stdlib"
 """The name under which the embedded default corpus is asked for."""
@@ -27,80 +31,110 @@ _SKIPPED = {
     *("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"),
     *("encodings", "turtledemo", "__pycache__"),
 }
-_MAX_OPEN_MAPS = 512
 
 
-@dataclass(frozen=True)
-class Span:
-    """The bytes `start <= position < stop` of one file."""
-
-    path: Path
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-class Corpus:
-    """Spans of files read as one long array of bytes, without loading them.
+@dataclass
+class TextParts:
+    """A source resolved: its pieces by part, each None where the source has no such part.
 
     Attributes:
-        name: what to call the corpus in reports.
-        spans: the pieces, in order; none is empty.
+        name: the source, printable.
+        train: everything where there are no parts.
     """
 
-    def __init__(self, name: str, spans: Sequence[Span]) -> None:
-        self.name = name
-        self.spans = tuple(span for span in spans if len(span))
-        # _starts[i] is the position of span i in the whole; the last entry is the length
-        self._starts = np.cumsum([0, *map(len, self.spans)])
-        # a folder may hold more files than a process may map, so only the latest stay open
-        self._map = lru_cache(_MAX_OPEN_MAPS)(_map_file)
+    name: str
+    train: list[Span]
+    valid: list[Span] | None = None
+    test: list[Span] | None = None
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    @property
+    def has_parts(self) -> bool:
+        """Whether the source brings something to score on."""
+        return bool(self.valid or self.test)
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        """`length` bytes from position `start`, as a new uint8 array of shape (length,)."""
-        if start < 0 or length < 0 or start + length > len(self):
-            raise ValueError(
-                f"the window must lie inside the {len(self)} bytes of {self.name}, "
-                f"got {start=}, {length=}."
-            )
-        out = np.empty(length, dtype=np.uint8)
-        filled = 0
-        index = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while filled < length:
-            span = self.spans[index]
-            offset = start + filled - int(self._starts[index])
-            piece = min(length - filled, len(span) - offset)
-            begin = span.start + offset
-            out[filled : filled + piece] = self._map(span.path)[begin : begin + piece]
-            filled, index = filled + piece, index + 1
-        return out
+    def pair(self) -> tuple[Corpus, Corpus]:
+        """To train on, and to score on meanwhile: the source's own parts, else a split."""
+        if not self.has_parts:
+            return _split(self.name, self.train)
+        held_out, what = (self.valid, "validation") if self.valid else (self.test, "test")
+        return (
+            Corpus(f"{self.name}, training part", self.train),
+            Corpus(f"{self.name}, {what} part", held_out or []),
+        )
 
-    def checksum(self) -> str:
-        """The first 12 hex digits of the SHA-256 of all bytes: names the data beside a score."""
-        digest = hashlib.sha256()
-        for start in range(0, len(self), 1 << 20):
-            digest.update(self.read(start, min(1 << 20, len(self) - start)).tobytes())
-        return digest.hexdigest()[:12]
+    def scored(self) -> Corpus:
+        """The test part, else the validation part, else all of it."""
+        if self.test:
+            return Corpus(f"{self.name}, test part", self.test)
+        if self.valid:
+            return Corpus(f"{self.name}, validation part", self.valid)
+        return Corpus(f"{self.name}, all of it", self.train)
 
 
-def open_corpus(path: str = STANDARD_LIBRARY) -> tuple[Corpus, Corpus]:
+def open_corpus(
+    path: str = STANDARD_LIBRARY, valid: str = "", column: str = ""
+) -> tuple[Corpus, Corpus]:
     """The training and the validation part of a source.
 
     Args:
-        path: "stdlib", or a file, a folder (all files below it, hidden ones left out), or a glob.
-            With 20 files or more every 20th is held out; with fewer, the last tenth of each.
+        path: "stdlib", or a file, a folder (all texts below it, hidden ones left out), or a glob.
+            Folders or files named train and valid or test are the parts. Otherwise, with 20
+            files or more every 20th is held out; with fewer, the last tenth of each.
+        valid: another source that is held out; then all of `path` is trained on.
+        column: the column of tables (.csv, .tsv, .jsonl, .json, .parquet) that holds the text.
 
     Raises:
-        ValueError: nothing is there, or what is there is empty.
+        ValueError: nothing is there, or what is there is empty, or no text.
     """
+    parts = find_text(path, column)
+    if not valid:
+        return parts.pair()
+    held_out = find_text(valid, column).scored() if valid != STANDARD_LIBRARY else None
+    train = Corpus(f"{parts.name}, training part", parts.train)
+    return train, held_out or find_text(valid, column).pair()[1]
+
+
+def corpus_to_score(
+    path: str, valid: str = "", column: str = "", data: str | None = None
+) -> Corpus:
+    """What a run is scored on: its own test part, else what it held out, or all of other data.
+
+    Args:
+        path, valid, column: as in `open_corpus`.
+        data: another source: its test part, else its validation part, else all of it.
+    """
+    if data is not None and data != STANDARD_LIBRARY:
+        return find_text(data, column).scored()
+    own = find_text(path if data is None else data, column)
+    if own.test:
+        return own.scored()
+    return open_corpus(path, valid, column)[1] if data is None else own.pair()[1]
+
+
+def find_text(path: str, column: str = "") -> TextParts:
+    """Resolve a source; what it holds besides texts is counted in one warning.
+
+    Raises:
+        ValueError: nothing is there, or what is there is empty, or no text.
+    """
+    left = LeftOut()
     if path == STANDARD_LIBRARY:
-        return _split("Python " + platform.python_version(), standard_library_files())
-    return _split(path, find_files(path))
+        files = standard_library_files()
+        spans = [Span(file, 0, file.stat().st_size) for file in files]
+        return TextParts("Python " + platform.python_version(), spans)
+    target = Path(path).expanduser()
+    if target.is_dir():
+        parts = _find_parts(target, path, column, left)
+    else:
+        files = find_files(path)
+        alone = len(files) == 1 and not glob.has_magic(path)
+        spans = [_named(files[0], column)] if alone else _spans(files, column, left)
+        parts = TextParts(printable(path), spans)
+    for part in (parts.train, parts.valid, parts.test):
+        if part is not None and not sum(map(len, part)):
+            _refuse_empty(path, len(part), left, column)
+    left.warn(path)
+    return parts
 
 
 def standard_library_files() -> list[Path]:
@@ -117,54 +151,152 @@ def standard_library_files() -> list[Path]:
 
 
 def find_files(path: str) -> list[Path]:
-    """The files that a path or a glob stands for, sorted.
+    """The file that a path stands for, or the files that match a glob, sorted.
 
     Raises:
-        ValueError: the path does not exist, or the folder or the glob holds no file.
+        ValueError: the path does not exist or is no file, or no file matches the glob.
     """
     target = Path(path).expanduser()
-    if target.is_file():
-        return [target]
-    if target.is_dir():
-        files = sorted(file for file in target.rglob("*") if _is_visible_file(file, target))
-        if not files:
-            raise ValueError(f"the data folder has no files, got path={path!r}.")
-        return files
-    if glob.has_magic(path):
+    if glob.has_magic(path) and not target.exists():
         found = sorted(map(Path, glob.glob(str(target), recursive=True)))
-        files = [file for file in found if file.is_file()]
-        if not files:
+        hidden = target.name.startswith(".")
+        real = {  # a link upwards shows the same files again and again
+            file.resolve(): file
+            for file in reversed(found)
+            if is_file(file, LeftOut()) and (hidden or not is_hidden(file.name))
+        }
+        if not real:
             raise ValueError(
                 f"no file matches the pattern path={path!r}; "
                 "quote it so that the shell leaves it alone, and use ** to reach into subfolders."
             )
-        return files
-    raise ValueError(
-        f"the data must exist, got path={path!r}; "
-        "name a file, a folder, a glob, or stdlib for the embedded text."
+        return sorted(real.values())
+    if not target.exists():
+        raise ValueError(
+            f"the data must exist, got path={path!r}; "
+            "name a file, a folder, a glob, or stdlib for the embedded text."
+        )
+    check_file(target, "the data")
+    return [target]
+
+
+def _find_parts(root: Path, path: str, column: str, left: LeftOut) -> TextParts:
+    """The parts of a folder, by its folders or its files; all of it where there are none."""
+    folders = folder_parts(root)
+    if folders is not None and (folders.valid or folders.test):
+        for other in folders.others:
+            left.add("folder beside the parts", other.name)
+        files = {
+            part: [file for folder in getattr(folders, part) for file in walk(folder, left)]
+            for part in SPELLINGS
+        }
+    else:
+        below = walk(root, left)
+        if not below:
+            raise ValueError(
+                f"the data folder has no files, got path={path!r}"
+                + (f"; left out: {left.kinds()}." if left else ".")
+            )
+        found = file_parts(f for f in below if f.parent == root and _may_be_part(f, column))
+        files = {"train": below} if found is None else _chosen(found, below, left)
+    spans = {part: _spans(paths, column, left) for part, paths in files.items() if paths}
+    return TextParts(
+        printable(path), spans.get("train", []), spans.get("valid"), spans.get("test")
     )
 
 
-def _is_visible_file(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return not hidden and file.is_file()
+def _chosen(found: Parts, below: list[Path], left: LeftOut) -> dict[str, list[Path]]:
+    """Files that are parts; what else there is is counted."""
+    files = {part: list(getattr(found, part)) for part in SPELLINGS}
+    used = {path for paths in files.values() for path in paths}
+    for path in below:
+        if path not in used:
+            left.add("file beside the parts", path.name)
+    return files
 
 
-def _split(name: str, files: list[Path]) -> tuple[Corpus, Corpus]:
+def _may_be_part(path: Path, column: str) -> bool:
+    if column:
+        return is_table(path, json_too=True)
+    return unpacked_name(path).suffix.lower() in ("", ".txt", ".text", ".raw", ".tokens", ".tok")
+
+
+def _spans(files: list[Path], column: str, left: LeftOut) -> list[Span]:
+    """The texts among files of a folder; what is no text is counted."""
+    spans = []
+    for path in keep_texts(files, left, tables=bool(column)):
+        span = _span(path, column)
+        if span.held is not None and (
+            why_no_text(path, span.held[:LOOKED_AT]) or looks_binary(span.held)
+        ):
+            left.add_file(path)
+        else:
+            spans.append(span)
+    return spans
+
+
+def _named(path: Path, column: str) -> Span:
+    """The text in a file that was asked for by its name.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    name = printable(path)
+    if column and not is_table(path, json_too=True):
+        raise ValueError(
+            f"column={column!r} is for tables ({', '.join(TABLES)}), but the data are {name}."
+        )
+    if not column and is_table(path):
+        raise ValueError(
+            f"{name} is a table; name the column of its texts with --data.column, or rename it "
+            "to .txt to read it as it lies."
+        )
+    span = Span(path, 0, 0) if column else _span(path, column)
+    head = b"" if column else head_of(path) if span.held is None else span.held[:LOOKED_AT]
+    if not column and (kind := why_no_text(path, head)):
+        raise ValueError(f"{name} is {kind} and no text; unpack it, or name a text.")
+    return _span(path, column) if column else span
+
+
+def _span(path: Path, column: str) -> Span:
+    """A file, or what it holds where that has to be unpacked, decoded or picked from a table."""
+    if column:
+        held = _column(path, column)
+        return Span(path, 0, len(held), held)
+    held = read_bytes(path) if is_packed(path) else None
+    mark, encoding = mark_of(head_of(path) if held is None else held)
+    if encoding != "utf-8":
+        held, mark = decode_text(held or read_bytes(path), printable(path)).encode(), 0
+    return Span(path, mark, path.stat().st_size if held is None else len(held), held)
+
+
+def _column(path: Path, column: str) -> bytes:
+    """The texts of a column, a newline behind each."""
+    texts = []
+    for called, row in read_rows(path, (column,)):
+        if isinstance(row, BadRowError):
+            raise row
+        if text := text_of(row, column, called):
+            texts.append(f"{text}\n".encode())
+    return b"".join(texts)
+
+
+def _refuse_empty(path: str, files: int, left: LeftOut, column: str) -> None:
+    if files:
+        what = "file is" if files == 1 else f"{files} files are all"
+        raise ValueError(f"the data must not be empty, but the {what} empty: path={path!r}.")
+    what = f"table with the column {column!r}" if column else "text"
+    hint = "" if column else " (tables need --data.column)"
+    raise ValueError(f"path={path!r} holds no {what}{hint}; left out: {left.kinds()}.")
+
+
+def _split(name: str, whole: list[Span]) -> tuple[Corpus, Corpus]:
     """Hold out every 20th file, or the tail of each where there are fewer than 20."""
-    whole = [Span(file, 0, file.stat().st_size) for file in files]
-    if not sum(map(len, whole)):
-        what = "file is" if len(files) == 1 else f"{len(files)} files are all"
-        raise ValueError(f"the data must not be empty, but the {what} empty: path={name!r}.")
-    if len(files) >= HOLD_OUT_EVERY:
+    if len(whole) >= HOLD_OUT_EVERY:
         valid = whole[::HOLD_OUT_EVERY]
         train = [span for index, span in enumerate(whole) if index % HOLD_OUT_EVERY]
     else:
-        cuts = [span.stop - span.stop // 10 for span in whole]
-        train = [Span(s.path, 0, cut) for s, cut in zip(whole, cuts, strict=True)]
-        valid = [Span(s.path, cut, s.stop) for s, cut in zip(whole, cuts, strict=True)]
+        cuts = [span.stop - len(span) // 10 for span in whole]
+        train = [replace(span, stop=cut) for span, cut in zip(whole, cuts, strict=True)]
+        valid = [replace(span, start=cut) for span, cut in zip(whole, cuts, strict=True)]
     return Corpus(f"{name}, training part", train), Corpus(f"{name}, held-out part", valid)
-
-
-def _map_file(path: Path) -> np.ndarray:
-    return np.memmap(path, dtype=np.uint8, mode="r")

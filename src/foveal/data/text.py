@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveal.data.sampling import ShuffledSampler, permute
-from foveal.data.sources import Corpus
+from foveal.data.sources import Corpus, corpus_to_score, open_corpus
 
 IGNORED = -100
 """Target of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
@@ -22,12 +22,29 @@ class TextConfig:
     """Where the bytes come from and how they are cut.
 
     Attributes:
-        path: "stdlib" (the source of Python's standard library), a file, a folder or a glob.
+        path: "stdlib" (the source of Python's standard library), a file (.gz, .bz2, .xz and .zst
+            are unpacked), a folder or a glob. Folders or files named train and valid or test are
+            the parts.
+        valid: another such path to score on; then all of `path` is trained on.
+        column: the column that holds the text, where the data are tables (.csv, .tsv, .jsonl,
+            .json, .parquet).
         context: bytes that a window holds.
     """
 
     path: str = "stdlib"
+    valid: str = ""
+    column: str = ""
     context: int = 256
+
+
+def open_text(config: TextConfig) -> tuple[Corpus, Corpus]:
+    """The bytes to train on and those to score on; see `open_corpus`."""
+    return open_corpus(config.path, config.valid, config.column)
+
+
+def text_to_score(config: TextConfig, data: str | None = None) -> Corpus:
+    """What a run is scored on, or all of other data; see `corpus_to_score`."""
+    return corpus_to_score(config.path, config.valid, config.column, data)
 
 
 class TextStream:

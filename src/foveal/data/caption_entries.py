@@ -1,0 +1,214 @@
+"""Pictures with their captions, as folders and archives hold them, before they are decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from foveal.common.words import suggest
+from foveal.data.archives import members
+from foveal.data.left_out import LeftOut, printable
+from foveal.data.pictures import SUFFIXES
+from foveal.data.tables import BadRowError, Row, read_rows, text_of
+from foveal.data.text_files import decode_text, lines, read_text, unpacked_name
+from foveal.data.walk import walk
+
+_TABLE_NAMES = ("metadata", "captions")
+_TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_FILE_KEYS = ("file_name", "filename", "file", "image", "image_path", "path")
+_CAPTION_KEYS = ("text", "caption", "captions")
+_TEXTS = (".txt", ".caption")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture that is not decoded yet.
+
+    Attributes:
+        source: its path, or the bytes of the file.
+        captions: at least one.
+        called: what to call it in messages.
+    """
+
+    source: str | bytes
+    captions: list[str]
+    called: str
+
+
+def captions_in(text: str) -> list[str]:
+    """The captions in a text: one a line."""
+    return [line.strip() for line in lines(text) if line.strip()]
+
+
+def is_caption_table(path: Path) -> bool:
+    """Whether a file lists captions of many pictures: metadata.jsonl, captions.csv, ..."""
+    inner = unpacked_name(path)
+    return inner.stem.lower() in _TABLE_NAMES and inner.suffix.lower() in _TABLE_SUFFIXES
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def folder_entries(root: Path, column: str, left: LeftOut) -> list[Entry]:
+    """Every picture below a folder that has captions, in a table or in a .txt beside it.
+
+    What is no picture and no caption is counted; so is a picture without a caption.
+    """
+    listed: dict[Path, list[str]] = {}
+    pictures: list[Path] = []
+    texts: dict[Path, Path] = {}
+    for path in walk(root, left):
+        if is_caption_table(path):
+            _read_table(path, root, column, listed, left)
+        elif path.suffix.lower() in SUFFIXES:
+            pictures.append(path)
+        elif path.suffix.lower() in _TEXTS:
+            texts.setdefault(path.with_suffix(""), path)
+        else:
+            left.add_file(path)
+    found = []
+    for path in sorted({*pictures, *listed}):
+        beside = texts.pop(path.with_suffix(""), None)
+        captions = listed.get(path)
+        if captions is None:
+            captions = _captions_beside(beside, left)
+        if captions:
+            found.append(Entry(str(path), captions, printable(path)))
+        elif captions is not None:
+            left.problems.append(f"{printable(path)} has no caption.")
+    for path in texts.values():
+        left.add("text without a picture", path.name)
+    return found
+
+
+def _captions_beside(path: Path | None, left: LeftOut) -> list[str] | None:
+    """The captions in a .txt; None where it cannot be read, which is told."""
+    if path is None:
+        return []
+    try:
+        return captions_in(read_text(path))
+    except ValueError as error:
+        left.problems.append(str(error))
+        return None
+
+
+def _read_table(
+    table: Path, root: Path, column: str, listed: dict[Path, list[str]], left: LeftOut
+) -> None:
+    """Add the captions of a table to `listed`; bad rows are told in `left`.
+
+    Raises:
+        ValueError: no readable table, or it has no column of pictures or of captions.
+    """
+    inside = root.resolve()
+    good = bad = 0
+    keys: list[str] = []
+    for called, row in read_rows(table, (column,) if column else ()):
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            keys = list(row)
+            path = _file_of(row, table.parent, inside, called)
+            captions = captions_of(row, column, called)
+        except BadRowError as error:
+            bad += 1
+            left.problems.append(str(error))
+            continue
+        good += 1
+        listed.setdefault(path, []).extend(captions)
+    if bad and not good and keys:
+        hint = suggest(_FILE_KEYS[0], keys, "name the columns so.")
+        raise ValueError(
+            f"the table {printable(table)} must have file_name and text, it has "
+            f"{', '.join(keys)}; {hint}"
+        )
+
+
+def _file_of(row: Row, home: Path, inside: Path, called: str) -> Path:
+    """The picture that a row names, which must lie in the folder of the data."""
+    key = next((key for key in _FILE_KEYS if row.get(key)), None)
+    if key is None or not isinstance(row[key], str):
+        raise BadRowError(f"{called} is not JSON with file_name and text.")
+    name = row[key].replace("\\", "/")
+    path = home / name
+    absolute = name.startswith("/") or PureWindowsPath(name).drive
+    if absolute or "\0" in name or not path.resolve().is_relative_to(inside):
+        raise BadRowError(f"{called} names a file outside its folder: {printable(name)!r}.")
+    return home / Path(*[part for part in path.relative_to(home).parts if part != "."])
+
+
+def captions_of(row: Row, column: str, called: str) -> list[str]:
+    """The captions in a row: a text with one a line, or a list of texts."""
+    for key in (column,) if column else _CAPTION_KEYS:
+        value = row.get(key)
+        if isinstance(value, list | tuple):
+            texts = [text_of({key: one}, key, called).strip() for one in value]
+            return [" ".join(lines(text)) for text in texts if text]
+        if text := text_of(row, key, called):
+            return captions_in(text)
+    return []
+
+
+# -- archives -------------------------------------------------------------------------------------
+
+
+def archive_entries(paths: list[Path], column: str, left: LeftOut) -> Iterator[Entry]:
+    """Samples of webdataset archives: members that share their path up to the first dot."""
+    for path in paths:
+        samples: dict[str, dict[str, bytes]] = {}
+        for name, read in members(path, left):
+            folder, slash, last = name.rpartition("/")
+            stem, _, suffix = last.partition(".")
+            kind = f".{suffix.rpartition('.')[2]}".lower()
+            if kind in (*SUFFIXES, *_TEXTS, ".json"):
+                samples.setdefault(folder + slash + stem, {})[suffix.lower()] = read()
+            else:
+                left.add_file(Path(printable(last)))
+        for key, sample in samples.items():
+            yield from _sample(sample, f"{printable(key)} of {printable(path.name)}", column, left)
+
+
+def _sample(sample: dict[str, bytes], called: str, column: str, left: LeftOut) -> Iterator[Entry]:
+    pictures = [name for name in sample if f".{name.rpartition('.')[2]}" in SUFFIXES]
+    if not pictures:
+        left.add("caption without a picture", called)
+        return
+    for name in pictures[1:]:
+        left.add("second picture of one caption", f"{called}: {name}")
+    try:
+        captions = _captions_in_sample(sample, called, column)
+    except ValueError as error:
+        left.problems.append(str(error))
+        return
+    if captions:
+        yield Entry(sample[pictures[0]], captions, called)
+    else:
+        left.problems.append(f"{called} has no caption.")
+
+
+def _captions_in_sample(sample: dict[str, bytes], called: str, column: str) -> list[str]:
+    readers: dict[str, Callable[[str], list[str]]] = {
+        "json": lambda text: captions_of(_object(text, called), column, called),
+        "txt": captions_in,
+        "caption": captions_in,
+    }
+    order = ("json", "txt", "caption") if column else ("txt", "caption", "json")
+    for suffix in order:
+        if suffix in sample:
+            captions = readers[suffix](decode_text(sample[suffix], f"the .{suffix} of {called}"))
+            if captions:
+                return captions
+    return []
+
+
+def _object(text: str, called: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRowError(f"the .json of {called} is not JSON.") from None
+    if not isinstance(found, dict):
+        raise BadRowError(f"the .json of {called} is no JSON object.")
+    return found

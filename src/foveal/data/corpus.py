@@ -1,0 +1,100 @@
+"""Pieces of files as one long array of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from foveal.data.file_reader import FileReader, Stamp
+
+_MAX_OPEN_FILES = 128
+
+
+@dataclass(frozen=True)
+class Span:
+    """The bytes `start <= position < stop` of one file.
+
+    Attributes:
+        held: what the file holds when it is unpacked and decoded; None to read it as it lies.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    held: bytes | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Corpus:
+    """Spans of files read as one long array of bytes, without loading them.
+
+    Attributes:
+        name: what to call the corpus in reports.
+        spans: the pieces, in order; none is empty.
+    """
+
+    def __init__(self, name: str, spans: Sequence[Span]) -> None:
+        self.name = name
+        self.spans = tuple(span for span in spans if len(span))
+        # _starts[i] is the position of span i in the whole; the last entry is the length
+        self._starts = np.cumsum([0, *map(len, self.spans)])
+        self._stamps = {s.path: Stamp.of(s.path.stat()) for s in self.spans if s.held is None}
+        # a folder may hold more files than a process may open, so only the latest stay open
+        self._reader = lru_cache(_MAX_OPEN_FILES)(self._open)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` bytes from position `start`, as a new uint8 array of shape (length,).
+
+        Raises:
+            ValueError: a window outside, or a file that has changed since the corpus was opened.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise ValueError(
+                f"the window must lie inside the {len(self)} bytes of {self.name}, "
+                f"got {start=}, {length=}."
+            )
+        out = np.empty(length, dtype=np.uint8)
+        filled = 0
+        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while filled < length:
+            span = self.spans[index]
+            offset = start + filled - int(self._starts[index])
+            piece = min(length - filled, len(span) - offset)
+            self._fill(out[filled : filled + piece], span, span.start + offset)
+            filled, index = filled + piece, index + 1
+        return out
+
+    def first(self, count: int) -> Corpus:
+        """The first `count` bytes, or all where there are no more."""
+        spans, left = [], count
+        for span in self.spans:
+            spans.append(replace(span, stop=span.start + min(left, len(span))))
+            left -= len(spans[-1])
+        cut = count < len(self)
+        return Corpus(f"{self.name}, first {count:,} bytes", spans) if cut else self
+
+    def checksum(self) -> str:
+        """The first 12 hex digits of the SHA-256 of all bytes: names the data beside a score."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 1 << 20):
+            digest.update(self.read(start, min(1 << 20, len(self) - start)).tobytes())
+        return digest.hexdigest()[:12]
+
+    def _fill(self, out: np.ndarray, span: Span, start: int) -> None:
+        if span.held is None:
+            self._reader(span.path).read_into(out, start)
+        else:
+            out[:] = np.frombuffer(span.held, np.uint8, len(out), start)
+
+    def _open(self, path: Path) -> FileReader:
+        return FileReader(path, self._stamps[path])

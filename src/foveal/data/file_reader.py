@@ -1,0 +1,97 @@
+"""Reading pieces of files that somebody else may change meanwhile, never to wrong bytes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foveal.data.left_out import printable
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file is still the one that was looked at."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        """The stamp in what `stat` says."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+class FileReader:
+    """An open file whose pieces are read where they lie.
+
+    A memory map would end the process by a signal when the file shrinks; reads say so.
+
+    Args:
+        path: the file.
+        stamp: what it was when its size was taken.
+
+    Raises:
+        ValueError: it has vanished or is another file by now.
+    """
+
+    def __init__(self, path: Path, stamp: Stamp) -> None:
+        self.path, self.stamp = path, stamp
+        self._handle = -1
+        try:
+            self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise ValueError(
+                f"the data file {printable(path)} cannot be read any more: {error.strerror}."
+            ) from None
+        self._lock = threading.Lock()
+        self._check()
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Fill `out`, uint8 (length,), with the bytes from `start`.
+
+        Raises:
+            ValueError: the file has changed since its stamp was taken.
+        """
+        view, filled = memoryview(out), 0  # type: ignore[arg-type]
+        while filled < len(view):
+            count = self._read(view[filled:], start + filled)
+            if not count:
+                break
+            filled += count
+        self._check()
+        if filled < len(view):
+            raise ValueError(f"the data file {printable(self.path)} ended early while being read.")
+
+    def _read(self, view: memoryview, start: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._handle, [view], start)
+        with self._lock:  # no reads at a place on this system: go there, and read
+            os.lseek(self._handle, start, os.SEEK_SET)
+            piece = os.read(self._handle, len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def _check(self) -> None:
+        found = Stamp.of(os.fstat(self._handle))
+        if found == self.stamp:
+            return
+        if (found.device, found.inode) != (self.stamp.device, self.stamp.inode):
+            what = "was replaced by another file"
+        elif found.size != self.stamp.size:
+            what = f"had {self.stamp.size:,} bytes and has {found.size:,} now"
+        else:
+            what = "was written to"
+        raise ValueError(
+            f"the data file {printable(self.path)} {what} while it was in use; work on a copy "
+            "that nobody changes, and resume with the same bytes or start anew."
+        )
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)

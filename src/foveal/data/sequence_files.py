@@ -1,0 +1,206 @@
+"""Texts with classes: in class folders, in tables, or of the Hugging Face `datasets` package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveal.data.examples import ExampleParts, Examples, Read, all_of, in_parts
+from foveal.data.folders import SPELLINGS, file_parts, folder_parts
+from foveal.data.image_hub import hub_labels, hub_parts, label_column, load_hub
+from foveal.data.labels import as_classes
+from foveal.data.left_out import LeftOut, printable
+from foveal.data.sequences import SequenceDataConfig
+from foveal.data.tables import BadRowError, is_table, read_rows, text_of
+from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes
+from foveal.data.text_kinds import keep_texts
+from foveal.data.walk import is_hidden, subfolders, walk
+
+_TEXT, _LABEL = "text", "label"
+_UNLABELLED = ("unsup", "unsupervised", "unlabeled", "unlabelled")
+
+
+def find_texts(path: str, config: SequenceDataConfig, left: LeftOut) -> ExampleParts:
+    """A data set by part, unread.
+
+    Raises:
+        ValueError: no such data, or no classes.
+    """
+    if path.startswith("hf:"):
+        splits = hub_parts(load_hub(path))
+        name = path.removeprefix("hf:")
+        return in_parts(
+            {part: _of_hub(split, name, config, left) for part, split in splits.items()}, left
+        )
+    root = Path(path).expanduser()
+    if root.is_file() and is_table(root, json_too=True):
+        return ExampleParts(_of_tables([root], printable(root.name), config, left))
+    if not root.is_dir():
+        raise ValueError(
+            f"data.path={path!r} is no folder; name 'listops', a folder of class folders "
+            "of text files, a table with a text and a label column, a .npz archive of pictures, "
+            "or 'hf:NAME'."
+        )
+    return _of_folder(root, config, left)
+
+
+def _of_folder(root: Path, config: SequenceDataConfig, left: LeftOut) -> ExampleParts:
+    name = printable(root.name)
+    folders = folder_parts(root)
+    if folders is not None:
+        for other in folders.others:
+            left.add("folder beside the parts", other.name)
+        homes = {p: home for p in SPELLINGS for home in getattr(folders, p)}
+        labelled = {f.name for p in ("valid", "test") if p in homes for f in subfolders(homes[p])}
+        found = {
+            part: _of_classes(home, f"{name}, {printable(home.name)}", config, left, labelled)
+            for part, home in homes.items()
+        }
+        return in_parts(found, left)
+    tables = [path for path in walk(root, LeftOut()) if is_table(path, json_too=True)]
+    tables = [path for path in tables if path.parent == root]
+    if not tables or subfolders(root):
+        return ExampleParts(_of_classes(root, name, config, left))
+    parts = file_parts(tables)
+    if parts is None:
+        return ExampleParts(_of_tables(tables, name, config, left))
+    for other in parts.others:
+        left.add("table beside the parts", other.name)
+    return in_parts(
+        {
+            part: _of_tables(list(getattr(parts, part)), f"{name}, {part}", config, left)
+            for part in SPELLINGS
+            if getattr(parts, part)
+        },
+        left,
+    )
+
+
+def _of_classes(
+    root: Path,
+    name: str,
+    config: SequenceDataConfig,
+    left: LeftOut,
+    labelled: set[str] | None = None,
+) -> Examples:
+    """Text files by class folder, those without text and those in no class counted.
+
+    Args:
+        labelled: classes that are scored; IMDB has a folder "unsup" beside them, of none.
+    """
+    files: list[Path] = []
+    labels: list[int] = []
+    classes: list[str] = []
+    for folder in subfolders(root):
+        mine = keep_texts(walk(folder, left), left, tables=False)
+        if labelled and folder.name not in labelled and folder.name.lower() in _UNLABELLED:
+            left.add(f"without a class in {printable(folder.name)}", folder.name, len(mine))
+        elif not mine:
+            left.add("class folder without texts", folder.name)
+        else:
+            files += mine
+            labels += [len(classes)] * len(mine)
+            classes.append(printable(folder.name))
+    for path in sorted(root.iterdir()):
+        if not path.is_dir() and not is_hidden(path.name):
+            left.add_file(path)
+
+    def load(index: np.ndarray) -> Read:
+        return _checked([_start_of(files[i], config.length) for i in index])
+
+    return all_of(name, np.array(labels, np.int64), classes, load)
+
+
+def _start_of(path: Path, length: int) -> bytes | str:
+    """The first bytes of a text as UTF-8; a sentence where it cannot be read."""
+    try:
+        if is_packed(path):
+            raw = read_bytes(path)
+        else:
+            with path.open("rb") as file:
+                raw = file.read(length + 4)
+                if mark_of(raw)[1] != "utf-8":
+                    raw += file.read()
+        mark, encoding = mark_of(raw)
+        raw = raw[mark:] if encoding == "utf-8" else decode_text(raw, printable(path)).encode()
+    except (OSError, ValueError) as error:
+        return f"{printable(path)} cannot be read: {error}"
+    return raw[:length] or f"{printable(path)} is empty."
+
+
+def _checked(found: list[bytes | str]) -> Read:
+    """Arrays, and what was wrong, by number."""
+    rows = [np.frombuffer(raw if isinstance(raw, bytes) else b"", np.uint8) for raw in found]
+    return rows, [(number, raw) for number, raw in enumerate(found) if isinstance(raw, str)]
+
+
+def _in_memory(
+    rows: list[bytes], values: Any, name: str, where: str, config: SequenceDataConfig
+) -> Examples:
+    labels, classes, named = as_classes(values, where)
+
+    def load(index: np.ndarray) -> Read:
+        return _checked([rows[i][: config.length] for i in index])
+
+    return all_of(name, labels, classes, load, named=named)
+
+
+def _of_tables(
+    paths: list[Path], name: str, config: SequenceDataConfig, left: LeftOut
+) -> Examples:
+    """Rows of tables with a text and a label."""
+    text, label = config.column or _TEXT, config.label or _LABEL
+    rows: list[bytes] = []
+    values: list[Any] = []
+    for path in paths:
+        for called, row in read_rows(path, (text, label)):
+            if isinstance(row, BadRowError):
+                raise row
+            found = text_of(row, text, called)
+            value = row.get(label)
+            if not found or value in (None, ""):
+                left.add(f"row without {text if not found else label}", called)
+            else:
+                rows.append(found.encode())
+                values.append(value)
+    kinds = sorted({type(value).__name__ for value in values})
+    where = f"{printable(paths[0].name)}, column {label!r}"
+    if len(kinds) > 1 and "str" in kinds:
+        raise ValueError(f"labels of {where} must be of one kind, got {' and '.join(kinds)}.")
+    if any(isinstance(value, list | dict) for value in values):
+        raise ValueError(f"labels of {where} must be one class for each example, got {kinds[0]}.")
+    if not rows:
+        raise ValueError(f"{printable(paths[0])} has no rows with {text!r} and {label!r}.")
+    return _in_memory(rows, values, name, where, config)
+
+
+def _of_hub(split: Any, name: str, config: SequenceDataConfig, left: LeftOut) -> Examples:
+    """A text data set with a column of classes, such as hf:imdb."""
+    features = split.features
+    label = config.label or label_column(features)
+    text = config.column or next(
+        (k for k, v in features.items() if getattr(v, "dtype", "") == "string" and k != label),
+        None,
+    )
+    if label is None or label not in features or text not in features:
+        raise ValueError(
+            f"the data set {name!r} must have a text and a ClassLabel column, it has "
+            f"{', '.join(features)}."
+        )
+    items = [(item[text] or "", item[label]) for item in split]
+    values = [value for _, value in items]
+    labels, classes = hub_labels(split, values, label, name)
+    rows = [text.encode("utf-8", "replace")[: config.length] for text, _ in items]
+    empty = sum(not row for row in rows)
+    missing = int((labels < 0).sum())
+    for kind, count in (("row without text", empty), ("row without a label", missing)):
+        if count:
+            left.add(kind, name, count)
+    kept = np.array([bool(row) for row in rows]) & (labels >= 0)
+
+    def load(index: np.ndarray) -> Read:
+        return _checked([rows[i] for i in index])
+
+    return all_of(name, labels, classes, load).subset(np.flatnonzero(kept))

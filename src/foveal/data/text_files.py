@@ -1,0 +1,168 @@
+"""Text files as people write them: their encodings, their lines, packed or not."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import importlib
+import lzma
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from foveal.data.left_out import printable
+from foveal.data.walk import check_file
+
+PACKED = (".gz", ".bz2", ".xz", ".lzma", ".zst")
+"""Suffixes of packed single files."""
+
+MOST_UNPACKED = 4 << 30
+"""Bytes that one packed file may hold; what claims more has to be unpacked by hand."""
+
+_CHUNK = 1 << 20
+_MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+def lines(text: str) -> list[str]:
+    r"""The lines of a text, which end at \n, \r\n or \r and nowhere else.
+
+    `str.splitlines` also breaks at U+2028, U+0085, form feeds and others, which are text.
+    """
+    found = _LINE_END.split(text)
+    return found[:-1] if found[-1] == "" else found
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file, unpacked and decoded.
+
+    Raises:
+        ValueError: it cannot be read, or is no text in UTF-8, nor in UTF-16 or UTF-32 with a mark.
+    """
+    return decode_text(read_bytes(path), printable(path))
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """Bytes as text: UTF-8, or what the byte order mark says.
+
+    Raises:
+        ValueError: bytes that are no such text; names the line and the column of the first.
+    """
+    mark, encoding = mark_of(raw)
+    try:
+        text = raw[mark:].decode(encoding)
+    except UnicodeDecodeError as error:
+        before = raw[mark : mark + error.start].decode(encoding, "replace")
+        line, column = _place(before)
+        raise ValueError(
+            f"{name} is not {encoding.upper()} at line {line}, column {column}; convert it first, "
+            "as with iconv -f latin1 -t utf-8."
+        ) from None
+    if (zero := text.find("\0")) >= 0:
+        line, column = _place(text[:zero])
+        raise ValueError(
+            f"{name} has a NUL character at line {line}, column {column}: it is no text, or "
+            "UTF-16 without a byte order mark; convert it to UTF-8."
+        )
+    return text
+
+
+def mark_of(raw: bytes) -> tuple[int, str]:
+    """Length of the byte order mark, and the encoding it stands for; (0, "utf-8") without one."""
+    for mark, encoding in _MARKS:
+        if raw.startswith(mark):
+            return len(mark), encoding
+    return 0, "utf-8"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is packed, as its suffix says; archives of many files are not meant."""
+    inner = Path(path.stem).suffix.lower()
+    return path.suffix.lower() in PACKED and inner != ".tar"
+
+
+def unpacked_name(path: Path) -> Path:
+    """The path without the suffix of a packer."""
+    return path.with_suffix("") if is_packed(path) else path
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file, unpacked if its suffix says that it is packed.
+
+    Args:
+        limit: refuse files that hold more; `MOST_UNPACKED` unless given.
+
+    Raises:
+        ValueError: no such file, no file at all, damaged, too large, or no unpacker.
+    """
+    limit = MOST_UNPACKED if limit is None else limit
+    check_file(path)
+    name = printable(path)
+    try:
+        with opener(path)(path) as stream:
+            raw = _read(stream, limit)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{name} cannot be read: {reason}.") from None
+    except (EOFError, lzma.LZMAError, ValueError) as error:
+        raise ValueError(f"{name} is damaged or not what its suffix says: {error}.") from None
+    except Exception as error:
+        if not is_packed(path):
+            raise
+        raise ValueError(f"{name} is damaged or not what its suffix says: {error}.") from None
+    if raw is None:
+        raise ValueError(
+            f"{name} holds more than {limit:,} bytes when read; unpack it by hand, or split it."
+        )
+    return raw
+
+
+def opener(path: Path) -> Callable[[Path], Any]:
+    """What opens a file for reading bytes; ValueError where the unpacker is not installed."""
+    if not is_packed(path):
+        return lambda path: path.open("rb")
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        return _zstd_opener(path)
+    known: dict[str, Any] = {".gz": gzip, ".bz2": bz2, ".xz": lzma, ".lzma": lzma}
+    return lambda path: known[suffix].open(path, "rb")
+
+
+def _zstd_opener(path: Path) -> Callable[[Path], Any]:
+    """Whichever of the packages that read Zstandard is there."""
+    for module in ("compression.zstd", "backports.zstd", "zstandard", "pyzstd"):
+        try:
+            found = importlib.import_module(module)  # one of several, none of them required
+        except ImportError:
+            continue
+        return lambda path: found.open(path, "rb")
+    name = printable(path)
+    raise ValueError(
+        f"{name} needs a package to unpack .zst: pip install zstandard; or unpack it first: "
+        f"zstd -d {path.name}"
+    )
+
+
+def _read(stream: BinaryIO, limit: int) -> bytes | None:
+    """All bytes of a stream, or None where they are more than `limit`."""
+    parts, length = [], 0
+    while piece := stream.read(_CHUNK):
+        parts.append(piece)
+        length += len(piece)
+        if length > limit:
+            return None
+    return b"".join(parts)
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Line and column of what comes after `before`, both counted from 1."""
+    above = lines(before + "x")
+    return len(above), len(above[-1])

@@ -1,0 +1,93 @@
+"""Files below a folder: what people put there, without what systems put beside it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from foveal.data.left_out import LeftOut, printable
+
+_SYSTEM = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"),
+    *("@eadir", "system volume information", "lost+found", "icon\r", "__pycache__"),
+}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or was put there by a system and not by a person."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def walk(root: Path, left: LeftOut) -> list[Path]:
+    """All regular files below a folder, sorted; hidden and system ones passed over.
+
+    Links are followed, each folder is entered once, and links upwards are no way to go. What is
+    neither a file nor a folder (FIFOs, sockets, devices, broken links), or may not be read, is
+    counted in `left`, never opened.
+    """
+    files: list[Path] = []
+    real = root.resolve()
+    entered = {_identity(folder) for folder in (real, *real.parents)}
+    todo = [root]
+    while todo:
+        folder = todo.pop()
+        for entry in _entries(folder, left):
+            path = folder / entry.name
+            if is_hidden(entry.name):
+                continue
+            if not entry.is_dir():
+                if is_file(path, left):
+                    files.append(path)
+            elif (found := _identity(path)) not in entered:
+                entered.add(found)
+                todo.append(path)
+    return sorted(files)
+
+
+def subfolders(root: Path) -> list[Path]:
+    """The folders in root, sorted by name; hidden and system ones passed over."""
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    return [root / name for name in names if not is_hidden(name)]
+
+
+def is_file(path: Path, left: LeftOut) -> bool:
+    """Whether a path is a regular file that may be read; counted in `left` if it is not."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        left.add("broken link" if path.is_symlink() else "unreadable file", path.name)
+        return False
+    if not stat.S_ISREG(mode):
+        left.add("FIFO, socket or device", path.name)
+    elif not os.access(path, os.R_OK):
+        left.add("unreadable file", path.name)
+    else:
+        return True
+    return False
+
+
+def check_file(path: Path, what: str = "the file") -> None:
+    """Raise ValueError unless a path is a regular file: nothing else is ever opened."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # a NUL byte in the name is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{what} {printable(path)} cannot be read: {reason}.") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
+        raise ValueError(f"{what} {printable(path)} must be a file, but it is {kind}.")
+
+
+def _entries(folder: Path, left: LeftOut) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:
+        left.add("unreadable folder", folder.name)
+        return []
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
