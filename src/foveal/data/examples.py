@@ -58,7 +58,11 @@ class Examples:
         labels = places[self.labels]
         for number in np.unique(self.labels[labels < 0]):
             count = int((self.labels == number).sum())
-            left.add(f"example of class {self.classes[number]!r}, which training lacks", self.name, count)
+            left.add(
+                f"example of class {self.classes[number]!r}, which training lacks",
+                self.name,
+                count,
+            )
         known = np.flatnonzero(labels >= 0)
         return replace(self.subset(known), labels=labels[known], classes=wanted)
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.data.sources import Corpus, open_corpus
+from foveal.data.sources import Corpus
 from foveal.data.text import (
     IGNORED,
     TextStream,
     decode,
     encode,
+    open_text,
     scoring_windows,
 )
 from foveal.recipes.build import build_model
@@ -60,7 +61,7 @@ class ByteTask:
 
     def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
         data, training = config.data, config.training
-        self.train_corpus, self.valid_corpus = open_corpus(data.path)
+        self.train_corpus, self.valid_corpus = open_text(data)
         self.context = data.context
         self.stream = TextStream(
             self.train_corpus, data.context, training.batch_size, training.seed, rank, world_size

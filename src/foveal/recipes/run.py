@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.data.sources import Corpus, Span, open_corpus
+from foveal.data.sources import Corpus, open_corpus
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.config import RunConfig
 from foveal.recipes.report import write_run_report
@@ -197,10 +197,4 @@ def _head(corpus: Corpus, max_bytes: int) -> Corpus:
     """The first bytes of a corpus."""
     if max_bytes < 2:
         raise ValueError(f"max_bytes must be at least 2, got {max_bytes=}.")
-    if len(corpus) <= max_bytes:
-        return corpus
-    spans, left = [], max_bytes
-    for span in corpus.spans:
-        spans.append(Span(span.path, span.start, span.start + min(left, len(span))))
-        left -= len(spans[-1])
-    return Corpus(f"{corpus.name}, first {max_bytes:,} bytes", spans)
+    return corpus.first(max_bytes)
