@@ -261,8 +261,8 @@ def _named(path: Path, column: str) -> Span:
 def _span(path: Path, column: str) -> Span:
     """A file, or what it holds where that has to be unpacked, decoded or picked from a table."""
     if column:
-        held = _column(path, column)
-        return Span(path, 0, len(held), held)
+        texts = _column(path, column)
+        return Span(path, 0, len(texts), texts)
     held = read_bytes(path) if is_packed(path) else None
     mark, encoding = mark_of(head_of(path) if held is None else held)
     if encoding != "utf-8":
