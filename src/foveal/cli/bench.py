@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from foveal.bench import find, machine, measure, table
-from foveal.cli.options import parse
+from foveal.cli.parsing import parse
 
 BUDGET = 150.0
 """Seconds that the rounds of all cases may take together, unless rounds are asked for."""

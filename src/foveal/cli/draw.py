@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.options import parse
-from foveal.patterns import serialize
+from foveal.cli.parsing import parse
+from foveal.common.inputs import reading
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,10 @@ def main(arguments: list[str]) -> int:
 
         return draw_picture.main(arguments[1:])
     options = parse(Options, arguments, "draw")
-    pattern = serialize.parse(options.pattern)
+    from foveal.patterns import serialize
+
+    with reading(f"the pattern {options.pattern!r}"):
+        pattern = serialize.parse(options.pattern)
     path = Path(_file_name(options.pattern)) if options.output is None else options.output
     if not path.parent.is_dir():
         raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.options import parse
-from foveal.recipes.runs import find_run
+from foveal.cli.parsing import parse
 
 
 @dataclass(kw_only=True)
@@ -38,6 +37,7 @@ def main(arguments: list[str]) -> int:
             f"the folder of output={str(options.output)!r} does not exist; make it first."
         )
     from foveal.recipes.image_runs import draw_run_attention
+    from foveal.recipes.runs import find_run
 
     at = [_pixel(text) for text in options.at]
     for path in draw_run_attention(find_run(options.run), options.image, at, options.output):

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.options import parse
-from foveal.recipes.runs import find_run
+from foveal.cli.parsing import parse
 
 
 @dataclass(kw_only=True)
@@ -49,6 +48,7 @@ def main(arguments: list[str]) -> int:
     if not path.parent.is_dir():
         raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
     from foveal.recipes.caption_runs import draw_pictures
+    from foveal.recipes.runs import find_run
 
     sheet = draw_pictures(
         find_run(options.run),

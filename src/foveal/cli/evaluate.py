@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.options import parse
+from foveal.cli.parsing import parse
 from foveal.recipes.caption_report import caption_rows
 from foveal.recipes.caption_runs import CaptionEvaluation, evaluate_captions
 from foveal.recipes.image_runs import evaluate_images

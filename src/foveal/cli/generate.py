@@ -7,10 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from foveal.cli.options import parse
-from foveal.recipes.pixel_runs import generate_pictures
-from foveal.recipes.run import generate
-from foveal.recipes.runs import find_run, load_config
+from foveal.cli.parsing import parse
 
 
 @dataclass(kw_only=True)
@@ -43,6 +40,10 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the prompt, its continuation and the speed; or the path of the pictures."""
     options = parse(Options, arguments, "generate")
+    from foveal.recipes.pixel_runs import generate_pictures
+    from foveal.recipes.run import generate
+    from foveal.recipes.runs import find_run, load_config
+
     folder = find_run(options.run)
     pixels = load_config(folder).task == "pixels"
     default = 1.0 if pixels else 0.7

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import dataclass
 
-from foveal.cli.options import parse
-from foveal.patterns.serialize import known_patterns
-from foveal.recipes.build import model_class, model_names
-from foveal.recipes.config import recipe_names, summary_of
+from foveal.cli.parsing import parse
 
 
 @dataclass(kw_only=True)
 class Options:
-    """List recipes, patterns and models."""
+    """List recipes, patterns and models.
+
+    Attributes:
+        json: print them as JSON: kind, then name, then what it is.
+    """
+
+    json: bool = False
 
 
 def main(arguments: list[str]) -> int:
     """Print three short tables."""
-    parse(Options, arguments, "list")
-    _table("recipes", {name: summary_of(name) for name in recipe_names()})
-    _table("patterns", {name: _first_line(cls) for name, cls in known_patterns().items()})
-    _table("models", {name: _first_line(model_class(name)) for name in model_names()})
+    options = parse(Options, arguments, "list")
+    from foveal.patterns.serialize import known_patterns
+    from foveal.recipes.build import model_class, model_names
+    from foveal.recipes.config import recipe_names, summary_of
+
+    found = {
+        "recipes": {name: summary_of(name) for name in recipe_names()},
+        "patterns": {name: _first_line(cls) for name, cls in known_patterns().items()},
+        "models": {name: _first_line(model_class(name)) for name in model_names()},
+    }
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for title, rows in found.items():
+        _table(title, rows)
     return 0
 
 

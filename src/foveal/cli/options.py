@@ -1,69 +1,30 @@
-"""Command-line options from dataclasses, by tyro; mistakes become one line."""
+"""The options of `foveal train`: every value of a recipe, and every keyword of its model."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import inspect
-import io
-import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from foveal.common.words import meant
+from foveal.cli.parsing import parse, plain
 from foveal.recipes.build import model_arguments, model_class
 from foveal.recipes.config import RunConfig, config_from_dict
 
-OptionsT = TypeVar("OptionsT")
-
 _ALIASES = {
-    "data.path": "--data",
-    "training.steps": "--steps",
-    "training.time_budget": "--time-budget",
-    "training.seed": "--seed",
-    "data.shuffle_captions": "--shuffle-captions",
+    "data": {"path": "--data", "shuffle_captions": "--shuffle-captions"},
+    "training": {
+        "steps": "--steps",
+        "time_budget": "--time-budget",
+        "seed": "--seed",
+        "device": "--device",
+    },
 }
-
-
-def parse(options: type[OptionsT], arguments: Sequence[str], command: str) -> OptionsT:
-    """Parse a command line; `--help` prints and exits with 0.
-
-    Raises:
-        ValueError: an unknown option or an unreadable value, in one line.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=list(arguments), prog=f"foveal {command}")
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-    raise ValueError(f"{_one_line(said.getvalue())} (foveal {command} --help lists the options)")
-
-
-def _one_line(box: str) -> str:
-    """The gist of tyro's framed message, with the nearest option that it knows."""
-    plain = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]+|-{3,}", " ", box)
-    words = " ".join(line.strip(" |+") for line in plain.splitlines())
-    words = " ".join(words.split())
-    gist = re.split(r"Perhaps you meant|Arguments? similar to|Argument helptext|For full", words)[
-        0
-    ]
-    gist = re.sub(r"^(Unrecognized options|Value error|Required options|Parsing error) ", "", gist)
-    unknown = re.match(r"Unrecognized (?:or misplaced )?options: (--\S+?),? ", gist + " ")
-    if unknown:
-        known = set(re.findall(r"--[\w.-]+", words[len(gist) :])) - {unknown[1], "--help"}
-        near = meant(unknown[1], known)
-        hint = f"; did you mean {near}?" if near else ""
-        return f"unknown option {unknown[1]}{hint}"
-    wrong = re.match(r"Error parsing (\S+): no type matching (\S+) .*? from \[(.*?)\]", gist)
-    if wrong:
-        return f"{wrong[1]} must be {wrong[2]}, got {wrong[3]}"
-    return gist.strip()
+"""Short names, by section."""
 
 
 def parse_overrides(
@@ -74,7 +35,7 @@ def parse_overrides(
     Returns:
         The configuration, the output folder or None, and whether to resume.
     """
-    options: Any = parse(_train_options(config), arguments, f"train {config.recipe}")
+    options: Any = parse(_train_options(config), arguments, f"train {config.recipe}", pairs=True)
     given = {key: _given(value) for key, value in vars(options.model).items()}
     values = {
         "recipe": config.recipe,
@@ -118,25 +79,9 @@ def _train_options(config: RunConfig) -> type:
         ("model", model, dataclasses.field(default_factory=model)),
     ]
     for name, value in sections.items():
-        made = _with_aliases(name, value)
+        made = plain(type(value), value, _ALIASES.get(name))
         fields.append((name, made, dataclasses.field(default_factory=made)))
     return dataclasses.make_dataclass("TrainOptions", fields, kw_only=True)
-
-
-def _with_aliases(section: str, value: Any) -> type:
-    """The section's dataclass again, with the present values as defaults and short names."""
-    hints = get_type_hints(type(value))
-    fields: list[Any] = []
-    for item in dataclasses.fields(value):
-        alias = _ALIASES.get(f"{section}.{item.name}")
-        hint = hints[item.name]
-        if alias:
-            hint = Annotated[hint, tyro.conf.arg(aliases=[alias])]
-        default = dataclasses.field(default=getattr(value, item.name))
-        fields.append((item.name, hint, default))
-    made = dataclasses.make_dataclass(type(value).__name__, fields, kw_only=True)
-    made.__doc__ = type(value).__doc__
-    return made
 
 
 def _model_options(config: RunConfig) -> type:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.options import parse
-from foveal.recipes.runs import find_run
+from foveal.cli.parsing import parse
 
 
 @dataclass(kw_only=True)
@@ -33,6 +32,7 @@ def main(arguments: list[str]) -> int:
     if not options.images:
         raise ValueError("name at least one picture: foveal predict RUN IMAGE")
     from foveal.recipes.image_runs import predict
+    from foveal.recipes.runs import find_run
 
     found = predict(find_run(options.run), options.images, options.top)
     for one in found:

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.options import parse
-from foveal.recipes.report import pictures_of, write_run_report
-from foveal.recipes.runs import find_run
+from foveal.cli.parsing import parse
 
 
 @dataclass(kw_only=True)
@@ -25,7 +23,11 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print the paths of the report and of its pictures."""
-    folder = find_run(parse(Options, arguments, "report").run)
+    options = parse(Options, arguments, "report")
+    from foveal.recipes.report import pictures_of, write_run_report
+    from foveal.recipes.runs import find_run
+
+    folder = find_run(options.run)
     report = write_run_report(folder)
     if report is not None:
         print(f"report   {report.resolve()}")

@@ -20,3 +20,16 @@ def suggest(word: object, known: Iterable[str], otherwise: str | None = None) ->
     if near is not None:
         return f"did you mean {near!r}?"
     return f"known: {', '.join(sorted(known))}." if otherwise is None else otherwise
+
+
+def shorten(text: str, most: int = 300) -> str:
+    """A text on one line of printable characters, without its middle where it is longer than so.
+
+    A terminal cannot be moved by what a file name holds, and shows the beginning and the end.
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if len(line) <= most:
+        return line
+    tail = most // 3
+    return f"{line[: most - tail - 5]} ... {line[-tail:]}"

@@ -1,0 +1,90 @@
+"""Whose fault an error is: what comes from outside is blamed by its name, in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something that was given cannot be used; the message says what and why."""
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of `what`, which somebody gave us.
+
+    Errors that were written for people pass as they are: a ValueError, an OSError with its file, a
+    package that is not installed. Any other, which only says that something had an unexpected
+    shape, becomes an InputError that names `what`.
+    """
+    try:
+        yield
+    except (UnicodeError, json.JSONDecodeError) as error:  # ValueErrors that name no file
+        raise InputError(f"{what} cannot be used: {reason(error)}") from error
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what} cannot be used: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What happened, for somebody who has not read the source."""
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return "it needs more memory than there is."
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply."
+    if isinstance(error, OverflowError):
+        return f"a number in it is too large ({text})." if text else "a number is too large."
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte {error.start:,} is 0x{error.object[error.start]:02x})."
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not valid JSON: {text}."
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror[0].lower()}{error.strerror[1:]}."
+    if isinstance(error, KeyError):
+        return f"it lacks {text}."
+    if isinstance(error, ValueError | FloatingPointError | OSError):
+        return text or type(error).__name__
+    return f"it has not the form that is expected ({type(error).__name__}: {text})."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's MemoryError, and torch's, which is a RuntimeError that says so in words."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _OUT_OF_MEMORY)
+
+
+# of torch on a GPU and on the CPU; the last where the number of bytes itself overflows
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "storage size calculation overflowed",
+)
+
+
+def require_file(path: str | Path, what: str) -> Path:
+    """A path as one that can be read to its end: no folder, and nothing that could wait for ever.
+
+    Raises:
+        ValueError: there is nothing, or a folder, a FIFO, a socket or a device.
+    """
+    path = Path(path).expanduser()
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # a zero byte in a path is a ValueError
+        why = reason(error) if isinstance(error, OSError) else "it holds a zero byte."
+        raise ValueError(f"{what} must be a file that exists, got {str(path)!r}: {why}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
+        raise ValueError(f"{what} must be a file, but {str(path)!r} is {kind}.")
+    return path
