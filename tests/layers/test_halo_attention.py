@@ -275,8 +275,8 @@ def test_exports_with_dynamic_sizes(padding: str) -> None:
     ("options", "message"),
     [
         ({"stride": 2, "block_size": 7}, "stride must divide the block"),
-        ({"padding": "zeros"}, "padding must be one of"),
-        ({"rel_pos": "absolute"}, "mode must be"),
+        ({"padding": "zeros"}, "padding must be 'mask'"),
+        ({"rel_pos": "absolute"}, "rel_pos must be 'sum'"),
         ({"rel_pos": "split", "dim_head": 5}, "must be even"),
         ({"out_proj": False, "dim_out": 3}, "dim_out must be 12"),
         ({"heads": 0}, "heads must be a positive int"),

@@ -136,7 +136,7 @@ def test_checkpointing_recomputes_tiled_attention():
         (lambda: SelfAttention(8, P.Full(), 4, 5), "even"),
         (lambda: SelfAttention(8, P.Full(), 0), "heads must be a positive int"),
         (lambda: SelfAttention(8, P.Full(), dropout=1.5), "dropout"),
-        (lambda: FeedForward(8, activation="relu6"), "activation must be one of"),
+        (lambda: FeedForward(8, activation="relu6"), "activation must be 'gelu'"),
         (lambda: FeedForward(8, 0), "ff_mult"),
         (lambda: Stack(8, -1, [P.Full()]), "depth"),
         (lambda: Stack(8, 1, []), "patterns"),

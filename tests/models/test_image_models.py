@@ -303,7 +303,7 @@ def test_exports_with_dynamic_sizes(kind: str) -> None:
         ("halonet", {"num_classes": -1}, "num_classes"),
         ("sepvit", {"heads": (1, 2)}, "heads must have an entry"),
         ("sepvit", {"drop_path_rate": 1.5}, "dropout"),
-        ("compact", {"depth": 3}, "depth must have an entry for each stage"),
+        ("compact", {"depth": 3}, "depth must be a list of ints"),
         ("compact", {"window_size": (7, 7)}, "window_size must have an entry"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache, PyramidCache
+from foveal.common.arguments import checked
 from foveal.layers.checks import (
     Device,
     check_dropout,
@@ -38,6 +39,7 @@ class SelfAttention(nn.Module):
         ValueError: sizes that do not divide, or a pattern whose own heads are not `heads`.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

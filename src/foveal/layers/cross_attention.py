@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
+from foveal.common.arguments import checked
 from foveal.layers.checks import (
     Device,
     check_dropout,
@@ -41,6 +42,7 @@ class CrossAttention(nn.Module):
         ValueError: sizes that do not divide.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

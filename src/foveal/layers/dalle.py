@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
+from foveal.common.arguments import checked
 from foveal.layers.checks import (
     Device,
     check_dropout,
@@ -49,6 +50,7 @@ class Attention(nn.Module):
         ValueError: sizes that make no sense, or a pattern whose own heads are not `heads`.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -255,6 +257,7 @@ class SparseConvCausalAttention(Attention):
         ValueError: an even kernel_size, or an image that does not fit into seq_len.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -302,6 +305,7 @@ class SparseAxialCausalAttention(Attention):
         ValueError: axis is neither 0 nor 1, or the image does not fit into seq_len.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -347,6 +351,7 @@ class SparseAttention(Attention):
         seed: of the random blocks.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import Linear
 from foveal.layers.weights import num_weights
@@ -58,6 +59,7 @@ class FeedForward(nn.Module):
         ValueError: an unknown activation or a size that makes no sense.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -71,9 +73,6 @@ class FeedForward(nn.Module):
         check_dropout(dropout)
         if hidden < 1:
             raise ValueError(f"ff_mult must give at least one hidden feature, got {mult=}.")
-        if activation not in get_args(Activation):
-            known = ", ".join(get_args(Activation))
-            raise ValueError(f"activation must be one of {known}; got {activation=!r}.")
         self.activation = activation
         self.to_hidden = Linear(dim, hidden if activation == "gelu" else 2 * hidden)
         self.dropout = nn.Dropout(dropout)

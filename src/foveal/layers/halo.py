@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, linear, pad
 
+from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
 from foveal.layers.windowed import windowed_attention
@@ -66,6 +67,7 @@ class HaloAttention(nn.Module):
         torch.Size([1, 32, 20, 37])
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.caches import PyramidCache
+from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import check_sizes
 from foveal.layers.rotary import Rotary
@@ -49,6 +50,7 @@ class HAttention1D(SelfAttention):
         ValueError: sizes or options that make no sense.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -93,6 +95,7 @@ class CausalHAttention1D(HAttention1D):
         Others as in HAttention1D.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -202,6 +205,7 @@ class PreShiftTokens(nn.Module):
         ValueError: no shift.
     """
 
+    @checked
     def __init__(self, shifts: Sequence[int], fn: nn.Module) -> None:
         super().__init__()
         if not len(shifts):

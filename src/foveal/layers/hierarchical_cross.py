@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from foveal.caches import PyramidMemory
+from foveal.common.arguments import checked
 from foveal.layers.checks import join_heads
 from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.hierarchical import InterleavedRotary, relative_table
@@ -32,6 +33,7 @@ class HCrossAttention1D(CrossAttention):
     Differs from the paper in: fine queries; means of clusters of a target would show its future.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

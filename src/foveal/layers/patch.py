@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
+from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import is_plain
 
@@ -32,6 +33,7 @@ class ChanLayerNorm(nn.Module):
         eps: added to the variance.
     """
 
+    @checked
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         check_sizes(dim=dim)
@@ -79,6 +81,7 @@ class PointwiseConv(nn.Conv2d):
         stride: pixels from one that is kept to the next.
     """
 
+    @checked
     def __init__(self, dim_in: int, dim_out: int, bias: bool = True, stride: int = 1) -> None:
         super().__init__(dim_in, dim_out, 1, stride, bias=bias)
 
@@ -103,6 +106,7 @@ class OverlappingPatchEmbed(nn.Module):
         kernel_size: width of a patch; odd.
     """
 
+    @checked
     def __init__(
         self, dim_in: int, dim_out: int, stride: int = 2, kernel_size: int | None = None
     ) -> None:
@@ -128,6 +132,7 @@ class PEG(nn.Module):
         kernel_size: odd.
     """
 
+    @checked
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
         super().__init__()
         check_sizes(dim=dim, kernel_size=kernel_size)
@@ -149,6 +154,7 @@ class DropPath(nn.Module):
         rate: probability of dropping.
     """
 
+    @checked
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         check_dropout(rate)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
+from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import check_sizes, join_heads
 from foveal.layers.weights import dtype_of, matrix, num_weights
@@ -37,6 +38,7 @@ class Relative(nn.Module):
         ValueError: dim is odd, or a size is not positive.
     """
 
+    @checked
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         check_sizes(dim=dim, heads=heads, dim_head=dim_head)
@@ -66,6 +68,7 @@ class RelativeTerms(nn.Module):
         shared: u and w, owned by the model; here they are only looked up.
     """
 
+    @checked
     def __init__(self, shared: Relative) -> None:
         super().__init__()
         # in a list, so that the shared weights do not count as the layer's own
@@ -150,6 +153,7 @@ class RelativeAttention(SelfAttention):
         stride: step from one token to the next, in positions: the total shortening.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

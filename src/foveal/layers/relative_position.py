@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from foveal.common.arguments import checked
 from foveal.layers.checks import check_sizes
 from foveal.layers.windows import fold, known, take_first
 from foveal.patterns.base import pair
@@ -36,6 +37,7 @@ class RelPosEmb(nn.Module):
         ValueError: an unknown mode, or an odd `dim_head` to split.
     """
 
+    @checked
     def __init__(
         self, block_size: Size, rel_size: Size, dim_head: int, mode: RelPosMode = "sum"
     ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from foveal.common.arguments import checked
+
 TABLE_LIMIT = 1 << 17
 """Positions beyond this are computed when needed instead of being kept in a table."""
 
@@ -23,6 +25,7 @@ class Rotary(nn.Module):
         ValueError: dim is odd or not positive.
     """
 
+    @checked
     def __init__(self, dim: int, base: float = 10_000.0) -> None:
         super().__init__()
         if dim < 2 or dim % 2:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import is_plain
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
@@ -40,6 +41,7 @@ class DSSA(nn.Module):
         ValueError: sizes that are not positive, or dropout outside [0, 1).
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -134,6 +136,7 @@ class SeparableAttention(nn.Module):
 
     win_tokens: nn.Parameter | None
 
+    @checked
     def __init__(
         self,
         dim: int,

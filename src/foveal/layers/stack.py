@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
+from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
@@ -29,6 +30,7 @@ class Block(nn.Module):
 
     attention_class: ClassVar[type[SelfAttention]] = SelfAttention
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -92,6 +94,7 @@ class Stack(nn.Module):
 
     block_class: ClassVar[type[Block]] = Block
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from foveal.common.arguments import read
+from foveal.common.checks import as_int
 from foveal.common.words import suggest
 from foveal.patterns import Pattern
 from foveal.patterns.serialize import from_config, parse, to_config
@@ -17,7 +21,19 @@ PatternChoice = Pattern | Sequence[Pattern]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Base of the configurations: subclass it as a frozen dataclass with a default per field."""
+    """Base of the configurations: subclass it as a frozen dataclass with a default per field.
+
+    Every value is read by the annotation of its field (`common.arguments`); a `__post_init__` of
+    a subclass calls this one first, and then says what holds beyond types.
+    """
+
+    def __post_init__(self) -> None:
+        cls: type = type(self)
+        for name, hint in _hints(cls).items():
+            value = read(name, getattr(self, name), hint)
+            if hint in (int, int | None) and value is not None:
+                as_int(name, value, 0)  # no count is negative; those that must be more say so
+            object.__setattr__(self, name, value)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -48,6 +64,17 @@ class ModelConfig:
         return cls.resolve(None, {name: _from_json(value) for name, value in values.items()})
 
 
+@functools.lru_cache(maxsize=64)
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations of the fields, without patterns, which have texts of their own."""
+    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    return {one.name: hints[one.name] for one in fields if not _has_pattern(hints[one.name])}
+
+
+def _has_pattern(hint: Any) -> bool:
+    return hint is Pattern or any(_has_pattern(part) for part in typing.get_args(hint))
+
+
 def check_keywords(owner: str, options: Iterable[str], known: Sequence[str]) -> None:
     """Raise ValueError for the first unknown keyword, with the nearest known one."""
     for name in options:
@@ -61,6 +88,15 @@ def check_range(least: float, **values: float) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {name}={value!r}.")
+
+
+def check_entries(least: int, **values: Sequence[int]) -> None:
+    """Raise ValueError for the first list with an entry below `least`, naming it."""
+    for name, value in values.items():
+        if any(entry < least for entry in value):
+            raise ValueError(
+                f"{name} must have entries of at least {least}, got {name}={tuple(value)}."
+            )
 
 
 def read_pattern(choice: Any, name: str = "pattern") -> Any:

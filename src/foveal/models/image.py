@@ -44,18 +44,12 @@ class ImageConfig(ModelConfig):
         return super().resolve(config, options)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sizes(in_chans=self.in_chans)
         if self.num_classes < 0:
             raise ValueError(f"num_classes must not be negative, got {self.num_classes}.")
         check_dropout(self.drop_rate)
         check_dropout(self.drop_path_rate)
-        for name, value in self.to_dict().items():
-            if isinstance(value, list):
-                object.__setattr__(self, name, _tuples(value))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 class ImageModel(Model):

@@ -46,6 +46,7 @@ class CLIPConfig(ModelConfig):
     mask_padding: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = set(self.names()) - {"visual_image_size", "dropout", "mask_padding"}
         check_sizes(**{name: getattr(self, name) for name in sorted(sizes)})
         check_dropout(self.dropout)

@@ -79,6 +79,7 @@ class DALLEConfig(ModelConfig):
     vae: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("dim", "num_text_tokens", "text_seq_len", "num_image_tokens", "heads", "dim_head")
         check_sizes(**{name: getattr(self, name) for name in names}, ff_mult=self.ff_mult)
         check_range(0, depth=self.depth, loss_img_weight=self.loss_img_weight)
@@ -87,11 +88,8 @@ class DALLEConfig(ModelConfig):
         if self.compat not in (None, PACKAGE):
             raise ValueError(f"compat must be None or {PACKAGE!r}, got compat={self.compat!r}.")
         object.__setattr__(self, "attn_types", _read_types(self.attn_types))
-        for name in ("shared_attn_ids", "shared_ff_ids", "sparse_attn"):
-            value = getattr(self, name)
-            if isinstance(value, (list, tuple, range)):
-                object.__setattr__(self, name, tuple(value))
-        object.__setattr__(self, "image_grid", _read_grid(self.image_grid))
+        height, width = self.grid
+        check_sizes(image_grid_height=height, image_grid_width=width)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -141,14 +139,6 @@ def _read_types(types: Any) -> Any:
             f"attn_types must be of {', '.join(ATTN_TYPES)}, or patterns; got {types!r}."
         )
     return read_pattern(types, "attn_types")
-
-
-def _read_grid(size: Any) -> int | tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise ValueError(f"image_grid must be an int or (height, width), got image_grid={size!r}.")
-    check_sizes(image_grid_height=sides[0], image_grid_width=sides[1])
-    return size if isinstance(size, int) else (sides[0], sides[1])
 
 
 CYCLE = ("full", "axial_row", "axial_col", "conv_like")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from foveal.layers.checks import check_sizes
 from foveal.layers.halo import Padding
 from foveal.layers.relative_position import RelPosMode, Size
+from foveal.models.config import check_entries
 from foveal.models.image import ImageConfig
 
 
@@ -58,6 +60,11 @@ class HaloNetConfig(ImageConfig):
                     f"{name} must have an entry for each of the {stages} stages of "
                     f"depths={self.depths}, got {name}={getattr(self, name)}."
                 )
+        check_entries(1, dims=self.dims, heads=self.heads, strides=self.strides)
+        check_entries(0, depths=self.depths)
+        check_sizes(
+            stem_dim=self.stem_dim, stem_kernel=self.stem_kernel, stem_stride=self.stem_stride
+        )
         for dim, heads in zip(self.dims, self.heads, strict=True):
             if dim % heads:
                 raise ValueError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
+from foveal.common.checks import as_int
 from foveal.layers.feed_forward import Activation
 from foveal.models.config import ModelConfig, check_range, read_pattern
 from foveal.models.hourglass.hierarchy import parse_hierarchy
@@ -94,11 +95,14 @@ class HourglassConfig(ModelConfig):
     compat: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pattern is not None:
             object.__setattr__(self, "pattern", read_pattern(self.pattern))
+        object.__setattr__(self, "depth", _read_depth(self.depth))
         if self.hierarchy is not None:
             self._read_hierarchy(self.hierarchy)
-        self._check_choices()
+        if self.compat not in (None, PACKAGE):
+            raise ValueError(f"compat must be None or {PACKAGE!r}, got compat={self.compat!r}.")
         self.factors, self.choices  # noqa: B018 - reading them checks them
         for stage in range(self.num_stages + 1):
             if self.causal and not all(one.is_causal for one in self.stage_patterns(stage)):
@@ -121,23 +125,6 @@ class HourglassConfig(ModelConfig):
             )
         object.__setattr__(self, "depth", depth)
         object.__setattr__(self, "shorten_factor", factors or None)
-
-    def _check_choices(self) -> None:
-        hints = {
-            "updown_sample_type": SampleType,
-            "shortening": Shortening,
-            "upsampling": Upsampling,
-            "positions": Positions,
-            "norms": Norms,
-            "compat": Literal[PACKAGE],
-        }
-        for name, hint in hints.items():
-            value, known = getattr(self, name), get_args(hint)
-            optional = getattr(type(self), name, "") is None  # the default of the field
-            if value not in known and not (value is None and optional):
-                raise ValueError(
-                    f"{name} must be {' or '.join(map(repr, known))}, got {name}={value!r}."
-                )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -237,6 +224,13 @@ class HourglassConfig(ModelConfig):
         several = (self.pattern,) if isinstance(self.pattern, Pattern) else self.pattern
         chosen = several[min(stage, len(several) - 1)]
         return (chosen,) if isinstance(chosen, Pattern) else tuple(chosen)
+
+
+def _read_depth(depth: Any) -> Any:
+    """A depth with Python's ints and tuples, from those of other libraries."""
+    if isinstance(depth, list | tuple):
+        return tuple(map(_read_depth, depth))
+    return as_int("depth", depth, 0)
 
 
 def _nesting(depth: Depth) -> int:

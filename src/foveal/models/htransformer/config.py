@@ -66,6 +66,7 @@ class HTransformerConfig(ModelConfig):
     compat: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(0, depth=self.depth)
         if self.pos_emb is not None:
             raise ValueError(
@@ -159,6 +160,7 @@ class HTransformerSeq2SeqConfig(ModelConfig):
     activation: Activation = "gelu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(0, enc_depth=self.enc_depth, dec_depth=self.dec_depth)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import Size
-from foveal.models.config import ModelConfig
+from foveal.models.config import ModelConfig, check_entries, check_range
 from foveal.models.image import ImageConfig
 from foveal.patterns.base import pair
 
@@ -53,7 +53,11 @@ class SepVisionTransformerConfig(ImageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self, len(self.depths), ("dims", "heads", "window_sizes", "strides"))
-        check_sizes(**{f"stem_dims[{i}]": dim for i, dim in enumerate(self.stem_dims)})
+        check_entries(1, dims=self.dims, heads=self.heads, strides=self.strides)
+        check_entries(1, stem_dims=self.stem_dims)
+        check_entries(0, depths=self.depths)
+        for stage, windows in enumerate(self.window_sizes):
+            check_entries(1, **{f"window_sizes[{stage}]": windows or (0,)})
         pair(self.image_size, "image_size")
 
     def grids(self) -> list[tuple[int, int]]:
@@ -99,18 +103,15 @@ class SepViTConfig(ModelConfig):
     out_indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("depth", "heads", "window_size", "out_indices"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        if isinstance(self.depth, int):
-            raise ValueError(
-                f"depth must have an entry for each stage, got depth={self.depth}; for example "
-                f"depth=({self.depth},)."
-            )
+        super().__post_init__()
         check_sizes(dim=self.dim, dim_head=self.dim_head, channels=self.channels)
         check_dropout(self.dropout)
+        check_dropout(self.drop_rate)
+        check_dropout(self.drop_path_rate)
+        check_range(0, num_classes=self.num_classes)
         check_stages(self, len(self.depth), ("heads", "window_size"))
+        check_entries(1, heads=self.per_stage("heads"), window_size=self.per_stage("window_size"))
+        check_entries(0, depth=self.depth)
 
     @property
     def in_chans(self) -> int:

@@ -44,6 +44,7 @@ class TransformerConfig(ModelConfig):
     rotary: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "pattern", read_pattern(self.pattern))
         check_range(0, depth=self.depth)
 

@@ -42,6 +42,7 @@ class ImageTokenizerConfig(ModelConfig):
     normalization: Normalization | None = ((0.5, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 1.0))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = ("num_tokens", "codebook_dim", "num_layers", "hidden_dim", "channels")
         check_sizes(**{name: getattr(self, name) for name in sizes})
         check_range(0, num_resnet_blocks=self.num_resnet_blocks)
