@@ -1,6 +1,7 @@
 """The loop: it learns, keeps to its budget, logs, saves, stops when asked."""
 
 import os
+import re
 import signal
 import time
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from foveal.training import OptimizerConfig, Trainer, TrainingConfig, make_accelerator
+from foveal.common import processor
+from foveal.training import OptimizerConfig, Trainer, TrainingConfig, machine, make_accelerator
 from foveal.training.checkpoints import checkpoints, last_complete, load_weights
 from foveal.training.interrupt import Interrupted
 from foveal.training.metrics import MetricsLog, read_metrics
@@ -203,14 +205,50 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         trainer(tmp_path, task, steps=30).fit()
 
 
-def test_bfloat16_is_used_when_asked_for(tmp_path):
-    """Under precision=bfloat16 matrix products run in bfloat16, weights stay float32."""
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("precision", ["bfloat16", "auto", "float32"])
+def test_bfloat16_is_used_where_asked_for_and_native(
+    tmp_path, monkeypatch, capsys, native, precision
+):
+    """Products run in bfloat16 where the processor has them, else in float32 with a word."""
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: native)
     seen = []
     task = Regression()
     task.model[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    trainer(tmp_path, task, steps=2, precision="bfloat16").fit()
-    assert set(seen) == {torch.bfloat16}
+    trainer(tmp_path, task, steps=2, precision=precision).fit()
+    expected = torch.bfloat16 if native and precision != "float32" else torch.float32
+    assert set(seen) == {expected}
     assert task.model[0].weight.dtype == torch.float32
+    said = "only emulates" in capsys.readouterr().out
+    assert said == (precision == "bfloat16" and not native)
+
+
+def test_a_time_budget_says_what_it_is_enough_for(tmp_path, capsys):
+    """After ten steps: how many there will be, of what, in which precision."""
+    task = Regression(at_step=lambda step: time.sleep(0.01))
+    outcome = trainer(tmp_path, task, time_budget=1.0).fit()
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("about")]
+    found = re.fullmatch(
+        r"about (\d+) steps of 8 rows in 0:01 on this machine, products in float32", line
+    )
+    assert outcome.step / 3 < int(found[1]) < outcome.step * 3
+
+
+def test_evaluations_do_not_eat_a_time_budget(tmp_path):
+    """Slow ones are left out once they would take more than a tenth of the time."""
+
+    class Slow(Regression):
+        def evaluate(self, **options):
+            time.sleep(0.1 if options["quick"] else 0.0)
+            return super().evaluate(**options)
+
+    task = Slow(at_step=lambda step: time.sleep(0.01))
+    trainer(tmp_path / "a", task, time_budget=1.5, evaluate_every=5).fit()
+    assert 2 <= task.evaluations <= 4  # of some twenty, the last one in full
+    task = Slow()
+    trainer(tmp_path / "b", task, steps=20, evaluate_every=5).fit()
+    assert task.evaluations == 4  # steps alone: all of them
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

@@ -68,3 +68,12 @@ def test_the_learning_rate_rises_and_falls():
     assert all(a > b for a, b in pairwise(rates[9:]))
     assert rates[100] == pytest.approx(0.1)
     assert learning_rate(config, 1000, 0.5) == pytest.approx(0.55)
+
+
+def test_the_warm_up_takes_no_more_than_a_share_of_a_time_budget():
+    """A slow machine that has time for few steps does not spend them on warming up."""
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=99, final_fraction=1.0)
+    assert learning_rate(config, 0, 0.0, 0.0) == pytest.approx(0.01)
+    assert learning_rate(config, 2, 0.025, 0.025) == pytest.approx(0.5)
+    assert learning_rate(config, 4, 0.05, 0.05) == 1.0
+    assert learning_rate(config, 99, 0.01, 0.01) == 1.0

@@ -22,7 +22,8 @@ class OptimizerConfig:
             step costs more and, in small models, needs fewer of them.
         learning_rate: the peak, reached after the warm-up.
         final_fraction: the learning rate at the end, as a fraction of the peak.
-        warmup_steps: steps over which the learning rate rises linearly from zero.
+        warmup_steps: steps over which the learning rate rises linearly from zero; but no more
+            than a twentieth of a time budget.
         weight_decay: applied to matrices only, never to biases, gains and other vectors.
         beta1, beta2, epsilon: AdamW's.
         momentum: Muon's.
@@ -51,9 +52,11 @@ class TrainingConfig:
         batch_size: examples per process and micro-batch.
         accumulate: micro-batches per optimizer step.
         seed: weights at the start, order of the data, dropout.
-        precision: "auto" is bfloat16 where the hardware multiplies it natively, else float32.
+        precision: "auto" is bfloat16 where the hardware multiplies it natively, else float32;
+            so is "bfloat16" on a processor that would only emulate it.
         device: "auto" is the accelerator that is there, "cpu" leaves it alone.
-        log_every, evaluate_every, checkpoint_every: in steps; 0 means only at the end.
+        log_every, evaluate_every, checkpoint_every: in steps; 0 means only at the end. With a
+            time budget, evaluations that would take more than a tenth of the time are left out.
         checkpoint_seconds: also save when so many seconds have passed since the last time; 0
             means never.
         keep: checkpoints to keep.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from foveal.training.config import OptimizerConfig
+from foveal.training.muon import Muon
 
 
 def make_optimizers(
@@ -25,7 +26,14 @@ def make_optimizers(
         hidden = {name: p for name, p in trained.items() if p.ndim == 2 and name.count(".") > 1}
     made: list[torch.optim.Optimizer] = []
     if hidden:
-        made.append(_muon(hidden.values(), config))
+        made.append(
+            Muon(
+                hidden.values(),
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+            )
+        )
     rest = [p for name, p in trained.items() if name not in hidden]
     if rest:
         made.append(_adamw(rest, config, device))
@@ -48,15 +56,4 @@ def _adamw(
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
         fused=device.type in ("cpu", "cuda"),
-    )
-
-
-def _muon(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.Muon(
-        parameters,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        # updates as large as AdamW's, so that one learning rate serves both
-        adjust_lr_fn="match_rms_adamw",
     )

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from foveal.common.processor import fast_dtype
 from foveal.training import checkpoints
 from foveal.training.config import OptimizerConfig, TrainingConfig, check_training
 from foveal.training.interrupt import Interrupt, Interrupted
@@ -22,10 +23,14 @@ from foveal.training.machine import native_bfloat16
 from foveal.training.metrics import MetricsLog
 from foveal.training.optimizers import make_optimizers
 from foveal.training.progress import clock, make_progress
-from foveal.training.schedule import learning_rate, progress
+from foveal.training.schedule import learning_rate, progress, time_used
 from foveal.training.task import Task, Totals
 
 CHECKPOINTS = "checkpoints"
+MEASURED_STEPS = 10
+"""Steps after which a run with a time budget says how many more there will be."""
+EVALUATION_SHARE = 0.1
+"""Most of the time so far that evaluations on the way may take of a time budget."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Trainer:
         self.optimizers = [accelerator.prepare(one) for one in made]
         model = torch.compile(task.model) if training.compile else task.model
         self._model: nn.Module = accelerator.prepare(model)
-        self._autocast = _uses_bfloat16(training, accelerator.device)
+        self.uses_bfloat16 = _uses_bfloat16(training, accelerator.device)
 
     def fit(self, resume_from: Path | None = None) -> Outcome:
         """Train to the end of the budget.
@@ -117,7 +122,8 @@ class Trainer:
             _step_seed(self.training.seed, self.step, self.accelerator.process_index)
         )
         done = progress(self.training, self.step, self.elapsed)
-        rate = learning_rate(self.optimizer_config, self.step, done)
+        used = time_used(self.training, self.elapsed)
+        rate = learning_rate(self.optimizer_config, self.step, done, used)
         for group in chain.from_iterable(one.param_groups for one in self.optimizers):
             group["lr"] = rate
         total = torch.zeros((), device=self.accelerator.device)
@@ -181,8 +187,8 @@ class Trainer:
         return float(values[0]), bool(values[1])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Matrix products in bfloat16 where the configuration says so."""
-        if not self._autocast:
+        """Matrix products in bfloat16, where configuration and device agree on it."""
+        if not self.uses_bfloat16:
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
@@ -224,11 +230,14 @@ class _Loop:
         self._logged_at, self._logged_step = time.monotonic(), trainer.step
         self._first = progress(self.training, trainer.step, trainer.elapsed)
         self._first_at = time.monotonic()
+        self._first_step = trainer.step
+        self._evaluating = self._evaluation = 0.0  # seconds of all evaluations, and of the last
 
     def run(self) -> None:
         """Step until the budget is spent or somebody interrupts."""
         trainer = self.trainer
         trainer.task.model.train()
+        self._say_precision()
         stop = self._tick()
         while progress(self.training, trainer.step, trainer.elapsed) < 1.0:
             if stop:
@@ -238,9 +247,10 @@ class _Loop:
             stop = self._tick()
             if self._due(self.training.log_every) or self._finished():
                 self._report()
-            if self._due(self.training.evaluate_every) and not self._finished():
-                metrics = trainer.evaluate(quick=True)
-                self.log.write(trainer.step, {f"valid/{k}": v for k, v in metrics.items()})
+            if trainer.step == self._first_step + MEASURED_STEPS:
+                self._say_what_to_expect()
+            if self._due(self.training.evaluate_every) and self._evaluation_fits():
+                self._evaluate()
             if self._due(self.training.checkpoint_every) or self._save_is_late():
                 self._save()
         self._save()
@@ -253,6 +263,24 @@ class _Loop:
 
     def _finished(self) -> bool:
         return progress(self.training, self.trainer.step, self.trainer.elapsed) >= 1.0
+
+    def _evaluation_fits(self) -> bool:
+        """Whether there is time to look how far the model is; on slow machines there is little."""
+        if self._finished():
+            return False
+        with_it = self._evaluating + self._evaluation
+        # only the shared clock is asked, so that all processes come to the same answer
+        return (
+            self.training.time_budget is None or with_it <= EVALUATION_SHARE * self.trainer.elapsed
+        )
+
+    def _evaluate(self) -> None:
+        trainer, began = self.trainer, self.trainer.elapsed
+        metrics = trainer.evaluate(quick=True)
+        self.log.write(trainer.step, {f"valid/{k}": v for k, v in metrics.items()})
+        self._tick()
+        self._evaluation = trainer.elapsed - began
+        self._evaluating += self._evaluation
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.trainer.step % every == 0
@@ -286,6 +314,29 @@ class _Loop:
         self.log.write(trainer.step, {**values, "elapsed": trainer.elapsed})
         self._show(loss, speed)
 
+    def _say_precision(self) -> None:
+        trainer = self.trainer
+        if self.training.precision == "bfloat16" and not trainer.uses_bfloat16:
+            self.bar.say(
+                "precision: float32, since this processor only emulates products in bfloat16"
+            )
+
+    def _say_what_to_expect(self) -> None:
+        """After the first steps: how much of the data a time budget is enough for."""
+        budget, trainer = self.training.time_budget, self.trainer
+        if not budget or self._finished():
+            return
+        each = (time.monotonic() - self._first_at) / MEASURED_STEPS
+        steps = trainer.step + max(0, round((budget - trainer.elapsed) / each))
+        if self.training.steps is not None:
+            steps = min(steps, self.training.steps)
+        units = self.training.accumulate * trainer.task.units_per_batch
+        products = "bfloat16" if trainer.uses_bfloat16 else "float32"
+        self.bar.say(
+            f"about {steps:,} steps of {units * trainer.accelerator.num_processes:,} "
+            f"{trainer.task.unit} in {clock(budget)} on this machine, products in {products}"
+        )
+
     def _show(self, loss: float, speed: float) -> None:
         trainer = self.trainer
         done = progress(self.training, trainer.step, trainer.elapsed)
@@ -300,7 +351,8 @@ class _Loop:
 def _uses_bfloat16(training: TrainingConfig, device: torch.device) -> bool:
     if training.precision == "auto":
         return native_bfloat16(device)
-    return training.precision == "bfloat16"
+    wished = training.precision == "bfloat16"
+    return wished and fast_dtype(device, torch.bfloat16) == torch.bfloat16
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
