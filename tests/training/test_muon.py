@@ -1,5 +1,6 @@
 """Muon: what it computes beside singular vectors in float64, and a state that torch's can read."""
 
+import copy
 import math
 
 import pytest
@@ -107,18 +108,19 @@ def test_the_state_goes_on_exactly_and_reads_that_of_torch():
     run(first, whole, grads[:2])
     again = torch.nn.Parameter(whole.detach().clone())
     second = Muon([again])
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert torch.equal(run(first, whole, grads[2:]), run(second, again, grads[2:]))
 
     theirs = torch.optim.Muon([torch.nn.Parameter(start.clone())], lr=0.2, momentum=0.8)
     run(theirs, theirs.param_groups[0]["params"][0], grads[:2])
+    saved = theirs.state_dict()
     parameter = torch.nn.Parameter(start.clone())
     ours = Muon([parameter])
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(copy.deepcopy(saved))
     assert ours.param_groups[0]["lr"] == 0.2
     torch.testing.assert_close(
         ours.state[parameter]["momentum_buffer"],
-        next(iter(theirs.state.values()))["momentum_buffer"],
+        saved["state"][0]["momentum_buffer"],
     )
     assert run(ours, parameter, grads[2:]).isfinite().all()
 
