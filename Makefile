@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint bench docs clean
+.PHONY: run test lint bench gpu aarch64 classes docs clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
 	$(BIN)/foveal train bytes-hourglass
@@ -26,6 +26,17 @@ lint: $(STAMP)
 
 bench: $(STAMP)          ## time attention beside dense attention on this machine
 	$(BIN)/foveal bench
+
+gpu: $(STAMP)            ## on a CUDA machine: tests, self-checks, benchmarks, profiles, docs/gpu.md
+	$(BIN)/python benchmarks/gpu.py $(PIECES)
+
+aarch64: $(STAMP)        ## the kernel for ARM, cross-compiled and tested under an emulator
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
+	  { echo "needs a cross compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }
+	$(BIN)/python -m pytest tests/ops/test_native.py -m kernel --emulate aarch64 -s
+
+classes: $(STAMP)        ## the tests of ops in each class of processors that this one can run
+	$(BIN)/python tests/classes.py
 
 docs: $(STAMP)           ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"

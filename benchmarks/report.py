@@ -43,7 +43,7 @@ def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
 def page(records: list[dict[str, Any]] | None = None) -> str:
     """The whole page as Markdown."""
     records = load() if records is None else records
-    runs = list(dict.fromkeys(map(_run, records)))
+    runs = list(dict.fromkeys(map(run_line, records)))
     parts = [INTRODUCTION, overview(records), summary(records)]
     for prefix, (heading, text) in LENGTHS.items():
         chosen = [record for record in records if record["case"].startswith(prefix)]
@@ -68,7 +68,7 @@ def overview(records: Iterable[dict[str, Any]]) -> str:
                 runs.setdefault(result["run"], []).append(f"{result['contender']} {speed:.2f}")
         cells = (f"{run}: {', '.join(speeds)}" for run, speeds in runs.items())
         rows.append([f"[{name}](#{name})", peer, "<br>".join(cells)])
-    return _table(["case", "beside", "times as fast"], rows, align=":--")
+    return table(["case", "beside", "times as fast"], rows, align=":--")
 
 
 def summary(records: Iterable[dict[str, Any]]) -> str:
@@ -101,7 +101,7 @@ def crossover(records: list[dict[str, Any]], heading: str, text: str, runs: list
             cells = [f"{speed[name]['times_peer']:.2f}" for name in names[:-1] if name in speed]
             rows.append([f"{tokens:,}", run, *cells, duration(speed[names[-1]]["seconds"])])
     header = ["tokens", "run", *names[:-1], f"{names[-1]} takes"]
-    return f"## {heading}\n\n{text}\n\n{_table(header, rows)}\n{_link(records[-1], runs)}"
+    return f"## {heading}\n\n{text}\n\n{table(header, rows)}\n{_link(records[-1], runs)}"
 
 
 def section(record: dict[str, Any], runs: list[str]) -> str:
@@ -110,7 +110,7 @@ def section(record: dict[str, Any], runs: list[str]) -> str:
     for run in dict.fromkeys(result["run"] for result in record["results"]):
         own = [result for result in record["results"] if result["run"] == run]
         parts.append(
-            _table([run, "time", "speed", "GFLOP/s", "of limit", "memory"], map(_row, own))
+            table([run, "time", "speed", "GFLOP/s", "of limit", "memory"], map(_row, own))
         )
     return "\n".join([*parts, _link(record, runs)])
 
@@ -128,16 +128,16 @@ def _row(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(header: list[str], rows: Iterable[list[str]], align: str = "--:") -> str:
+def table(header: list[str], rows: Iterable[list[str]], align: str = "--:") -> str:
     lines = [header, ["---"] + [align] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def _link(record: dict[str, Any], runs: list[str]) -> str:
-    return f"[Run {runs.index(_run(record)) + 1}](#runs).\n"
+    return f"[Run {runs.index(run_line(record)) + 1}](#runs).\n"
 
 
-def _run(record: dict[str, Any]) -> str:
+def run_line(record: dict[str, Any]) -> str:
     """Where, with what and how a record was measured."""
     machine, limits = record["machine"], record["limits"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if k != "foveal")

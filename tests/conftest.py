@@ -39,6 +39,41 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOVEAL_IMPL", raising=False)
 
 
+# -- the kernel of another processor: pytest tests/ops --emulate aarch64 ------------------------
+
+EMULATORS = {
+    "aarch64": ("aarch64-linux-gnu-g++", ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]),
+}
+"""By class: its compiler and its emulator (in Debian g++-aarch64-linux-gnu and qemu-user)."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--emulate", choices=list(EMULATORS), help="run the kernel on an emulator")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """With --emulate the native kernel is that of another processor; the rest stays as it is."""
+    wanted = request.config.getoption("--emulate")
+    if not wanted:
+        yield
+        return
+    from emulated.remote import Remote, compile_driver
+
+    from foveal.ops.native import build
+
+    compiler, emulator = EMULATORS[wanted]
+    folder = tmp_path_factory.mktemp("emulated")
+    remote = Remote(compile_driver(folder, compiler, build.CLASSES[wanted]), emulator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "library", lambda: remote)
+        patch.setattr(build, "why_not", lambda: None)
+        yield
+    print(f"\n{remote.calls} calls of the kernel for {wanted}, emulated")
+
+
 # -- a recipe that trains in a second, for the tests of recipes and of the command ----------------
 
 TINY = """# Tiny recipe: a model that trains in a second

@@ -175,6 +175,7 @@ def test_errors_say_what_to_do():
         tall.prefill(prompt, 32)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records on CUDA")
 def test_a_cuda_graph_equals_an_ordinary_step():
     model = drawing().float().cuda()
