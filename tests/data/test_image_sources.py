@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveal.data import image_examples
 from foveal.data.emoji import list_emoji, load_emoji
-from foveal.data.image_sources import open_images
+from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import ImageDataConfig, ImageStream
 
 
@@ -210,3 +210,180 @@ def test_a_stream_goes_on_where_it_was(folder):
     other.load_state_dict(stream.state_dict())
     for expected, got in zip(stream.next(), other.next(), strict=True):
         assert torch.equal(expected, got)
+
+
+def tree(root, *paths):
+    for number, path in enumerate(paths):
+        save(root / path, (number, 0, 0))
+    return root
+
+
+TWO = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("train", "val", "test"),
+        ("Train", "Validation", "Test"),
+        ("TRAINING", "DEV", "TESTING"),
+        ("train-set", "val_set", "test set"),
+        ("training_data", "valid", None),
+        ("train", None, "testing"),
+    ],
+)
+def test_parts_in_the_spellings_people_use(tmp_path, train, valid, test):
+    """Folders above the classes are parts and never classes, whatever their spelling."""
+    parts = [part for part in (train, valid, test) if part]
+    tree(tmp_path, *[f"{part}/{path}" for part in parts for path in TWO])
+    one, two = open_images(config(tmp_path))
+    scored = images_to_score(config(tmp_path))
+    assert one.classes == two.classes == scored.classes == ["cat", "dog"]
+    assert (len(one), len(two), len(scored)) == (6, 6, 6)
+    assert two.name == f"{tmp_path.name}, {valid or test}"
+    assert scored.name == f"{tmp_path.name}, {test or valid}"
+
+
+def test_train_may_be_a_class(tmp_path):
+    """Pictures of trains, buses and cars are three classes."""
+    tree(tmp_path, *[f"{name}/{n}.png" for name in ("train", "bus", "car") for n in range(2)])
+    assert open_images(config(tmp_path))[0].classes == ["bus", "car", "train"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["test/1.png"], r"1 picture without a class in test \(1\.png\)"),
+        (["test/unknown/1.png", "test/unknown/2.png"], "2 example of class 'unknown'"),
+        (["test/cat/1.png", "test/fox/1.png"], "1 example of class 'fox', which training lacks"),
+        (["train/empty/notes.md"], r"1 \*\.md .*1 class folder without pictures \(empty\)"),
+        (["train/cat/._x.png", "train/cat/x.zip", "train/y.bmp"], "1 picture without a class"),
+        (["labels/a.png"], r"1 folder beside the parts \(labels\)"),
+    ],
+)
+def test_what_has_no_class_is_told(tmp_path, extra, words):
+    """Pictures without a class, or of one that training lacks, are named and counted."""
+    tree(tmp_path, *[f"{part}/{path}" for part in ("train", "val") for path in TWO])
+    for path in extra:
+        if path.endswith(("png", "bmp")) and "._" not in path:
+            save(tmp_path / path, (9, 9, 9))
+        else:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(b"\0\5\x16\7")
+    with pytest.warns(UserWarning, match=words):
+        train, test = open_images(config(tmp_path))
+    assert train.classes == ["cat", "dog"]
+    assert (len(train), len(test)) == (6, 6)
+
+
+def test_scoring_other_data_by_the_classes_of_a_run(tmp_path):
+    """All of them, as places in the run's classes, by name; without a common one an error."""
+    tree(tmp_path / "a", *[f"{name}/1.png" for name in ("Dog", "fox", "cat")])
+    with pytest.warns(UserWarning, match="1 example of class 'fox'"):
+        scored = images_to_score(config("emoji"), str(tmp_path / "a"), ["ant", "cat", "dog"])
+    assert (scored.name, scored.classes) == ("a, all of it", ["ant", "cat", "dog"])
+    assert sorted(scored.labels.tolist()) == [1, 2]
+    with pytest.raises(ValueError, match=r"classes of the run, x, y; .* has Dog, cat, fox"):
+        images_to_score(config("emoji"), str(tmp_path / "a"), ["x", "y"])
+
+
+def test_held_out_data_are_a_setting(tmp_path):
+    """With `valid` all of the data is trained on."""
+    tree(tmp_path / "a", *TWO)
+    tree(tmp_path / "b", "dog/1.png")
+    settings = config(tmp_path / "a", valid=str(tmp_path / "b"))
+    train, valid = open_images(settings)
+    assert (len(train), valid.labels.tolist(), valid.classes) == (6, [1], ["cat", "dog"])
+    assert images_to_score(settings).name == "b, all of it"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch, lazy):
+    """With max_images only these and the held-out ones; damaged ones are made up for."""
+    tree(tmp_path, *[f"{name}/{number}.png" for name in ("a", "b") for number in range(20)])
+    decoded = []
+    real = image_examples.try_square
+    monkeypatch.setattr(
+        image_examples, "try_square", lambda job: decoded.append(job[2]) or real(job)
+    )
+    if lazy:
+        monkeypatch.setattr(image_examples, "IN_MEMORY", 0)
+    chosen = open_images(config(tmp_path, max_images=5))[0]
+    assert len(decoded) == (0 if lazy else 5 + 4)
+    assert len(chosen) == 5
+    if not lazy:
+        whole = open_images(config(tmp_path))[0]
+        assert len(whole) == 36
+        (broken,) = (path for path in decoded[:1])
+        open(broken, "wb").close()
+        with pytest.warns(UserWarning, match="skipped 1 picture"):
+            assert len(open_images(config(tmp_path, max_images=5))[0]) == 5
+
+
+SHADES = np.arange(8).reshape(8, 1, 1, 1) * np.ones((1, 8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("images", "shades"),
+    [
+        (SHADES.astype(np.uint8), range(8)),
+        (SHADES / 255, range(8)),
+        (SHADES, range(8)),
+        ((SHADES * 257 * 10).astype(np.uint16), range(0, 80, 10)),
+        (SHADES.astype(np.int64), range(8)),
+        (SHADES > 3, [0] * 4 + [255] * 4),
+    ],
+    ids=["bytes", "0..1", "0..255", "16 bits", "int64", "bools"],
+)
+def test_ranges_of_arrays(tmp_path, images, shades):
+    """Every range that people store pictures in gives the same pixels."""
+    np.savez(tmp_path / "a.npz", images=images, label=np.arange(8) % 2)
+    train, test = open_images(config(tmp_path / "a.npz"))
+    found = [
+        int(x) for part in (train, test) for x in part.read(torch.arange(len(part)))[:, 0, 0, 0]
+    ]
+    assert sorted(found) == list(shades)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": SHADES * np.nan}, "finite, got 1,536 NaN"),
+        ({"images": np.where(SHADES > 6, np.inf, SHADES)}, "finite, got 192 NaN or infinite"),
+        ({"images": SHADES / 7 * 2 - 1}, r"negative, got -1 to 1; \(x \+ 1\) / 2"),
+        ({"images": SHADES.astype(np.int8) - 4}, "negative"),
+        ({"images": SHADES * 1000}, "between 0 and 1 or 255"),
+        ({"images": SHADES.astype(complex)}, "numbers"),
+        ({"images": SHADES.astype(object)}, "never loaded"),
+        ({"images": SHADES, "label": np.arange(8) / 2}, "whole numbers"),
+        ({"images": SHADES, "label": np.full(8, np.nan)}, "got nan"),
+        ({"images": SHADES, "is_test": np.arange(8)}, "'is_test'"),
+        ({"images": SHADES, "is_test": np.zeros(3, bool)}, "'is_test'"),
+        ({"images": SHADES, "classes": np.arange(2)}, "list of names"),
+        ({"data": np.zeros(9), "offset": np.arange(9)}, "must be bytes"),
+        ({"data": np.zeros(9, np.uint8), "offset": np.arange(9)[::-1]}, "growing ints"),
+        ({"data": np.zeros(9, np.uint8), "offset": np.arange(9) / 1}, "growing ints"),
+    ],
+)
+def test_arrays_that_mean_no_pictures_are_refused(tmp_path, arrays, words):
+    """Nothing is clipped, cast or executed."""
+    np.savez(tmp_path / "bad.npz", **{"label": np.arange(8) % 2, **arrays})
+    with pytest.raises(ValueError, match=words) as caught:
+        open_images(config(tmp_path / "bad.npz"))
+    assert "bad.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "form", ["{kind}_{part}", "{part}_{kind}s", "{kind}s-{part}", "{part} {kind}"]
+)
+def test_parts_in_an_archive(tmp_path, form):
+    """x_train and y_train, train_images and train_labels, ...: parts by their names."""
+    arrays = {}
+    for part, count in (("train", 8), ("val", 4), ("test", 2)):
+        image, label = ("x", "y") if form == "{kind}_{part}" else ("image", "label")
+        arrays[form.format(kind=image, part=part)] = SHADES[:count].astype(np.uint8)
+        arrays[form.format(kind=label, part=part)] = (np.arange(count) % 2)[:, None]
+    np.savez(tmp_path / "a.npz", **arrays)
+    train, valid = open_images(config(tmp_path / "a.npz"))
+    assert (len(train), len(valid), len(images_to_score(config(tmp_path / "a.npz")))) == (8, 4, 2)

@@ -1,6 +1,7 @@
 """Reading pictures: every kind becomes RGB, and what cannot be read is named."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -98,3 +99,65 @@ def test_resizing_keeps_proportions_and_the_centre(tmp_path):
     assert resize_and_crop(Image.fromarray(wide), 10).min() == 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
     assert load_square(tmp_path / "wide.png", 5).shape == (5, 5, 3)
+
+
+def grey(values, dtype):
+    return Image.fromarray(np.array([values], dtype=dtype))
+
+
+def row(raw):
+    return np.asarray(read_picture(raw))[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (encoded(grey([0, 200, 255], np.uint16)), [0, 1, 1]),
+        (encoded(grey([0, 65535], np.uint16), "TIFF"), [0, 255]),
+        (encoded(grey([0, 200], np.int32), "TIFF"), [0, 200]),
+        (encoded(grey([0, 51400], np.int32), "TIFF"), [0, 200]),
+        (encoded(grey([0, 0.2], np.float32), "TIFF"), [0, 51]),
+        (encoded(grey([0, 200], np.float32), "TIFF"), [0, 200]),
+    ],
+    ids=["dark 16 bits", "16 bits", "small ints", "large ints", "0..1", "0..255"],
+)
+def test_ranges_of_deep_pixels(raw, expected):
+    """Sixteen bits are sixteen bits, also where all of them are dark."""
+    assert row(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "words"),
+    [
+        ([0, np.nan, np.nan], np.float32, "2 pixels that are NaN"),
+        ([0, np.inf], np.float32, "1 pixels that are NaN or infinite"),
+        ([-1, 1], np.float32, "from -1 to 1; they must lie between 0 and 1 or 255"),
+        ([0, 1000], np.float32, "from 0 to 1000"),
+        ([-5, 5], np.int32, "from -5 to 5; they must lie between 0 and 255 or 65535"),
+        ([0, 70000], np.int32, "from 0 to 70000"),
+    ],
+)
+def test_pixels_out_of_range_are_refused(values, dtype, words):
+    """Nothing is clipped or made zero in silence."""
+    with pytest.raises(UnreadableImageError, match=f"a picture has .*{words}"):
+        read_picture(encoded(grey(values, dtype), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_a_transparent_colour_is_white(mode):
+    """A PNG may call one colour transparent without having an alpha channel."""
+    picture = Image.new(mode, (2, 2), 0)
+    raw = encoded(picture, transparency=(0, 0, 0) if mode == "RGB" else 0)
+    assert np.asarray(read_picture(raw)).min() == 255
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    """A device, a FIFO and a folder are named, and nobody waits for them."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path, kind in (
+        (tmp_path / "pipe.png", "FIFO"),
+        ("/dev/zero", "FIFO"),
+        (tmp_path, "folder"),
+    ):
+        with pytest.raises(UnreadableImageError, match=f"must be a file, but it is a {kind}"):
+            read_picture(path)

@@ -21,6 +21,8 @@ _MOST_MEMBER = 1 << 30
 _MOST_TOTAL, _MOST_RATIO = 4 << 30, 200
 _MOST_SHARDS = 100_000
 
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error)
+
 Member = tuple[str, Callable[[], bytes]]
 """The name of a file, with "/" between folders, and what reads it."""
 
@@ -53,10 +55,11 @@ def members(path: Path, left: LeftOut) -> Iterator[Member]:
                 continue
             seen.add(name)
             yield name, read
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, lzma.LZMAError) as error:
-        left.problems.append(f"{printable(path)} is damaged or no archive: {error}.")
-    except (zlib.error, NotImplementedError, RuntimeError) as error:  # broken or locked members
-        left.problems.append(f"{printable(path)} is damaged or cannot be unpacked: {error}.")
+    except (*_DAMAGES, OSError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if "successfully" in reason:  # tarfile lists what every unpacker had to say
+            reason = "no unpacker knows it"
+        left.problems.append(f"{printable(path)} is damaged or no archive: {reason}.")
 
 
 def archive_paths(pattern: str) -> list[Path]:

@@ -16,6 +16,7 @@ from foveal.data.examples import ExampleParts, Examples, Read, all_of
 from foveal.data.folders import SPELLINGS, file_parts, folder_parts
 from foveal.data.image_examples import collect
 from foveal.data.left_out import LeftOut, printable
+from foveal.data.pictures import SUFFIXES
 from foveal.data.walk import check_file, walk
 
 Pair = tuple[CaptionedSet, CaptionedSet]
@@ -114,8 +115,9 @@ def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> Exampl
             for home in getattr(folders, part)
         }
         return ExampleParts(**found)
-    archives = [path for path in walk(root, LeftOut()) if is_archive(path.name)]
-    if not archives:
+    below = walk(root, LeftOut())
+    archives = [path for path in below if is_archive(path.name)]
+    if not archives or any(path.suffix.lower() in SUFFIXES for path in below):
         return ExampleParts(
             _examples(name, folder_entries(root, config.column, left), config.size)
         )

@@ -12,7 +12,17 @@ import numpy as np
 
 from foveal.data.file_reader import FileReader, Stamp
 
-_MAX_OPEN_FILES = 128
+_MAX_OPEN_FILES = 512
+
+
+def _may_open() -> int:
+    """Files to keep open: half of what the process may."""
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit
+    except ImportError:  # not on Windows
+        return _MAX_OPEN_FILES
+    allowed = getrlimit(RLIMIT_NOFILE)[0]
+    return min(_MAX_OPEN_FILES, max(16, allowed // 2)) if allowed > 0 else _MAX_OPEN_FILES
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Corpus:
         self._starts = np.cumsum([0, *map(len, self.spans)])
         self._stamps = {s.path: Stamp.of(s.path.stat()) for s in self.spans if s.held is None}
         # a folder may hold more files than a process may open, so only the latest stay open
-        self._reader = lru_cache(_MAX_OPEN_FILES)(self._open)
+        self._reader = lru_cache(_may_open())(self._open)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -11,6 +11,9 @@ import numpy as np
 
 from foveal.data.left_out import printable
 
+_READS_AT = hasattr(os, "preadv")
+"""Whether the system can read at a place without going there, which threads may do at once."""
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -58,8 +61,9 @@ class FileReader:
         Raises:
             ValueError: the file has changed since its stamp was taken.
         """
-        view, filled = memoryview(out), 0  # type: ignore[arg-type]
-        while filled < len(view):
+        view = memoryview(out)  # type: ignore[arg-type]
+        filled = self._read(view, start)
+        while 0 < filled < len(view):
             count = self._read(view[filled:], start + filled)
             if not count:
                 break
@@ -69,7 +73,7 @@ class FileReader:
             raise ValueError(f"the data file {printable(self.path)} ended early while being read.")
 
     def _read(self, view: memoryview, start: int) -> int:
-        if hasattr(os, "preadv"):
+        if _READS_AT:
             return os.preadv(self._handle, [view], start)
         with self._lock:  # no reads at a place on this system: go there, and read
             os.lseek(self._handle, start, os.SEEK_SET)
@@ -78,13 +82,14 @@ class FileReader:
         return len(piece)
 
     def _check(self) -> None:
-        found = Stamp.of(os.fstat(self._handle))
-        if found == self.stamp:
+        found, stamp = os.fstat(self._handle), self.stamp
+        same = (found.st_dev, found.st_ino) == (stamp.device, stamp.inode)
+        if same and found.st_size == stamp.size and found.st_mtime_ns == stamp.changed:
             return
-        if (found.device, found.inode) != (self.stamp.device, self.stamp.inode):
+        if not same:
             what = "was replaced by another file"
-        elif found.size != self.stamp.size:
-            what = f"had {self.stamp.size:,} bytes and has {found.size:,} now"
+        elif found.st_size != stamp.size:
+            what = f"had {stamp.size:,} bytes and has {found.st_size:,} now"
         else:
             what = "was written to"
         raise ValueError(

@@ -109,12 +109,9 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     try:
         with opener(path)(path) as stream:
             raw = _read(stream, limit)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"{name} cannot be read: {reason}.") from None
-    except (EOFError, lzma.LZMAError, ValueError) as error:
-        raise ValueError(f"{name} is damaged or not what its suffix says: {error}.") from None
-    except Exception as error:
+    except Exception as error:  # each unpacker has errors of its own, and some are OSErrors
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(f"{name} cannot be read: {error.strerror}.") from None
         if not is_packed(path):
             raise
         raise ValueError(f"{name} is damaged or not what its suffix says: {error}.") from None

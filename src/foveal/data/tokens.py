@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import html
+import io
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,10 +13,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from foveal.data.text_files import decode_text, lines, read_bytes
+
 PADDING = 0
 """The id that fills up short captions; the models put one of their own in each position."""
 
 _CLIP_MERGES = 49152 - 256 - 2
+_MOST_BYTES = 64 << 20
 _CLIP_SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -169,13 +174,15 @@ class ClipTokenizer(CaptionTokenizer):
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """The merges after the heading line."""
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable list of merges: {error}.") from None
+    raw = read_bytes(path, _MOST_BYTES)
+    if raw[:2] == b"\x1f\x8b":  # packed, whatever its name says
+        try:
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(_MOST_BYTES)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is not a readable list of merges: {error}.") from None
+    text = decode_text(raw, str(path))
     merges = []
-    for number, line in enumerate(text.splitlines()[1 : _CLIP_MERGES + 1], start=2):
+    for number, line in enumerate(lines(text)[1 : _CLIP_MERGES + 1], start=2):
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
             raise ValueError(f"line {number} of {path} must hold two tokens, got {line!r}.")

@@ -36,7 +36,7 @@ def walk(root: Path, left: LeftOut) -> list[Path]:
             path = folder / entry.name
             if is_hidden(entry.name):
                 continue
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 if is_file(path, left):
                     files.append(path)
             elif (found := _identity(path)) not in entered:
@@ -47,7 +47,7 @@ def walk(root: Path, left: LeftOut) -> list[Path]:
 
 def subfolders(root: Path) -> list[Path]:
     """The folders in root, sorted by name; hidden and system ones passed over."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    names = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry))
     return [root / name for name in names if not is_hidden(name)]
 
 
@@ -86,6 +86,13 @@ def _entries(folder: Path, left: LeftOut) -> list[os.DirEntry[str]]:
     except OSError:
         left.add("unreadable folder", folder.name)
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int]:

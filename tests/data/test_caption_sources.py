@@ -1,0 +1,271 @@
+"""Captioned pictures: tables, texts beside them, archives of every system, and what is refused."""
+
+import gzip
+import io
+import json
+import tarfile
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveal.data import archives, image_examples
+from foveal.data.caption_sources import captions_to_score, open_captions
+from foveal.data.captions import PictureDataConfig
+
+
+def png(shade=0):
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def config(path, **options):
+    return PictureDataConfig(path=str(path), size=8, **options)
+
+
+def put(root, files):
+    for name, raw in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    return root
+
+
+def captions(path, **options):
+    """All captions, by the shade of their picture."""
+    found = {}
+    for part in open_captions(config(path, **options)):
+        for picture, texts in zip(part.pixels, part.captions, strict=True):
+            found[int(picture[0, 0, 0])] = texts
+    return found
+
+
+def pictures(count=3, folder=""):
+    return {f"{folder}{number}.png": png(number) for number in range(count)}
+
+
+ROWS = [{"file_name": f"{n}.png", "text": t} for n, t in enumerate(("a", "b, c", "d"))]
+EXPECTED = {0: ["a"], 1: ["b, c"], 2: ["d"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("metadata.jsonl", "\n".join(json.dumps(row) for row in ROWS)),
+        ("metadata.jsonl", "\r\n".join(json.dumps(row) for row in ROWS).encode("utf-16")),
+        ("metadata.csv", 'file_name,text\n0.png,a\n1.png,"b, c"\n2.png,d\n'),
+        ("captions.tsv", "image\tcaption\n0.png\ta\n1.png\tb, c\n2.png\td\n"),
+        ("metadata.csv.gz", gzip.compress(b'file_name;text\n0.png;a\n1.png;"b, c"\n2.png;d\n')),
+        ("captions.json", json.dumps(ROWS)),
+    ],
+)
+def test_tables_of_captions(tmp_path, name, raw):
+    """Every kind of table gives every picture its caption."""
+    assert captions(put(tmp_path, {**pictures(), name: raw})) == EXPECTED
+
+
+def test_rows_of_one_picture_add_up_and_a_column_can_be_named(tmp_path):
+    """Five rows of a picture are five captions; a column of any name can hold them."""
+    rows = "file_name,said,text\n0.png,x,a\n0.png,y,b\n1.png,z,c\n2.png,w,d\n"
+    put(tmp_path, {**pictures(), "metadata.csv": rows})
+    assert captions(tmp_path) == {0: ["a", "b"], 1: ["c"], 2: ["d"]}
+    assert captions(tmp_path, column="said") == {0: ["x", "y"], 1: ["z"], 2: ["w"]}
+    with pytest.raises(ValueError, match=r"no column 'sayd'.*did you mean 'said'"):
+        captions(tmp_path, column="sayd")
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c"])
+def test_texts_beside_pictures(tmp_path, odd):
+    """Lines end at line ends alone; marks are no letters; a caption in Latin-1 is named."""
+    put(
+        tmp_path,
+        {
+            **pictures(),
+            "0.txt": f"a{odd}b\r\nsecond\n".encode("utf-8-sig"),
+            "1.txt": "c".encode("utf-16"),
+            "2.txt": "caf\xe9".encode("latin-1"),
+        },
+    )
+    with pytest.warns(UserWarning, match=r"2\.txt is not UTF-8 at line 1, column 4"):
+        assert captions(tmp_path) == {0: [f"a{odd}b", "second"], 1: ["c"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "..\\secret.png", "link.png"]
+)
+def test_a_table_names_no_file_outside_its_folder(tmp_path, name):
+    """Up, absolute, with backslashes, by a link: named and left out."""
+    put(tmp_path, {"secret.png": png(9), **pictures(3, "data/")})
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    rows = [*ROWS, {"file_name": name, "text": "stolen"}]
+    put(tmp_path / "data", {"metadata.jsonl": "\n".join(json.dumps(row) for row in rows)})
+    with pytest.warns(UserWarning, match="line 4 of .* names a file outside its folder"):
+        assert 9 not in captions(tmp_path / "data")
+
+
+def test_what_has_no_partner_is_counted(tmp_path):
+    """A picture without a caption, a caption without a picture, other files."""
+    put(tmp_path, {**pictures(), "0.txt": "a", "1.txt": "b", "7.txt": "lonely", "x.zip": b"PK"})
+    with pytest.warns(UserWarning, match="skipped|left out") as told:
+        assert captions(tmp_path) == {0: ["a"], 1: ["b"]}
+    told = " ".join(str(one.message) for one in told)
+    for words in ("2.png has no caption", "1 text without a picture (7.txt)", "1 *.zip"):
+        assert words in told
+
+
+@pytest.mark.parametrize("names", ["train valid test", "Train Val testing", "TRAIN DEV TEST"])
+def test_parts(tmp_path, names):
+    """Folders of the usual names are parts; so are archives; `valid` is a setting."""
+    train, valid, test = names.split()
+    for shade, part in enumerate((train, valid, test)):
+        put(tmp_path, {f"{part}/{shade}.png": png(shade), f"{part}/{shade}.txt": part})
+    one, two = open_captions(config(tmp_path))
+    assert (one.captions, two.captions) == ([[train]], [[valid]])
+    assert captions_to_score(config(tmp_path)).captions == [[test]]
+    whole = put(tmp_path / "other", {"5.png": png(5), "5.txt": "five"})
+    scored = captions_to_score(config(tmp_path), str(whole))
+    assert (scored.name, scored.captions) == ("other, all of it", [["five"]])
+    one, two = open_captions(config(whole, valid=str(tmp_path / valid)))
+    assert (one.captions, two.captions) == ([["five"]], [[valid]])
+
+
+def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
+    """With max_images only these and the held-out ones; damaged ones are made up for."""
+    put(tmp_path, {**pictures(40), **{f"{n}.txt": "t" for n in range(40)}})
+    decoded = []
+    real = image_examples.try_square
+    monkeypatch.setattr(
+        image_examples, "try_square", lambda job: decoded.append(job[2]) or real(job)
+    )
+    train, test = open_captions(config(tmp_path, max_images=5))
+    assert (len(train), len(test), len(decoded)) == (5, 4, 9)
+
+
+# -- archives -------------------------------------------------------------------------------------
+
+
+def pack(path, files, mode="w", **options):
+    """A tar or a zip of (name, bytes)."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, raw in files:
+                archive.writestr(name, raw)
+        return path
+    with tarfile.open(path, mode, **options) as archive:
+        for name, raw in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            archive.addfile(info, io.BytesIO(raw))
+    return path
+
+
+def samples(form="{}", count=3):
+    return [
+        (form.format(f"{n}.{kind}"), raw)
+        for n in range(count)
+        for kind, raw in (("png", png(n)), ("txt", f"text {n}".encode()))
+    ]
+
+
+TEXTS = {n: [f"text {n}"] for n in range(3)}
+JUNK = b"\0\5\x16\7"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["a.tar", "a.zip", "a.tar.gz"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        samples(),
+        [x for name, raw in samples("d/{}") for x in ((f"d/._{name[2:]}", JUNK), (name, raw))],
+        [*samples(), ("__MACOSX/._0.png", JUNK), (".DS_Store", JUNK), ("x/Thumbs.db", JUNK)],
+        samples("d\\{}"),
+        samples("/abs/{}"),
+        samples("../../{}"),
+        samples("./{}"),
+        sorted(samples(), key=lambda item: item[0][-3:]),
+    ],
+    ids=["plain", "macOS", "systems", "backslash", "absolute", "up", "dot", "texts last"],
+)
+def test_archives_of_every_system(tmp_path, kind, files):
+    """Every picture has its caption, whoever wrote the archive and in whatever order."""
+    path = pack(tmp_path / kind, files, "w:gz" if kind.endswith("gz") else "w")
+    before = sorted(tmp_path.rglob("*"))
+    assert captions(path) == TEXTS
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_names_and_headers_of_tars(tmp_path, form):
+    """Long names, names that are not UTF-8, headers of every format, hard links."""
+    long = "folder/" * 12 + "{}"
+    files = [*samples(long, 2), ("caf\udce9.png", png(2)), ("caf\udce9.txt", b"text 2")]
+    path = pack(tmp_path / "a.tar", files, format=form, errors="surrogateescape")
+    with tarfile.open(path, "a", format=form) as archive:
+        link = tarfile.TarInfo("linked.png")
+        link.type, link.linkname = tarfile.LNKTYPE, long.format("0.png")
+        archive.addfile(link)
+        info = tarfile.TarInfo("linked.txt")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"again"))
+        pipe = tarfile.TarInfo("pipe.png")
+        pipe.type = tarfile.FIFOTYPE
+        archive.addfile(pipe)
+    with pytest.warns(UserWarning, match="1 FIFO, device or other member"):
+        train, test = open_captions(config(path))
+    assert sorted(train.all_captions + test.all_captions) == [
+        "again",
+        "text 0",
+        "text 1",
+        "text 2",
+    ]
+
+
+def test_members_that_are_there_twice_or_alone_are_counted(tmp_path):
+    """The first of a name counts; captions without a picture and other files are told."""
+    files = [*samples(), ("0.txt", b"other"), ("9.txt", b"alone"), ("x.bin", b"?")]
+    with pytest.warns(UserWarning, match="left out") as told:
+        assert captions(pack(tmp_path / "a.tar", files)) == TEXTS
+    for words in ("1 member that is there twice", "1 caption without a picture", "1 *.bin"):
+        assert words in str(told[0].message)
+
+
+def test_archives_that_claim_absurd_sizes_are_refused(tmp_path, monkeypatch):
+    """Nothing of a bomb is unpacked."""
+    monkeypatch.setattr(archives, "_MOST_MEMBER", 1 << 20)
+    for kind, mode in (("a.tar.gz", "w:gz"), ("b.zip", "w"), ("c.tar.bz2", "w:bz2")):
+        path = pack(tmp_path / kind, [*samples(), ("z.png", bytes(2 << 20))], mode)
+        with pytest.raises(ValueError, match=r"claims to hold .* at z\.png"):
+            open_captions(config(path))
+    with pytest.raises(ValueError, match="more than 100,000 archives"):
+        open_captions(config(tmp_path / "{0..99999999999}.tar"))
+
+
+@pytest.mark.parametrize("raw", [b"", b"no archive", gzip.compress(b"no tar")])
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tgz"])
+def test_damaged_archives_are_named(tmp_path, name, raw):
+    """One line that says which."""
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"no captioned pictures.*{name}") as caught:
+        open_captions(config(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_archive_keeps_what_is_whole(tmp_path):
+    """The pictures before the cut are used, and the cut is told."""
+    whole = pack(tmp_path / "a.tar", samples(count=6)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:8000])
+    with pytest.warns(UserWarning, match=r"a\.tar is damaged"):
+        assert np.all(
+            [texts == TEXTS.get(n, texts) for n, texts in captions(tmp_path / "a.tar").items()]
+        )
+
+
+def test_a_clean_set_warns_of_nothing(tmp_path):
+    """Nothing is said where nothing was left out."""
+    put(tmp_path, {**pictures(), "._0.png": JUNK, **{f"{n}.txt": "t" for n in range(3)}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(captions(tmp_path)) == 3
