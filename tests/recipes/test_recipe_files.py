@@ -92,7 +92,7 @@ def test_the_same_seed_draws_the_same_weights(recipe):
         ("context = 16", "contxt = 16", r"'contxt' in \[data\].*'context'"),
         ('"bytes"', '"byts"', "unknown task 'byts'.*'bytes'"),
         ('name = "TransformerLM"', 'nme = "x"', "must name the model"),
-        ("steps = 24", 'steps = "24"', r"steps in \[training\].* must be int"),
+        ("steps = 24", 'steps = "24"', r"steps in \[training\].* must be a whole number"),
         ("steps = 24", "steps = 24 24", "not valid TOML"),
         ("[data]", "[[data]]", "data must be a table"),
     ],

@@ -163,18 +163,6 @@ def test_resuming_with_other_settings_is_refused(recipe, tmp_path):
     assert outcome.step == 30
 
 
-def test_processes_wait_before_one_begins_the_folder(recipe, tmp_path, monkeypatch):
-    """A slower process that came to choose after that would find the folder taken."""
-    begun = []
-
-    def wait(self):
-        begun.append((tmp_path / "run" / "config.json").exists())
-
-    monkeypatch.setattr("accelerate.Accelerator.wait_for_everyone", wait)
-    train(load_recipe(str(recipe)), str(tmp_path / "run"))
-    assert begun[0] is False
-
-
 def test_folders_are_numbered_and_found(recipe, tmp_path, monkeypatch):
     """Runs get the next free number; 'latest' is the newest; resuming takes the last."""
     monkeypatch.chdir(tmp_path)

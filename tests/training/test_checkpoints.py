@@ -1,10 +1,13 @@
 """Checkpoints: whole or absent, damage found and named, nothing executed."""
 
+import errno
+import json
 import os
 import warnings
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from foveal.training import checkpoints
@@ -93,14 +96,116 @@ def test_a_damaged_later_one_is_cleared_away(tmp_path):
     ]
 
 
-def test_leftovers_of_a_kill_are_removed(tmp_path):
-    """A half-written folder is never taken for a checkpoint and goes at the next look."""
-    partial = tmp_path / ".step-00000009.1234.partial"
+def test_what_is_half_written_is_no_checkpoint_and_is_left_alone(tmp_path):
+    """Who looks for a checkpoint does not know who is writing; only a run's owner tidies."""
+    partial = tmp_path / ".step-00000009.1234-1.partial"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
+    for foreign in ("step-x", "step-", "step-7.old", "steps-00000009"):
+        (tmp_path / foreign).mkdir()
+    (tmp_path / "step-00000010").write_text("a file")
+    (tmp_path / "step-00000011").symlink_to("step-00000011")
     folder, _ = save(tmp_path, 1)
     assert last_complete(tmp_path) == folder
-    assert not partial.exists()
+    assert (partial / "model.safetensors").exists()
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    """The checkpoint after 99,999,999 is the last one."""
+    save(tmp_path, 99_999_999)
+    folder, _ = save(tmp_path, 100_000_000)
+    assert last_complete(tmp_path) == folder
+    assert len(checkpoints.checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("{}", "[]", "null", "3", '"text"', '{"a": 1}', '{"model.safetensors": [1, "x"]}', "{"),
+        *("[" * 3000, '{"../../x": [1, "x"]}', "NaN", '{"state.pt": []}', "\x00\x01"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_damage(tmp_path, manifest):
+    """A checkpoint whose manifest vouches for nothing is passed over."""
+    good, _ = save(tmp_path, 1)
+    bad, _ = save(tmp_path, 2)
+    (bad / "manifest.json").write_text(manifest)
+    with pytest.warns(UserWarning, match="step-00000002.*Falling back"):
+        assert last_complete(tmp_path) == good
+
+
+def test_a_manifest_lists_no_files_of_other_folders(tmp_path):
+    """Even one that is right about them."""
+    bad, _ = save(tmp_path, 2)
+    manifest = json.loads((bad / "manifest.json").read_text())
+    manifest["../step-00000002/state.pt"] = manifest["state.pt"]
+    (bad / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="lists files of other folders"):
+        checkpoints.check(bad)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "device"])
+def test_something_else_in_the_place_of_a_file_is_damage(tmp_path, kind):
+    """It is named, not waited for, and the checkpoint before serves."""
+    good, _ = save(tmp_path, 1)
+    bad, _ = save(tmp_path, 2)
+    for name in ("model.safetensors", "manifest.json"):
+        (bad / name).unlink(missing_ok=True)
+        if kind == "folder":
+            (bad / name).mkdir()
+        elif kind == "fifo":
+            os.mkfifo(bad / name)
+        else:
+            (bad / name).symlink_to(name if kind == "loop" else "/dev/zero")
+        with pytest.warns(UserWarning, match="step-00000002.*Falling back"):
+            assert last_complete(tmp_path) == good
+
+
+def refuse(monkeypatch, where):
+    """Let a write fail as on a full disk, in Python, torch, safetensors or the last rename."""
+
+    def full(*details, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def torchs(*details, **more):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos\nC++")
+
+    def safetensors(*details, **more):
+        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    name, how = {
+        "state": ("torch.save", full),
+        "torch": ("torch.save", torchs),
+        "safetensors": ("foveal.training.checkpoints.save_model", safetensors),
+        "manifest": ("foveal.training.checkpoints._fingerprint", full),
+        "rename": ("os.replace", full),
+        "sync": ("os.fsync", full),
+    }[where]
+    monkeypatch.setattr(name, how)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("where", ["state", "torch", "safetensors", "manifest", "rename", "sync"])
+def test_a_write_that_fails_leaves_the_checkpoints_as_they_were(
+    tmp_path, monkeypatch, where, keep
+):
+    """One line with the fault, the step and what is left; nothing half-written stays."""
+    (tmp_path / "checkpoints").mkdir()
+    good, _ = save(tmp_path / "checkpoints", 1)
+    with monkeypatch.context() as patched:
+        refuse(patched, where)
+        with pytest.raises(OSError, match=r"step 2 could not be .*step-00000001") as caught:
+            save(tmp_path / "checkpoints", 2, keep)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path / "checkpoints") == [good.name]
+    checkpoints.check(good)
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
+    """A run folder that somebody deleted does not come back with a lone checkpoint in it."""
+    with pytest.raises(OSError, match="the folder of the run is gone"):
+        save(tmp_path / "gone" / "checkpoints", 1)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_state_that_would_execute_code_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from foveal.common import processor
 from foveal.training import OptimizerConfig, Trainer, TrainingConfig, machine, make_accelerator
-from foveal.training.checkpoints import checkpoints, last_complete, load_weights
+from foveal.training.checkpoints import CheckpointError, checkpoints, last_complete, load_weights
 from foveal.training.interrupt import Interrupted
 from foveal.training.metrics import MetricsLog, read_metrics
 from foveal.training.optimizers import make_optimizers
@@ -275,3 +275,73 @@ def test_metrics_of_steps_taken_again_appear_once(tmp_path):
     log.write(3, {"loss": 33})
     log.close()
     assert [(e["step"], e["loss"]) for e in read_metrics(tmp_path)] == [(1, 1), (2, 2), (3, 33)]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"text", [1, 2], {"step": 1}, {"step": "x", "optimizers": []}]
+)
+def test_a_state_of_another_shape_is_named(tmp_path, content):
+    """Whatever lies in state.pt, it is one line that names the file or the checkpoint."""
+    folder = trainer(tmp_path, steps=1).fit().checkpoint
+    if isinstance(content, bytes):
+        (folder / "state.pt").write_bytes(content)
+    else:
+        torch.save(content, folder / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state") as caught:
+        trainer(tmp_path, steps=2).fit(resume_from=folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_end_can_be_interrupted(tmp_path):
+    """Once all is saved, Ctrl-C stops the last evaluation at once; the run is not lost."""
+    task = Regression()
+    task.evaluate = lambda **details: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5)
+    with pytest.raises(Interrupted, match="step 10"):
+        trainer(tmp_path, task, steps=10, evaluate_every=0).fit()
+    assert last_complete(tmp_path / "checkpoints").name == "step-00000010"
+
+
+def test_tensorboard_reads_the_same_numbers(tmp_path):
+    """What is written for it comes back; a resumed run takes back what came after its start."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    log = MetricsLog(tmp_path)
+    log.write(3, {"loss": 0.5, "valid/error": 2.0})
+    log.close()
+    MetricsLog(tmp_path, step=2).close()
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    first, second = (list(EventFileLoader(str(file)).Load()) for file in files)
+    found = {v.tag: (v.simple_value or v.tensor.float_val[0]) for v in first[1].summary.value}
+    assert first[1].step == 3
+    assert found == {"loss": 0.5, "valid/error": 2.0}
+    assert [event.step for event in second] == [0, 3]
+    assert second[1].session_log.status == second[1].session_log.START
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    """A full disk under metrics.jsonl stops the run with a line; TensorBoard's file does not."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    log = MetricsLog(tmp_path)
+    log._file.close()
+    log._file = open("/dev/full", "a")
+    if log._board:
+        log._board._file.close()
+        log._board._file = open("/dev/full", "wb", buffering=0)
+    with pytest.raises(
+        OSError, match=r"/dev/full cannot be written: No space left.*--resume auto"
+    ):
+        log.write(1, {"loss": 1.0})
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1, 2]", "3", "null", '{"loss": 1}', '{"step": "x"}', '{"step": 1, "loss": "x"}', "\xff"],
+)
+def test_lines_that_are_no_entries_are_left_out(tmp_path, line):
+    """Whatever stands in metrics.jsonl, the numbers around it are read."""
+    whole = '{"step": 1, "loss": 2.0}'
+    (tmp_path / "metrics.jsonl").write_bytes(f"{whole}\n{line}\n{whole}\n".encode("latin-1"))
+    assert read_metrics(tmp_path, 5) == [{"step": 1, "loss": 2.0}] * 2

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,11 +29,12 @@ _ALIASES = {
 
 def parse_overrides(
     config: RunConfig, arguments: Sequence[str]
-) -> tuple[RunConfig, str | None, bool]:
+) -> tuple[RunConfig, str | None, str]:
     """A recipe's configuration with what the command line changes about it.
 
     Returns:
-        The configuration, the output folder or None, and whether to resume.
+        The configuration, the output folder or None, and what to resume: "never", "auto", or the
+        folder of a run.
     """
     options: Any = parse(_train_options(config), arguments, f"train {config.recipe}", pairs=True)
     given = {key: _given(value) for key, value in vars(options.model).items()}
@@ -47,7 +48,7 @@ def parse_overrides(
         "training": vars(options.training),
     }
     changed = config_from_dict(values, where="the command line")
-    return changed, options.output, options.resume != "never"
+    return changed, options.output, options.resume
 
 
 class _Unset:
@@ -68,8 +69,11 @@ def _train_options(config: RunConfig) -> type:
     """A dataclass of all options of `foveal train` for a recipe, with the recipe's values."""
     output = Annotated[str | None, tyro.conf.arg(help="run folder; a new one under runs/")]
     resume = Annotated[
-        Literal["never", "auto"],
-        tyro.conf.arg(help="auto: go on from the last whole checkpoint, if there is one"),
+        str,
+        tyro.conf.arg(
+            metavar="auto|FOLDER",
+            help="auto: go on from the last whole checkpoint, if there is one; or a run's folder",
+        ),
     ]
     model = _model_options(config)
     sections = {name: getattr(config, name) for name in ("data", "optimizer", "training")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from foveal.recipes.config import RunConfig
     from foveal.training import Outcome
 
 _HELP = """usage: foveal train RECIPE [OPTIONS]
@@ -20,29 +23,116 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(_HELP)
         return 0
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError("name the recipe first: foveal train RECIPE; foveal list shows them.")
-    from foveal.recipes.config import load_recipe
-
-    config = load_recipe(arguments[0])
     from foveal.cli.options import parse_overrides
 
-    config, output, resume = parse_overrides(config, arguments[1:])
+    recipe, rest, going_on = _find_start(arguments)
+    base = _load_start(recipe, going_on)
+    config, output, resume = parse_overrides(base, rest)
+    if going_on is not None:
+        _refuse_other_settings(base, config, going_on)
+        output = str(going_on)
     from foveal.recipes.run import train
     from foveal.training.interrupt import Interrupted
+    from foveal.training.processes import StoppedElsewhereError
 
     try:
-        folder, outcome = train(config, output, resume)
+        folder, outcome = train(config, output, resume != "never")
     except Interrupted as stop:
-        print(
-            f"\ninterrupted at step {stop.step:,}; go on with: foveal train {arguments[0]} "
-            f"--output {stop.folder} --resume auto",
-            file=sys.stderr,
-        )
+        if stop.is_main:
+            again = _command_to_resume(recipe, stop.folder)
+            print(f"\ninterrupted at step {stop.step:,}; go on with: {again}", file=sys.stderr)
         return 130
+    except StoppedElsewhereError:  # the process that failed says why
+        return 2
     if outcome.is_main:
         _print_outcome(folder, outcome)
     return 0
+
+
+def _find_start(arguments: list[str]) -> tuple[str, list[str], Path | None]:
+    """The recipe, the other arguments, and the folder of the run that is to go on, or None.
+
+    Raises:
+        ValueError: no recipe, or --resume FOLDER names none.
+    """
+    from foveal.recipes.runs import CONFIG, find_run, latest_folder, load_config
+
+    output, resume = _value_of("--output", arguments), _value_of("--resume", arguments)
+    folder = None
+    if resume not in (None, "auto", "never"):
+        folder = find_run(str(resume))
+        if output is not None and Path(output).expanduser().resolve() != folder.resolve():
+            raise ValueError(
+                f"--resume {resume} goes on in that folder, so --output={output!r} cannot be "
+                "another one; leave it out."
+            )
+    if not arguments or arguments[0].startswith("-"):
+        if folder is None:
+            raise ValueError("name the recipe first: foveal train RECIPE; foveal list shows them.")
+        return load_config(folder).recipe, arguments, folder
+    recipe, rest = arguments[0], arguments[1:]
+    if resume == "auto":
+        folder = latest_folder(recipe) if output is None else Path(output).expanduser()
+    if folder is not None and not (folder / CONFIG).exists():
+        folder = None
+    return recipe, rest, folder
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """The value that an option is given last, as `--option VALUE` or `--option=VALUE`."""
+    found = None
+    for number, word in enumerate(arguments):
+        if word == option and number + 1 < len(arguments):
+            found = arguments[number + 1]
+        elif word.startswith(option + "="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _load_start(recipe: str, going_on: Path | None) -> RunConfig:
+    """The settings that the command line changes: of the recipe, or of the run that goes on.
+
+    Raises:
+        ValueError: no such recipe, or the run is one of another.
+    """
+    from foveal.recipes.config import load_recipe
+    from foveal.recipes.runs import load_config
+
+    if going_on is None:
+        return load_recipe(recipe)
+    config = load_config(going_on)
+    if Path(config.recipe).stem != Path(recipe).stem:
+        raise ValueError(
+            f"the run in {going_on} trains the recipe {config.recipe!r}, got {recipe!r}; "
+            "name that recipe, or another folder."
+        )
+    return config
+
+
+def _refuse_other_settings(saved: RunConfig, given: RunConfig, folder: Path) -> None:
+    """Raise ValueError for an option that a run which goes on cannot take up."""
+    from foveal.recipes.config import first_difference
+
+    name = first_difference(saved.to_dict(), given.to_dict())
+    if name is not None:
+        section, _, key = name.partition(".")
+        values = [config.to_dict()[section].get(key) for config in (saved, given)]
+        raise ValueError(
+            f"the run in {folder} was started with another {name}, {values[0]!r}, got "
+            f"{values[1]!r}; leave the option out, or start a new run in another folder."
+        )
+
+
+def _command_to_resume(recipe: str, folder: Path) -> str:
+    """What to type to go on; the run's config.json remembers the options."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = "foveal"
+    if count != "1":
+        start = f"torchrun --nproc_per_node {count} -m foveal.cli"
+    elif Path(sys.argv[0]).stem != "foveal":
+        start = "python -m foveal.cli"
+    where = shlex.quote(str(folder))
+    return f"{start} train {shlex.quote(recipe)} --output {where} --resume auto"
 
 
 def _print_outcome(folder: Path, outcome: Outcome) -> None:

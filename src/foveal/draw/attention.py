@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
-from foveal.draw.style import INK, QUERY
+from foveal.draw.style import INK, QUERY, save_figure
 from foveal.layers.halo import HaloAttention
 from foveal.layers.separable import SeparableAttention, window_shares
 from foveal.layers.windows import from_windows, real_pixels, to_windows
@@ -255,8 +255,7 @@ def draw_attention(
             rotation=90, ha="right", va="center",
         )  # fmt: skip
     figure.suptitle(f"what pixel ({at[0]}, {at[1]}) reads", fontsize=10, color=INK)
-    figure.savefig(path)
-    return path
+    return save_figure(figure, path)
 
 
 def _overlay(axes: Any, picture: Any, weights: Tensor, at: tuple[int, int]) -> None:

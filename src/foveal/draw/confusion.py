@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveal.draw.style import INK
+from foveal.draw.style import INK, save_figure
 
 _MAX_NUMBERS, _MAX_NAMES = 15, 40
 
@@ -42,5 +42,4 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path
         spine.set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     bar.outline.set_visible(False)
-    figure.savefig(path)
-    return path
+    return save_figure(figure, path)

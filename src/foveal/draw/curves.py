@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.draw.style import INK, MUTED, QUERY, READ
+from foveal.draw.style import INK, MUTED, QUERY, READ, save_figure
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def draw_curves(
     _dress(axes, xlabel, ylabel, title)
     if any(curve.label for curve in curves):
         axes.legend(frameon=False, labelcolor=INK)
-    figure.savefig(path)
-    return path
+    return save_figure(figure, path)
 
 
 def draw_bars(values: dict[str, float], path: Path, *, xlabel: str) -> Path:
@@ -76,8 +75,7 @@ def draw_bars(values: dict[str, float], path: Path, *, xlabel: str) -> Path:
     axes.margins(x=0.12)
     _dress(axes, xlabel, "", "")
     axes.grid(visible=False)
-    figure.savefig(path)
-    return path
+    return save_figure(figure, path)
 
 
 def _limit(axes: Any, curves: Sequence[Curve]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foveal.common.files import write_file
+
 _LEAST_SIDE, _GAP = 96, 4
 
 
@@ -28,5 +30,6 @@ def draw_grid(images: Any, path: Path, columns: int = 4) -> Path:
         )
         row, column = divmod(number, columns)
         sheet.paste(picture, (_GAP + column * wide, _GAP + row * high))
-    sheet.save(path)
+    form = path.suffix.removeprefix(".").lower().replace("jpg", "jpeg") or "png"
+    write_file(path, lambda partial: sheet.save(partial, format=form))
     return path

@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from foveal.common.files import write_file
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
 from foveal.patterns import Halo, Pattern, Pyramid, TextImage
 from foveal.patterns.block_sparse import BlockSparse
@@ -68,7 +69,7 @@ def draw_pattern(
     figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
     if path is None:
         return picture.getvalue()
-    Path(path).write_bytes(picture.getvalue())
+    write_file(Path(path), lambda partial: partial.write_bytes(picture.getvalue()))
     return Path(path)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from foveal.common.files import read_json
 
 if TYPE_CHECKING:
     from foveal.data.tokens import CaptionTokenizer
@@ -25,7 +26,10 @@ def class_names(folder: Path) -> list[str]:
     Raises:
         ValueError: the run has none, or the file is damaged.
     """
-    return [str(name) for name in read_asset(folder / CLASSES)]
+    names = read_asset(folder / CLASSES)
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{folder / CLASSES} must hold the names of classes; train it again.")
+    return [str(name) for name in names]
 
 
 def tokenizer_of(folder: Path) -> CaptionTokenizer:
@@ -46,8 +50,6 @@ def read_asset(path: Path) -> Any:
         ValueError: it has none, or the file is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise ValueError(f"the run {path.parent} has no {path.name}; train it again.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from foveal.common.words import suggest
 from foveal.training.config import check_keys
+
+_REFUSALS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+"""How constructors answer to arguments that they did not expect."""
+
+_DEEP, _MOST_LAYERS = ("depth", "num_layers", "enc_depth", "dec_depth"), 10_000
 
 
 def model_names() -> list[str]:
@@ -34,7 +42,7 @@ def model_class(name: str) -> type[nn.Module]:
         raise ValueError(f"unknown model name {name!r}; {suggest(name, model_names())}")
     try:
         found = getattr(importlib.import_module(home or "foveal.models"), own)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError, TypeError):
         raise ValueError(f"cannot import the model class {name!r}.") from None
     if not _is_model(found):  # a run's settings must not be able to call anything else
         raise ValueError(f"the model {name!r} is not a torch.nn.Module.")
@@ -74,9 +82,46 @@ def build_model(table: Mapping[str, Any], where: str, **defaults: Any) -> nn.Mod
     if missing:
         raise ValueError(f"the key {missing[0]!r} is missing in [model] of {where}.")
     try:
+        _check_memory(cls, arguments, where)
         return cls(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{cls.__name__} refuses [model] of {where}: {error}.") from error
+    except _REFUSALS as error:
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        raise ValueError(
+            f"{cls.__name__} refuses [model] of {where}: {reason[:300].rstrip('.')}."
+        ) from error
+
+
+def _check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for a model whose weights this machine cannot hold.
+
+    The system would not refuse the memory but end the process once it is written to.
+    """
+    total = _memory()
+    for name in _DEEP:
+        value = arguments.get(name)
+        if isinstance(value, int) and value > _MOST_LAYERS:
+            raise ValueError(
+                f"{name} must be at most {_MOST_LAYERS:,} in [model] of {where}, got {value}."
+            )
+    try:
+        with torch.device("meta"):
+            model = cls(**arguments)
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    except _REFUSALS:  # on the device itself it may be made, or say why not
+        return
+    if needed > total:
+        raise ValueError(
+            f"the {cls.__name__} of {where} has weights of {needed / 1e9:,.1f} GB, and this "
+            f"machine has {total / 1e9:,.1f} GB of memory; make it smaller."
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine, or infinity where it does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _tuples(value: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foveal.common.files import read_text
 from foveal.common.words import suggest
 from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
 from foveal.data.images import ImageDataConfig
@@ -22,6 +25,7 @@ from foveal.training.config import (
     TrainingConfig,
     check_keys,
     from_dict,
+    show,
 )
 
 DATA_OF_TASK: dict[str, type] = {
@@ -35,6 +39,9 @@ DATA_OF_TASK: dict[str, type] = {
 }
 """The dataclass of the [data] section, by task."""
 
+_LARGEST_RECIPE = 1 << 20
+_LARGEST_INT = 2**63
+_DEEPEST = 20
 _SECTIONS = ("task", "model", "data", "optimizer", "training")
 
 
@@ -82,8 +89,8 @@ def read_recipe(name: str) -> str:
     if name in recipe_names():
         return (resources.files("foveal.recipes") / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if os.path.lexists(path):
+        return read_text(path, _LARGEST_RECIPE)
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ValueError(f"the recipe file must exist, got recipe={name!r}.")
     raise ValueError(f"unknown recipe {name!r}; {suggest(name, recipe_names())}")
@@ -98,7 +105,9 @@ def load_recipe(name: str) -> RunConfig:
     text = read_recipe(name)
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ValueError(f"recipe {name} is not valid TOML: it is nested too deeply.") from None
+    except ValueError as error:  # of tomllib, or of an int with thousands of digits
         raise ValueError(f"recipe {name} is not valid TOML: {error}.") from None
     return config_from_dict({**values, "recipe": name}, where=f"recipe {name}")
 
@@ -113,16 +122,24 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
     """Build a configuration from a dictionary, strictly; `where` names its origin in errors."""
     check_keys(values, ("recipe", *_SECTIONS), where)
     task = values.get("task", "bytes")
-    if task not in DATA_OF_TASK:
-        raise ValueError(f"unknown task {task!r} in {where}; {suggest(str(task), DATA_OF_TASK)}")
+    if not isinstance(task, str) or task not in DATA_OF_TASK:
+        hint = suggest(show(task), DATA_OF_TASK)
+        raise ValueError(f"unknown task {show(task)} in {where}; {hint}")
     for section in _SECTIONS[1:]:
         if not isinstance(values.get(section, {}), Mapping):
-            raise ValueError(f"{section} must be a table in {where}, got {values[section]!r}.")
-    model = dict(values.get("model", {}))
+            got = show(values[section])
+            raise ValueError(f"{section} must be a table in {where}, got {got}.")
+    recipe = values.get("recipe", "")
+    if not isinstance(recipe, str):
+        raise ValueError(f"recipe must be text in {where}, got {show(recipe)}.")
+    model = {
+        key: _plain(value, f"{key} in [model] of {where}")
+        for key, value in values.get("model", {}).items()
+    }
     if not isinstance(model.get("name"), str):
         raise ValueError(f"[model] of {where} must name the model: name = 'TransformerLM'.")
     return RunConfig(
-        recipe=str(values.get("recipe", "")),
+        recipe=recipe,
         task=task,
         model=model,
         data=from_dict(DATA_OF_TASK[task], values.get("data", {}), f"[data] of {where}"),
@@ -131,6 +148,26 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
         ),
         training=from_dict(TrainingConfig, values.get("training", {}), f"[training] of {where}"),
     )
+
+
+def _plain(value: Any, name: str, depth: int = 0) -> Any:
+    """What JSON can hold, with lists for tuples; so that a run can be written and read again."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{name} must not be nested so deeply.")
+    if isinstance(value, list | tuple):
+        return [_plain(one, name, depth + 1) for one in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(one, name, depth + 1) for key, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}.")
+    if isinstance(value, int) and not abs(value) < _LARGEST_INT:
+        raise ValueError(f"{name} must be a number below {_LARGEST_INT:.0e}, got {show(value)}.")
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(
+            f"{name} must be made of numbers, text, true and false, lists and tables, got "
+            f"{show(value)}."
+        )
+    return value
 
 
 def first_difference(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from foveal.recipes.assets import TOKENIZER, tokenizer_of
 from foveal.recipes.build import build_model
 from foveal.recipes.clip import PairStream, caption_tokens
 from foveal.recipes.config import RunConfig
-from foveal.recipes.stages import prepare_stage
+from foveal.recipes.stages import check_stage, prepare_stage
 from foveal.recipes.vae import check_size, describe_sets, encode_all
 from foveal.training.task import Totals
 
@@ -87,22 +87,22 @@ def rebuild(config: RunConfig, folder: Path) -> nn.Module:
 
 
 class DalleTask:
-    """Trains a DALLE on tokens that are made once. See `foveal.training.task.Task`.
-
-    Args:
-        folder: of the run: the VAE, CLIP and tokenizer are kept there.
-    """
+    """Trains a DALLE on tokens that are made once. See `foveal.training.task.Task`."""
 
     unit = "tokens"
     score = "bits_per_image_token"
 
-    def __init__(
-        self, config: RunConfig, rank: int = 0, world_size: int = 1, *, folder: Path
-    ) -> None:
-        data, training = config.data, config.training
-        self.config = data
-        self.train_set, self.valid_set = open_captions(data)
-        self.tokenizer = CaptionTokenizer.train(self.train_set.all_captions, data.vocabulary)
+    def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+        self.run, self.config, self._place = config, config.data, (rank, world_size)
+        self.train_set, self.valid_set = open_captions(config.data)
+        self.tokenizer = CaptionTokenizer.train(
+            self.train_set.all_captions, config.data.vocabulary
+        )
+        self._check()
+
+    def prepare(self, folder: Path) -> None:
+        """Find or train the VAE and CLIP, which are kept in the folder of the run."""
+        config, data, training = self.run, self.config, self.run.training
         self.vae = prepare_stage(config, folder, "vae")
         if data.clip:
             prepare_stage(config, folder, "clip")
@@ -115,11 +115,24 @@ class DalleTask:
             data.shuffle_captions,
             training.batch_size,
             training.seed,
-            rank,
-            world_size,
+            *self._place,
         )
         self.valid = self._held_out()
         self.units_per_batch = training.batch_size * self.model.max_seq_len
+
+    def _check(self) -> None:
+        """Find what does not fit before anything is trained; raises ValueError."""
+        for device in ("meta", "cpu"):  # the first costs nothing, the second is right
+            try:
+                with torch.device(device):
+                    vae = check_stage(self.run, "vae")
+                    build_dalle(self.run, vae, self.tokenizer)  # type: ignore[arg-type]
+                    if self.config.clip:
+                        check_stage(self.run, "clip")
+                return
+            except ValueError:
+                if device == "cpu":
+                    raise
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The model's loss of text and image tokens, in nats."""

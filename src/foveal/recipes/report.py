@@ -34,14 +34,27 @@ def write_run_report(folder: Path) -> Path | None:
     from foveal.draw.report import write_report
 
     config = load_config(folder)
-    result = read_json(folder / RESULT) or {}
     (folder / PICTURES).mkdir(exist_ok=True)
+    kinds = {RESULT: dict, EVALUATION: dict, SAMPLES: list}
+    found = {name: read_json(folder / name) for name in kinds}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind | None):
+            raise ValueError(f"{folder / name} is not as foveal writes it; delete it.")
+    result, evaluation, samples = found.values()
+    try:
+        headline = _headline(result or {}, evaluation)
+        sections = list(_sections(folder, config, result or {}, evaluation, samples or []))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{RESULT}, {EVALUATION} or {SAMPLES} in {folder} is not as foveal writes it "
+            f"({error!r}); delete the damaged one."
+        ) from error
     return write_report(
         folder / REPORT,
         title=f"{Path(config.recipe).stem}: {config.model['name']}",
         subtitle=f"foveal run {folder.name}, trained on {config.data.path}",
-        headline=_headline(result, read_json(folder / EVALUATION)),
-        sections=list(_sections(folder, config, result)),
+        headline=headline,
+        sections=sections,
     )
 
 
@@ -68,12 +81,17 @@ def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict
     return cards
 
 
-def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterator[Any]:
+def _sections(
+    folder: Path,
+    config: RunConfig,
+    result: dict[str, Any],
+    evaluation: dict[str, Any] | None,
+    samples: list[dict[str, Any]],
+) -> Iterator[Any]:
     """The parts of the report for which there is something to show."""
     from foveal.draw.report import Section
 
     entries = read_metrics(folder)
-    evaluation = read_json(folder / EVALUATION)
     if config.task in CLASSIFIERS:
         yield from image_sections(folder / PICTURES, entries, evaluation)
     elif config.task in CAPTION_TASKS:
@@ -86,7 +104,6 @@ def _sections(folder: Path, config: RunConfig, result: dict[str, Any]) -> Iterat
         yield from pixel_sections(folder / PICTURES, evaluation)
     if evaluation and config.task == "bytes":
         yield _evaluation_section(evaluation, folder / PICTURES / "scores.png")
-    samples = read_json(folder / SAMPLES) or []
     if samples:
         yield Section(
             "Samples",

@@ -8,16 +8,17 @@ import lzma
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foveal.common.locks import locked
 from foveal.data.sources import Corpus, open_corpus
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
+from foveal.recipes.claim import ClaimedFolder
 from foveal.recipes.config import RunConfig
+from foveal.recipes.paths import absolute_paths
 from foveal.recipes.report import write_run_report
 from foveal.recipes.result import EVALUATION, SAMPLES, write_result
 from foveal.recipes.runs import (
-    begin,
-    choose_folder,
     load_config,
     load_model,
     read_json,
@@ -26,11 +27,16 @@ from foveal.recipes.runs import (
 from foveal.recipes.tasks import finish, make_task, require_task
 from foveal.training.config import check_training
 from foveal.training.machine import keep_freed_memory, pick_device
+from foveal.training.processes import from_first, together
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _PROMPTS = ("def ", "class ", "import ")
 _SAMPLE_BYTES = 320
 _MAX_SAMPLES = 12
+_SAMPLES_LOCK = f".{SAMPLES}.lock"
 
 
 def train(
@@ -46,32 +52,52 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
     check_training(config.training, config.optimizer)
+    config = absolute_paths(config)
     accelerator = make_accelerator(config.training)
-    folder = choose_folder(config, output, resume)
-    accelerator.wait_for_everyone()  # a folder that another process has begun is no longer free
-    task = make_task(config, folder, accelerator.process_index, accelerator.num_processes)
-    with accelerator.main_process_first():
-        last = begin(folder, config)
-        if hasattr(task, "save_assets"):
-            task.save_assets(folder)
+    with ClaimedFolder(config, output, resume, accelerator) as claimed:
+        task = together(accelerator, lambda: make_task(config, *_place(accelerator)))
+        if hasattr(task, "prepare"):
+            task.prepare(claimed.claim())
+        trainer = together(accelerator, lambda: _trainer(task, config, claimed, accelerator))
+        trainer.folder, trainer.before_saving = claimed.claim(), claimed.check
+        from_first(accelerator, lambda: _save_assets(task, claimed.path))
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        outcome = trainer.fit(resume_from=claimed.last)
+        # the others do not wait for what the first has left to do: it may take long
+        if accelerator.is_main_process:
+            claimed.check()
+            write_result(claimed.path, task, outcome, accelerator.device)
+            finish(claimed.path, task, config)
+            write_run_report(claimed.path)
+        return claimed.path, outcome
+
+
+def _save_assets(task: Any, folder: Path) -> None:
+    """Write what the run needs besides its weights, if its task has such things."""
+    if hasattr(task, "save_assets"):
+        task.save_assets(folder)
+
+
+def _place(accelerator: Accelerator) -> tuple[int, int]:
+    """Which of the processes this is, and how many there are."""
+    return accelerator.process_index, accelerator.num_processes
+
+
+def _trainer(
+    task: Any, config: RunConfig, claimed: ClaimedFolder, accelerator: Accelerator
+) -> Trainer:
     trainer = Trainer(
         task,
         config.optimizer,
         config.training,
-        folder,
+        claimed.path,
         settings=config.to_dict(),
         accelerator=accelerator,
         title=Path(config.recipe).stem,
     )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    outcome = trainer.fit(resume_from=last if resume else None)
-    if accelerator.is_main_process:
-        write_result(folder, task, outcome, accelerator.device)
-        finish(folder, task, config)
-        write_run_report(folder)
-    accelerator.wait_for_everyone()
-    return folder, outcome
+    trainer.rehearse()
+    return trainer
 
 
 def finish_bytes(folder: Path, task: ByteTask, config: RunConfig) -> None:
@@ -183,9 +209,12 @@ def generate(
 
 def add_sample(folder: Path, written: Continuation) -> None:
     """Keep a continuation for the report; the oldest go when there are many."""
-    samples = read_json(folder / SAMPLES) or []
-    samples.append(dataclasses.asdict(written))
-    write_json(folder / SAMPLES, samples[-_MAX_SAMPLES:])
+    with locked(folder / _SAMPLES_LOCK):  # two may write at once
+        samples = read_json(folder / SAMPLES) or []
+        if not isinstance(samples, list):
+            raise ValueError(f"{folder / SAMPLES} must hold a list; delete it.")
+        samples.append(dataclasses.asdict(written))
+        write_json(folder / SAMPLES, samples[-_MAX_SAMPLES:])
 
 
 def max_length(model: Any, config: RunConfig) -> int:

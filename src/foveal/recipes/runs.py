@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from foveal.common.files import remove_partials, write_text
-from foveal.recipes.config import RunConfig, config_from_dict, first_difference
+from foveal.common import files
+from foveal.recipes.config import RunConfig, config_from_dict
 from foveal.recipes.tasks import build_task_model
 from foveal.training import checkpoints
 
@@ -26,10 +27,12 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
     Raises:
         ValueError: the folder holds a run already and `resume` was not asked for.
     """
-    stem = Path(config.recipe).stem
     if output is None:
-        number = max([0, *(_number(folder, stem) for folder in RUNS.glob(f"{stem}-*"))])
-        return RUNS / f"{stem}-{max(1, number) if resume else number + 1:03d}"
+        latest = latest_folder(config.recipe)
+        number = 0 if latest is None else _number(latest, Path(config.recipe).stem)
+        if resume and latest is not None:
+            return latest
+        return RUNS / f"{Path(config.recipe).stem}-{number + 1:03d}"
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {output!r} is a file; name another.")
@@ -41,25 +44,11 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
     return folder
 
 
-def begin(folder: Path, config: RunConfig) -> Path | None:
-    """Make sure of the run folder and its config.json; returns the checkpoint to resume from.
-
-    Raises:
-        ValueError: the folder holds checkpoints of a run that trained differently.
-    """
-    last = checkpoints.last_complete(folder / CHECKPOINTS) if folder.exists() else None
-    settings = config.to_dict()
-    if last is not None:
-        different = first_difference(checkpoints.load_settings(last), settings)
-        if different is not None:
-            raise ValueError(
-                f"the run in {folder} was started with another {different}; "
-                "resume with the same settings, or start a new run in another folder."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_partials(folder)
-    write_text(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
-    return last
+def latest_folder(recipe: str) -> Path | None:
+    """The folder under runs/ with the largest number of those of a recipe, or None."""
+    stem = Path(recipe).stem
+    numbered = [folder for folder in RUNS.glob("*") if _number(folder, stem)]
+    return max(numbered, key=lambda folder: _number(folder, stem), default=None)
 
 
 def find_run(run: str) -> Path:
@@ -69,10 +58,10 @@ def find_run(run: str) -> Path:
         ValueError: there is no run.
     """
     if run == "latest":
-        runs = sorted(RUNS.glob(f"*/{CONFIG}"), key=lambda file: file.stat().st_mtime_ns)
+        runs = {file.parent: _time_of(file) for file in RUNS.glob(f"[!.]*/{CONFIG}")}
         if not runs:
             raise ValueError(f"there is no run under {RUNS}/; start one with: foveal train RECIPE")
-        return runs[-1].parent
+        return max(sorted(runs), key=lambda folder: runs[folder])
     folder = Path(run).expanduser()
     if not (folder / CONFIG).is_file():
         why = f"it has no {CONFIG}" if folder.exists() else "it does not exist"
@@ -84,40 +73,63 @@ def load_config(folder: Path) -> RunConfig:
     """The configuration of a run.
 
     Raises:
-        ValueError: config.json is damaged.
+        ValueError: config.json is damaged, or no configuration.
     """
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+        values = files.read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"the run folder {folder} has no {CONFIG}; name another.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold the settings of a run, got {values!r:.60}.")
     return config_from_dict(values, where=str(path))
 
 
 def load_model(folder: Path, config: RunConfig) -> tuple[nn.Module, Path]:
     """The model of a run in evaluation mode, and the checkpoint that it was read from.
 
+    A training may go on in the folder meanwhile; nothing there is changed.
+
     Raises:
         ValueError: the run has no whole checkpoint.
     """
-    last = checkpoints.last_complete(folder / CHECKPOINTS)
-    if last is None:
+    root = folder / CHECKPOINTS
+    if not checkpoints.checkpoints(root):
         raise ValueError(f"the run {folder} has no checkpoint yet; train it first.")
     model = build_task_model(config, folder)
-    checkpoints.load_weights(model, last)
+
+    def read(checkpoint: Path) -> Path:
+        checkpoints.load_weights(model, checkpoint)
+        return checkpoint
+
+    last = checkpoints.read_last(root, read)
+    if last is None:
+        raise ValueError(f"the run {folder} has no checkpoint any more; train it again.")
     return model.eval(), last
 
 
 def read_json(path: Path) -> Any:
     """The contents of a JSON file, or None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return files.read_json(path)
+    except FileNotFoundError:
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    files.write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _number(folder: Path, stem: str) -> int:
+    """The number of a folder of runs, or 0."""
     tail = folder.name.removeprefix(stem + "-")
-    return int(tail) if tail.isdigit() else 0
+    named = folder.name.startswith(stem + "-") and re.fullmatch(r"[0-9]{1,9}", tail)
+    return int(tail) if named else 0
+
+
+def _time_of(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # deleted meanwhile
+        return 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.checks import as_int
 from foveal.data.sequence_sources import open_sequences
 from foveal.data.sequences import SequenceSet, SequenceStream
 from foveal.recipes.assets import CLASSES, VOCABULARY, class_names, read_asset
@@ -36,7 +37,7 @@ def build_sequence_model(config: RunConfig, num_classes: int, num_tokens: int) -
 
 def rebuild(config: RunConfig, folder: Path) -> nn.Module:
     """The model of a run, with fresh weights."""
-    num_tokens = int(read_asset(folder / VOCABULARY))
+    num_tokens = as_int(str(folder / VOCABULARY), read_asset(folder / VOCABULARY), 1)
     return build_sequence_model(config, len(class_names(folder)), num_tokens)
 
 

@@ -6,18 +6,44 @@ They are kept inside the run's folder, so that it needs nothing else.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 
+from foveal.common.files import write_folder
 from foveal.models import Model, load_model
 from foveal.recipes.assets import TOKENIZER
+from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig, load_recipe
+from foveal.training.config import TrainingConfig
 from foveal.training.interrupt import Interrupted
 
 _INHERITED = ("path", "size", "held_out", "max_images")
+
+
+def check_stage(config: RunConfig, task: str) -> nn.Module:
+    """A model like that of a stage, untrained if it has to be trained first.
+
+    Args:
+        config, task: as for `prepare_stage`.
+
+    Raises:
+        ValueError: the setting names no run, model or recipe, or one of another kind.
+    """
+    source = _source(config, task)
+    if (source / "config.json").is_file():
+        return _load(source, config, task)
+    stage = _stage_config(config, task)
+    return build_model(
+        stage.model,
+        f"recipe {stage.recipe}",
+        image_size=stage.data.size,
+        visual_image_size=stage.data.size,
+    )
 
 
 def prepare_stage(config: RunConfig, folder: Path, task: str) -> Model:
@@ -33,21 +59,24 @@ def prepare_stage(config: RunConfig, folder: Path, task: str) -> Model:
         ValueError: the setting names none of these, or a run of another kind.
         Interrupted: asked to stop while training; goes on at the same place when resumed.
     """
-    home, choice = folder / task, str(getattr(config.data, task))
+    home = folder / task
     if not (home / "model.safetensors").is_file():
-        source = Path(choice).expanduser()
+        source = _source(config, task)
         if not (source / "config.json").is_file():
-            source = _train(config, folder, task, choice)
+            source = _train(config, folder, task)
         with PartialState().main_process_first():
             if not (home / "model.safetensors").is_file():
-                _copy(source, home, task)
+                _copy(source, home, config, task)
     return load_model(home)
 
 
-def _train(config: RunConfig, folder: Path, task: str, recipe: str) -> Path:
-    """Train a recipe on the same data in a run folder inside the run's."""
-    from foveal.recipes.run import train
+def _source(config: RunConfig, task: str) -> Path:
+    return Path(str(getattr(config.data, task))).expanduser()
 
+
+def _stage_config(config: RunConfig, task: str) -> RunConfig:
+    """The recipe of a stage, on the same data, with a budget like that of the run."""
+    recipe = str(getattr(config.data, task))
     stage = load_recipe(recipe)
     if stage.task != task:
         raise ValueError(
@@ -57,28 +86,65 @@ def _train(config: RunConfig, folder: Path, task: str, recipe: str) -> Path:
     inherited = {name: getattr(config.data, name) for name in _INHERITED}
     if task == "clip":
         inherited["text_length"] = config.data.text_length
-    training = dataclasses.replace(stage.training, device=config.training.device)
+    training = dataclasses.replace(
+        scale_budget(stage.training, config), device=config.training.device
+    )
     data = dataclasses.replace(stage.data, **inherited)
-    stage = dataclasses.replace(stage, data=data, training=training)
+    return dataclasses.replace(stage, data=data, training=training)
+
+
+def scale_budget(stage: TrainingConfig, config: RunConfig) -> TrainingConfig:
+    """The budget of a stage in a run that is shorter or longer than its recipe says.
+
+    A run with half of the time of its recipe gives its stages half of theirs. One that is given
+    steps, where its recipe has time, gives them steps in the proportion of the times.
+    """
+    try:
+        usual = load_recipe(config.recipe).training
+    except (ValueError, OSError):  # made in Python, or a file that is gone
+        return stage
+    now = config.training
+    budgets = ((now.time_budget, usual.time_budget), (now.steps, usual.steps))
+    share = min((ours / theirs for ours, theirs in budgets if ours and theirs), default=1.0)
+    time = stage.time_budget and stage.time_budget * share
+    steps = stage.steps and max(1, math.ceil(stage.steps * share))
+    if now.steps and not usual.steps and not stage.steps:
+        times = (stage.time_budget or 1.0) / (usual.time_budget or 1.0)
+        steps = max(1, math.ceil(now.steps * times))
+    return dataclasses.replace(stage, time_budget=time, steps=steps)
+
+
+def _train(config: RunConfig, folder: Path, task: str) -> Path:
+    """Train a recipe on the same data in a run folder inside the run's."""
+    from foveal.recipes.run import train
+
+    stage = _stage_config(config, task)
     try:
         return train(stage, str(folder / f"{task}-training"), resume=True)[0]
     except Interrupted as stop:
-        raise Interrupted(stop.step, folder) from None
+        raise Interrupted(stop.step, folder, stop.is_main) from None
 
 
-def _copy(source: Path, home: Path, task: str) -> None:
-    """Copy a saved model, or the model of a run, and the tokenizer beside it."""
+def _load(source: Path, config: RunConfig, task: str) -> nn.Module:
+    """A saved model, or the model of a run of the right kind."""
     from foveal.recipes.runs import load_config
     from foveal.recipes.runs import load_model as load_run
     from foveal.recipes.tasks import require_task
 
     if (source / "model.safetensors").is_file():
-        model: Any = load_model(source)
-    else:
-        of_run = load_config(source)
-        require_task(of_run, task, f"data.{task}={str(source)!r}")
-        model, _ = load_run(source, of_run)
-    home.mkdir(parents=True, exist_ok=True)
-    if (source / TOKENIZER).is_file():
-        shutil.copyfile(source / TOKENIZER, home / TOKENIZER)
-    model.save_pretrained(home)
+        return load_model(source)
+    of_run = load_config(source)
+    require_task(of_run, task, f"data.{task}={str(source)!r}")
+    return load_run(source, of_run)[0]
+
+
+def _copy(source: Path, home: Path, config: RunConfig, task: str) -> None:
+    """Copy a saved model, or the model of a run, and the tokenizer beside it."""
+    model: Any = _load(source, config, task)
+
+    def write(folder: Path) -> None:
+        if (source / TOKENIZER).is_file():
+            shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
+        model.save_pretrained(folder)
+
+    write_folder(home, write)

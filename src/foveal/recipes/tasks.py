@@ -20,17 +20,17 @@ class TaskKind:
     """Where the parts of a task are, as "module:name" in foveal.recipes, imported when needed.
 
     Attributes:
-        task: class of the `foveal.training.task.Task`: (config, rank, world_size) -> task. Its
-            `save_assets(folder)`, if it has one, writes what `rebuild` reads.
+        task: class of the `foveal.training.task.Task`: (config, rank, world_size) -> task. Making
+            it writes nothing and finds every fault of the configuration. Then comes its
+            `prepare(folder)`, if it has one, which may train other models in the folder of the
+            run, and its `save_assets(folder)`, which writes what `rebuild` reads.
         rebuild: (config, folder of a run) -> its model, with fresh weights.
         finish: (folder, task, config), adds samples or pictures to a run that has ended.
-        has_stages: trains other models first, in the folder of the run, which it is given.
     """
 
     task: str
     rebuild: str
     finish: str = ""
-    has_stages: bool = False
 
 
 TASKS = {
@@ -39,9 +39,7 @@ TASKS = {
     "sequences": TaskKind("sequences:SequenceTask", "sequences:rebuild"),
     "vae": TaskKind("vae:VAETask", "vae:rebuild", "caption_runs:finish_captions"),
     "clip": TaskKind("clip:ClipTask", "clip:rebuild", "caption_runs:finish_captions"),
-    "captions": TaskKind(
-        "dalle:DalleTask", "dalle:rebuild", "caption_runs:finish_captions", has_stages=True
-    ),
+    "captions": TaskKind("dalle:DalleTask", "dalle:rebuild", "caption_runs:finish_captions"),
     "pixels": TaskKind("pixels:PixelTask", "pixels:rebuild", "pixel_runs:finish_pixels"),
 }
 
@@ -52,15 +50,9 @@ CAPTION_TASKS = ("vae", "clip", "captions")
 """The tasks on captioned pictures."""
 
 
-def make_task(config: RunConfig, folder: Path, rank: int = 0, world_size: int = 1) -> Any:
-    """The `foveal.training.task.Task` of a configuration.
-
-    Args:
-        folder: of the run. Only tasks that train other models first write there.
-    """
-    kind = TASKS[config.task]
-    place = {"folder": folder} if kind.has_stages else {}
-    return _find(kind.task)(config, rank=rank, world_size=world_size, **place)
+def make_task(config: RunConfig, rank: int = 0, world_size: int = 1) -> Any:
+    """The `foveal.training.task.Task` of a configuration."""
+    return _find(TASKS[config.task].task)(config, rank=rank, world_size=world_size)
 
 
 def build_task_model(config: RunConfig, folder: Path) -> nn.Module:

@@ -88,11 +88,11 @@ def check_training(training: TrainingConfig, optimizer: OptimizerConfig) -> None
         _check_at_least("training." + name, getattr(training, name), least)
     for name, least in _LEAST_OPTIMIZER.items():
         _check_at_least("optimizer." + name, getattr(optimizer, name), least)
+    _check_more(training, optimizer)
 
 
 _LEAST_TRAINING = {
     "steps": 1,
-    "time_budget": 0,
     "batch_size": 1,
     "accumulate": 1,
     "log_every": 1,
@@ -103,11 +103,44 @@ _LEAST_TRAINING = {
     "seed": 0,
 }
 _LEAST_OPTIMIZER = {"learning_rate": 0, "warmup_steps": 0, "weight_decay": 0, "clip": 0}
+_SHARES = {"final_fraction": 1.0, "beta1": 1.0, "beta2": 1.0, "momentum": 1.0}
+_LARGEST = 2**63
+_LARGEST_BATCH = 1_000_000
 
 
 def _check_at_least(name: str, value: float | None, least: float) -> None:
-    if value is not None and not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}.")
+    if value is not None and not (value >= least and value < _LARGEST):
+        rule = f"at least {least}" if not value >= least else f"below {_LARGEST:.0e}"
+        raise ValueError(f"{name} must be {rule}, got {show(value)}.")
+
+
+def _check_more(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
+    """Rules of single settings."""
+    budget = training.time_budget
+    if budget is not None and not 0 < budget < _LARGEST:
+        raise ValueError(
+            f"training.time_budget must be a number of seconds above 0, got {show(budget)}."
+        )
+    if training.batch_size > _LARGEST_BATCH:
+        raise ValueError(
+            f"training.batch_size must be at most {_LARGEST_BATCH:,}, got "
+            f"{show(training.batch_size)}; training.accumulate makes larger batches of small ones."
+        )
+    for name, most in _SHARES.items():
+        value = getattr(optimizer, name)
+        if not 0 <= value <= most:
+            raise ValueError(f"optimizer.{name} must be from 0 to {most:g}, got {show(value)}.")
+    if not optimizer.epsilon > 0:
+        raise ValueError(f"optimizer.epsilon must be above 0, got {show(optimizer.epsilon)}.")
+
+
+def show(value: Any) -> str:
+    """A value as it was written, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, endless nesting
+        text = f"an {type(value).__name__} too large to show"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -144,13 +177,18 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal:
-            if value in get_args(option):
+            if any(type(value) is type(one) and value == one for one in get_args(option)):
                 return value
-        elif option is float and type(value) is int:
-            return float(value)
+        elif option in (int, float) and type(value) in (int, option):
+            # what no machine counts to, and no number at all, are told below
+            if abs(value) < _LARGEST:
+                return option(value)
         elif type(value) is option:
             return value
-    raise ValueError(f"{name} in {where} must be {_describe(options)}, got {value!r}.")
+    raise ValueError(f"{name} in {where} must be {_describe(options)}, got {show(value)}.")
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _describe(options: Iterable[Any]) -> str:
@@ -159,5 +197,5 @@ def _describe(options: Iterable[Any]) -> str:
         if get_origin(option) is Literal:
             words += map(repr, get_args(option))
         else:
-            words.append("left out" if option is type(None) else option.__name__)
+            words.append("left out" if option is type(None) else _WORDS.get(option, str(option)))
     return " or ".join(words)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+_ECHO = 3.0
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error
@@ -15,18 +19,26 @@ class Interrupted(Exception):  # noqa: N818 - an event, not an error
     Attributes:
         step: the step that was saved.
         folder: the run's folder.
+        is_main: whether this is the process that speaks for all.
     """
 
-    def __init__(self, step: int, folder: Path) -> None:
+    def __init__(self, step: int, folder: Path, is_main: bool = True) -> None:
         super().__init__(f"interrupted at step {step}; the state is saved under {folder}")
-        self.step, self.folder = step, folder
+        self.step, self.folder, self.is_main = step, folder, is_main
 
 
 class Interrupt:
-    """Context in which the first Ctrl-C or SIGTERM only sets `requested`; a second one raises."""
+    """Context in which the first Ctrl-C or SIGTERM only sets `requested`; a second one raises.
+
+    Attributes:
+        at_once: nothing is left to save: the first one raises KeyboardInterrupt too.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.at_once = False
+        # a launcher hands on the Ctrl-C that the terminal has sent to every process already
+        self._deaf = _ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._heard_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -46,6 +58,9 @@ class Interrupt:
             signal.signal(name, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if self.requested and now - self._heard_at < self._deaf:
+            return
+        if self.requested or self.at_once:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._heard_at = True, now

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, step: int = 0, enabled: bool = True) -> None:
         self._file = None
-        self._board: Any = None
+        self._board: _Board | None = None
         if not enabled:
             return
         path = folder / METRICS
@@ -37,37 +41,90 @@ class MetricsLog:
         """Record named numbers at a step."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._file.name} cannot be written: {error.strerror}. The last checkpoint is "
+                "whole; make room, then go on with --resume auto."
+            ) from error
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
 
     def close(self) -> None:
-        """Flush and close both."""
-        if self._file is not None:
-            self._file.close()
+        """Close both; everything has been flushed, or has failed by name."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def read_metrics(folder: Path, last_step: int | None = None) -> list[dict[str, float]]:
-    """The entries of metrics.jsonl, up to a step; a line cut off by a crash is left out."""
-    entries = []
+    """The entries of metrics.jsonl, up to a step; a line that a crash cut off is left out."""
     path = folder / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if last_step is None or entry["step"] <= last_step:
-            entries.append(entry)
-    return entries
+    if not path.exists():
+        return []
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise ValueError(f"{path} must be a file; move away what is there.")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    entries = [entry for entry in map(_entry_of, text.splitlines()) if entry is not None]
+    return [e for e in entries if last_step is None or e["step"] <= last_step]
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
+def _entry_of(line: str) -> dict[str, float] | None:
+    """The numbers of a line, or None where it is no entry."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    if not isinstance(entry, dict) or "step" not in entry:
+        return None
+    numbers = all(isinstance(value, int | float) for value in entry.values())
+    return entry if numbers else None
+
+
+class _Board:
+    """A file of events for TensorBoard, written at once: its own writer does so in a thread.
+
+    What cannot be written is left out: metrics.jsonl holds the same, and says what is wrong.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}"
+        self._file = (folder / f"{name}.{os.getpid()}.{time.time_ns() % 10**9}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        if step:  # what a killed process wrote of later steps is taken back
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add named numbers at a step."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        entries = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self._add(step=step, summary=Summary(value=entries))
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        with contextlib.suppress(OSError):
+            self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+            self._file.flush()
+
+
+def _tensorboard(folder: Path, step: int) -> _Board | None:
+    """The board, or None where TensorBoard is not installed or cannot write."""
+    with contextlib.suppress(ImportError, OSError):
+        return _Board(folder, step)
+    return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from foveal.common.processor import fast_dtype
 from foveal.training import checkpoints
 from foveal.training.config import OptimizerConfig, TrainingConfig, check_training
 from foveal.training.interrupt import Interrupt, Interrupted
-from foveal.training.machine import native_bfloat16
+from foveal.training.machine import native_bfloat16, pick_device
 from foveal.training.metrics import MetricsLog
 from foveal.training.optimizers import make_optimizers
+from foveal.training.processes import StoppedElsewhereError, from_first
 from foveal.training.progress import clock, make_progress
 from foveal.training.schedule import learning_rate, progress, time_used
 from foveal.training.task import Task, Totals
@@ -54,7 +56,8 @@ class Outcome:
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
     """Accelerate's view of this process: its device, its rank, its fellows."""
-    return Accelerator(cpu=training.device == "cpu")
+    # without an accelerator and without this word each process would believe that it is alone
+    return Accelerator(cpu=training.device == "cpu" or pick_device().type == "cpu")
 
 
 class Trainer:
@@ -63,10 +66,13 @@ class Trainer:
     Args:
         task: model, data, loss and score; its stream must be made for this process's rank.
         optimizer, training: how to train.
-        folder: the run's folder, which must exist.
+        folder: the run's folder, which must exist when `fit` or `save` is called.
         settings: the whole configuration, saved with each checkpoint.
         accelerator: from `make_accelerator`.
         title: shown beside the progress.
+
+    Attributes:
+        before_saving: called by the first process before each checkpoint; may raise OSError.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Trainer:
         self.task, self.optimizer_config, self.training = task, optimizer, training
         self.folder, self.settings, self.accelerator = folder, settings, accelerator
         self.title = title
+        self.before_saving: Callable[[], None] = lambda: None
         self.step, self.elapsed = 0, 0.0
         task.model.to(accelerator.device)
         made = make_optimizers(task.model, optimizer, accelerator.device)
@@ -109,11 +116,24 @@ class Trainer:
         try:
             with make_progress(self.title, enabled=main) as bar, Interrupt() as interrupt:
                 _Loop(self, log, bar, interrupt).run()
-                metrics = self.evaluate(quick=False)
+                metrics = self._final_metrics(interrupt)
                 log.write(self.step, {f"final/{name}": value for name, value in metrics.items()})
         finally:
             log.close()
         return Outcome(self.step, self.elapsed, metrics, self._folder_of(self.step), main)
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Compute one loss and forget it, so that what cannot train fails before it has begun."""
+        position = self.task.stream.state_dict()
+        self.task.model.eval()
+        try:
+            with self.autocast():
+                batch = _to_device(self.task.stream.next(), self.accelerator.device)
+                self.task.loss(self.task.model, batch)
+        finally:
+            self.task.model.train()
+            self.task.stream.load_state_dict(position)
 
     def train_step(self) -> Tensor:
         """One optimizer step; returns the mean loss of its micro-batches, detached, scalar."""
@@ -158,32 +178,52 @@ class Trainer:
             self.task.model.train()
         return self._reduce(totals)
 
+    def _final_metrics(self, interrupt: Interrupt) -> dict[str, float]:
+        """The evaluation at the end; everything is saved by then, so a signal stops it at once."""
+        interrupt.at_once = True
+        try:
+            return self.evaluate(quick=False)
+        except KeyboardInterrupt:
+            raise self.interrupted() from None
+
+    def interrupted(self) -> Interrupted:
+        """What to raise when somebody asked to stop and the state is saved."""
+        return Interrupted(self.step, self.folder, self.accelerator.is_main_process)
+
     def save(self) -> Path:
-        """Write a checkpoint of the present step; all processes wait for it."""
-        if self.accelerator.is_main_process:
-            state = {
-                "step": self.step,
-                "elapsed": self.elapsed,
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "stream": self.task.stream.state_dict(),
-            }
-            checkpoints.save_checkpoint(
-                self.folder / CHECKPOINTS,
-                self.step,
-                self.task.model,
-                state,
-                self.settings,
-                keep=self.training.keep,
-            )
-        self.accelerator.wait_for_everyone()
-        return self._folder_of(self.step)
+        """Write a checkpoint of the present step; all processes wait for it.
+
+        Raises:
+            OSError: it could not be written; the ones before are whole.
+            StoppedElsewhereError: likewise, on the other processes.
+        """
+        return from_first(self.accelerator, self._write_checkpoint)
+
+    def _write_checkpoint(self) -> Path:
+        self.before_saving()
+        state = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "processes": self.accelerator.num_processes,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "stream": self.task.stream.state_dict(),
+        }
+        return checkpoints.save_checkpoint(
+            self.folder / CHECKPOINTS,
+            self.step,
+            self.task.model,
+            state,
+            self.settings,
+            keep=self.training.keep,
+        )
 
     def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
-        """The first process's clock and wish to stop, so that all leave the loop together."""
+        """The first process's clock, and whether any wants to stop, so that all leave together."""
         if self.accelerator.num_processes == 1:
             return elapsed, stop
-        values = torch.tensor([elapsed, stop], dtype=torch.float64).to(self.accelerator.device)
-        values = broadcast(values, from_process=0)
+        shared = elapsed if self.accelerator.is_main_process else 0.0
+        values = torch.tensor([shared, stop], dtype=torch.float64).to(self.accelerator.device)
+        values = self.accelerator.reduce(values, reduction="sum")
         return float(values[0]), bool(values[1])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -195,14 +235,34 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         checkpoints.load_weights(self.task.model, folder)
         state = checkpoints.load_state(folder)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.task.stream.load_state_dict(state["stream"])
-        self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
+            position = state["stream"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise checkpoints.CheckpointError(
+                f"the state in {folder} does not fit this run: {error!r}."
+            ) from error
+        self.task.stream.load_state_dict(position)
+        before, now = state.get("processes"), self.accelerator.num_processes
+        if before not in (None, now) and self.accelerator.is_main_process:
+            warnings.warn(
+                f"{before} processes trained this run and {now} go on with it, each with batches "
+                f"of {self.training.batch_size}: a step now sees {now / before:g} times as many "
+                "examples.",
+                stacklevel=2,
+            )
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Exchange gradients between processes only at the last micro-batch."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self._model)
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over all processes."""
+        if self.accelerator.num_processes > 1:
+            value = self.accelerator.reduce(value, reduction="mean")
+        return float(value)
 
     def _reduce(self, totals: Totals) -> dict[str, float]:
         names = sorted(totals)
@@ -242,7 +302,7 @@ class _Loop:
         while progress(self.training, trainer.step, trainer.elapsed) < 1.0:
             if stop:
                 self._save()
-                raise Interrupted(trainer.step, trainer.folder)
+                raise trainer.interrupted()
             self._losses.append(trainer.train_step())
             stop = self._tick()
             if self._due(self.training.log_every) or self._finished():
@@ -254,6 +314,8 @@ class _Loop:
             if self._due(self.training.checkpoint_every) or self._save_is_late():
                 self._save()
         self._save()
+        if stop:
+            raise trainer.interrupted()
 
     def _tick(self) -> bool:
         """Move the clock on; returns whether to stop."""
@@ -299,10 +361,15 @@ class _Loop:
     def _report(self) -> None:
         """Log the mean loss since the last report and redraw the progress."""
         trainer, now = self.trainer, time.monotonic()
-        loss = float(torch.stack(self._losses).mean())
+        loss = trainer.mean(torch.stack(self._losses).mean())
         self._losses.clear()
         if not np.isfinite(loss):
-            raise FloatingPointError(
+            kind = (
+                FloatingPointError
+                if trainer.accelerator.is_main_process
+                else StoppedElsewhereError
+            )
+            raise kind(
                 f"the loss became {loss} at step {trainer.step}; lower optimizer.learning_rate="
                 f"{trainer.optimizer_config.learning_rate} or raise optimizer.warmup_steps."
             )

@@ -1,0 +1,148 @@
+"""Trains with several processes, forked from one that has imported everything.
+
+Run as a script by test_processes.py: `ranks.py SCENARIO RECIPE`; prints a JSON object with the
+exit codes and the stderr of every process. Forking saves the seconds that importing PyTorch takes.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(count, arguments, before=lambda rank: None):
+    """Fork `count` processes that run `foveal ARGUMENTS`; their ids."""
+    port, processes = free_port(), []
+    for rank in range(count):
+        process = os.fork()
+        if process:
+            processes.append(process)
+            continue
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        os.environ.update({k: str(v) for k, v in place.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        code = 99
+        try:
+            before(rank)
+            from foveal.cli import main
+
+            code = main(list(map(str, arguments)))
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return processes
+
+
+def finish(processes, patience=60):
+    """Exit codes, outputs and errors; what hangs is killed and counts as None."""
+    deadline, codes = time.monotonic() + patience, {}
+    while len(codes) < len(processes) and time.monotonic() < deadline:
+        for rank, process in enumerate(processes):
+            if rank not in codes and (done := os.waitpid(process, os.WNOHANG))[0]:
+                codes[rank] = os.waitstatus_to_exitcode(done[1])
+        time.sleep(0.02)
+    for rank, process in enumerate(processes):
+        if rank not in codes:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+    ranks = range(len(processes))
+    return {
+        "codes": [codes.get(rank) for rank in ranks],
+        "out": [Path(f"out-{rank}").read_text() for rank in ranks],
+        "err": [Path(f"err-{rank}").read_text() for rank in ranks],
+    }
+
+
+def wait_for(pattern, patience=60):
+    deadline = time.monotonic() + patience
+    while not list(Path().glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def start_and_go_on(recipe):
+    """Three processes begin a run and prolong it; another number of them too."""
+    results = [finish(start(3, ["train", recipe]))]
+    results.append(finish(start(3, ["train", recipe, "--resume", "auto", "--steps", 30])))
+    results.append(finish(start(4, ["train", recipe, "--steps", "6"])))
+    return results
+
+
+def mistakes(recipe):
+    """Bad data for all, a folder that is taken, bad data for one."""
+    results = [finish(start(3, ["train", recipe, "--data", "missing.txt"]))]
+    Path("taken").mkdir()
+    Path("taken/config.json").write_text("{}")
+    results.append(finish(start(2, ["train", recipe, "--output", "taken"])))
+
+    def blind(rank):
+        if rank == 1:
+            from foveal.recipes import bytes as task
+
+            task.open_corpus = lambda path: (_ for _ in ()).throw(ValueError("no data here"))
+
+    results.append(finish(start(2, ["train", recipe], blind)))
+    return results
+
+
+def stops(recipe):
+    """SIGTERM to the last process alone; then to all, twice, as a launcher does."""
+    results = []
+    for number in (0, 1):
+        os.environ["TORCHELASTIC_RUN_ID"] = "none"
+        processes = start(3, ["train", recipe, "--output", f"run{number}", "--steps", 10**6])
+        wait_for(f"run{number}/checkpoints/step-*")
+        for _ in range(1 + number):
+            for process in processes[-1:] if number == 0 else processes:
+                os.kill(process, signal.SIGTERM)
+            time.sleep(0.05)
+        results.append(finish(processes))
+    return results
+
+
+def full_disk(recipe):
+    """The first process cannot write its second checkpoint."""
+
+    def fill(rank):
+        from foveal.training import checkpoints
+
+        save = checkpoints._save_model
+
+        def refuse(model, folder):
+            if "step-00000012" in folder.name:
+                raise OSError(28, "No space left on device")
+            save(model, folder)
+
+        checkpoints._save_model = refuse
+
+    return [finish(start(2, ["train", recipe, "--output", "run"], fill))]
+
+
+if __name__ == "__main__":
+    import torch.utils.tensorboard  # noqa: F401
+
+    import foveal.cli.options
+    import foveal.cli.train
+    import foveal.recipes.run
+    import foveal.training.trainer
+
+    run = foveal.recipes.run
+    run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
+    scenarios = (start_and_go_on, mistakes, stops, full_disk)
+    chosen = {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]
+    print(json.dumps(chosen(sys.argv[2])))
