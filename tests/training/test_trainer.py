@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -325,10 +326,10 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
         pytest.skip("needs /dev/full")
     log = MetricsLog(tmp_path)
     log._file.close()
-    log._file = open("/dev/full", "a")
+    log._file = Path("/dev/full").open("a")
     if log._board:
         log._board._file.close()
-        log._board._file = open("/dev/full", "wb", buffering=0)
+        log._board._file = Path("/dev/full").open("wb", buffering=0)
     with pytest.raises(
         OSError, match=r"/dev/full cannot be written: No space left.*--resume auto"
     ):

@@ -22,7 +22,7 @@ from foveal.recipes.config import RunConfig, load_recipe
 from foveal.training.config import TrainingConfig
 from foveal.training.interrupt import Interrupted
 
-_INHERITED = ("path", "size", "held_out", "max_images")
+_INHERITED = ("path", "valid", "size", "held_out", "max_images")
 
 
 def check_stage(config: RunConfig, task: str) -> nn.Module:
