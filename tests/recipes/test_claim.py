@@ -155,6 +155,7 @@ def test_a_kill_at_the_start_leaves_no_half_folder(config, tmp_path, monkeypatch
         ("context = 16", "context = 0"),
         ("steps = 24", "time_budget = 0"),
         ("batch_size = 4", "batch_size = 100000000"),
+        ("batch_size = 4", "batch_size = 152"),
         ("heads = 2", "heads = [2]"),
         ("depth = 1", "depth = 100000000"),
         ("learning_rate = 1e-2", "learning_rate = -1.0"),

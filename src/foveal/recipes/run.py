@@ -73,6 +73,16 @@ def train(
         return claimed.path, outcome
 
 
+def _check_batch(task: Any, batch_size: int) -> None:
+    """Raise ValueError for a batch that would hold examples more than once."""
+    count = getattr(getattr(task.stream, "sampler", None), "num_items", batch_size)
+    if batch_size > count:
+        raise ValueError(
+            f"training.batch_size must be at most the number of training examples, {count:,}, got "
+            f"{batch_size:,}."
+        )
+
+
 def _save_assets(task: Any, folder: Path) -> None:
     """Write what the run needs besides its weights, if its task has such things."""
     if hasattr(task, "save_assets"):
@@ -87,6 +97,7 @@ def _place(accelerator: Accelerator) -> tuple[int, int]:
 def _trainer(
     task: Any, config: RunConfig, claimed: ClaimedFolder, accelerator: Accelerator
 ) -> Trainer:
+    _check_batch(task, config.training.batch_size)
     trainer = Trainer(
         task,
         config.optimizer,
