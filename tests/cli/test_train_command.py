@@ -236,6 +236,7 @@ def test_a_config_of_another_shape_is_one_line(tmp_path, capsys, content, words)
         ["--data.context", "-1"],
         ["--data", ""],
         ["--output", "TAKEN"],
+        ["--output", ""],
         ["--resume", ""],
     ],
 )

@@ -98,7 +98,6 @@ class DalleTask:
         self.tokenizer = CaptionTokenizer.train(
             self.train_set.all_captions, config.data.vocabulary
         )
-        self._check()
 
     def prepare(self, folder: Path) -> None:
         """Find or train the VAE and CLIP, which are kept in the folder of the run."""
@@ -120,7 +119,7 @@ class DalleTask:
         self.valid = self._held_out()
         self.units_per_batch = training.batch_size * self.model.max_seq_len
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Find what does not fit before anything is trained; raises ValueError."""
         for device in ("meta", "cpu"):  # the first costs nothing, the second is right
             try:

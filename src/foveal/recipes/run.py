@@ -57,6 +57,8 @@ def train(
     with ClaimedFolder(config, output, resume, accelerator) as claimed:
         task = together(accelerator, lambda: make_task(config, *_place(accelerator)))
         if hasattr(task, "prepare"):
+            if claimed.last is None:  # a run that goes on has been checked, and has its stages
+                together(accelerator, task.check)
             task.prepare(claimed.claim())
         trainer = together(accelerator, lambda: _trainer(task, config, claimed, accelerator))
         trainer.folder, trainer.before_saving = claimed.claim(), claimed.check

@@ -33,6 +33,8 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
         if resume and latest is not None:
             return latest
         return RUNS / f"{Path(config.recipe).stem}-{number + 1:03d}"
+    if not output:
+        raise ValueError("output must name a folder, got output=''; leave it out for a new one.")
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {output!r} is a file; name another.")

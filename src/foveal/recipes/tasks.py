@@ -21,9 +21,10 @@ class TaskKind:
 
     Attributes:
         task: class of the `foveal.training.task.Task`: (config, rank, world_size) -> task. Making
-            it writes nothing and finds every fault of the configuration. Then comes its
-            `prepare(folder)`, if it has one, which may train other models in the folder of the
-            run, and its `save_assets(folder)`, which writes what `rebuild` reads.
+            it writes nothing and finds every fault of the configuration. If it trains other
+            models first, it has `check()`, which finds their faults, and `prepare(folder)`, which
+            does so in the folder of the run. `save_assets(folder)`, if it has that, writes what
+            `rebuild` reads.
         rebuild: (config, folder of a run) -> its model, with fresh weights.
         finish: (folder, task, config), adds samples or pictures to a run that has ended.
     """

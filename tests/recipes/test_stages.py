@@ -1,0 +1,154 @@
+"""Runs that train other models first: those scale with the run, resume with it, and fail early."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from foveal.recipes.config import load_recipe
+from foveal.recipes.run import train
+from foveal.recipes.runs import load_config, load_model
+from foveal.recipes.stages import scale_budget
+from foveal.recipes.vae import VAETask
+from foveal.training.config import TrainingConfig
+from foveal.training.interrupt import Interrupted
+
+DATA = 'path = "{data}"\nsize = 8\n'
+LAST = '[training]\nsteps = {steps}\nbatch_size = 4\nprecision = "float32"\ndevice = "cpu"\n'
+VAE = (
+    'task = "vae"\n[model]\nname = "VQVAE"\nnum_layers = 1\nnum_tokens = 8\ncodebook_dim = 4\n'
+    "hidden_dim = 4\n[data]\n" + DATA + LAST
+)
+CLIP = (
+    'task = "clip"\n[model]\nname = "CLIP"\ndim_text = 8\ndim_image = 8\ndim_latent = 8\n'
+    "text_enc_depth = 1\ntext_heads = 1\nvisual_enc_depth = 1\nvisual_heads = 1\n"
+    "visual_patch_size = 4\n[data]\ntext_length = 6\n" + DATA + LAST
+)
+DALLE = (
+    'task = "captions"\n[model]\nname = "DALLE"\ndim = 8\ndepth = 1\nheads = 1\ndim_head = 8\n'
+    '[data]\ntext_length = 6\nvae = "vae.toml"\nclip = "clip.toml"\n' + DATA + LAST
+)
+
+
+@pytest.fixture(autouse=True)
+def brief(tmp_path, monkeypatch):
+    """An empty folder; runs end without pictures, which take most of a short run's time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    monkeypatch.setattr("foveal.recipes.run.finish", lambda *details: None)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The path of a recipe of 20 steps whose stages have 10 each."""
+    from PIL import Image
+
+    pytest.importorskip("tokenizers")
+    (tmp_path / "pictures").mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        pixels = draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"pictures/{number}.png")
+        (tmp_path / f"pictures/{number}.txt").write_text(f"a picture, number {number}")
+    for name, text, steps in (("vae", VAE, 10), ("clip", CLIP, 10), ("dalle", DALLE, 20)):
+        (tmp_path / f"{name}.toml").write_text(text.format(data="pictures", steps=steps))
+    return tmp_path / "dalle.toml"
+
+
+def shortened(recipe, steps):
+    config = load_recipe(str(recipe))
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+
+
+def test_stages_scale_with_the_run_and_stay_with_it(recipe, tmp_path, monkeypatch):
+    """A fifth of the steps, for the stages too; the run then needs none of the recipes."""
+    folder, outcome = train(shortened(recipe, 4), "run")
+    assert outcome.step == 4
+    for stage in ("vae", "clip"):
+        assert json.loads((folder / f"{stage}-training/result.json").read_text())["steps"] == 2
+        (tmp_path / f"{stage}.toml").unlink()
+    recipe.unlink()
+    monkeypatch.chdir("/")
+    run = tmp_path / folder
+    assert load_config(run).data.vae == str(tmp_path / "vae.toml")
+    model, last = load_model(run, load_config(run))
+    assert last.name == "step-00000004"
+    assert model.vae.num_tokens == 8
+    config = load_config(run)
+    longer = dataclasses.replace(config.training, steps=6)
+    assert train(dataclasses.replace(config, training=longer), str(run), resume=True)[1].step == 6
+
+
+def test_a_run_that_is_stopped_in_a_stage_goes_on_there(recipe, tmp_path, monkeypatch):
+    """Ctrl-C while the VAE trains saves it; resuming ends as a run that was not stopped."""
+    whole, _ = train(shortened(recipe, 20), "whole")
+    loss, calls = VAETask.loss, []
+
+    def signalling(self, model, batch):
+        if self.model.training:
+            calls.append(1)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(VAETask, "loss", signalling)
+    with pytest.raises(Interrupted) as stop:
+        train(shortened(recipe, 20), "stopped")
+    assert str(stop.value.folder) == "stopped"
+    assert (tmp_path / "stopped/vae-training/checkpoints/step-00000005").is_dir()
+    stopped, _ = train(load_config(tmp_path / "stopped"), "stopped", resume=True)
+    for place in ("checkpoints/step-00000020", "vae", "clip"):
+        one, two = ((run / place / "model.safetensors").read_bytes() for run in (whole, stopped))
+        assert one == two, place
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("dalle", 'name = "DALLE"', 'name = "CLIP"', "needs a DALLE"),
+        ("dalle", 'vae = "vae.toml"', 'vae = "clip.toml"', "must be a recipe of the task 'vae'"),
+        ("dalle", 'clip = "clip.toml"', 'clip = "none.toml"', "recipe file must exist"),
+        ("dalle", "dim = 8", 'dim = "wide"', "dim"),
+        ("dalle", "dim = 8", "image_size = 9\ndim = 8", "image_size"),
+        ("vae", "num_layers = 1", "num_layers = 9", "num_layers|pixels|size"),
+        ("clip", "visual_patch_size = 4", "visual_patch_size = 5", "patch"),
+        ("clip", "[model]", "[modl]", "unknown key 'modl'"),
+        ("vae", '"VQVAE"', '"TransformerLM"', "num_layers|needs"),
+    ],
+)
+def test_a_mistake_in_a_stage_is_found_before_anything_is_trained(
+    recipe, tmp_path, name, old, new, words
+):
+    """Sizes, kinds and keys of all three recipes are checked first, and nothing is written."""
+    path = tmp_path / f"{name}.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        train(load_recipe(str(recipe)), "run")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("run", "stage", "expected"),
+    [
+        ({"time_budget": 240.0}, {"time_budget": 120.0}, (None, 120.0)),
+        ({"time_budget": 24.0}, {"time_budget": 120.0}, (None, 12.0)),
+        ({"time_budget": 480.0}, {"time_budget": 60.0}, (None, 120.0)),
+        ({"time_budget": 240.0, "steps": 10}, {"time_budget": 120.0}, (5, 120.0)),
+        ({"steps": 10}, {"time_budget": 120.0}, (5, 120.0)),
+        ({"steps": 1}, {"time_budget": 120.0}, (1, 120.0)),
+        ({"time_budget": 60.0}, {"steps": 1000}, (250, None)),
+    ],
+)
+def test_budgets_of_stages(run, stage, expected):
+    """captions-dalle has 240 s; stages get the share of their budget that the run has of that."""
+    config = load_recipe("captions-dalle")
+    config = dataclasses.replace(config, training=TrainingConfig(**run))
+    scaled = scale_budget(TrainingConfig(**stage), config)
+    assert (scaled.steps, scaled.time_budget) == expected
+    config = dataclasses.replace(config, recipe="made in Python")
+    assert scale_budget(TrainingConfig(**stage), config) == TrainingConfig(**stage)
