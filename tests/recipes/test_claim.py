@@ -71,8 +71,13 @@ def exit_code(process):
 
 
 @needs_fork
-def test_runs_that_start_together_take_different_folders(config, tmp_path):
-    """Eight processes that choose at the same moment get eight complete folders."""
+@pytest.mark.parametrize("moves", [True, False])
+def test_runs_that_start_together_take_different_folders(config, tmp_path, monkeypatch, moves):
+    """Eight processes that choose at the same moment get eight complete folders.
+
+    Also where a folder with an open file cannot be renamed, as on Windows.
+    """
+    monkeypatch.setattr(claim, "_MOVES_OPEN_FILES", moves)
     ready, go = os.pipe()
 
     def start():

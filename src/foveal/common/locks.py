@@ -59,7 +59,8 @@ class FileLock:
             else:
                 os.close(file)
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, _this_process().encode(), 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, _this_process().encode())
         _held.add(self)
 
     def is_intact(self) -> bool:
@@ -151,7 +152,8 @@ def _this_process() -> str:
 
 
 def _holder(file: int) -> str:
-    return os.pread(file, 200, 0).decode("utf-8", errors="replace") or "another process"
+    os.lseek(file, 0, os.SEEK_SET)
+    return os.read(file, 200).decode("utf-8", errors="replace") or "another process"
 
 
 def _same_file(file: int, path: Path) -> bool:

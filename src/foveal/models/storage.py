@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foveal.common.files import write_file, write_text
+from foveal.common.meta import on_meta
 from foveal.models.base import Model
 from foveal.models.registry import family
 
@@ -43,7 +44,7 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
     try:
         cls = family(name)
         settings = cls.config_class.from_json(options)
-        with torch.device("meta"):  # the weights come from the file, so none are drawn
+        with on_meta():  # the weights come from the file, so none are drawn
             model = cls(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a model: {error}") from error

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
+from foveal.common.meta import on_meta
 from foveal.common.words import suggest
 from foveal.training.config import check_keys
 
@@ -104,7 +104,7 @@ def _check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], where: str
                 f"{name} must be at most {_MOST_LAYERS:,} in [model] of {where}, got {value}."
             )
     try:
-        with torch.device("meta"):
+        with on_meta():
             model = cls(**arguments)
         needed = sum(p.numel() * p.element_size() for p in model.parameters())
     except _REFUSALS:  # on the device itself it may be made, or say why not

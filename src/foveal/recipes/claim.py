@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOCK, PICTURES = ".lock", "pictures"
+_MOVES_OPEN_FILES = os.name != "nt"
 
 
 class ClaimedFolder:
@@ -149,7 +150,7 @@ def _create(folder: Path, files: dict[str, str]) -> FileLock:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.parent == RUNS:
         remove_partials(RUNS)
-    partial = partial_path(folder)
+    partial = partial_path(folder) if _MOVES_OPEN_FILES else folder
     partial.mkdir()
     lock = None
     try:
@@ -158,7 +159,8 @@ def _create(folder: Path, files: dict[str, str]) -> FileLock:
             (partial / name).write_text(text, encoding="utf-8")
             sync(partial / name)
         sync(partial)
-        _rename(partial, folder)
+        if partial != folder:
+            _rename(partial, folder)
     except BaseException:
         if lock is not None:
             lock.release()

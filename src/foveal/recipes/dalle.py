@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.common.meta import on_meta
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet
 from foveal.data.tokens import CaptionTokenizer
@@ -121,16 +123,16 @@ class DalleTask:
 
     def check(self) -> None:
         """Find what does not fit before anything is trained; raises ValueError."""
-        for device in ("meta", "cpu"):  # the first costs nothing, the second is right
+        for place in (on_meta, contextlib.nullcontext):  # one costs nothing, the other is right
             try:
-                with torch.device(device):
+                with place():
                     vae = check_stage(self.run, "vae")
                     build_dalle(self.run, vae, self.tokenizer)  # type: ignore[arg-type]
                     if self.config.clip:
                         check_stage(self.run, "clip")
                 return
             except ValueError:
-                if device == "cpu":
+                if place is not on_meta:
                     raise
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,37 @@
+"""Modules without memory: what a model would be, before anybody pays for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_DRAWS = {"normal_", "uniform_", "log_normal_", "bernoulli_", "random_", "exponential_"}
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where numbers would be drawn into them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]  # as torch.nn.init passes it
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules that are made inside have shapes, and no storage.
+
+    No numbers are drawn: on the meta device that would import the compiler, which takes seconds.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield

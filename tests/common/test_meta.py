@@ -1,0 +1,45 @@
+"""Modules without memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from foveal.common.meta import on_meta
+
+CODE = """
+import sys
+from torch import nn
+from foveal.common.meta import on_meta
+import foveal
+
+with on_meta():
+    layer = nn.Sequential(nn.Linear(10**6, 10**6), nn.Conv2d(3, 4, 5), nn.Embedding(10**9, 10))
+    for name in ("transformer_tiny", "halonet_h0", "sepvit_lite", "clip", "vqvae"):
+        model = foveal.create_model(name)
+        assert {p.device.type for p in model.parameters()} == {"meta"}, name
+print(sum(p.numel() for p in layer.parameters()), "torch._dynamo" in sys.modules)
+"""
+
+
+def test_they_have_sizes_and_cost_nothing():
+    """Layers and models of any size are made at once, and the compiler is not imported."""
+    run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert run.stdout.split() == [str(10**12 + 10**6 + 304 + 10**10), "False"], run.stderr
+
+
+def test_the_initialisation_is_skipped_and_the_generator_left_alone():
+    """What is drawn afterwards is as if nothing had been made."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with on_meta():
+        layer = nn.Linear(3, 3)
+        nn.init.trunc_normal_(layer.weight)
+        nn.init.uniform_(layer.bias)
+    assert torch.equal(torch.rand(3), expected)
+    with pytest.raises(NotImplementedError):
+        layer.weight.tolist()
+    assert nn.Linear(2, 2).weight.device.type == "cpu"
