@@ -56,7 +56,7 @@ def interrupt_at(monkeypatch, step):
         ["--output", "a run; with $characters"],
         ["--model.dim", "32", "--training.batch-size", "5"],
         ["--optimizer.name", "muon", "--data.context", "8", "--seed", "7"],
-        ["--model.pattern", "[SlidingWindow(4), Full(causal=True)]", "--model.depth", "2"],
+        ["--model.pattern", "SlidingWindow(4)", "--model.depth", "2"],
     ],
 )
 def test_the_command_that_an_interrupt_prints_goes_on(
@@ -137,10 +137,10 @@ def test_options_that_cannot_change_are_named(recipe, capsys):
         (b"[model]\nname = 'TransformerLM'\ndim = 2024-01-01", "dim in [model]"),
         (b"[model]\nname = 'TransformerLM'\ndropout = nan", "dropout in [model]"),
         (b"[model]\nname = 'TransformerLM'\ndim = 99999999999999999999", "must be a number below"),
-        (b"[model]\nname = 'TransformerLM'\ndim = 'wide'", "dim"),
-        (b"[model]\nname = 'TransformerLM'\ndim = {a = 1}", "dim"),
-        (b"[model]\nname = ':x'", "cannot import"),
-        (b"[model]\nname = '..:x'", "cannot import"),
+        (b"training.steps = 1\n[model]\nname = 'TransformerLM'\ndim = 'wide'", "dim"),
+        (b"training.steps = 1\n[model]\nname = 'TransformerLM'\ndim = {a = 1}", "dim"),
+        (b"training.steps = 1\n[model]\nname = ':x'", "unknown model name ':x'"),
+        (b"training.steps = 1\n[model]\nname = '..:x'", "cannot import"),
         (b"[training]\nsteps = " + b"9" * 5000, "not valid TOML"),
         (b"a = " + b"[" * 5000, "nested too deeply"),
         (b"\xff\xfet\x00a\x00", "is not UTF-8 text"),

@@ -92,9 +92,12 @@ def mistakes(recipe):
 
     def blind(rank):
         if rank == 1:
-            from foveal.recipes import bytes as task
+            from foveal.recipes.bytes import ByteTask
 
-            task.open_corpus = lambda path: (_ for _ in ()).throw(ValueError("no data here"))
+            def refuse(*details):
+                raise ValueError("no data here")
+
+            ByteTask.__init__ = refuse
 
     results.append(finish(start(2, ["train", recipe], blind)))
     return results

@@ -108,13 +108,13 @@ def test_a_run_that_is_stopped_in_a_stage_goes_on_there(recipe, tmp_path, monkey
 @pytest.mark.parametrize(
     ("name", "old", "new", "words"),
     [
-        ("dalle", 'name = "DALLE"', 'name = "CLIP"', "needs a DALLE"),
+        ("dalle", 'name = "DALLE"', 'name = "CLIP"', "needs a DALLE|unknown key 'dim'"),
         ("dalle", 'vae = "vae.toml"', 'vae = "clip.toml"', "must be a recipe of the task 'vae'"),
         ("dalle", 'clip = "clip.toml"', 'clip = "none.toml"', "recipe file must exist"),
         ("dalle", "dim = 8", 'dim = "wide"', "dim"),
         ("dalle", "dim = 8", "image_size = 9\ndim = 8", "image_size"),
-        ("vae", "num_layers = 1", "num_layers = 9", "num_layers|pixels|size"),
-        ("clip", "visual_patch_size = 4", "visual_patch_size = 5", "patch"),
+        ("vae", "num_tokens = 8", "num_tokens = 0", "num_tokens"),
+        ("clip", "visual_patch_size = 4", "visual_patch_size = 0", "visual_patch_size"),
         ("clip", "[model]", "[modl]", "unknown key 'modl'"),
         ("vae", '"VQVAE"', '"TransformerLM"', "num_layers|needs"),
     ],

@@ -92,8 +92,8 @@ def read_recipe(name: str) -> str:
     if os.path.lexists(path):
         return read_text(path, _LARGEST_RECIPE)
     if path.suffix == ".toml" or len(path.parts) > 1:
-        raise ValueError(f"the recipe file must exist, got recipe={name!r}.")
-    raise ValueError(f"unknown recipe {name!r}; {suggest(name, recipe_names())}")
+        raise ValueError(f"the recipe file must exist, got recipe={show(name)}.")
+    raise ValueError(f"unknown recipe {show(name)}; {suggest(name, recipe_names())}")
 
 
 def load_recipe(name: str) -> RunConfig:

@@ -18,7 +18,13 @@ _PATHS, _STAGES = ("path", "valid"), ("vae", "clip")
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with every path that it names made absolute; other names stay."""
+    """The configuration with every path that it names made absolute; other names stay.
+
+    Raises:
+        ValueError: an empty path, which would mean the present folder.
+    """
+    if config.data.path == "":
+        raise ValueError("data.path must name the data, got data.path=''.")
     given = {name: getattr(config.data, name, None) for name in (*_PATHS, *_STAGES)}
     data = {
         name: absolute_path(value)

@@ -26,6 +26,7 @@ from foveal.common.files import read_json, remove_folder, write_folder
 
 MANIFEST, WEIGHTS, STATE, SETTINGS = "manifest.json", "model.safetensors", "state.pt", "run.json"
 _LITTLE = 1 << 20
+_LOOKS = 5
 
 ResultT = TypeVar("ResultT")
 
@@ -68,8 +69,13 @@ def save_checkpoint(
 
 def checkpoints(root: Path) -> list[Path]:
     """All checkpoint folders, oldest first, unchecked."""
-    found = [folder for folder in root.glob("step-*") if re.fullmatch(r"step-\d+", folder.name)]
-    return sorted((folder for folder in found if folder.is_dir()), key=_step_of)
+    found: list[Path] = []
+    for _ in range(_LOOKS):
+        named = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        found = [path for path in named if path.is_dir()]
+        if found:  # else a training may have put a new one in the place of the only one meanwhile
+            break
+    return sorted(found, key=_step_of)
 
 
 def _step_of(folder: Path) -> int:
