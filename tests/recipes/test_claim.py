@@ -108,6 +108,16 @@ def test_two_trainings_cannot_share_a_folder(brief, config, resume):
     train(config, "run", resume=True)
 
 
+def test_checkpoints_without_a_config_are_not_trained_over(brief, config, tmp_path):
+    """A run that lost its config.json is still one; resuming gives it back."""
+    train(config, "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(config, "run")
+    assert train(config, "run", resume=True)[1].step == 24
+    assert load_config(tmp_path / "run") == absolute_paths(config)
+
+
 def test_a_folder_that_was_free_when_chosen_may_be_taken_when_claimed(config):
     """Between the look and the claim somebody else may have begun there, or be under way."""
     late = ClaimedFolder(config, "run", False, ALONE)

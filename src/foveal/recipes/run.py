@@ -55,12 +55,13 @@ def train(
     config = absolute_paths(config)
     accelerator = make_accelerator(config.training)
     with ClaimedFolder(config, output, resume, accelerator) as claimed:
-        task = together(accelerator, lambda: make_task(config, *_place(accelerator)))
+        task = together(accelerator, lambda: _make_task(config, accelerator))
         if hasattr(task, "prepare"):
             if claimed.last is None:  # a run that goes on has been checked, and has its stages
                 together(accelerator, task.check)
             task.prepare(claimed.claim())
-        trainer = together(accelerator, lambda: _trainer(task, config, claimed, accelerator))
+        trainer = _make_trainer(task, config, claimed.path, accelerator)
+        together(accelerator, trainer.rehearse)
         trainer.folder, trainer.before_saving = claimed.claim(), claimed.check
         from_first(accelerator, lambda: _save_assets(task, claimed.path))
         if accelerator.device.type == "cpu":
@@ -75,14 +76,18 @@ def train(
         return claimed.path, outcome
 
 
-def _check_batch(task: Any, batch_size: int) -> None:
-    """Raise ValueError for a batch that would hold examples more than once."""
-    count = getattr(getattr(task.stream, "sampler", None), "num_items", batch_size)
+def _make_task(config: RunConfig, accelerator: Accelerator) -> Any:
+    """The task of this process; ValueError if a batch would hold examples more than once."""
+    task = make_task(config, accelerator.process_index, accelerator.num_processes)
+    batch_size = config.training.batch_size
+    sampler = getattr(getattr(task, "stream", None), "sampler", None)  # later, if there are stages
+    count = getattr(sampler, "num_items", batch_size)
     if batch_size > count:
         raise ValueError(
             f"training.batch_size must be at most the number of training examples, {count:,}, got "
             f"{batch_size:,}."
         )
+    return task
 
 
 def _save_assets(task: Any, folder: Path) -> None:
@@ -91,26 +96,16 @@ def _save_assets(task: Any, folder: Path) -> None:
         task.save_assets(folder)
 
 
-def _place(accelerator: Accelerator) -> tuple[int, int]:
-    """Which of the processes this is, and how many there are."""
-    return accelerator.process_index, accelerator.num_processes
-
-
-def _trainer(
-    task: Any, config: RunConfig, claimed: ClaimedFolder, accelerator: Accelerator
-) -> Trainer:
-    _check_batch(task, config.training.batch_size)
-    trainer = Trainer(
+def _make_trainer(task: Any, config: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
+    return Trainer(
         task,
         config.optimizer,
         config.training,
-        claimed.path,
+        folder,
         settings=config.to_dict(),
         accelerator=accelerator,
         title=Path(config.recipe).stem,
     )
-    trainer.rehearse()
-    return trainer
 
 
 def finish_bytes(folder: Path, task: ByteTask, config: RunConfig) -> None:

@@ -38,7 +38,8 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {output!r} is a file; name another.")
-    if (folder / CONFIG).exists() and not resume:
+    begun = (folder / CONFIG).exists() or checkpoints.checkpoints(folder / CHECKPOINTS)
+    if begun and not resume:
         raise ValueError(
             f"output={output!r} already holds a run; add --resume auto to go on with it, "
             "or name another folder."
