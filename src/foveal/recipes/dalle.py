@@ -24,6 +24,7 @@ from foveal.recipes.clip import PairStream, caption_tokens
 from foveal.recipes.config import RunConfig
 from foveal.recipes.stages import check_stage, prepare_stage
 from foveal.recipes.vae import check_size, describe_sets, encode_all
+from foveal.training.config import check_batch
 from foveal.training.task import Totals
 
 _QUICK_PICTURES = 100
@@ -123,13 +124,15 @@ class DalleTask:
 
     def check(self) -> None:
         """Find what does not fit before anything is trained; raises ValueError."""
+        count = len(self.train_set)
+        check_batch(self.run.training, count)
         for place in (on_meta, contextlib.nullcontext):  # one costs nothing, the other is right
             try:
                 with place():
-                    vae = check_stage(self.run, "vae")
+                    vae = check_stage(self.run, "vae", count)
                     build_dalle(self.run, vae, self.tokenizer)  # type: ignore[arg-type]
                     if self.config.clip:
-                        check_stage(self.run, "clip")
+                        check_stage(self.run, "clip", count)
                 return
             except ValueError:
                 if place is not on_meta:

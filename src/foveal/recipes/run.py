@@ -25,7 +25,7 @@ from foveal.recipes.runs import (
     write_json,
 )
 from foveal.recipes.tasks import finish, make_task, require_task
-from foveal.training.config import check_training
+from foveal.training.config import check_batch, check_training
 from foveal.training.machine import keep_freed_memory, pick_device
 from foveal.training.processes import from_first, together
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
@@ -79,14 +79,9 @@ def train(
 def _make_task(config: RunConfig, accelerator: Accelerator) -> Any:
     """The task of this process; ValueError if a batch would hold examples more than once."""
     task = make_task(config, accelerator.process_index, accelerator.num_processes)
-    batch_size = config.training.batch_size
-    sampler = getattr(getattr(task, "stream", None), "sampler", None)  # later, if there are stages
-    count = getattr(sampler, "num_items", batch_size)
-    if batch_size > count:
-        raise ValueError(
-            f"training.batch_size must be at most the number of training examples, {count:,}, got "
-            f"{batch_size:,}."
-        )
+    sampler = getattr(getattr(task, "stream", None), "sampler", None)
+    if sampler is not None:  # else the task makes its stream later, and checks this by itself
+        check_batch(config.training, sampler.num_items)
     return task
 
 

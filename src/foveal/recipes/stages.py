@@ -19,25 +19,29 @@ from foveal.models import Model, load_model
 from foveal.recipes.assets import TOKENIZER
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig, load_recipe
-from foveal.training.config import TrainingConfig
+from foveal.training.config import TrainingConfig, check_batch, check_training
 from foveal.training.interrupt import Interrupted
 
 _INHERITED = ("path", "valid", "size", "held_out", "max_images")
 
 
-def check_stage(config: RunConfig, task: str) -> nn.Module:
+def check_stage(config: RunConfig, task: str, num_pictures: int) -> nn.Module:
     """A model like that of a stage, untrained if it has to be trained first.
 
     Args:
         config, task: as for `prepare_stage`.
+        num_pictures: how many there are to train on.
 
     Raises:
-        ValueError: the setting names no run, model or recipe, or one of another kind.
+        ValueError: the setting names no run, model or recipe, or one of another kind; or a recipe
+            that makes no run.
     """
     source = _source(config, task)
     if (source / "config.json").is_file():
         return _load(source, config, task)
     stage = _stage_config(config, task)
+    check_training(stage.training, stage.optimizer)
+    check_batch(stage.training, num_pictures)
     return build_model(
         stage.model,
         f"recipe {stage.recipe}",

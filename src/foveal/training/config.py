@@ -134,6 +134,15 @@ def _check_more(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
         raise ValueError(f"optimizer.epsilon must be above 0, got {show(optimizer.epsilon)}.")
 
 
+def check_batch(training: TrainingConfig, num_examples: int) -> None:
+    """Raise ValueError for a batch that would hold an example more than once."""
+    if training.batch_size > num_examples:
+        raise ValueError(
+            "training.batch_size must be at most the number of training examples, "
+            f"{num_examples:,}, got {training.batch_size:,}."
+        )
+
+
 def show(value: Any) -> str:
     """A value as it was written, cut where it is long."""
     try:
