@@ -94,7 +94,7 @@ def mistakes(recipe):
         if rank == 1:
             from foveal.recipes.bytes import ByteTask
 
-            def refuse(*details):
+            def refuse(*details, **more):
                 raise ValueError("no data here")
 
             ByteTask.__init__ = refuse

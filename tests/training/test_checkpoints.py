@@ -113,7 +113,7 @@ def test_what_is_half_written_is_no_checkpoint_and_is_left_alone(tmp_path):
 def test_steps_are_ordered_as_numbers(tmp_path):
     """The checkpoint after 99,999,999 is the last one."""
     for step in (99_999_999, 100_000_000, 5):
-        save(tmp_path, 5)[0].rename(tmp_path / f"step-{step:08d}")
+        (tmp_path / f"step-{step:08d}").mkdir()
     found = checkpoints.checkpoints(tmp_path)
     assert [folder.name[5:] for folder in found] == ["00000005", "99999999", "100000000"]
 

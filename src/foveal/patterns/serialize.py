@@ -15,7 +15,7 @@ from torch import Tensor
 from foveal.common.words import meant
 from foveal.patterns.base import Pattern
 
-_BITS = 1 << torch.arange(7, -1, -1)
+_BITS = 1 << torch.arange(7, -1, -1, device="cpu")  # whatever device is the default then
 
 
 def known_patterns() -> dict[str, type[Pattern]]:

@@ -172,7 +172,7 @@ def last_complete(root: Path) -> Path | None:
             try:
                 check(folder)
             except CheckpointError as error:
-                if _identity(folder) != before:  # a training has taken it away: look again
+                if not before or _identity(folder) != before:  # a training has taken it away
                     left = True
                     break
                 damaged[folder, before] = error
