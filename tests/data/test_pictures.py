@@ -155,9 +155,9 @@ def test_what_is_no_file_is_refused(tmp_path):
     """A device, a FIFO and a folder are named, and nobody waits for them."""
     os.mkfifo(tmp_path / "pipe.png")
     for path, kind in (
-        (tmp_path / "pipe.png", "FIFO"),
-        ("/dev/zero", "FIFO"),
-        (tmp_path, "folder"),
+        (tmp_path / "pipe.png", "no ordinary"),
+        ("/dev/zero", "no ordinary"),
+        (tmp_path, "a folder"),
     ):
-        with pytest.raises(UnreadableImageError, match=f"must be a file, but it is a {kind}"):
+        with pytest.raises(UnreadableImageError, match=f"must be a file, but .* is {kind}"):
             read_picture(path)

@@ -1,5 +1,6 @@
 """Sequences with classes from every source, batched with the mask of what is real."""
 
+import gzip
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.data.sequence_sources import open_sequences
+from foveal.data.sequence_sources import open_sequences, sequences_to_score
 from foveal.data.sequences import SequenceDataConfig, SequenceSet, SequenceStream
 
 
@@ -104,3 +105,134 @@ def test_mistakes_are_named(tmp_path):
         open_sequences(config("listops", held_out=1.0))
     with pytest.raises(ValueError, match=r"data\.max_examples"):
         open_sequences(config("listops", max_examples=-1))
+
+
+def put(root, files):
+    for name, raw in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(raw if isinstance(raw, bytes) else raw.encode())
+    return root
+
+
+def rows(data):
+    names = [data.classes[label] for label in data.labels.tolist()]
+    return sorted(
+        (bytes(row).decode(), name) for row, name in zip(data.sequences, names, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "watched"),
+    [("train valid test", "valid"), ("Train Dev Testing", "Dev"), ("training val TEST", "val")],
+)
+def test_parts_of_text_folders(tmp_path, names, watched):
+    """The usual spellings are parts; watched on validation, scored on test."""
+    files = {
+        f"{p}/{c}/{n}.txt": f"{p} {c} {n}" for p in names.split() for c in "ab" for n in (0, 1)
+    }
+    train, valid = open_sequences(config(put(tmp_path, files)))
+    scored = sequences_to_score(config(tmp_path))
+    train_name, valid_name, test_name = names.split()
+    for data, name in ((train, train_name), (valid, valid_name), (scored, test_name)):
+        assert rows(data) == sorted((f"{name} {c} {n}", c) for c in "ab" for n in (0, 1))
+
+
+def test_class_folders_of_any_text(tmp_path):
+    """Packed, marked and wide texts are read as UTF-8; what is no text is counted."""
+    put(
+        tmp_path,
+        {
+            "a/1.txt": "\ufeffnaïve",
+            "a/2.txt": "naïve".encode("utf-16"),
+            "a/3.txt.gz": gzip.compress("naïve".encode()),
+            "b/4.log": "naïve",
+            "b/5": "naïve",
+            "b/6.png": b"\x89PNG\0",
+            "b/7.csv": "a,b",
+            "b/._8.txt": b"\0\5\x16\7",
+            "c/9.zip": b"PK\3\4",
+            "README": "what it is",
+        },
+    )
+    with pytest.warns(UserWarning, match="left out of") as told:
+        train, test = open_sequences(config(tmp_path))
+    assert [text for text, _ in rows(train) + rows(test)] == ["naïve"] * 5
+    assert train.classes == ["a", "b"]
+    for words in ("1 *.png", "1 *.csv", "1 class folder without texts (c)", "1 *.zip"):
+        assert words in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("t.csv", 'text,label\n"a, b",pos\nc,neg\nd,pos\ne,neg\n'),
+        ("t.tsv", "text\tlabel\na, b\tpos\nc\tneg\nd\tpos\ne\tneg\n"),
+        ("t.jsonl", '{"text":"a, b","label":"pos"}\n{"text":"c","label":"neg"}\n'
+                    '{"text":"d","label":"pos"}\n{"text":"e","label":"neg"}'),
+        ("t.json", '[{"text":"a, b","label":"pos"},{"text":"c","label":"neg"},'
+                   '{"text":"d","label":"pos"},{"text":"e","label":"neg"}]'),
+    ],
+)  # fmt: skip
+def test_tables(tmp_path, name, raw):
+    """A text and a class in each row, in any kind of table; all of one that is scored."""
+    put(tmp_path, {name: raw})
+    train, test = open_sequences(config(tmp_path / name, held_out=0.5))
+    expected = [("a, b", "pos"), ("c", "neg"), ("d", "pos"), ("e", "neg")]
+    assert sorted(rows(train) + rows(test)) == expected
+    scored = sequences_to_score(config("listops"), str(tmp_path / name), ["neg", "pos"])
+    assert rows(scored) == expected
+    assert rows(open_sequences(config(tmp_path, held_out=0.5))[0]) == rows(train)
+
+
+def test_tables_as_parts_with_columns_of_other_names(tmp_path):
+    """train.csv and test.csv beside each other; rows of classes that training lacks are told."""
+    put(
+        tmp_path,
+        {
+            "train.csv": "said,stars\ngood,5\nbad,1\n",
+            "Test.csv": "said,stars\nfine,5\nodd,3\n,1\n",
+            "other.csv": "x\n1\n",
+        },
+    )
+    settings = config(tmp_path, column="said", label="stars")
+    with pytest.warns(UserWarning, match="left out") as told:
+        train, test = open_sequences(settings)
+    assert (rows(train), rows(test)) == ([("bad", "1"), ("good", "5")], [("fine", "5")])
+    for words in ("class '3', which training lacks", "1 row without said", "1 table beside"):
+        assert words in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ("text,stars\na,1\n", "no column 'label'"),
+        ("text,label\ncaf\xe9,1\n".encode("latin-1"), "line 2, column 4"),
+        ("text,label\n,1\n", "no rows"),
+        ("text,label\na,1,2\n", "3 fields"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, raw, words):
+    """The file is named, and what it lacks."""
+    put(tmp_path, {"t.csv": raw})
+    with pytest.raises(ValueError, match=words) as caught:
+        open_sequences(config(tmp_path / "t.csv"))
+    assert "t.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("values", ["0.5 1", "[1] 0", '"a" 1', "-1 0", "1e400 1"])
+def test_labels_that_are_no_classes_are_refused(tmp_path, values):
+    """Fractions, lists, mixtures of texts and numbers, negative ones, infinity."""
+    lines = [f'{{"text": "a", "label": {value}}}' for value in values.split()]
+    put(tmp_path, {"t.jsonl": "\n".join(lines)})
+    with pytest.raises(ValueError, match=r"labels of t\.jsonl, column 'label' must"):
+        open_sequences(config(tmp_path / "t.jsonl"))
+
+
+def test_held_out_data_are_a_setting(tmp_path):
+    """With `valid` all of the data is trained on."""
+    put(tmp_path, {f"x/{c}/{n}.txt": f"{c}{n}" for c in "ab" for n in range(3)})
+    put(tmp_path, {"y/b/9.txt": "held out"})
+    train, valid = open_sequences(config(tmp_path / "x", valid=str(tmp_path / "y")))
+    assert len(train) == 6
+    assert rows(valid) == [("held out", "b")]
+    assert len(open_sequences(config(tmp_path / "x", max_examples=2))[0]) == 2

@@ -299,7 +299,7 @@ def test_a_file_that_changes_is_named(tmp_path, change, words):
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     """A FIFO, a device and a circle of links where a text belongs."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="must be a file, but it is a FIFO"):
+    with pytest.raises(ValueError, match=r"must be a file, but .* is no ordinary"):
         open_corpus(str(tmp_path / "pipe"))
     with pytest.raises(ValueError, match="must be a file"):
         open_corpus("/dev/zero")

@@ -92,5 +92,5 @@ def test_only_files_are_opened(tmp_path):
     """A FIFO would wait for ever, a device has no end."""
     os.mkfifo(tmp_path / "pipe.txt")
     for path in (tmp_path / "pipe.txt", tmp_path, tmp_path / "none.txt"):
-        with pytest.raises(ValueError, match=r"must be a file|No such file"):
+        with pytest.raises(ValueError, match="must be a file"):
             read_text(path)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from glob import glob
 from pathlib import Path
 
+from foveal.common.inputs import require_file
 from foveal.data.left_out import LeftOut, printable
-from foveal.data.walk import check_file, is_hidden
+from foveal.data.walk import is_hidden
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".zip")
 """Suffixes of archives; a .tar may be packed, as .tar.gz."""
@@ -42,7 +43,7 @@ def members(path: Path, left: LeftOut) -> Iterator[Member]:
     Raises:
         ValueError: no archive, a damaged one, or one that claims to hold absurdly much.
     """
-    check_file(path, "the archive")
+    require_file(path, "the archive")
     seen: set[str] = set()
     found = _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path, left)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from foveal.common.inputs import require_file
 from foveal.data.archives import archive_paths, is_archive
 from foveal.data.caption_entries import Entry, archive_entries, folder_entries
 from foveal.data.captions import CaptionedSet, PictureDataConfig, check_picture_config
@@ -17,7 +18,7 @@ from foveal.data.folders import SPELLINGS, file_parts, folder_parts
 from foveal.data.image_examples import collect
 from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import SUFFIXES
-from foveal.data.walk import check_file, walk
+from foveal.data.walk import walk
 
 Pair = tuple[CaptionedSet, CaptionedSet]
 
@@ -89,7 +90,7 @@ def _find(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
     root = Path(path).expanduser()
     if not root.is_dir():
         if root.exists():
-            check_file(root, "the data")
+            require_file(root, "the data")
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(
             f"data.path={path!r} {what}; name a folder of captioned pictures, webdataset "

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from foveal.common.inputs import require_file
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
 from foveal.data.folders import part_of
 from foveal.data.image_examples import Decoded, collect
 from foveal.data.labels import as_classes
 from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import resize_and_crop, to_rgb
-from foveal.data.walk import check_file
 
 _IMAGES, _LABELS = (
     ("images", "image", "x", "pixels"),
@@ -45,7 +45,7 @@ def find_archive(path: Path, size: int, left: LeftOut) -> ExampleParts:
 
 
 def _load(path: Path) -> Arrays:
-    check_file(path, "the archive")
+    require_file(path, "the archive")
     try:
         with zipfile.ZipFile(path) as packed:
             total = sum(member.file_size for member in packed.infolist())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from foveal.common.inputs import require_file
 from foveal.data.emoji import EMOJI, load_emoji
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
 from foveal.data.folders import SPELLINGS, file_parts
@@ -18,7 +19,7 @@ from foveal.data.image_folders import find_folder
 from foveal.data.image_hub import find_hub
 from foveal.data.images import ImageDataConfig, ImageSet, check_image_config
 from foveal.data.left_out import LeftOut
-from foveal.data.walk import check_file, subfolders
+from foveal.data.walk import subfolders
 
 Pair = tuple[ImageSet, ImageSet]
 
@@ -112,7 +113,7 @@ def _find(config: ImageDataConfig, path: str, left: LeftOut) -> ExampleParts:
         return find_archive(root, config.size, left)
     if not root.is_dir():
         if root.exists():
-            check_file(root, "the data")
+            require_file(root, "the data")
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(
             f"data.path={path!r} {what}; name a folder of class folders, a .npz archive, "

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from foveal.common.inputs import require_file
 from foveal.data.left_out import printable
-from foveal.data.walk import check_file
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
@@ -79,7 +79,7 @@ def _bytes_of(path: Path, name: str) -> bytes:
     if not path.exists():
         raise UnreadableImageError(f"{name} does not exist.")
     try:
-        check_file(path, "the picture")
+        require_file(path, "the picture")
     except ValueError as error:
         raise UnreadableImageError(str(error)) from None
     if path.stat().st_size > _MOST_BYTES:

@@ -13,13 +13,14 @@ import sysconfig
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
 from foveal.data.folders import SPELLINGS, Parts, file_parts, folder_parts
 from foveal.data.left_out import LeftOut, printable
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
 from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes, unpacked_name
 from foveal.data.text_kinds import LOOKED_AT, head_of, keep_texts, looks_binary, why_no_text
-from foveal.data.walk import check_file, is_file, is_hidden, walk
+from foveal.data.walk import is_file, is_hidden, walk
 
 STANDARD_LIBRARY = "stdlib"
 """The name under which the embedded default corpus is asked for."""
@@ -176,7 +177,7 @@ def find_files(path: str) -> list[Path]:
             f"the data must exist, got path={path!r}; "
             "name a file, a folder, a glob, or stdlib for the embedded text."
         )
-    check_file(target, "the data")
+    require_file(target, "the data")
     return [target]
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveal.common.inputs import require_file
 from foveal.common.words import suggest
 from foveal.data.left_out import printable
 from foveal.data.text_files import lines, read_text, unpacked_name
-from foveal.data.walk import check_file
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of tables; all but .parquet may be packed too."""
@@ -47,7 +47,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Ro
         ValueError: no readable table, a package that is not installed, or no such column.
     """
     kind = unpacked_name(path).suffix.lower()
-    check_file(path, "the table")
+    require_file(path, "the table")
     if kind == ".parquet":
         yield from _parquet(path, columns)
     elif kind in (".csv", ".tsv"):

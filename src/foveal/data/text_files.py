@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from foveal.common.inputs import require_file
 from foveal.data.left_out import printable
-from foveal.data.walk import check_file
 
 PACKED = (".gz", ".bz2", ".xz", ".lzma", ".zst")
 """Suffixes of packed single files."""
@@ -104,7 +104,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         ValueError: no such file, no file at all, damaged, too large, or no unpacker.
     """
     limit = MOST_UNPACKED if limit is None else limit
-    check_file(path)
+    require_file(path, "the file")
     name = printable(path)
     try:
         with opener(path)(path) as stream:

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from foveal.data.left_out import LeftOut, printable
+from foveal.data.left_out import LeftOut
 
 _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"),
@@ -65,18 +65,6 @@ def is_file(path: Path, left: LeftOut) -> bool:
     else:
         return True
     return False
-
-
-def check_file(path: Path, what: str = "the file") -> None:
-    """Raise ValueError unless a path is a regular file: nothing else is ever opened."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # a NUL byte in the name is a ValueError
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{what} {printable(path)} cannot be read: {reason}.") from None
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
-        raise ValueError(f"{what} {printable(path)} must be a file, but it is {kind}.")
 
 
 def _entries(folder: Path, left: LeftOut) -> list[os.DirEntry[str]]:
