@@ -208,3 +208,149 @@ def test_an_implementation_can_be_preferred(monkeypatch):
     monkeypatch.setenv("FOVEAL_IMPL", "quick")
     with pytest.raises(ValueError, match="quick"):
         foveal.attend(q, k, v, pattern)
+
+
+# -- what nobody may read -------------------------------------------------------------------------
+
+UNEVEN = {
+    "window": (P.SlidingWindow(20), 130),
+    "halo": (P.Halo((13, 21), 8, 3), 273),
+    "causal": (P.Full(causal=True), 100),
+    "text and image": (P.TextImage(20, P.Neighborhood((8, 9), 5, causal="raster")), 92),
+}
+
+
+def results(pattern, given, grad, dtype=torch.float32, **options):
+    """out and the gradients of q, k, v (and of a bias, if it needs one)."""
+    given = [x.to(dtype, copy=True).requires_grad_() for x in given]
+    out = foveal.attend(*given, pattern, impl="native", **options)
+    bias = [x for x in options.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+    return [out, *torch.autograd.grad(out, given + bias, grad.to(dtype))]
+
+
+def poison(given, names, at, value):
+    """q, k, v and the gradient of out, those of `names` overwritten at some tokens."""
+    changed = [x.detach().clone() for x in given]
+    for name, x in zip("qkvg", changed, strict=True):
+        if name in names:
+            x[:, :, at] = value
+    return changed
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+@pytest.mark.parametrize("name", UNEVEN)
+def test_nothing_reaches_who_does_not_read_it(name, value, dtype):
+    """A bad token changes nothing for queries that do not read it, nor for keys of others."""
+    pattern, length = UNEVEN[name]
+    mask = pattern.mask(length)
+    given = [x.detach() for x in tensors(length, heads=2, kv_heads=1)]
+    given.append(torch.randn_like(given[0]))
+    clean = results(pattern, given[:3], given[3], dtype)
+    for names in ("k", "v", "kv", "q", "g", "qkvg"):
+        *bad, grad = poison(given, names, 50, value)
+        got = results(pattern, bad, grad, dtype)
+        queries = ~mask[:, 50] if set(names) & set("kv") else torch.ones(length, dtype=torch.bool)
+        queries[50] &= not set(names) & set("qg")
+        keys = ~mask[~queries].any(0)
+        assert queries.any()
+        for x, y, rows in zip(got, clean, (queries, queries, keys, keys), strict=True):
+            if value == 3e38:  # a tile with huge logits computes its weights in another way
+                assert_close(x[:, :, rows], y[:, :, rows], rtol=TOLERANCE[dtype])
+            else:
+                assert torch.equal(x[:, :, rows], y[:, :, rows]), names
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", UNEVEN)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_padding_may_hold_anything(name, value, dtype):
+    """NaN behind a key_mask changes nothing, and its gradients are exactly zero."""
+    pattern, length = UNEVEN[name]
+    given = [x.detach() for x in tensors(length, dim=13, dim_v=7, heads=4, kv_heads=2)]
+    grad = torch.randn(*given[0].shape[:3], 7)
+    real = torch.ones(2, length, dtype=torch.bool)
+    real[0, length - 30 :] = real[1, 5:17] = False
+    clean = results(pattern, given, grad, dtype, key_mask=real)
+    for x in given[1:]:
+        x.transpose(1, 2)[~real] = value
+    got = results(pattern, given, grad, dtype, key_mask=real)
+    for x, y in zip(got, clean, strict=True):
+        assert torch.equal(x, y)
+    for x in got[2:]:
+        assert (x.transpose(1, 2)[~real] == 0).all()
+
+
+@needs_kernel
+def test_a_bias_of_minus_infinity_is_a_mask():
+    """Rows without keys give zeros and no gradient, even where their query is NaN."""
+    pattern, length = P.SlidingWindow(20), 130
+    given = [x.detach() for x in tensors(length)]
+    grad = torch.randn_like(given[0])
+    hidden = torch.rand(length, length) < 0.3
+    hidden[[3, 77]] = True
+    hidden[:, 60] = True
+    bias = torch.zeros(length, length).masked_fill(hidden, -torch.inf)
+    exact = [x.double().requires_grad_() for x in given]
+    want, _ = masked_attention(*exact, pattern.mask(length) & ~hidden)
+    expected = [want, *torch.autograd.grad(want, exact, grad.double())]
+    *bad, grad = poison([*given, grad], "q", [3, 77], torch.nan)
+    *bad, grad = poison([*bad, grad], "kv", 60, torch.nan)
+    for got, right in zip(results(pattern, bad, grad, bias=bias), expected, strict=True):
+        assert_close(got, right, rtol=2e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_lowest_number_of_a_bias_is_a_number(dtype):
+    """A row of nothing else has equal logits; beside others it weighs nothing."""
+    pattern, length = P.SlidingWindow(20), 130
+    given = [x.detach() for x in tensors(length)]
+    grad = torch.randn_like(given[0])
+    bias = torch.zeros(length, length, dtype=dtype)
+    bias[torch.rand(length, length) < 0.3] = torch.finfo(dtype).min
+    bias[[3, 77, 129]] = torch.finfo(dtype).min
+    bias[10] = -60_000
+    got = results(pattern, given, grad, bias=bias.requires_grad_())
+    exact = [x.double().requires_grad_() for x in given]
+    wide = bias.detach().double().clamp(min=-1e30).requires_grad_()
+    want, _ = masked_attention(*exact, pattern.mask(length), bias=wide)
+    expected = [want, *torch.autograd.grad(want, [*exact, wide], grad.double())]
+    rounded = 2e-2 if dtype in (torch.bfloat16, torch.float16) else 2e-3
+    for x, y in zip(got, expected, strict=True):
+        assert_close(x, y, rtol=rounded)
+
+
+@needs_kernel
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 130, 130), (2, 2, 1, 130), (1, 2, 130, 1)])
+def test_under_another_default_dtype(default, shape):
+    """The kernel's pointers are what they are said to be, whatever the process prefers."""
+    given = [x.detach() for x in tensors(130)]
+    grad = torch.randn_like(given[0])
+    bias = torch.randn(shape, requires_grad=True)
+    want = results(P.SlidingWindow(20), given, grad, bias=bias)
+    torch.set_default_dtype(default)
+    try:
+        got = results(P.SlidingWindow(20), given, grad, bias=bias)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for x, y in zip(got, want, strict=True):
+        assert x.dtype == torch.float32
+        assert torch.equal(x, y)
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [30, 3000])
+def test_large_logits_have_exact_gradients(size):
+    """The log-sum-exp is too coarse for weights where logits are large; they sum to one anyway."""
+    given = [x.detach() for x in tensors(100)]
+    exact = [x.double().requires_grad_() for x in given]
+    bias = torch.full((100, 100), -float(size) * 1000)
+    got = results(P.SlidingWindow(30), given, torch.ones_like(given[0]), bias=bias)
+    want, _ = masked_attention(*exact, P.SlidingWindow(30).mask(100))
+    weight = torch.autograd.grad(want.sum(), exact[2])[0]
+    # the logits themselves are rounded to `size / 10000`, the sum of their weights is not
+    torch.testing.assert_close(got[3].double().sum(2), weight.sum(2), rtol=1e-4, atol=1e-4)

@@ -15,6 +15,19 @@ MASKED = -1e30
 """Logit of a masked pair: its weight is exactly zero, and sums with it stay finite."""
 
 
+def finite(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bias in another precision, without making infinities of its finite numbers.
+
+    Only -inf means that a pair does not exist: the lowest number of a dtype, which some use as a
+    mask, stays a number, and a row of nothing else is a row of equal logits.
+    """
+    if torch.promote_types(bias.dtype, dtype) == dtype:
+        return bias.to(dtype)
+    limits = torch.finfo(dtype)
+    inside = bias.clamp(limits.min, limits.max).to(dtype)
+    return inside.masked_fill(bias == -torch.inf, -torch.inf)
+
+
 class WindowBias(NamedTuple):
     """Query-dependent bias of a Halo window, factorised into its rows and columns.
 

@@ -134,7 +134,7 @@ class Plan:
         if isinstance(places, Runs):
             places = places.shift(0)
         if isinstance(places, Lookup):
-            tiles = torch.zeros(places.num_tiles, dtype=torch.long)
+            tiles = torch.zeros(places.num_tiles, dtype=torch.long, device="cpu")
             count = places.num_items
             return Places(self._hold(tiles), self._hold(places.positions), count, count)
         first = Grid(places.start, places.tiles, tuple((1, 0) for _ in places.items))
@@ -153,7 +153,7 @@ class Plan:
 def mask_words(mask: Tensor) -> Tensor:
     """(tiles, tile_q, tile_k) bool -> a bit a query: (tiles, ceil(tile_q / 64), tile_k) int64."""
     tiles, tile_q, tile_k = mask.shape
-    words = torch.zeros(tiles, -(-tile_q // WORD), tile_k, dtype=torch.long)
+    words = torch.zeros(tiles, -(-tile_q // WORD), tile_k, dtype=torch.long, device=mask.device)
     for query in range(tile_q):
         words[:, query // WORD] |= mask[:, query].to(torch.long) << (query % WORD)
     return words

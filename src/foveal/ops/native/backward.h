@@ -17,6 +17,10 @@ struct Backward : Tile<In, P> {
     Arena arena;
     E *out_features, *q_tokens, *out_tokens;  // of d_out, q and d_out
     float *lse, *delta;                       // (QUERIES); lse times log2(e)
+    float* share;                             // (QUERIES) see `sum_weights`
+    bool recompute = false;
+    long num_odd_q = 0, num_odd_out = 0;  // queries that are not finite in q or in d_out
+    long odd_q[QUERIES], odd_out[QUERIES];
     float *dropped, *slopes;                  // (KEYS, lanes) weights after dropout; d_scores
     float* d_q;                               // (QUERIES, dim_padded)
     float *d_rows, *d_columns;                // (window, lanes)
@@ -32,6 +36,7 @@ struct Backward : Tile<In, P> {
         out_tokens = arena.take<E>(this->value_padded * QUERIES);
         lse = arena.take<float>(QUERIES);
         delta = arena.take<float>(QUERIES);
+        share = arena.take<float>(QUERIES);
         dropped = arena.take<float>(c.dropout_p > 0 ? KEYS * QUERIES : 0);
         slopes = arena.take<float>(KEYS * QUERIES);
         d_q = arena.take<float>(this->dim_padded * QUERIES);
@@ -48,6 +53,8 @@ struct Backward : Tile<In, P> {
              float* d_v, long v_row) {
         this->start(b, h, g, tile, part);
         load_gradients();
+        recompute = any_huge();
+        if (recompute) sum_weights();
         memset(d_q, 0, this->n * this->dim_padded * 4);
         if (this->call.rows.data) {
             memset(d_rows, 0, this->call.window_height * this->lanes * 4);
@@ -55,9 +62,11 @@ struct Backward : Tile<In, P> {
         }
         for (long first = 0; first < g.tile_k; first += KEYS) {
             this->load_keys(first, true);
+            this->look_ahead(first);
             this->logits(first);
             this->dots(this->v.row, out_features, this->value_dim, 1.0f, slopes);
-            slope();
+            if (recompute) slope<true>();
+            else slope<false>();
             if (this->call.rows.data) sum_window(first);
             if (this->call.bias.data && d_bias) sum_bias();
             sum_products(d_k, k_row, d_v, v_row);
@@ -75,13 +84,78 @@ struct Backward : Tile<In, P> {
         pack_tokens<P>(d_out, c.d_out.token, at, n, this->value_dim, this->value_padded,
                        out_tokens);
         pack_tokens<P>(q, c.q.token, at, n, this->dim, this->dim_padded, q_tokens);
+        num_odd_q = set_odd(q, c.q.token, this->dim, this->dim_padded, q_tokens, odd_q);
+        num_odd_out = set_odd(d_out, c.d_out.token, this->value_dim, this->value_padded,
+                              out_tokens, odd_out);
         const long row = this->row_of_queries() * c.num_queries;
         for (long i = 0; i < this->lanes; ++i) {
-            lse[i] = -MASKED, delta[i] = 0;  // no weight beyond the queries
+            lse[i] = -LOWEST, delta[i] = 0;  // no weight beyond the queries
             if (i >= n || c.lse[row + at[i]] == -INFINITY) continue;
             lse[i] = c.lse[row + at[i]] * LOG2E;
             delta[i] = inner(out + at[i] * c.out.token, d_out + at[i] * c.d_out.token) -
                        c.d_lse[row + at[i]];
+        }
+    }
+
+    // Takes rows of queries that are not finite out of the products over queries, where 0 * NaN
+    // would reach keys that the query does not read; `add_odd` puts them back for those it reads.
+    long set_odd(const In* base, long stride, long size, long padded, E* tokens, long* odd) {
+        long found = 0;
+        for (long i = 0; i < this->n; ++i) {
+            if (finite(base + this->query[i] * stride, size)) continue;
+            odd[found++] = i;
+            E* row = tokens + i / P::pack * padded;
+            const E kept = P::pack == 1 ? E(0) : i % 2 ? E(0xffff) : E(0xffff0000u);
+            for (long d = 0; d < padded; ++d) {
+                if constexpr (P::pack == 1) row[d] = kept;
+                else row[d] &= kept;
+            }
+        }
+        return found;
+    }
+
+    void add_odd(const long* odd, long count, const Matrix& x, long size, const float* weights,
+                 float alpha, float* const* to) {
+        const In* base = this->template head_of<In>(x, this->head);
+        for (long i = 0; i < count; ++i)
+            for (long j = 0; j < this->keys; ++j)
+                if (this->bits[j] >> odd[i] & 1)
+                    add_row(to[j], alpha * weights[j * this->lanes + odd[i]],
+                            base + this->query[odd[i]] * x.token, size);
+    }
+
+    // Whether the log-sum-exp of a query is so large that its rounding would show in the weights.
+    bool any_huge() const {
+        for (long q = 0; q < this->n; ++q)
+            if (lse[q] != -LOWEST && fabsf(lse[q]) > 1024) return true;
+        return false;
+    }
+
+    // Once more the softmax's maximum, in place of lse, and the reciprocal of its sum.
+    void sum_weights() {
+        const long lanes = this->lanes;
+        const F lowest = V::all(LOWEST);
+        F top[QUERIES / W], total[QUERIES / W];
+        for (long i = 0; i < this->vectors; ++i) top[i] = lowest, total[i] = F{};
+        for (long first = 0; first < this->group->tile_k; first += KEYS) {
+            this->load_keys(first, true);
+            this->logits(first);
+            if (this->masked) this->apply_mask(this->scores, -INFINITY);
+            for (long i = 0; i < this->vectors; ++i) {
+                const float* s = this->scores + i * W;
+                F now = top[i], sum = {};
+                for (long j = 0; j < this->keys; ++j)
+                    now = V::larger(V::template load<F>(s + j * lanes), now);
+                for (long j = 0; j < this->keys; ++j)
+                    sum += V::exp2(V::template load<F>(s + j * lanes) - now);
+                total[i] = total[i] * V::exp2(top[i] - now) + sum;
+                top[i] = now;
+            }
+        }
+        for (long q = 0; q < this->n; ++q) {
+            const float sum = total[q / W][q % W];
+            share[q] = sum == 0 ? 0 : 1 / sum;
+            if (sum != 0) lse[q] = top[q / W][q % W];
         }
     }
 
@@ -101,13 +175,16 @@ struct Backward : Tile<In, P> {
     }
 
     // scores -> weights; slopes: the gradient of the dropped weights -> that of the scores
+    template <bool exact>
     void slope() {
         const long lanes = this->lanes, size = this->keys * lanes;
         float* weights = this->scores;
         for (long j = 0; j < size; j += lanes)
-            for (long i = 0; i < lanes; i += W)
-                V::store(weights + j + i, V::exp2(V::template load<F>(weights + j + i) -
-                                                  V::template load<F>(lse + i)));
+            for (long i = 0; i < lanes; i += W) {
+                F p = V::exp2(V::template load<F>(weights + j + i) - V::template load<F>(lse + i));
+                V::store(weights + j + i, exact ? p * V::template load<F>(share + i) : p);
+            }
+        if (this->masked) this->apply_mask(weights, 0);
         if (this->call.dropout_p > 0) {
             memcpy(dropped, weights, size * 4);
             this->drop(dropped);
@@ -151,11 +228,20 @@ struct Backward : Tile<In, P> {
             k_rows[j] = d_k + this->key[j] * k_row;
             v_rows[j] = d_v + this->key[j] * v_row;
         }
-        const float* weights = this->call.dropout_p > 0 ? dropped : this->scores;
+        const Call& c = this->call;
+        const float scale = (float)c.scale;
+        const float* weights = c.dropout_p > 0 ? dropped : this->scores;
         const E* pairs = as_operands(weights);
         this->sum_queries(weight_rows, out_tokens, this->value_padded, 1.0f, v_rows);
-        this->sum_queries(slope_rows, q_tokens, this->dim_padded, (float)this->call.scale, k_rows);
+        this->sum_queries(slope_rows, q_tokens, this->dim_padded, scale, k_rows);
+        add_odd(odd_out, num_odd_out, c.d_out, this->value_dim, weights, 1.0f, v_rows);
+        add_odd(odd_q, num_odd_q, c.q, this->dim, slopes, scale, k_rows);
+        const In* base = this->template head_of<In>(c.k, this->kv_head);
+        if (this->masked)
+            this->set_alone(this->k, base, c.k.token, this->dim, this->dim_padded);
         this->sum_keys(pairs, this->k.vector, this->dim_padded, d_q);
+        if (this->masked)
+            this->add_alone(slopes, base, c.k.token, this->dim, this->dim_padded, d_q);
     }
 
     // Points weight_rows and slope_rows at their operands; returns slopes for `sum_keys`.

@@ -30,16 +30,42 @@ struct Forward : Tile<In, P> {
 
     void run(long b, long h, const Group& g, long tile, long part) {
         this->start(b, h, g, tile, part);
-        for (long i = 0; i < this->lanes; ++i) top[i] = 2 * MASKED, total[i] = 0;
-        memset(sums, 0, this->n * this->value_padded * 4);
-        for (long first = 0; first < g.tile_k; first += KEYS) {
-            this->load_keys(first, false);
-            this->logits(first);
-            weigh(first > 0);
-            if (this->call.dropout_p > 0) this->drop(this->scores);
-            this->sum_keys(weights(), this->v.vector, this->value_padded, sums);
+        this->careful = false;
+        const bool any_masked = blocks();
+        // 0 * NaN came from a value that some query must not read: once more, apart
+        if (any_masked && !finite(sums, this->n * this->value_padded)) {
+            this->careful = true;
+            blocks();
         }
         finish();
+    }
+
+    // All blocks of keys; returns whether a mask hid anything.
+    bool blocks() {
+        bool any_masked = false;
+        for (long i = 0; i < this->lanes; ++i) top[i] = LOWEST, total[i] = 0;
+        memset(sums, 0, this->n * this->value_padded * 4);
+        for (long first = 0; first < this->group->tile_k; first += KEYS) {
+            this->load_keys(first, false);
+            this->look_ahead(first);
+            this->logits(first);
+            if (this->masked) this->apply_mask(this->scores, -INFINITY);
+            any_masked |= this->masked;
+            weigh(first > 0);
+            if (this->call.dropout_p > 0) this->drop(this->scores);
+            sum_values();
+        }
+        return any_masked;
+    }
+
+    void sum_values() {
+        const Call& c = this->call;
+        const long size = this->value_dim, padded = this->value_padded;
+        const In* base = this->template head_of<In>(c.v, this->kv_head);
+        const bool apart = this->careful && this->masked;
+        if (apart) this->set_alone(this->v, base, c.v.token, size, padded);
+        this->sum_keys(weights(), this->v.vector, padded, sums);
+        if (apart) this->add_alone(this->scores, base, c.v.token, size, padded, sums);
     }
 
     // scores become weights relative to the maximum so far; earlier sums shrink to match.
@@ -97,7 +123,7 @@ struct Forward : Tile<In, P> {
         In* out = this->template head_of<In>(this->call.out, this->head);
         float* lse = this->call.lse + this->row_of_queries() * this->call.num_queries;
         for (long q = 0; q < this->n; ++q) {
-            const bool empty = top[q] <= MASKED / 2 && total[q] == total[q];  // NaN is not empty
+            const bool empty = total[q] == 0;  // the largest of any logits weighs one
             const float* from = sums + q * this->value_padded;
             const float share = empty ? 0.0f : 1.0f / total[q];
             In* to = out + this->query[q] * this->call.out.token;

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import MASKED
+from foveal.ops.bias import MASKED, finite
 from foveal.ops.native import abi, build
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 from foveal.ops.trust import agrees
 from foveal.patterns import SlidingWindow
 
 DTYPES = (torch.float32, torch.bfloat16)
+SUMS = torch.float32
+"""What every pointer but those of q, k, v, out and their gradients points to."""
+
 GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
 
 
@@ -55,7 +58,7 @@ ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
     q = operands.q
     out = new_output(q, operands.v.shape[-1])
-    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    lse = q.new_empty(q.shape[:-1], dtype=SUMS)
     call = _Call(operands, out, lse)
     if not call.plan.covers_all:
         out.zero_()
@@ -67,19 +70,19 @@ def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
 def _backward(
     operands: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
-    call = _Call(operands, unit_stride(out), lse.contiguous())
+    call = _Call(operands, unit_stride(out), lse.to(SUMS).contiguous())
     grads = {}
     given = (*operands[:3], operands.rows, operands.columns)
     for name, x in zip(GRADIENTS, given, strict=True):
         if x is not None:
-            grad = new_output(x if name in GRADIENTS[:3] else x.float(), x.shape[-1])
+            grad = new_output(x if name in GRADIENTS[:3] else x.to(SUMS), x.shape[-1])
             # the kernel itself clears the gradients of keys and values
             whole = call.plan.covers_all or name in ("d_k", "d_v")
             grads[name] = grad if whole else grad.zero_()
             call.set(name, abi.matrix(grad))
     bias = call.bias_gradient()
     call.set("d_out", abi.matrix(call.hold(unit_stride(grad_out.to(out.dtype)))))
-    call.set("d_lse", call.hold(grad_lse.contiguous()).data_ptr())
+    call.set("d_lse", call.hold(grad_lse.to(SUMS).contiguous()).data_ptr())
     call.run("foveal_backward")
     found = [grads[name] for name in GRADIENTS[:3]]
     found += [] if bias is None else [bias.sum(0)]
@@ -121,7 +124,7 @@ class _Call:
     def _set_extras(self) -> None:
         x = self.operands
         if x.rows is not None and x.columns is not None:
-            rows, columns = (self.hold(unit_stride(part.float())) for part in (x.rows, x.columns))
+            rows, columns = (self.hold(unit_stride(part.to(SUMS))) for part in (x.rows, x.columns))
             self.set("rows", abi.matrix(rows))
             self.set("columns", abi.matrix(columns))
             self.set("window_height", rows.shape[-1])
@@ -130,9 +133,9 @@ class _Call:
         if key_mask is not None and key_mask.is_floating_point():  # added as it stands
             bias, key_mask = key_mask[:, None, None, :], key_mask > MASKED / 2
         if bias is not None:
-            self.set("bias", abi.broadcast(self.hold(bias.float())))
+            self.set("bias", abi.broadcast(self.hold(finite(bias, SUMS))))
         if key_mask is not None:
-            self.set("key_mask", self.hold(key_mask.contiguous()).data_ptr())
+            self.set("key_mask", self.hold(key_mask.to(torch.bool).contiguous()).data_ptr())
 
     def bias_gradient(self) -> Tensor | None:
         """Zeros (copies, *bias.shape): a copy a thread where threads meet in it, else one."""
@@ -142,8 +145,9 @@ class _Call:
         full = self.operands.q.shape[:3]
         shared = any(have == 1 < want for have, want in zip(bias.shape, full, strict=False))
         copies = torch.get_num_threads() if shared else 1
-        grad = torch.zeros(copies, *bias.shape)
-        self.set("bias", abi.broadcast(self.hold(bias.float().contiguous())))
+        # the process may have another default dtype and device
+        grad = torch.zeros(copies, *bias.shape, dtype=SUMS, device="cpu")
+        self.set("bias", abi.broadcast(self.hold(finite(bias, SUMS).contiguous())))
         self.set("d_bias", grad.data_ptr())
         self.set("bias_copies", copies if shared else 0)
         self.set("bias_size", grad[0].numel())

@@ -90,11 +90,19 @@ struct Tokens {
     const E* row[KEYS];
     const E* vector[KEYS];
     E* copy;  // KEYS x padded
+    const E* zeros;  // padded
     E* rows;  // KEYS x padded, used where pairs do not fit into a row
 
     void read(const In* base, long stride, const long* at, long n, long dim, long padded,
               bool want_vectors) {
         constexpr bool same = std::is_same<In, E>::value;
+        if constexpr (same && Blocking<P::width>::stages) {
+            if (stride != dim || dim != padded) {
+                copy_vectors(base, stride, at, n, dim, padded);
+                for (long j = 0; j < n; ++j) row[j] = vector[j];
+                return;
+            }
+        }
         if constexpr (same) {
             for (long j = 0; j < n; ++j) row[j] = base + at[j] * stride;
             if (dim == padded) {
@@ -109,6 +117,16 @@ struct Tokens {
         copy_vectors(base, stride, at, n, dim, padded);
         if (!same && P::pack == 1)
             for (long j = 0; j < n; ++j) row[j] = vector[j];
+    }
+
+    // Makes token j zeros among the vectors.
+    void clear(long j, long padded) {
+        if constexpr (P::pack == 1) {
+            vector[j] = zeros;
+        } else {  // pairs always lie in the copy: the lower half is the even token
+            E* pair = copy + j / 2 * padded;
+            for (long d = 0; d < padded; ++d) pair[d] &= j % 2 ? E(0xffff) : E(0xffff0000u);
+        }
     }
 
     void copy_vectors(const In* base, long stride, const long* at, long n, long dim,

@@ -1,6 +1,6 @@
-// The two matrix products that everything is made of. Six rows by four vectors of the result
-// stay in registers while one dimension is summed; one operand is read in place, row by row,
-// through pointers. A is broadcast element by element, B is read as vectors.
+// The two matrix products that everything is made of. Six rows by two or four vectors of the
+// result stay in registers while one dimension is summed; one operand is read row by row, through
+// pointers. A is broadcast element by element, B is read as vectors.
 
 #ifndef FOVEAL_PRODUCTS_H
 #define FOVEAL_PRODUCTS_H
@@ -9,11 +9,20 @@
 
 #define UNROLL _Pragma("GCC unroll 8")
 
-// Sixteen registers hold 6 x 2 results, thirty-two hold 6 x 4.
+// How the products are cut for the registers and caches of an instruction set.
 template <int W>
-constexpr int panel() {
-    return W == 16 ? 4 : 2;
-}
+struct Blocking {
+    // vectors of a block: sixteen registers hold 6 x 2 results, thirty-two hold 6 x 4
+#ifdef __aarch64__
+    static constexpr int panel = 4;
+#else
+    static constexpr int panel = W == 16 ? 4 : 2;
+#endif
+    // rows that are left over go by four where 2 x panel sums are too few to hide the latency
+    static constexpr bool fours = panel == 2;
+    // keys and values are copied side by side, and the next ones fetched, while products run
+    static constexpr bool stages = W != 16;
+};
 
 // C[r] = alpha A[r] B, or added to it: A by rows a[r][k], B[k] = b + k * ldb, k in [first, last).
 template <class P, int R, int N>
@@ -71,7 +80,7 @@ NOINLINE void by_columns_block(const typename P::Element* a, long lda,
 // of the result are covered.
 template <class P, int R, class Block>
 INLINE void cover_vectors(long row, long first, long last, Block& block) {
-    constexpr int most = panel<P::width>();
+    constexpr int most = Blocking<P::width>::panel;
     while (first < last) {
         long left = last - first, panels = (left + most - 1) / most;
         long n = (left + panels - 1) / panels;  // 5 vectors are 3 + 2, not 4 + 1
@@ -122,6 +131,8 @@ constexpr int ROWS = 6;
 template <class P, class Block>
 INLINE void cover(long row, long rows, long first, long last, Block& block) {
     if (rows == 6) return cover_vectors<P, 6>(row, first, last, block);
+    if constexpr (Blocking<P::width>::fours)
+        for (; rows >= 4; row += 4, rows -= 4) cover_vectors<P, 4>(row, first, last, block);
     for (; rows >= 2; row += 2, rows -= 2) cover_vectors<P, 2>(row, first, last, block);
     if (rows) cover_vectors<P, 1>(row, first, last, block);
 }

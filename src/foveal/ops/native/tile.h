@@ -8,10 +8,12 @@
 #include <new>
 #include <vector>
 
+#include "ahead.h"
 #include "packing.h"
 #include "plan.h"
 
-constexpr float MASKED = -1e30f;  // a logit whose weight is zero, and that sums stay finite with
+constexpr float LOWEST = -3.4e38f;  // below every logit of a pair; that of a masked pair is -inf
+constexpr float HUGE_BIAS = 3e38f;  // what a bias counts at most, times log2(e): it stays finite
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.69314718055994531f;
 
 // Zeroed buffers of one thread.
@@ -69,6 +71,10 @@ struct Tile {
     uint64_t bits[KEYS];  // which queries read a key
     bool masked = false;
     Tokens<In, P> k, v;
+    Ahead ahead;
+    bool careful = false;  // whether rows that are not finite are kept from who does not read them
+    long num_alone = 0;
+    long alone[KEYS];  // the keys of the block that are
     float* scores;  // (KEYS, lanes) logits times log2(e), then weights
     float* bias;    // (KEYS, lanes)
 
@@ -86,6 +92,8 @@ struct Tile {
         k.rows = arena.take<E>(KEYS * dim_padded);
         v.copy = arena.take<E>(KEYS * value_padded);
         v.rows = arena.take<E>(KEYS * value_padded);
+        k.zeros = arena.take<E>(dim_padded);
+        v.zeros = arena.take<E>(value_padded);
     }
 
     template <class T>
@@ -131,16 +139,22 @@ struct Tile {
 
     // -- keys ------------------------------------------------------------------------------------
 
-    void load_keys(long first, bool both_as_vectors) {
-        keys = group->tile_k - first < KEYS ? group->tile_k - first : KEYS;
+    // Positions of the keys [first, first + KEYS) of a tile; returns how many there are.
+    long place_keys(long tile, long first, long* to) const {
+        const long count = group->tile_k - first < KEYS ? group->tile_k - first : KEYS;
         long place = 0, filled = 0;
-        for (long part = 0; part < group->num_parts && filled < keys; ++part) {
+        for (long part = 0; part < group->num_parts && filled < count; ++part) {
             const Places& p = group->keys[part];
-            const int64_t* items = p.items + index * p.item_step - place;
-            for (long j = first + filled; j < place + p.count && filled < keys; ++j)
-                key[filled++] = p.tiles[index] + items[j];
+            const int64_t* items = p.items + tile * p.item_step - place;
+            for (long j = first + filled; j < place + p.count && filled < count; ++j)
+                to[filled++] = p.tiles[tile] + items[j];
             place += p.count;
         }
+        return count;
+    }
+
+    void load_keys(long first, bool both_as_vectors) {
+        keys = place_keys(index, first, key);
         load_bits(first);
         k.read(head_of<In>(call.k, kv_head), call.k.token, key, keys, dim, dim_padded,
                both_as_vectors);
@@ -159,6 +173,29 @@ struct Tile {
             all &= bits[j] = own;
         }
         masked = all != full;
+    }
+
+    // Notes the keys and values of the next block, of this tile or of the next one in the group.
+    void look_ahead(long first) {
+        if constexpr (!Blocking<W>::stages) return;
+        ahead.clear();
+        const bool turn = first + KEYS >= group->tile_k;
+        if (turn && index + 1 >= group->num_tiles) return;
+        long next[KEYS];
+        const long count = place_keys(index + turn, turn ? 0 : first + KEYS, next);
+        const In *ks = head_of<In>(call.k, kv_head), *vs = head_of<In>(call.v, kv_head);
+        for (long j = 0; j < count; ++j) {
+            ahead.add(ks + next[j] * call.k.token, dim * sizeof(In));
+            ahead.add(vs + next[j] * call.v.token, value_dim * sizeof(In));
+        }
+        if (turn) look_at_queries(call.q, dim);
+    }
+
+    // Notes rows of a matrix for the queries of the next tile.
+    void look_at_queries(const Matrix& x, long size) {
+        const int64_t* items = group->queries.items + (index + 1) * group->queries.item_step;
+        const In* rows = head_of<In>(x, head) + group->queries.tiles[index + 1] * x.token;
+        for (long i = 0; i < n; ++i) ahead.add(rows + items[i] * x.token, size * sizeof(In));
     }
 
     // Queries [first, last) that read any of the keys [j, j + count).
@@ -190,8 +227,30 @@ struct Tile {
         for (long j = 0; j < keys; j += ROWS) {
             long count = keys - j < ROWS ? keys - j : ROWS, first, last;
             queries_of(j, count, first, last);
+            ahead.fetch(j + count, keys);
             cover<P>(j, count, first / W, ceil_div(last, W), product);
         }
+    }
+
+    // Takes the keys whose row is not finite, and that some query does not read, out of the block:
+    // in a product, 0 * NaN would reach that query.
+    void set_alone(Tokens<In, P>& tokens, const In* base, long stride, long size, long padded) {
+        num_alone = 0;
+        for (long j = 0; j < keys; ++j) {
+            if (bits[j] == full || finite(base + key[j] * stride, size)) continue;
+            tokens.clear(j, padded);
+            alone[num_alone++] = j;
+        }
+    }
+
+    // What `sum_keys` left out: to[q] += weights[key][q] * row of the key, for its readers.
+    void add_alone(const float* weights, const In* base, long stride, long size, long padded,
+                   float* to) {
+        for (long i = 0; i < num_alone; ++i)
+            for (long q = 0; q < n; ++q)
+                if (bits[alone[i]] >> q & 1)
+                    add_row(to + q * padded, weights[alone[i] * lanes + q],
+                            base + key[alone[i]] * stride, size);
     }
 
     // to[q] (QUERIES, padded) += sum over keys of weights[key][q] * tokens[key].
@@ -219,11 +278,11 @@ struct Tile {
 
     // -- logits ----------------------------------------------------------------------------------
 
+    // Of all pairs; those that the mask forbids hold anything.
     void logits(long first) {
         dots(k.row, q_features, dim, (float)call.scale * LOG2E, scores);
         if (call.rows.data) add_window(first);
         if (call.bias.data) add_bias();
-        if (masked) apply_mask();
     }
 
     void add_window(long first) {
@@ -243,26 +302,42 @@ struct Tile {
     }
 
     void add_bias() {
-        const F low = V::all(MASKED);
+        const F most = V::all(HUGE_BIAS), never = V::all(-INFINITY);
         for (long q = 0; q < n; ++q) {
             const float* from = bias_row(q);
             for (long j = 0; j < keys; ++j) bias[j * lanes + q] = from[key[j] * call.bias.key];
         }
-        for (long i = 0; i < keys * lanes; i += W) {
-            F b = V::template load<F>(bias + i) * LOG2E;
-            b = b < low ? low : b;
-            V::store(scores + i, V::template load<F>(scores + i) + b);
+        for (long j = 0; j < keys; ++j) {
+            typename V::I none = {};
+            for (long i = 0; i < lanes; i += W) {
+                const F given = V::template load<F>(bias + j * lanes + i);
+                F b = given * LOG2E;
+                b = b < -most ? -most : b;
+                b = b > most ? most : b;
+                none |= given == never;
+                float* s = scores + j * lanes + i;
+                V::store(s, V::template load<F>(s) + b);
+            }
+            if (V::any(none)) forbid(j);
         }
     }
 
-    void apply_mask() {
+    // A bias of -inf is a mask.
+    void forbid(long j) {
+        for (long q = 0; q < n; ++q)
+            if (bias[j * lanes + q] == -INFINITY) bits[j] &= ~(1ull << q);
+        masked = masked || bits[j] != full;
+    }
+
+    // values (KEYS, lanes) become `low` where the mask forbids the pair.
+    void apply_mask(float* values, float low_value) {
         constexpr uint32_t every = W == 32 ? ~0u : (1u << W) - 1;
-        const F low = V::all(MASKED);
+        const F low = V::all(low_value);
         for (long j = 0; j < keys; ++j) {
             if (bits[j] == full) continue;
             for (long i = 0; i < lanes; i += W) {
                 uint32_t own = (uint32_t)(bits[j] >> i) & every;
-                float* s = scores + j * lanes + i;
+                float* s = values + j * lanes + i;
                 if (own == every) continue;
                 V::store(s, own ? (V::lanes(own) ? V::template load<F>(s) : low) : low);
             }

@@ -34,6 +34,13 @@ struct Vec {
     static INLINE U all(uint32_t x) { return x - U{}; }
     static INLINE F larger(F a, F b) { return a > b ? a : b; }
 
+    static INLINE bool any(I x) {
+        uint64_t parts[W / 2], found = 0;
+        memcpy(parts, &x, sizeof x);
+        for (uint64_t part : parts) found |= part;
+        return found;
+    }
+
     // Which lanes have their bit set: all ones or zero.
     static INLINE I lanes(uint32_t bits) {
         uint32_t one[W];
@@ -115,6 +122,32 @@ INLINE uint16_t narrow(float x) {  // to nearest even; NaN stays NaN
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return (uint16_t)(x != x ? 0x7fc0 : rounded);
 }
+// Whether a row holds neither infinity nor NaN.
+inline bool finite(const float* row, long size) {
+    uint32_t most = 0;
+    for (long d = 0; d < size; ++d) {
+        uint32_t bits;
+        memcpy(&bits, row + d, 4);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most < 0x7f800000u;
+}
+inline bool finite(const uint16_t* row, long size) {
+    uint16_t most = 0;
+    for (long d = 0; d < size; ++d) {
+        const uint16_t bits = row[d] & 0x7fffu;
+        most = bits > most ? bits : most;
+    }
+    return most < 0x7f80u;
+}
+
+// to += weight * row
+template <class In>
+void add_row(float* to, float weight, const In* row, long size) {
+    for (long d = 0; d < size; ++d) to[d] += weight * widen(row[d]);
+}
+
 INLINE void put(uint16_t* to, float x) { *to = narrow(x); }
 INLINE void put(float* to, float x) { *to = x; }
 
