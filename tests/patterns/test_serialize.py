@@ -80,7 +80,7 @@ def test_text_forms():
         ("SlidingWindow(windw=8)", "did you mean 'window'"),
         ("SlidingWindow()", "window"),
         ("SlidingWindow(-1)", "window"),
-        ("Blocks(4, lookback='a')", "Blocks"),
+        ("Blocks(4, lookback='a')", "lookback must be an int"),
         ("Full(1, 2, 3)", "too many"),
         ("BlockSparse.fixd(8)", "did you mean 'fixed'"),
         ("BlockSparse.__new__(8)", "no constructor"),
@@ -129,17 +129,140 @@ def test_patterns_of_others_are_known():
     from dataclasses import dataclass
 
     @dataclass(frozen=True)
-    class EveryOther(Pattern):
+    class EveryNth(Pattern):
         step: int = 2
 
         def allows(self, q_idx, k_idx):
             return (q_idx - k_idx) % self.step == 0
 
-    assert from_config(to_config(EveryOther(3))) == EveryOther(3)
-    assert parse("EveryOther(step=4)") == EveryOther(4)
+    assert from_config(to_config(EveryNth(3))) == EveryNth(3)
+    assert parse("EveryNth(step=4)") == EveryNth(4)
 
 
 def test_only_patterns_become_configs():
     """Anything else is refused."""
     with pytest.raises(ValueError, match="pattern must be a Pattern"):
         to_config({"name": "Full"})
+
+
+def define(module, name="Twin", rule="q_idx == k_idx"):
+    """A class of that name in that module, as another package would define it."""
+    from dataclasses import dataclass
+
+    space = {"dataclass": dataclass, "Pattern": Pattern, "__name__": module}
+    body = f"    step: int = 2\n    def allows(self, q_idx, k_idx):\n        return {rule}\n"
+    exec(f"@dataclass(frozen=True)\nclass {name}(Pattern):\n{body}", space)
+    return space[name]
+
+
+def test_ambiguous_names_are_refused_and_written_in_full():
+    """Two modules, one name: the name alone is refused, and each goes by its module."""
+    one, other = define("first"), define("second.part")
+    assert to_config(one(3)) == {"name": "first.Twin", "step": 3}
+    for cls in (one, other):
+        assert type(from_config(to_config(cls(3)))) is cls
+        assert type(parse(f"{cls.__module__}.Twin(step=3)")) is cls
+    for read, what in ((parse, "Twin(3)"), (from_config, {"name": "Twin"})):
+        with pytest.raises(ValueError, match=r"first\.Twin, second\.part\.Twin"):
+            read(what)
+
+
+def test_our_names_stay_ours():
+    """A user's class of the name of one of ours is written with its module, and ours as ever."""
+    theirs = define("someone", "SlidingWindow")
+    assert to_config(theirs())["name"] == "someone.SlidingWindow"
+    assert type(from_config(to_config(theirs()))) is theirs
+    assert type(parse("SlidingWindow(3)")) is P.SlidingWindow
+    assert to_config(P.SlidingWindow(3))["name"] == "SlidingWindow"
+
+
+def test_a_name_means_its_latest_definition():
+    """A cell that runs again: the new class is read, and a pattern of the old one is refused."""
+    old = define("notebook", "Cell")(3)
+    new = define("notebook", "Cell", "q_idx >= k_idx")
+    assert type(parse("Cell(3)")) is new
+    with pytest.raises(ValueError, match="defined anew"):
+        to_config(old)
+
+
+def test_what_a_config_cannot_hold_is_refused():
+    """Enums, other tensors and classes without fields have no plain form; none is lost."""
+    import enum
+
+    mode = enum.IntEnum("mode", ["FAST", "SLOW"])
+    cls = define("third", "Holder")
+    for value in (mode.SLOW, torch.arange(3), {"a": 1}, 1j):
+        with pytest.raises(ValueError, match="must be plain"):
+            to_config(cls(value))
+
+    class Bare(Pattern):
+        def __init__(self, window):
+            object.__setattr__(self, "window", window)
+
+        def allows(self, q_idx, k_idx):
+            return (q_idx - k_idx).abs() < self.window
+
+    with pytest.raises(ValueError, match="dataclass"):
+        to_config(Bare(3))
+
+
+DEEP = "TextImage(1, " * 3000 + "Full()" + ")" * 3000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        "-" * 5000 + "1",
+        "(" * 400 + ")" * 400,
+        "SlidingWindow(1" + "0" * 5000 + ")",
+        "SlidingWindow(0x" + "f" * 9000 + ")",
+        "SlidingWindow(1e400)",
+        "SlidingWindow(99999999999999999999)",
+        "Halo((3, 99999999999))",
+        "BlockSparse.fixed(99999999999999)",
+        "BlockSparse.bigbird(2147483647, 1)",
+        "BlockSparse((1, 2), 4)",
+        "SlidingWindow(\0)",
+        "Full(causal='false')",
+        "Pattern.from_fields(())",
+        "SlidingWindow.from_fields(())",
+    ],
+    ids=lambda text: text[:30].replace("\0", "0"),
+)
+def test_absurd_text_is_one_short_error(text):
+    """Depth, size and odd characters: a ValueError of one line that a terminal shows."""
+    with pytest.raises(ValueError, match=r"\w") as error:
+        parse(text)
+    assert len(str(error.value)) < 1500
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"shape": [10**12, 10**12], "bits": "gA=="},
+        {"shape": [2**31, 0], "bits": ""},
+        {"shape": [-1, -1], "bits": "gA=="},
+        {"shape": "ab", "bits": "gA=="},
+        {"shape": [1.0, 1.0], "bits": "gA=="},
+        {"shape": [1, 1], "bits": "?"},
+        {"shape": [1, 1], "bits": 3},
+        {"bits": "gA=="},
+        {"shape": [1, 1], "bits": "gA==", "more": 1},
+    ],
+    ids=repr,
+)
+def test_bad_layouts_are_refused(layout):
+    """Shapes and bits that make no layout are a ValueError."""
+    with pytest.raises(ValueError, match=r"\w"):
+        from_config({"name": "BlockSparse", "layout": layout, "block_size": 2})
+
+
+def test_deep_configs_are_refused():
+    """Nesting without end is a ValueError, not a RecursionError."""
+    config = {"name": "Full"}
+    for _ in range(5000):
+        config = {"name": "TextImage", "text_length": 1, "image_pattern": config}
+    with pytest.raises(ValueError, match="nested"):
+        from_config(config)

@@ -102,3 +102,24 @@ def test_broken_promises_are_named(pattern, says):
     """Each view that disagrees with `allows` is caught by name."""
     with pytest.raises(AssertionError, match=says):
         assert_pattern(pattern, 40)
+
+
+@dataclass(frozen=True)
+class RightAtOneLength(SlidingWindow):
+    """Its count holds at 64 tokens, and its plan from there on."""
+
+    def num_pairs(self, length):
+        return SlidingWindow(self.window).num_pairs(64)
+
+
+@dataclass(frozen=True)
+class PlanForEvenLengths(SlidingWindow):
+    def _tiles(self, length):
+        return SlidingWindow(self.window + length % 2)._tiles(length)
+
+
+@pytest.mark.parametrize("pattern", [RightAtOneLength(5), PlanForEvenLengths(3)], ids=repr)
+def test_a_form_that_holds_at_one_length_only_is_found(pattern):
+    """Counts and plans are compared at shorter lengths too."""
+    with pytest.raises(AssertionError):
+        assert_pattern(pattern, 64)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.caches.stores import Log, Ring
+from foveal.common.memo import remember
 from foveal.patterns import Pattern, Pyramid
+from foveal.patterns.subclasses import is_a
 
 
 class AttentionCache:
@@ -76,7 +78,7 @@ class AttentionCache:
                 f"pattern must be causal to be decoded a token at a time, got {pattern}; "
                 "use its causal form."
             )
-        if isinstance(pattern, Pyramid):
+        if is_a(pattern, Pyramid):
             raise ValueError(
                 f"an AttentionCache cannot pool keys for {pattern}; use PyramidCache."
             )
@@ -124,7 +126,7 @@ class AttentionCache:
         """
         if self.position == 0:
             empty = self._store.data[:, :, :, :0]
-            return torch.empty(0, dtype=torch.long), empty
+            return torch.empty(0, dtype=torch.long, device="cpu"), empty
         positions = _positions(_keeps(_head_patterns(self.pattern), self.position - 1))
         return positions, self._store.read(positions, ordered=True)
 
@@ -230,7 +232,7 @@ def _horizon(heads: tuple[Pattern, ...]) -> tuple[int, int] | None:
 
 def _positions(values: range | Tensor) -> Tensor:
     if isinstance(values, range):
-        return torch.arange(values.start, max(values.start, values.stop))
+        return torch.arange(values.start, max(values.start, values.stop), device="cpu")
     return values.to(device="cpu", dtype=torch.long)
 
 
@@ -241,7 +243,7 @@ def _keeps(heads: tuple[Pattern, ...], position: int) -> range | Tensor:
     return torch.cat([_positions(one.keeps(position)) for one in set(heads)]).unique()
 
 
-@functools.lru_cache(maxsize=64)
+@remember(entries=64)
 def _reads(pattern: Pattern, position: int) -> tuple[Tensor, Tensor | None]:
     """Keys that `position` reads, and (heads, keys) True = reads, where heads differ.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.ops.pooling import pairs, pool_keys
 from foveal.ops.pyramid import PyramidBias
 from foveal.patterns import Pyramid
@@ -232,7 +232,7 @@ class PyramidCache:
         return (weights @ v.flatten(2, 3)).flatten(1, 2)[:, :, None].to(q.dtype)
 
 
-@functools.lru_cache(maxsize=64)
+@remember(entries=64)
 def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tensor]:
     """For the newest query: what each place of the rings gains, and its row in a bias table.
 
@@ -241,10 +241,10 @@ def _newest(pattern: Pyramid, levels: int, position: int) -> tuple[Tensor, Tenso
     model ask the same question one after the other.
     """
     ring = 2 * pattern.block_size
-    level = torch.arange(levels)[:, None]
+    level = torch.arange(levels, device="cpu")[:, None]
     own = position >> level
     # the latest cluster that falls on each place
-    cluster = own - (own - torch.arange(ring)) % ring
+    cluster = own - (own - torch.arange(ring, device="cpu")) % ring
     tiles = _PyramidTiles(pattern, position + 1, position + 1)
     reads = (cluster >= 0) & tiles.meets(level, own, cluster)
     gain = torch.where(reads, level.double() * math.log(2), -torch.inf)

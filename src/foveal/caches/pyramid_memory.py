@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.ops.bias import MASKED
 from foveal.ops.pooling import pool_keys
 from foveal.ops.pyramid import PyramidBias
@@ -95,18 +95,20 @@ class PyramidMemory:
 
     def _bias(self, bias: PyramidBias, units: Tensor, position: int) -> Tensor:
         """(1, kv_heads or 1, heads a group or 1, joined keys)."""
-        keys = (units[:, None] * self._plan.unit + torch.arange(self._plan.unit)).flatten()
-        rows = bias.table[self._plan.bias_place(torch.tensor(position), keys)].T
+        keys = (
+            units[:, None] * self._plan.unit + torch.arange(self._plan.unit, device="cpu")
+        ).flatten()
+        rows = bias.table[self._plan.bias_place(torch.tensor(position, device="cpu"), keys)].T
         return rows.unflatten(0, (self.keys.shape[1] if len(rows) > 1 else 1, -1))[None]
 
 
-@functools.lru_cache(maxsize=64)
+@remember(entries=64)
 def _units(plan: _PyramidTiles, position: int) -> Tensor:
     """Joined units that a query reads. Cached because the layers of a model ask alike."""
     found = []
     for level in range(plan.levels):
-        own = torch.tensor((position >> level) // plan.unit)
-        near = own + torch.arange(-3, 4)
+        own = torch.tensor((position >> level) // plan.unit, device="cpu")
+        near = own + torch.arange(-3, 4, device="cpu")
         near = near[(near >= 0) & (near < plan.key_units(level))]
         near = near[plan._meets_units(level, own, near)]
         found.append(near + plan.key_offsets[level] // plan.unit)

@@ -74,7 +74,7 @@ class Ring(_Store):
         if count == 1:
             self.data[:, :, :, self._place(first)] = kv[:, :, :, 0]
             return
-        positions = torch.arange(first, self.length)
+        positions = torch.arange(first, self.length, device="cpu")
         stays = (positions < self.prefix) | (positions >= self.length - self.window)
         positions = positions[stays]
         device = self.data.device
@@ -105,7 +105,7 @@ class Ring(_Store):
 
     def _is_front(self, positions: Tensor) -> bool:
         """Whether these many positions lie, in order, at the front of the data."""
-        return torch.equal(self._places(positions), torch.arange(len(positions)))
+        return torch.equal(self._places(positions), torch.arange(len(positions), device="cpu"))
 
     def _place(self, position: int) -> int:
         if position < self.prefix:
@@ -135,7 +135,9 @@ class Log(_Store):
             # the pattern at its end tells a full history from a thinned one
             places = min(max_length, max(FIRST_PLACES, len(keeps(max_length - 1)) + 1))
         self.data = self._allocate(like, places)
-        self.held = torch.empty(places, dtype=torch.long)  # position of each place, ascending
+        self.held = torch.empty(
+            places, dtype=torch.long, device="cpu"
+        )  # position of each place, ascending
         self.count = 0
 
     def clone(self) -> Log:
@@ -146,7 +148,7 @@ class Log(_Store):
     def write(self, kv: Tensor, first: int) -> None:
         """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
         last = first + kv.shape[3] - 1
-        positions = torch.arange(first, last + 1)
+        positions = torch.arange(first, last + 1, device="cpu")
         if len(positions) > 1:
             # what the newest token itself reads must stay too, so ask on its behalf
             stays = self._is_kept(positions, last - 1) | (positions == last)
@@ -187,7 +189,7 @@ class Log(_Store):
         old, old_held = self._gather(stays), held[stays]
         if places != self.data.shape[3]:
             self.data = self._allocate(self.data, places)
-            self.held = torch.empty(places, dtype=torch.long)
+            self.held = torch.empty(places, dtype=torch.long, device="cpu")
         self.count = len(stays)
         self.data[:, :, :, : self.count] = old
         self.held[: self.count] = old_held

@@ -18,6 +18,7 @@ from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, num_weights, state_dtype
 from foveal.ops import attend
 from foveal.patterns import Pattern, Pyramid
+from foveal.patterns.subclasses import is_a
 
 AttentionState = AttentionCache | PyramidCache
 
@@ -85,7 +86,7 @@ class SelfAttention(nn.Module):
         self, batch: int, max_length: int | None = None, device: Device = None
     ) -> AttentionState:
         """An empty decoding state for `batch` rows; on the layer's device if None is given."""
-        if isinstance(self.pattern, Pyramid):
+        if is_a(self.pattern, Pyramid):
             return PyramidCache(
                 self.pattern,
                 batch,

@@ -12,6 +12,7 @@ from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import Linear
 from foveal.layers.weights import num_weights
+from foveal.ops.define import is_beyond_functions
 
 Activation = Literal["gelu", "geglu", "swiglu"]
 
@@ -43,6 +44,13 @@ class _GEGLU(torch.autograd.Function):
         x, gate = hidden.chunk(2, -1)
         d_gate = torch.ops.aten.gelu_backward(grad * x, gate)
         return torch.cat((grad * F.gelu(gate), d_gate), -1)
+
+
+def _geglu(hidden: Tensor) -> Tensor:
+    if is_beyond_functions(hidden):
+        x, gate = hidden.chunk(2, -1)
+        return x * F.gelu(gate)
+    return _GEGLU.apply(hidden)
 
 
 class FeedForward(nn.Module):
@@ -84,7 +92,7 @@ class FeedForward(nn.Module):
         if self.activation == "gelu":
             x = gelu(x)
         elif self.activation == "geglu":
-            x = _GEGLU.apply(x)
+            x = _geglu(x)
         else:
             x, gate = x.chunk(2, dim=-1)
             x = x * F.silu(gate)

@@ -15,7 +15,7 @@ from foveal.layers.windowed import windowed_attention
 from foveal.layers.windows import fold, known
 from foveal.ops import WindowBias, attend
 from foveal.patterns import Halo
-from foveal.patterns.base import pair
+from foveal.patterns.sizes import pair
 
 Padding = Literal["mask", "attend", "inverted"]
 PADDINGS = ("mask", "attend", "inverted")

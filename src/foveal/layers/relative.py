@@ -25,6 +25,7 @@ from foveal.layers.checks import check_sizes, join_heads
 from foveal.layers.weights import dtype_of, matrix, num_weights
 from foveal.ops import attend
 from foveal.patterns import Full, Pattern
+from foveal.patterns.subclasses import is_a
 
 
 class Relative(nn.Module):
@@ -190,7 +191,7 @@ class RelativeAttention(SelfAttention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         scale, bias = self.dim_head**-0.5, None
-        if isinstance(self.pattern, Full):
+        if is_a(self.pattern, Full):
             bias = self.relative.distance_logits(q, self.stride, self.pattern.causal) * scale
             q = self.relative.content(q)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_sizes
 from foveal.layers.windows import fold, known, take_first
-from foveal.patterns.base import pair
+from foveal.patterns.sizes import pair
 
 Size = int | tuple[int, int]
 RelPosMode = Literal["sum", "split"]

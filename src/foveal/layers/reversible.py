@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from foveal.ops.define import is_beyond_functions
+
 
 class Half(NamedTuple):
     """One residual branch: a function of one stream, and the parameters it uses."""
@@ -31,6 +33,10 @@ def reversible(x: Tensor, layers: Sequence[tuple[Half, Half]]) -> Tensor:
         (batch, tokens, dim), the sum of both streams.
     """
     if not layers or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        first, second = _run(x, x, layers)
+        return first + second
+    learned = (p for pair in layers for half in pair for p in half.parameters)
+    if is_beyond_functions(x, *learned):
         first, second = _run(x, x, layers)
         return first + second
     unique = {id(p): p for pair in layers for half in pair for p in half.parameters}
@@ -83,12 +89,14 @@ class _Reversible(torch.autograd.Function):
             between = _Replay(x)
             second = second + g.fn(first)
             ctx.replays.append((before, between))
-        ctx.save_for_backward(first, second)
+        ctx.save_for_backward(x, first, second)
         return first, second
 
     @staticmethod
     def backward(ctx: Any, d_first: Tensor, d_second: Tensor) -> Any:
-        first, second = ctx.saved_tensors
+        x, first, second = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            return _plain_gradients(ctx, x, d_first, d_second)
         grads: dict[int, Tensor] = {}
         for (f, g), (before, between) in zip(ctx.layers[::-1], ctx.replays[::-1], strict=True):
             with between.again():
@@ -99,6 +107,23 @@ class _Reversible(torch.autograd.Function):
             first, d_second = first - moved, d_second + d_in
         found = [grads.get(id(p)) for p in ctx.parameters]
         return (d_first + d_second, None, None, *found)
+
+
+def _plain_gradients(ctx: Any, x: Tensor, d_first: Tensor, d_second: Tensor) -> Any:
+    """Gradients that can be differentiated: everything in between is kept for once."""
+    x = x.view_as(x)
+    first = second = x
+    for (f, g), (before, between) in zip(ctx.layers, ctx.replays, strict=True):
+        with before.again():
+            first = first + f.fn(second)
+        with between.again():
+            second = second + g.fn(first)
+    wanted = [x, *ctx.parameters] if x.requires_grad else ctx.parameters
+    grads = torch.autograd.grad(
+        (first, second), wanted, (d_first, d_second), create_graph=True, allow_unused=True
+    )
+    d_x = grads[0] if x.requires_grad else None
+    return (d_x, None, None, *grads[len(wanted) - len(ctx.parameters) :])
 
 
 def _branch(

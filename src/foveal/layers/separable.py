@@ -18,7 +18,7 @@ from foveal.layers.linear import is_plain
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
 from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
-from foveal.patterns.base import pair
+from foveal.patterns.sizes import pair
 
 _SMALL_WINDOW = 64  # tokens
 

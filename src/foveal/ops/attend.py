@@ -17,6 +17,7 @@ from foveal.ops.pyramid import PyramidBias, pyramid_attend, pyramid_reference
 from foveal.ops.run import RUN, Call, lacks
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Full, Halo, Pattern, Pyramid
+from foveal.patterns.subclasses import is_a
 
 
 @overload
@@ -101,7 +102,7 @@ def attend(
         pattern.check_length(max(q.shape[2], k.shape[2]))
     if impl is not None and impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl=!r}.")
-    if isinstance(pattern, Pyramid) or isinstance(bias, PyramidBias):
+    if is_a(pattern, Pyramid) or isinstance(bias, PyramidBias):
         found = _pyramid(q, k, v, pattern, bias, key_mask, scale, dropout_p, impl)
         return found if return_lse else found[0]
     if isinstance(bias, Tensor) and bias.ndim < 4:
@@ -155,7 +156,7 @@ def _fastest(call: Call, has_native: bool) -> str:
     if isinstance(call.bias, WindowBias):
         return choose_windowed(has_native, _triton_serves(call))[0]
     if torch.compiler.is_compiling():  # lengths may be symbols: the operator plans at run time
-        if isinstance(pattern, Full) and not call.return_lse:
+        if is_a(pattern, Full) and not call.return_lse:
             return "dense"
         # an exported program must run where there is no compiler
         return "native" if has_native and not torch.compiler.is_exporting() else "tiled"
@@ -194,7 +195,11 @@ def _pyramid(
     impl: str | None,
 ) -> tuple[Tensor, Tensor]:
     """All levels of a Pyramid: its pairs meet as means of clusters, not one by one."""
-    if not isinstance(pattern, Pyramid) or not isinstance(bias, PyramidBias | None):
+    if (
+        not isinstance(pattern, Pyramid)
+        or not is_a(pattern, Pyramid)
+        or not isinstance(bias, PyramidBias | None)
+    ):
         raise ValueError(
             "a Pyramid takes a PyramidBias or none, and nothing else takes one; got "
             f"bias={type(bias).__name__} with {pattern}."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.patterns import Halo, Pattern
+from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup
 
 MASKED = -1e30
@@ -28,6 +29,15 @@ def finite(bias: Tensor, dtype: torch.dtype) -> Tensor:
     return inside.masked_fill(bias == -torch.inf, -torch.inf)
 
 
+LOWEST = MASKED / 4
+"""The lowest bias that still allows a pair: a row whose biases are all so low has a mean."""
+
+
+def bounded(bias: Tensor) -> Tensor:
+    """A bias that adds up in any precision: -inf forbids a pair, no finite number does."""
+    return torch.where(bias == -torch.inf, MASKED, bias.clamp(min=LOWEST))
+
+
 class WindowBias(NamedTuple):
     """Query-dependent bias of a Halo window, factorised into its rows and columns.
 
@@ -44,7 +54,7 @@ class WindowBias(NamedTuple):
 
     def check(self, q: Tensor, pattern: Pattern) -> None:
         """Raise ValueError if the bias does not fit the queries and the pattern."""
-        if not isinstance(pattern, Halo):
+        if not is_a(pattern, Halo):
             raise ValueError(
                 f"a WindowBias needs a Halo pattern, got {pattern}; pass a tensor bias instead."
             )
@@ -80,8 +90,7 @@ def window_place(pattern: Halo, q_at: Tensor, k_at: Tensor, axis: int) -> Tensor
     return k_at - (q_at // block * block - halo)
 
 
-@functools.lru_cache(maxsize=256)
-@torch.inference_mode(False)  # training must be able to use it later
+@remember(entries=256)
 def window_columns(pattern: Halo, group: TileGroup) -> Tensor:
     """One-hot places of a tile's keys: (tile_k, window height + window width).
 

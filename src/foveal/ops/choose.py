@@ -5,16 +5,17 @@ FOVEAL_IMPL in the environment names an implementation to prefer wherever it can
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import dataclass
 
 import torch
 
+from foveal.common.memo import remember
 from foveal.ops import native, triton
 from foveal.ops.tiled import CHUNK
 from foveal.patterns import Full, Pattern, Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import Tiling
 
 IMPLS = ("reference", "dense", "tiled", "native", "triton", "flex")
@@ -69,7 +70,7 @@ class Work:
 
 def _tiling(pattern: Pattern, length: int) -> Tiling:
     """The plan that is computed; that of a Pyramid reads the keys of all levels side by side."""
-    if isinstance(pattern, Pyramid):
+    if is_a(pattern, Pyramid):
         levels = _PyramidTiles(pattern, length, length)
         return levels.tiles(levels.num_joined_keys)
     return pattern.tiles(length)
@@ -85,11 +86,11 @@ def choose(
     has_native: bool = False,
 ) -> tuple[str, str]:
     """(impl, reason) for a self-attention of `length` tokens over batch * heads heads, no bias."""
-    if isinstance(pattern, Full):
+    if is_a(pattern, Full):
         if has_native and device == "cpu" and FULL_NATIVE[0] <= length <= FULL_NATIVE[1]:
             return "native", "the pattern is dense attention, and this kernel the faster one"
         return "dense", "the pattern is dense attention"
-    if isinstance(pattern, Pyramid):
+    if is_a(pattern, Pyramid):
         if device == "cuda":
             return "flex", "a compiled block-sparse kernel over the pooled levels side by side"
         engine = "native" if has_native else "tiled"
@@ -106,7 +107,7 @@ def choose_windowed(has_native: bool, has_triton: bool) -> tuple[str, str]:
     return "native" if has_native else "tiled", why
 
 
-@functools.lru_cache(maxsize=1024)
+@remember(entries=1024)
 def _choose(work: Work, device: str, has_native: bool) -> tuple[str, str]:
     if work.length <= 64:
         return "dense", f"{work.length} tokens are one tile"

@@ -1,4 +1,4 @@
-"""Operators of our own: opaque to torch.compile and export."""
+"""Operators of our own: opaque to torch.compile and export, known to torch.func."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def define(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register ``foveal::<name>``, which runs `function` on every device, and return it.
 
     torch.library.custom_op does the same, but the first call of what it makes imports the
-    compiler: a second, and 60 MB.
+    compiler: a second, and 60 MB. Under torch.func.vmap it runs once for each sample; what has no
+    derivative of that kind must be computed another way where `is_transformed` says so.
 
     Args:
         function: the computation, with annotated arguments; must not change or return them.
@@ -22,4 +25,92 @@ def define(name: str, function: Callable[..., Any], fake: Callable[..., Any]) ->
     torch.library.define(f"foveal::{name}", str(schema), tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"foveal::{name}", "CompositeExplicitAutograd", function)
     torch.library.register_fake(f"foveal::{name}", fake)
-    return getattr(torch.ops.foveal, name).default
+    op = getattr(torch.ops.foveal, name).default
+
+    def by_sample(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        found = [op(*_sample(args, in_dims, at)) for at in range(info.batch_size)]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        kind = type(found[0])
+        return kind(torch.stack(part) for part in zip(*found, strict=True)), kind(
+            0 for _ in found[0]
+        )
+
+    torch.library.register_vmap(f"foveal::{name}", by_sample)
+    return op
+
+
+def _sample(args: Any, dims: Any, at: int) -> Any:
+    """Arguments of one sample: those with a dimension of samples, narrowed."""
+    if isinstance(args, Tensor):
+        return args if dims is None else args.select(dims, at)
+    if isinstance(args, tuple | list) and dims is not None:
+        return type(args)(_sample(arg, dim, at) for arg, dim in zip(args, dims, strict=True))
+    return args
+
+
+def one_at_a_time(gradients: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Decorator of a backward function: gradients of many outputs (is_grads_batched=True).
+
+    They come as tensors of an older vmap than that of torch.func, which knows no rules of ours.
+    """
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+    def wrapped(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if torch.compiler.is_compiling() or not any(is_batched(x) for x in grads):
+            return gradients(ctx, *grads)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        dims = [0 if is_batched(x) else None for x in grads]
+        many = [torch._remove_batch_dim(x, level, 1, 0) if is_batched(x) else x for x in grads]
+        count = next(len(x) for x, dim in zip(many, dims, strict=True) if dim == 0)
+        found = [gradients(ctx, *_sample(many, dims, at)) for at in range(count)]
+        return tuple([_stack(part, level) for part in zip(*found, strict=True)])
+
+    return wrapped
+
+
+def _stack(parts: tuple[Any, ...], level: int) -> Any:
+    if not isinstance(parts[0], Tensor):
+        return parts[0]
+    return torch._add_batch_dim(torch.stack(parts), 0, level)
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether derivatives are taken that an opaque operator does not have.
+
+    These are the transforms of torch.func (but for vmap, which every operator knows) and forward
+    mode: then the same is computed in plain operations, of which torch knows every derivative.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is not None:
+        vmap = functorch.TransformType.Vmap
+        if any(one.key() != vmap for one in functorch.get_interpreter_stack() or ()):
+            return True
+    return _is_dual(*tensors)
+
+
+def is_beyond_functions(*tensors: Tensor | None) -> bool:
+    """Whether an autograd.Function without rules for torch.func and forward mode would fail."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or _is_dual(*tensors)
+
+
+def _is_dual(*tensors: Tensor | None) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def refuse_second_derivatives(out: Tensor, way_out: str) -> None:
+    """Let the backward pass of `out` raise where it would itself be differentiated."""
+    if out.grad_fn is not None and not torch.compiler.is_compiling():
+        out.grad_fn.register_prehook(lambda grads: _refuse(way_out))
+
+
+def _refuse(way_out: str) -> None:
+    if torch.is_grad_enabled():  # create_graph=True
+        raise RuntimeError(f"this attention has no second derivative; {way_out}.")

@@ -44,6 +44,8 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     dead = total == 0
     safe = torch.where(dead, torch.ones_like(total), total)
     shares = (weights / safe).to(first_out.dtype)
-    out = sum(share[..., None] * part for share, (part, _) in zip(shares, parts, strict=True))
+    out = shares[0][..., None] * first_out
+    for share, (part, _) in zip(shares[1:], parts[1:], strict=True):
+        out = out + share[..., None] * part
     lse = torch.where(dead, torch.full_like(top, -torch.inf), safe.log() + top)
-    return torch.as_tensor(out), lse
+    return out, lse

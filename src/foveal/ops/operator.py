@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import WindowBias
-from foveal.ops.define import define
-from foveal.ops.spec import describe, rebuild
+from foveal.ops.define import define, is_transformed, one_at_a_time
+from foveal.ops.formula import attend_plainly, plain_gradients
+from foveal.ops.spec import describe, is_ticket, is_tracing, lend, rebuild, take_back
 from foveal.patterns import Pattern
 
 
@@ -144,11 +145,18 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         *tensors, pattern, sizes, scale, dropout_p, _ = inputs
         ctx.save_for_backward(*tensors, *output)
-        ctx.options = (pattern, sizes, scale, dropout_p)
+        ctx.pattern = _passed(pattern, sizes)
+        ctx.options = (scale, dropout_p)
 
+    @one_at_a_time
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
-        grads = iter(backward_op(grad_out, grad_lse, *saved, *ctx.options))
+        tensors = (grad_out, grad_lse, *saved)
+        if _is_differentiated(*tensors):
+            operands = Operands(*saved[:8], _unpassed(ctx.pattern), *ctx.options)
+            found = plain_gradients(operands, grad_out, grad_lse, ctx.needs_input_grad[:6])
+            return (*found, *(None,) * 7)
+        grads = iter(_with_pattern(backward_op, ctx.pattern, tensors, ctx.options))
         return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 7)
 
     torch.library.register_autograd(
@@ -167,11 +175,48 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         need_lse: bool = True,
     ) -> tuple[Tensor, Tensor]:
         # drawn as a tensor, so that a compiled graph draws a new one at every call
-        seed = torch.randint(1 << 62, ()) if dropout_p else None
+        seed = torch.randint(1 << 62, (), device="cpu") if dropout_p else None
         rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
         dense = None if isinstance(bias, WindowBias) else bias
-        text, sizes = describe(pattern)
         tensors = (q, k, v, dense, rows, columns, key_mask, seed)
-        return forward_op(*tensors, text, sizes, scale, dropout_p, need_lse)
+        if is_transformed(*tensors):
+            return attend_plainly(Operands(*tensors, pattern, scale, dropout_p, need_lse))
+        return _with_pattern(forward_op, pattern, tensors, (scale, dropout_p, need_lse))
 
     return call
+
+
+Passed = Pattern | tuple[str, list[int]]
+"""A pattern as a context keeps it: the object of an eager call, the description of a graph's."""
+
+
+def _passed(text: str, sizes: list[int]) -> Passed:
+    return rebuild(text, sizes) if is_ticket(text) else (text, sizes)
+
+
+def _unpassed(pattern: Passed) -> Pattern:
+    return rebuild(*pattern) if isinstance(pattern, tuple) else pattern
+
+
+def _is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass is itself being differentiated (create_graph=True, forward mode)."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return True
+    return is_transformed(*tensors)
+
+
+def _with_pattern(
+    op: Any, pattern: Passed, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]
+) -> Any:
+    """Call an operator, with the pattern as text and sizes between tensors and options."""
+    if isinstance(pattern, tuple):
+        return op(*tensors, *pattern, *options)
+    if is_tracing():
+        return op(*tensors, *describe(pattern), *options)
+    ticket = lend(pattern)
+    try:
+        return op(*tensors, ticket, [], *options)
+    finally:
+        take_back(ticket)

@@ -161,6 +161,31 @@ def add_keys(x: Tensor, parts: tuple[Places, ...], values: Tensor) -> None:
         first += part.num_items
 
 
+def batched_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b over (b, g, t) matrices, without a copy of overlapping ones."""
+    if _one_batch(a) and _one_batch(b):
+        torch.bmm(a.flatten(0, 2), b.flatten(0, 2), out=out.flatten(0, 2))
+        return
+    for at in itertools.product(*(range(n) for n in out.shape[:2])):
+        torch.bmm(a[at], b[at], out=out[at])
+
+
+def _one_batch(x: Tensor) -> bool:
+    """Whether the three batch dimensions can be viewed as one."""
+    (b, g, t), (batch, head, tile) = x.shape[:3], x.stride()[:3]
+    return (g == 1 or t == 1 or head == t * tile) and (
+        b == 1 or g * t == 1 or batch == (g * head if g > 1 else t * tile)
+    )
+
+
+def row_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums over the last dimension of a * b, both (B, G, ...), head by head to stay in cache."""
+    sums = torch.empty(a.shape[:-1], dtype=dtype, device=a.device)
+    for at in itertools.product(*(range(n) for n in a.shape[:2])):
+        torch.sum(a[at].to(dtype) * b[at], -1, out=sums[at])
+    return sums
+
+
 class Scratch:
     """Named buffers that chunks reuse: on CPU a fresh page costs more than its arithmetic."""
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.ops.bias import MASKED
-from foveal.ops.define import define
+from foveal.ops.define import define, is_transformed, one_at_a_time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int 
         levels: how many, the tokens included.
         unit: clusters that each level is padded to a multiple of.
     """
-    if mask is not None:
-        k, v = (x * mask[:, None, :, None].to(x.dtype) for x in (k, v))
+    if mask is not None:  # not a product: what is not real may be NaN
+        k, v = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (k, v))
     sizes = [-(-k.shape[2] // (1 << level)) for level in range(levels)]
     starts = [0]
     for size in sizes:
@@ -64,9 +64,10 @@ def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int 
     for start, count in zip(starts, counts, strict=False):
         part = gain.narrow(1, start, count.shape[1])
         part.copy_(torch.where(count > 0, count.to(wide).log(), MASKED))
+    pool = _pool_plainly if is_transformed(k, v) else _pool
     return Levels(
-        _pool(k, starts, sizes, joined, of_keys),
-        _pool(v, starts, sizes, joined, of_values),
+        pool(k, starts, sizes, joined, of_keys),
+        pool(v, starts, sizes, joined, of_values),
         gain,
         starts[:-1],
         sizes,
@@ -105,6 +106,20 @@ def _run_pool(
     return out
 
 
+def _pool_plainly(
+    x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
+) -> Tensor:
+    """`_run_pool` in operations of which torch knows every derivative."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    below, parts = x.to(wide), []
+    for number, size in enumerate(sizes):
+        if number:
+            below = (pairs(below, 2) * shares[number - 1][:, None, :, :, None]).sum(3)
+        parts.append(F.pad(below, (0, 0, 0, starts[number + 1] - starts[number] - size)))
+    parts.append(F.pad(below[:, :, :0], (0, 0, 0, joined - starts[-1])))
+    return torch.cat(parts, 2).to(x.dtype)
+
+
 def _fake_pool(
     x: Tensor, starts: list[int], sizes: list[int], joined: int, shares: list[Tensor]
 ) -> Tensor:
@@ -128,6 +143,16 @@ def _run_backward(
     return above.to(grad.dtype)
 
 
+def _back_plainly(
+    grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]
+) -> Tensor:
+    """`_run_backward` in operations of which torch knows every derivative."""
+    with torch.enable_grad():
+        x = grad.new_zeros((*grad.shape[:2], sizes[0], grad.shape[3])).requires_grad_()
+        out = _pool_plainly(x, starts, sizes, grad.shape[2], shares)
+        return torch.autograd.grad(out, x, grad, create_graph=True)[0]
+
+
 def _fake_backward(
     grad: Tensor, starts: list[int], sizes: list[int], shares: list[Tensor]
 ) -> Tensor:
@@ -145,15 +170,35 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*shares)
 
 
+@one_at_a_time
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     shares = list(ctx.saved_tensors)
-    found = _pool_backward(grad, ctx.starts, ctx.sizes, shares)
+    back = _back_plainly if is_transformed(grad) else _pool_backward
+    found = back(grad, ctx.starts, ctx.sizes, shares)
     return found, None, None, None, [None] * len(shares)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, ctx.starts, ctx.sizes, shares = inputs
+    ctx.joined = grad.shape[2]
+    ctx.save_for_backward(*shares)
+
+
+@one_at_a_time
+def _gradients_of_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Pooling is linear, so the transpose of its transpose is pooling again."""
+    shares = list(ctx.saved_tensors)
+    pool = _pool_plainly if is_transformed(grad) else _pool
+    found = pool(grad, ctx.starts, ctx.sizes, ctx.joined, shares)
+    return found, None, None, [None] * len(shares)
 
 
 _pool = define("pool", _run_pool, _fake_pool)
 _pool_backward = define("pool_backward", _run_backward, _fake_backward)
 torch.library.register_autograd("foveal::pool", _gradients, setup_context=_setup)
+torch.library.register_autograd(
+    "foveal::pool_backward", _gradients_of_backward, setup_context=_setup_backward
+)
 
 
 def _means(below: Tensor, share: Tensor, target: Tensor) -> Tensor:
@@ -174,7 +219,7 @@ def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> li
     dtype = q.dtype
     real = torch.ones(1, q.shape[2], dtype=torch.bool, device=q.device) if mask is None else mask
     if mask is not None:  # what is not real takes part as zeros, so that nothing leaks
-        q = q * mask[:, None, :, None].to(dtype)
+        q = q.masked_fill(~mask[:, None, :, None], 0.0)
     found = [q]
     for level in range(1, levels):
         if first:

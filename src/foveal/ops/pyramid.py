@@ -18,6 +18,7 @@ from foveal.ops.pooling import pool_keys, pool_queries
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns.subclasses import is_a
 
 
 class PyramidBias(NamedTuple):
@@ -33,7 +34,7 @@ class PyramidBias(NamedTuple):
 
     def check(self, q: Tensor, pattern: Pattern) -> None:
         """Raise ValueError if the table does not fit the pattern and the heads."""
-        if not isinstance(pattern, Pyramid):
+        if not is_a(pattern, Pyramid):
             raise ValueError(
                 f"a PyramidBias needs a Pyramid pattern, got {pattern}; pass a tensor bias."
             )

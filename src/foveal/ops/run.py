@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from foveal.common.memo import remember
 from foveal.ops import flex, native, triton
 from foveal.ops.bias import WindowBias
+from foveal.ops.define import is_beyond_functions, refuse_second_derivatives
 from foveal.ops.operator import Attention
 from foveal.ops.reference import masked_attention
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Full, Halo, Pattern
+from foveal.patterns.subclasses import is_a
 
 
 class Call(NamedTuple):
@@ -69,6 +71,8 @@ def _reference(call: Call) -> Result:
 
 def _dense(call: Call) -> Result:
     q, k, v = call.q, call.k, call.v
+    if is_beyond_functions(q, k, v, *(call.bias if isinstance(call.bias, tuple) else [call.bias])):
+        return _reference(call)[0], None  # torch's fused kernels know neither
     options: dict[str, Any] = {
         "dropout_p": call.dropout_p,
         "scale": call.scale,
@@ -77,13 +81,22 @@ def _dense(call: Call) -> Result:
     plain = call.bias is None and call.key_mask is None
     if plain and call.square and call.pattern.always_reads and _short_bfloat16(call):
         out = _matmul_attention(call)
-    elif plain and isinstance(call.pattern, Full) and (call.square or not call.pattern.causal):
-        out = scaled_dot_product_attention(q, k, v, is_causal=call.pattern.causal, **options)
+    elif plain and is_a(call.pattern, Full) and (call.square or not call.pattern.causal):
+        out = _fused(q, k, v, is_causal=call.pattern.causal, **options)
     elif plain and call.square and call.pattern.always_reads:
-        out = scaled_dot_product_attention(q, k, v, attn_mask=call.mask(), **options)
+        out = _fused(q, k, v, attn_mask=call.mask(), **options)
     else:
         out = _dense_masked(call, options)
     return out, None
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """torch's attention; where its kernel has no second derivative, asking for one raises."""
+    out = scaled_dot_product_attention(q, k, v, **options)
+    recorded = out.requires_grad and not torch.compiler.is_compiling()
+    if recorded and "ScaledDotProduct" in type(out.grad_fn).__name__:
+        refuse_second_derivatives(out, "pass impl='reference' or impl='tiled'")
+    return out
 
 
 SHORT = 512
@@ -128,7 +141,7 @@ def _dense_masked(call: Call, options: dict) -> Tensor:
     if bias is not None:
         alive = alive & ((bias > -torch.inf) & mask).any(-1, keepdim=True)
         mask = torch.where(mask, bias.to(call.q.dtype).clamp(min=-1e30), -torch.inf)
-    out = scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=mask, **options)
+    out = _fused(call.q, call.k, call.v, attn_mask=mask, **options)
     return out.masked_fill(~alive, 0.0)
 
 
@@ -206,6 +219,6 @@ def _mask(pattern: Pattern, n_queries: int, n_keys: int, device: torch.device) -
     return _cached_mask(pattern, n_queries, n_keys, str(device))
 
 
-@functools.lru_cache(maxsize=32)
+@remember(entries=32, mebibytes=256)
 def _cached_mask(pattern: Pattern, n_queries: int, n_keys: int, device: str) -> Tensor:
     return pattern.mask(n_queries, n_keys, device)

@@ -11,7 +11,6 @@ q queries and k keys.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +18,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.common.processor import multiplies_bfloat16
-from foveal.ops.bias import MASKED, WindowBias, window_columns
+from foveal.ops.bias import MASKED, WindowBias, bounded, window_columns
 from foveal.ops.places import (
     Scratch,
     add_keys,
+    batched_matmul,
     gather,
     matrices,
     narrow_places,
     outer_count,
+    row_products,
     scatter,
     take_keys,
     tile_values,
@@ -56,7 +58,7 @@ def _stays_bfloat16(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and multiplies_bfloat16()
 
 
-@functools.lru_cache(maxsize=256)
+@remember(entries=256)
 def plan(pattern: Pattern, n_keys: int) -> Tiling:
     """The pattern's tiles, or for a short sequence one tile that holds it whole."""
     tiling = pattern.tiles(n_keys)
@@ -249,6 +251,16 @@ class Inputs:
             shaped += tile_values(self.key_bias[chunk.batch], chunk.keys)[:, None, :, None, None]
         return padded
 
+    def hidden(self, chunk: Chunk) -> Tensor:
+        """Queries whose every key is masked: (b or 1, 1, t or 1, 1, q or 1) bool."""
+        visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=self.q.device)
+        if chunk.mask is not None:
+            visible = visible & (chunk.mask == 0)
+        if self.key_bias is not None:
+            keys = tile_values(self.key_bias[chunk.batch], chunk.keys)[:, :, None]
+            visible = visible & (keys > MASKED / 2)
+        return ~visible.any(-1)[:, None, :, None]
+
     def _row(self, size: int) -> int:
         if self.dtype != torch.bfloat16 or size <= BFLOAT16_ROW:
             return size
@@ -256,7 +268,7 @@ class Inputs:
 
     def _bias(self, chunk: Chunk, bias: Tensor) -> Tensor:
         """The bias of the chunk's pairs: broadcasts to (b, g, t, R, q, k)."""
-        values = bias[self._bias_index(chunk, bias)].clamp(min=MASKED)
+        values = bounded(bias[self._bias_index(chunk, bias)])
         repeats = self.repeats if values.shape[1] > 1 else 1
         return values.unflatten(1, (-1, repeats)).transpose(2, 3)
 
@@ -264,11 +276,12 @@ class Inputs:
         """Indices of the chunk's pairs: shapes broadcast to (b, heads, t, q, k)."""
 
         def every(dim: int, part: slice) -> Tensor:
-            return torch.arange(part.start, part.stop) if bias.shape[dim] > 1 else torch.zeros(1)
+            start, stop = (part.start, part.stop) if bias.shape[dim] > 1 else (0, 1)
+            return torch.arange(start, stop, device="cpu")
 
         all_heads = slice(chunk.heads.start * self.repeats, chunk.heads.stop * self.repeats)
-        batch = every(0, chunk.batch).long()[:, None, None, None, None]
-        heads = every(1, all_heads).long()[:, None, None, None]
+        batch = every(0, chunk.batch)[:, None, None, None, None]
+        heads = every(1, all_heads)[:, None, None, None]
         by_query = bias.shape[2] > 1 or self.pattern.biased_by_table
         q = chunk.queries.index()[:, :, None] * by_query
         k = torch.cat([part.index() for part in chunk.keys], 1)[:, None, :] * (bias.shape[3] > 1)
@@ -294,23 +307,6 @@ class Inputs:
                 values = values.sum(dim, keepdim=True)
         values = values.to(grad.dtype)
         grad.index_put_(tuple(part.expand(values.shape) for part in index), values, True)
-
-
-def batched_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a @ b over (b, g, t) matrices, without a copy of overlapping ones."""
-    if _one_batch(a) and _one_batch(b):
-        torch.bmm(a.flatten(0, 2), b.flatten(0, 2), out=out.flatten(0, 2))
-        return
-    for at in itertools.product(*(range(n) for n in out.shape[:2])):
-        torch.bmm(a[at], b[at], out=out[at])
-
-
-def _one_batch(x: Tensor) -> bool:
-    """Whether the three batch dimensions can be viewed as one."""
-    (b, g, t), (batch, head, tile) = x.shape[:3], x.stride()[:3]
-    return (g == 1 or t == 1 or head == t * tile) and (
-        b == 1 or g * t == 1 or batch == (g * head if g > 1 else t * tile)
-    )
 
 
 def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
@@ -358,6 +354,10 @@ def _softmax(
         lse = lse - weights.amax(-1).to(inputs.sums).log_()
     if may_be_empty:
         empty = top <= MASKED / 2
+        if bool(top.isnan().any()):  # of a query that is NaN; it may still be one without keys
+            rows = (*empty.shape[:3], inputs.repeats, empty.shape[3] // inputs.repeats)
+            empty = empty | inputs.hidden(chunk).expand(rows).flatten(3)
+            weights.masked_fill_(empty[..., None], 0.0)
         lse = lse.masked_fill(empty, -torch.inf)
         weights *= ~empty[..., None]
     return weights, lse
@@ -396,18 +396,10 @@ class Gradients:
 def backward(inputs: Inputs, out: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
     """Gradients of the inputs; out and the gradients of out and lse shaped as in `forward`."""
     grads = Gradients.zeros(inputs)
-    delta = _row_products(out, grad_out, inputs.sums) - grad_lse
+    delta = row_products(out, grad_out, inputs.sums) - grad_lse
     for chunk in inputs.chunks():
         _chunk_backward(inputs, chunk, delta, grad_out, grads)
     return grads
-
-
-def _row_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums over the last dimension of a * b, both (B, G, ...), head by head to stay in cache."""
-    sums = torch.empty(a.shape[:-1], dtype=dtype, device=a.device)
-    for at in itertools.product(*(range(n) for n in a.shape[:2])):
-        torch.sum(a[at].to(dtype) * b[at], -1, out=sums[at])
-    return sums
 
 
 def _chunk_backward(
@@ -417,7 +409,9 @@ def _chunk_backward(
     k = inputs.biased_keys(chunk)
     d_out = inputs.queries("d_out", chunk, grad_out)
     # a tile holds all keys of its queries; exp(scores - lse) is slow on CPU where pairs are masked
-    padded, _ = _softmax(inputs, chunk, inputs.logits(chunk, q, k), need_lse=False)
+    padded, lse = _softmax(inputs, chunk, inputs.logits(chunk, q, k), need_lse=False)
+    if lse is not None:  # zero times a query that is NaN would be NaN
+        q.masked_fill_((lse == -torch.inf)[..., None], 0.0)
     keep = inputs.drop(padded)
     weights = padded[..., : chunk.group.tile_k]
     keep = None if keep is None else keep[..., : chunk.group.tile_k]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops import tiled
-from foveal.ops.bias import WindowBias
+from foveal.ops.bias import WindowBias, finite
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 
 
@@ -40,18 +40,30 @@ def _inputs(operands: Operands) -> tiled.Inputs:
     if operands.rows is not None and operands.columns is not None:
         window = WindowBias(by_kv_head(operands.rows), by_kv_head(operands.columns))
     dtype, key_mask = operands.accumulation, operands.key_mask
+    k, v = _readable(operands)
     return tiled.Inputs(
         q=by_kv_head(operands.q),
-        k=unit_stride(operands.k),
-        v=unit_stride(operands.v),
+        k=unit_stride(k),
+        v=unit_stride(v),
         pattern=operands.pattern,
-        bias=None if operands.bias is None else operands.bias.to(dtype),
+        bias=None if operands.bias is None else finite(operands.bias, dtype),
         window=window,
         key_bias=_key_bias(key_mask, dtype),
         scale=operands.scale,
         dropout_p=operands.dropout_p,
         seed=0 if operands.seed is None else int(operands.seed),
     )
+
+
+def _readable(operands: Operands) -> tuple[Tensor, Tensor]:
+    """Keys and values; where nobody may read them zeros, for they may be NaN."""
+    k, v, mask = operands.k, operands.v, operands.key_mask
+    if mask is not None and mask.dtype == torch.bool:
+        k, v = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (k, v))
+    unread = operands.pattern.tiles(k.shape[2]).unread
+    if unread is not None:
+        k, v = (x.index_fill(2, unread.to(x.device), 0.0) for x in (k, v))
+    return k, v
 
 
 def _key_bias(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

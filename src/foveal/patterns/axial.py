@@ -36,6 +36,7 @@ class Axial(ImagePattern):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_bools("causal", "wrap")
         if self.axis not in ("row", "column"):
             raise ValueError(f"axis must be 'row' or 'column', got axis={self.axis!r}.")
         if self.wrap and not self.causal:
@@ -82,9 +83,9 @@ class Axial(ImagePattern):
     def reads(self, position: int) -> Tensor:
         self._require_causal("reads")
         if self.axis == "column":
-            return torch.arange(position % self.width, position + 1, self.width)
+            return torch.arange(position % self.width, position + 1, self.width, device="cpu")
         first = position - self.width if self.wrap else position // self.width * self.width
-        return torch.arange(max(0, first), position + 1)
+        return torch.arange(max(0, first), position + 1, device="cpu")
 
     def horizon(self) -> tuple[int, int] | None:
         if not self.causal:
@@ -98,7 +99,7 @@ class Axial(ImagePattern):
             return range((position + 1) // self.width * self.width, position + 1)
         if self.axis == "column" and self.causal:
             # a pixel in the last row has no pixel below that could read its column
-            still = torch.arange(position + 1)
+            still = torch.arange(position + 1, device="cpu")
             last_row = (self.height - 1) * self.width
             return still[still % self.width > position - last_row]
         return super().keeps(position)

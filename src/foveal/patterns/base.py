@@ -6,27 +6,31 @@ dataclass without weights or data, cheap to build, hashable, and comparable.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from foveal.common.checks import as_bool
+from foveal.common.memo import remember
+from foveal.patterns import registry
+from foveal.patterns.identity import is_fixed, key_of
+from foveal.patterns.sizes import check_int
+from foveal.patterns.subclasses import drop_stale_forms
 from foveal.patterns.tiling import Tiling, consecutive, listed_groups
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-MASK_CHUNK = 1 << 24
-"""Pairs evaluated at once where a default has to look at all of them."""
-
-PATTERN_CLASSES: dict[str, type[Pattern]] = {}
-"""Every pattern class by name."""
+HeadMask = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(head, q_idx, k_idx), which broadcast -> may that head's query read the key?"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """Base of all patterns: subclass it as a frozen dataclass and define `allows`.
 
@@ -49,20 +53,114 @@ class Pattern:
         return None
 
     def per_head(self) -> tuple[Pattern, ...]:
-        """One pattern for each head; only where `heads` is not None."""
-        return (self,)
+        """One pattern for each head; this one alone where `heads` is None."""
+        if self.heads is None:
+            return (self,)
+        return tuple(_Head(self, number) for number in range(self.heads))
+
+    def in_head(self, device: torch.device | str | None = None) -> HeadMask:
+        """`allows` for the head that is asked for: elementwise, no dimension of heads appears."""
+        if self.heads is None:
+            allows = self.rule(device)
+            return lambda head, q_idx, k_idx: allows(q_idx, k_idx)
+        rules = [one.rule(device) for one in self.per_head()]
+
+        def allowed(head: Tensor, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+            found = rules[0](q_idx, k_idx) & (head == 0)
+            for number, rule in enumerate(rules[1:], start=1):
+                found = found | (rule(q_idx, k_idx) & (head == number))
+            return found
+
+        return allowed
 
     # class attributes without annotations, so that they are no fields
     opaque = False
     """Whether fields hold more than ints, strings, bools, tuples and patterns."""
 
-    def __init_subclass__(cls) -> None:
-        PATTERN_CLASSES[cls.__qualname__] = cls
+    reference = ""
+    """What stands for the class in a text: see `foveal.patterns.registry`."""
+
+    _abstract = True
+    _rule_of = None  # the class whose definition this is: see foveal.patterns.subclasses
+
+    def __init_subclass__(cls, abstract: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.reference = registry.register(cls)
+        cls._abstract = abstract or cls.allows is Pattern.allows
+        if "__eq__" not in vars(cls) and "__hash__" not in vars(cls):
+            # else dataclass() would write its own, for which True is 1 and a tensor has no hash
+            cls.__eq__ = Pattern.__eq__  # type: ignore[method-assign]
+            cls.__hash__ = Pattern.__hash__  # type: ignore[method-assign]
+        cls._rule_of = drop_stale_forms(cls, Pattern)
 
     @classmethod
-    def from_fields(cls, *fields: Any) -> Pattern:
-        """A pattern from the values of its dataclass fields, in order."""
-        return cls(*fields)
+    def from_fields(cls, fields: dict[str, Any]) -> Pattern:
+        """A pattern from the values of its dataclass fields, those that it derives included."""
+        given = {one.name: fields[one.name] for one in dataclasses.fields(cls) if one.init}
+        try:
+            new = cls(**given)
+        except (TypeError, ValueError):  # an __init__ of its own
+            new = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(new, name, value)
+        return new
+
+    # -- identity ---------------------------------------------------------------------------
+
+    def _contents(self) -> dict[str, Any]:
+        """What makes the pattern: its fields, and whatever else an __init__ has set."""
+        found = {name: getattr(self, name) for name in field_names(type(self))}
+        for name, value in sorted(vars(self).items()):
+            cached = isinstance(getattr(type(self), name, None), functools.cached_property)
+            if name not in found and name != "_key" and not cached:
+                found[name] = value
+        return found
+
+    def cache_key(self) -> Hashable:
+        """Equal for patterns of one class with the same contents, and for no others."""
+        found = vars(self).get("_key")
+        if found is None:
+            contents = self._contents()
+            values = [(name, key_of(value)) for name, value in contents.items()]
+            found = (type(self), *values)
+            if all(is_fixed(value) for value in contents.values()):
+                object.__setattr__(self, "_key", found)
+        return found
+
+    def has_fixed_key(self) -> bool:
+        """Whether nothing that the pattern holds can be changed in place."""
+        self.cache_key()
+        return "_key" in vars(self)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        if torch.compiler.is_dynamo_compiling():
+            names = field_names(type(self))
+            return all(getattr(self, name) == getattr(other, name) for name in names)
+        return self.cache_key() == other.cache_key()
+
+    def __hash__(self) -> int:
+        return hash(self.cache_key())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_key"}
+
+    # -- checks of fields, for __post_init__ ------------------------------------------------
+
+    def _check_ints(self, least: int, *names: str) -> None:
+        """Ints of at least `least`; NumPy's become Python's."""
+        for name in names:
+            value = getattr(self, name)
+            checked = check_int(name, value, least)
+            if checked is not value:
+                object.__setattr__(self, name, checked)
+
+    def _check_bools(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not True and value is not False:
+                object.__setattr__(self, name, as_bool(name, value))
 
     always_reads = False
     """Whether every query reads at least one key at any length (class attribute)."""
@@ -146,13 +244,13 @@ class Pattern:
 
     def _candidates(self, queries: Tensor, length: int, block: int = 16) -> Tensor:
         """Sorted keys that the queries may read, found by blocks; a superset is fine."""
-        last = int(queries.max()) + 1 if self.is_causal else length
-        starts = torch.arange(0, last, block)
-        ends = (starts + block - 1).clamp(max=last - 1)
+        # `allows` has the last word, not `causal`, which a subclass may have forgotten
+        starts = torch.arange(0, length, block, device="cpu")
+        ends = (starts + block - 1).clamp(max=length - 1)
         possible = self.overlap(queries.min(), queries.max(), starts, ends)[0]
-        keys = starts[possible.expand(starts.shape)][:, None] + torch.arange(block)
+        keys = starts[possible.expand(starts.shape)][:, None] + torch.arange(block, device="cpu")
         keys = keys.reshape(-1)
-        return keys[keys < last]
+        return keys[keys < length]
 
     def block_mask(
         self, length: int, block: int = 128, device: torch.device | str | None = None
@@ -175,12 +273,13 @@ class Pattern:
         last = position + 1
         bounds = self.horizon()
         if bounds is None or last <= sum(bounds):
-            keys = torch.arange(last)
+            keys = torch.arange(last, device="cpu")
         else:
             prefix, window = bounds
-            recent = torch.arange(max(prefix, last - window), last)
-            keys = torch.cat([torch.arange(prefix), recent])
-        return keys[self.allows(torch.tensor(position), keys)]
+            recent = torch.arange(max(prefix, last - window), last, device="cpu")
+            keys = torch.cat([torch.arange(prefix, device="cpu"), recent])
+        allowed = self.allows(torch.tensor(position, device="cpu"), keys)
+        return keys[allowed if self.heads is None else allowed.any(0)]
 
     def horizon(self) -> tuple[int, int] | None:
         """(prefix, window): a query reads keys below `prefix`, or among the `window` latest.
@@ -200,7 +299,12 @@ class Pattern:
         recent = range(max(0, position + 2 - window), position + 1)
         if prefix == 0 or recent.start <= prefix:
             return range(0 if prefix else recent.start, position + 1)
-        return torch.cat([torch.arange(prefix), torch.arange(recent.start, recent.stop)])
+        return torch.cat(
+            [
+                torch.arange(prefix, device="cpu"),
+                torch.arange(recent.start, recent.stop, device="cpu"),
+            ]
+        )
 
     def _require_causal(self, what: str) -> None:
         if not self.is_causal:
@@ -213,25 +317,36 @@ class Pattern:
 
     def num_pairs(self, length: int) -> int:
         """Allowed (query, key) pairs at this length, summed over `heads` where they differ."""
-        return self.tiles(length).num_pairs
+        return sum(one.tiles(length).num_pairs for one in self.per_head())
 
     # -- algebra ----------------------------------------------------------------------------
 
     def __or__(self, other: Any) -> Pattern:
-        from foveal.patterns.combine import Union
-
-        return Union(self, other) if isinstance(other, Pattern) else NotImplemented
+        return _combined("Union", self, other)
 
     def __and__(self, other: Any) -> Pattern:
-        from foveal.patterns.combine import Intersection
+        return _combined("Intersection", self, other)
 
-        return Intersection(self, other) if isinstance(other, Pattern) else NotImplemented
+
+def field_names(cls: type[Pattern]) -> tuple[str, ...]:
+    """What a pattern is made of, in order."""
+    return tuple([one.name for one in dataclasses.fields(cls)])
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler (a second)
+field_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _combined(name: str, one: Pattern, other: Any) -> Any:
+    # by name, for those classes are made of this one
+    cls = registry.lookup(f"foveal.patterns.combine:{name}")
+    return cls(one, other) if isinstance(other, Pattern) else NotImplemented
 
 
 Overlap = tuple[Tensor, Tensor]
 
 
-@functools.lru_cache(maxsize=256)
+@remember(entries=256)
 def _cached_tiles(pattern: Pattern, length: int) -> Tiling:
     pattern.check_length(length)
     if pattern.heads is not None:
@@ -242,26 +357,22 @@ def _cached_tiles(pattern: Pattern, length: int) -> Tiling:
     return pattern._tiles(length)
 
 
-INTS = (int, torch.SymInt)  # sizes are symbols while a model is exported
+@dataclass(frozen=True)
+class _Head(Pattern):
+    """One head of a pattern whose heads differ, by its definition."""
 
+    pattern: Pattern
+    head: int
 
-def check_positive(**values: int) -> None:
-    """Raise ValueError for the first value that is not a positive int, naming it."""
-    for name, value in values.items():
-        if not isinstance(value, INTS) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive int, got {name}={value!r}.")
+    @property
+    def is_causal(self) -> bool:
+        return self.pattern.is_causal
 
+    def check_length(self, length: int) -> None:
+        self.pattern.check_length(length)
 
-def pair(value: int | tuple[int, int], name: str, least: int = 1) -> tuple[int, int]:
-    """An int or (height, width) as (height, width), checked to be at least `least` each."""
-    both = (value, value) if isinstance(value, INTS) else tuple(value)
-    ok = len(both) == 2 and all(isinstance(v, INTS) and v >= least for v in both)
-    if not ok:
-        raise ValueError(
-            f"{name} must be an int or a (height, width) pair of at least {least}, "
-            f"got {name}={value!r}."
-        )
-    return both[0], both[1]
+    def num_queries(self, n_keys: int) -> int:
+        return self.pattern.num_queries(n_keys)
 
-
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        return self.pattern.allows(q_idx, k_idx)[self.head]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from foveal.patterns import layouts
-from foveal.patterns.base import Overlap, Pattern, check_positive
-from foveal.patterns.tiling import MAX_TILE, Tiling, listed_groups
-
-TILE_OVERHEAD = 32
-"""What fetching a key for a tile costs, in scores: decides whether rows of blocks share a tile."""
+from foveal.patterns.base import HeadMask, Overlap, Pattern
+from foveal.patterns.block_tiles import block_groups
+from foveal.patterns.tiling import Tiling
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class BlockSparse(Pattern):
     """Blocks of queries read the blocks of keys that a layout names.
 
@@ -48,12 +46,13 @@ class BlockSparse(Pattern):
     opaque = True  # the layout is a tensor
 
     # derived: the layout without blocks that lie in the future altogether, and copies by device
-    _read: Tensor = field(init=False, repr=False)
-    _copies: dict[torch.device, Tensor] = field(init=False, repr=False)
+    _read: Tensor = field(init=False, repr=False, metadata={"derived": True})
+    _copies: dict[str, Tensor] = field(init=False, repr=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
-        check_positive(block_size=self.block_size)
-        layout = torch.as_tensor(self.layout).detach().to("cpu", torch.bool)
+        self._check_ints(1, "block_size")
+        self._check_bools("causal")
+        layout = _as_layout(self.layout)
         if layout.dim() not in (2, 3) or layout.shape[-1] != layout.shape[-2]:
             raise ValueError(
                 "layout must be (num_blocks, num_blocks) or (heads, num_blocks, num_blocks), got "
@@ -68,25 +67,24 @@ class BlockSparse(Pattern):
         read = layout.tril() if self.causal else layout
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "_read", read)
-        object.__setattr__(self, "_copies", {torch.device("cpu"): read})
+        object.__setattr__(self, "_copies", {"cpu": read})
 
     # -- identity -----------------------------------------------------------------------------
 
     @functools.cached_property
-    def digest(self) -> str:
-        """Short fingerprint of the layout's content."""
+    def _fingerprint(self) -> str:
         content = ctypes.string_at(self.layout.data_ptr(), self.layout.numel())
         shape = repr(tuple(self.layout.shape)).encode()
-        return hashlib.sha256(shape + content).hexdigest()[:16]
+        return hashlib.sha256(shape + content).hexdigest()
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, BlockSparse):
-            return NotImplemented
-        mine, theirs = (self.block_size, self.causal), (other.block_size, other.causal)
-        return mine == theirs and torch.equal(self.layout, other.layout)
+    @property
+    def digest(self) -> str:
+        """Short fingerprint of the layout's content."""
+        return self._fingerprint[:16]
 
-    def __hash__(self) -> int:
-        return hash((BlockSparse, self.digest, self.block_size, self.causal))
+    def _contents(self) -> dict[str, Any]:
+        derived = {"_read": None, "_copies": None}
+        return {**super()._contents(), **derived, "layout": self._fingerprint}
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.layout.shape))
@@ -94,9 +92,6 @@ class BlockSparse(Pattern):
             f"BlockSparse(layout={size}:{self.digest[:8]}, block_size={self.block_size}, "
             f"causal={self.causal})"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BlockSparse, (self.layout, self.block_size, self.causal)
 
     # -- heads --------------------------------------------------------------------------------
 
@@ -107,7 +102,15 @@ class BlockSparse(Pattern):
     def per_head(self) -> tuple[Pattern, ...]:
         if self.heads is None:
             return (self,)
+        return self._by_head
+
+    @functools.cached_property
+    def _by_head(self) -> tuple[Pattern, ...]:
         return tuple(BlockSparse(one, self.block_size, self.causal) for one in self.layout)
+
+    def in_head(self, device: torch.device | str | None = None) -> HeadMask:
+        self._on(torch.device(device or "cpu"))  # before a compiler traces what is asked
+        return self.allows_in_head
 
     # -- definition ---------------------------------------------------------------------------
 
@@ -116,9 +119,10 @@ class BlockSparse(Pattern):
         return self.layout.shape[-1]
 
     def _on(self, device: torch.device) -> Tensor:
-        if device not in self._copies:
-            self._copies[device] = self._read.to(device)
-        return self._copies[device]
+        found = self._copies.get(str(device))
+        if found is None:
+            found = self._copies[str(device)] = self._read.to(device)
+        return found
 
     def check_length(self, length: int) -> None:
         super().check_length(length)
@@ -163,54 +167,15 @@ class BlockSparse(Pattern):
     # -- plan ---------------------------------------------------------------------------------
 
     def _tiles(self, length: int) -> Tiling:
-        groups = listed_groups(
-            self.allows, self._query_tiles(length), lambda queries: self._keys(queries, length)
-        )
+        groups = block_groups(self._read, self.block_size, length, self.causal, self.allows)
         return Tiling(length, length, tuple(groups))
 
-    def _query_tiles(self, length: int) -> Iterator[Tensor]:
-        """Consecutive queries, at most MAX_TILE: pieces of one row of blocks, or several rows."""
-        size = self.block_size
-        if size > MAX_TILE:
-            piece = -(-size // -(-size // MAX_TILE))
-            for start in range(0, length, size):
-                stop = min(start + size, length)
-                for first in range(start, stop, piece):
-                    yield torch.arange(first, min(first + piece, stop))
-            return
-        for row, end in self._merged_rows(-(-length // size)):
-            yield torch.arange(row * size, min(end * size, length))
-
-    def _merged_rows(self, num_rows: int) -> Iterator[tuple[int, int]]:
-        """Neighbouring rows of blocks go into one tile while that fetches fewer keys in sum."""
-        most = MAX_TILE // self.block_size
-        row = 0
-        while row < num_rows:
-            union, end = self._read[row], row + 1
-            while end < num_rows and end - row < most:
-                both = union | self._read[end]
-                apart = self._cost(union, end - row) + self._cost(self._read[end], 1)
-                if self._cost(both, end + 1 - row) > apart:
-                    break
-                union, end = both, end + 1
-            yield row, end
-            row = end
-
-    def _cost(self, columns: Tensor, rows: int) -> int:
-        return int(columns.sum()) * (rows * self.block_size + TILE_OVERHEAD)
-
-    def _keys(self, queries: Tensor, length: int) -> Tensor:
-        """Keys of the blocks that any row of blocks under these consecutive queries reads."""
-        first, last = int(queries[0]), int(queries[-1])
-        rows = self._read[first // self.block_size : last // self.block_size + 1]
-        return self._tokens(rows.any(0), last + 1 if self.causal else length)
+    # -- decoding -----------------------------------------------------------------------------
 
     def _tokens(self, columns: Tensor, stop: int) -> Tensor:
         starts = columns.nonzero()[:, 0] * self.block_size
-        keys = (starts[:, None] + torch.arange(self.block_size)).reshape(-1)
+        keys = (starts[:, None] + torch.arange(self.block_size, device="cpu")).reshape(-1)
         return keys[keys < stop]
-
-    # -- decoding -----------------------------------------------------------------------------
 
     @functools.cached_property
     def _any_head(self) -> Tensor:
@@ -232,16 +197,16 @@ class BlockSparse(Pattern):
         """The cheapest split of the layout into leading blocks and a window that follows."""
         if not self.causal or not self.num_blocks:
             return None
-        rows = torch.arange(1, self.num_blocks + 1)
+        rows = torch.arange(1, self.num_blocks + 1, device="cpu")
         last_row = (self._any_head * rows[:, None]).amax(0)  # 0 where no row reads the column
         back = (last_row - rows + 1).clamp(min=0)
         window = torch.cat([back.flip(0).cummax(0).values.flip(0), back.new_zeros(1)])
-        prefix = int((window + torch.arange(self.num_blocks + 1)).argmin())
+        prefix = int((window + torch.arange(self.num_blocks + 1, device="cpu")).argmin())
         return prefix * self.block_size, int(window[prefix]) * self.block_size
 
     def num_pairs(self, length: int) -> int:
         self.check_length(length)
-        starts = torch.arange(self.num_blocks) * self.block_size
+        starts = torch.arange(self.num_blocks, device="cpu") * self.block_size
         sizes = (length - starts).clamp(0, self.block_size)
         pairs = int((self._read * sizes[:, None] * sizes).sum())
         if self.causal:  # a diagonal block holds size * (size - 1) / 2 pairs of the future
@@ -407,3 +372,15 @@ class BlockSparse(Pattern):
 
 def _is_causal(causal: bool | None, attention: str) -> bool:
     return attention == "unidirectional" if causal is None else causal
+
+
+def _as_layout(layout: Any) -> Tensor:
+    """A layout as bools of the CPU, whatever the default device is."""
+    if not isinstance(layout, Tensor):
+        try:
+            layout = torch.tensor(layout, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"layout must be a tensor of blocks, got {layout!r}.") from error
+    if layout.device.type == "meta":
+        raise ValueError("layout must hold values, got a tensor of the meta device.")
+    return layout.detach().to("cpu", torch.bool)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Pattern, check_positive
-from foveal.patterns.block_sparse import BlockSparse
-from foveal.patterns.combine import Intersection, Union
+from foveal.common.checks import check_sizes
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+    from foveal.patterns.base import Pattern
+
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-HeadMask = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def analytic_block_mask(
@@ -37,7 +36,7 @@ def analytic_block_mask(
     Raises:
         ValueError: block is not a positive int, or length does not suit the pattern.
     """
-    check_positive(block=block)
+    check_sizes(block=block)
     pattern.check_length(length)
     num_queries = pattern.num_queries(length)
     (q_first, q_last), (k_first, k_last) = (_borders(n, block) for n in (num_queries, length))
@@ -81,43 +80,18 @@ def to_block_mask(
 
 def _borders(length: int, block: int) -> tuple[Tensor, Tensor]:
     """First and last position of each block."""
-    first = torch.arange(0, length, block)
+    first = torch.arange(0, length, block, device="cpu")
     return first, (first + block - 1).clamp(max=max(0, length - 1))
 
 
 def mask_mod(pattern: Pattern, device: torch.device | str | None = None) -> MaskMod:
     """`pattern.allows` with the signature that FlexAttention asks for, to be used on `device`."""
-    allowed_in_head = _in_head(pattern, device)
+    allowed_in_head = pattern.in_head(device)
     # once outside of any tracing, so that layouts already lie on the device when it begins
     allowed_in_head(*torch.zeros(3, 1, dtype=torch.long, device=device).unbind())
 
     def allowed(batch: Tensor, head: Tensor, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return allowed_in_head(head, q_idx, k_idx)
-
-    return allowed
-
-
-def _in_head(pattern: Pattern, device: torch.device | str | None) -> HeadMask:
-    """`allows` for the head that is asked for: elementwise, no dimension of heads appears."""
-    if pattern.heads is None:
-        allows = pattern.rule(device)
-        return lambda head, q_idx, k_idx: allows(q_idx, k_idx)
-    if isinstance(pattern, BlockSparse):
-        return pattern.allows_in_head
-    if isinstance(pattern, Union | Intersection):
-        parts, fold = [_in_head(part, device) for part in pattern.parts], pattern.fold
-        return lambda head, q_idx, k_idx: fold([part(head, q_idx, k_idx) for part in parts])
-    return _select_head(pattern.per_head())
-
-
-def _select_head(heads: Sequence[Pattern]) -> HeadMask:
-    """For other patterns: evaluate every head's own and take the one asked for."""
-
-    def allowed(head: Tensor, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        found = heads[0].allows(q_idx, k_idx) & (head == 0)
-        for number, one in enumerate(heads[1:], start=1):
-            found = found | (one.allows(q_idx, k_idx) & (head == number))
-        return found
 
     return allowed
 

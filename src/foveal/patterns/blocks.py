@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern, check_positive
+from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -28,9 +28,9 @@ class Blocks(Pattern):
     lookback: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(block_size=self.block_size)
-        if self.lookback < 0:
-            raise ValueError(f"lookback must not be negative, got lookback={self.lookback}.")
+        self._check_ints(1, "block_size")
+        self._check_ints(0, "lookback")
+        self._check_bools("causal")
 
     always_reads = True
 

@@ -6,16 +6,15 @@ import functools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.base import HeadMask, Overlap, Pattern
 
 
 @dataclass(frozen=True, init=False)
-class _Combined(Pattern):
+class _Combined(Pattern, abstract=True):
     """What unions and intersections share: their parts, checks and heads."""
 
     parts: tuple[Pattern, ...]
@@ -30,15 +29,11 @@ class _Combined(Pattern):
         # nested unions (intersections) are flattened, so that (a | b) | c == a | (b | c)
         flat: list[Pattern] = []
         for part in parts:
-            flat.extend(part.parts if isinstance(part, type(self)) else [part])
+            flat.extend(part.parts if type(part) is type(self) else [part])
         counts = {part.heads for part in flat if part.heads is not None}
         if len(counts) > 1:
             raise ValueError(f"parts of {name} must agree in heads, got {sorted(counts)}.")
         object.__setattr__(self, "parts", tuple(flat))
-
-    @classmethod
-    def from_fields(cls, *fields: Any) -> Pattern:
-        return cls(*fields[0])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
@@ -56,6 +51,10 @@ class _Combined(Pattern):
             )
             for i in range(self.heads)
         )
+
+    def in_head(self, device: torch.device | str | None = None) -> HeadMask:
+        rules = [part.in_head(device) for part in self.parts]
+        return lambda head, q_idx, k_idx: self.fold([rule(head, q_idx, k_idx) for rule in rules])
 
     def num_queries(self, n_keys: int) -> int:
         counts = {part.num_queries(n_keys) for part in self.parts}
@@ -141,7 +140,7 @@ class Intersection(_Combined):
         self._require_causal("reads")
         first = next(part for part in self.parts if part.is_causal)
         keys = first.reads(position)
-        allowed = self.allows(torch.tensor(position), keys)
+        allowed = self.allows(torch.tensor(position, device="cpu"), keys)
         return keys[allowed if self.heads is None else allowed.any(0)]
 
     def keeps(self, position: int) -> Tensor:
@@ -156,4 +155,4 @@ class Intersection(_Combined):
 
 
 def _positions(kept: range | Tensor) -> Tensor:
-    return torch.arange(kept.start, kept.stop) if isinstance(kept, range) else kept
+    return torch.arange(kept.start, kept.stop, device="cpu") if isinstance(kept, range) else kept

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern, check_positive
+from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.tiling import MAX_TILE, Grid, Places, TileGroup, Tiling
 
 
@@ -37,7 +37,8 @@ class Fixed(Pattern):
     always_reads = True
 
     def __post_init__(self) -> None:
-        check_positive(stride=self.stride, summary=self.summary)
+        self._check_ints(1, "stride", "summary")
+        self._check_bools("causal")
         if self.summary > self.stride:
             raise ValueError(
                 f"summary must be at most stride={self.stride}, got summary={self.summary}."
@@ -77,9 +78,9 @@ class Fixed(Pattern):
 
     def _visible(self, block: int, stop: int) -> Tensor:
         """Summaries of the blocks before `block`, and what that block has below `stop`."""
-        starts = torch.arange(block)[:, None] * self.stride
-        summaries = (starts + torch.arange(self._plain, self.stride)).reshape(-1)
-        return torch.cat([summaries, torch.arange(block * self.stride, stop)])
+        starts = torch.arange(block, device="cpu")[:, None] * self.stride
+        summaries = (starts + torch.arange(self._plain, self.stride, device="cpu")).reshape(-1)
+        return torch.cat([summaries, torch.arange(block * self.stride, stop, device="cpu")])
 
     def num_pairs(self, length: int) -> int:
         whole, rest = divmod(length, self.stride)
@@ -126,7 +127,9 @@ class Fixed(Pattern):
 
     def _causal_mask(self, first: int, stop: int, blocks: int) -> Tensor:
         """One mask for every block: those with fewer summaries before them take a slice."""
-        own = self.allows(torch.arange(first, stop)[:, None], torch.arange(stop))
+        own = self.allows(
+            torch.arange(first, stop, device="cpu")[:, None], torch.arange(stop, device="cpu")
+        )
         return torch.nn.functional.pad(own, (0, blocks * self.summary), value=True)[None]
 
     def _free_groups(self, length: int) -> Iterator[TileGroup]:

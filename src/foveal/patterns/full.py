@@ -16,9 +16,15 @@ class Full(Pattern):
 
     Args:
         causal: read only the token itself and earlier ones.
+
+    Raises:
+        ValueError: causal is no bool.
     """
 
     causal: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_bools("causal")
 
     always_reads = True
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, check_positive, pair
+from foveal.patterns.base import Overlap
 from foveal.patterns.image import ImagePattern, tile_shape
+from foveal.patterns.sizes import pair
 from foveal.patterns.tiling import Axis, Tiling, axes_groups
 
 WHOLE_BLOCK = 256
@@ -43,7 +44,7 @@ class Halo(ImagePattern):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(query_stride=self.query_stride)
+        self._check_ints(1, "query_stride")
         object.__setattr__(self, "block_size", pair(self.block_size, "block_size"))
         object.__setattr__(self, "halo_size", pair(self.halo_size, "halo_size", least=0))
         if any(b % self.query_stride for b in self.block):

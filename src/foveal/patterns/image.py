@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern, pair
+from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.sizes import pair
 from foveal.patterns.tiling import Axis, TileGroup, Tiling, axes_groups, consecutive, listed_groups
 
 Rows = tuple[Tensor, Tensor]

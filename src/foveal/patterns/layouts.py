@@ -15,7 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import check_positive
+from foveal.patterns.sizes import check_int, check_positive
+
+MOST_BLOCKS = 1 << 15
+"""Blocks of a sequence; a layout of so many takes a gibibyte."""
 
 DIRECTIONS = ("bidirectional", "unidirectional")
 
@@ -41,7 +44,7 @@ def fixed_layout(
         size, shown, attention, horizontal_global_attention, num_different_global_patterns
     )
     one_way = attention == "unidirectional"
-    layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool)
+    layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     for head, grid in enumerate(layout):
         _local_windows(grid, [size], one_way)
         first = size - (1 + head % num_different_global_patterns) * shown
@@ -97,7 +100,7 @@ def variable_layout(
     spans = _global_spans(global_block_indices, global_block_end_indices)
     one_way = attention == "unidirectional"
     draw = random.Random(seed)
-    layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool)
+    layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     for grid in layout:
         _random_blocks(grid, num_random_blocks, draw)
         _local_windows(grid, local_window_blocks, one_way)
@@ -124,7 +127,7 @@ def bigbird_layout(
     check_positive(num_global_blocks=num_global_blocks)
     one_way = attention == "unidirectional"
     draw = random.Random(seed)
-    layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool)
+    layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     for grid in layout:
         _random_blocks(grid, num_random_blocks, draw, past_only=one_way)
         _sliding_window(grid, num_sliding_window_blocks)
@@ -143,7 +146,7 @@ def longformer_layout(
 ) -> Tensor:
     """A sliding window and the listed blocks, which read everything and are read by everything."""
     check_attention(attention)
-    grid = torch.zeros(num_blocks, num_blocks, dtype=torch.bool)
+    grid = torch.zeros(num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     _sliding_window(grid, num_sliding_window_blocks)
     for start, stop in _global_spans(global_block_indices, global_block_end_indices):
         if start < num_blocks:
@@ -157,7 +160,7 @@ def sliding_layout(
 ) -> Tensor:
     """A sliding window alone: half of it on each side, or the earlier half only."""
     check_attention(attention)
-    grid = torch.zeros(num_blocks, num_blocks, dtype=torch.bool)
+    grid = torch.zeros(num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     _sliding_window(grid, num_sliding_window_blocks)
     return (grid.tril() if attention == "unidirectional" else grid)[None]
 
@@ -165,7 +168,13 @@ def sliding_layout(
 def count_blocks(length: int, block_size: int) -> int:
     """Blocks that hold `length` tokens, the last one perhaps in part."""
     check_positive(length=length, block_size=block_size)
-    return -(-length // block_size)
+    count = -(-length // block_size)
+    if count > MOST_BLOCKS:
+        raise ValueError(
+            f"length must be at most {MOST_BLOCKS} blocks, for a layout lists all pairs of them; "
+            f"got {length=}, {block_size=}."
+        )
+    return count
 
 
 def count_layouts(num_heads: int, different_layout_per_head: bool) -> int:
@@ -193,7 +202,7 @@ def _local_windows(grid: Tensor, sizes: Sequence[int], one_way: bool) -> None:
     start = window = 0
     while start < len(grid):
         stop = min(start + sizes[min(window, len(sizes) - 1)], len(grid))
-        inside = torch.ones(stop - start, stop - start, dtype=torch.bool)
+        inside = torch.ones(stop - start, stop - start, dtype=torch.bool, device="cpu")
         grid[start:stop, start:stop] |= inside.tril() if one_way else inside
         start, window = stop, window + 1
 
@@ -201,13 +210,12 @@ def _local_windows(grid: Tensor, sizes: Sequence[int], one_way: bool) -> None:
 def _sliding_window(grid: Tensor, num_sliding_window_blocks: int) -> None:
     check_positive(num_sliding_window_blocks=num_sliding_window_blocks)
     reach = num_sliding_window_blocks // 2
-    row = torch.arange(len(grid))
+    row = torch.arange(len(grid), device="cpu")
     grid |= (row[:, None] - row[None, :]).abs() <= reach
 
 
 def _random_blocks(grid: Tensor, count: int, draw: random.Random, past_only: bool = False) -> None:
-    if count < 0:
-        raise ValueError(f"num_random_blocks must not be negative, got num_random_blocks={count}.")
+    check_int("num_random_blocks", count, 0)
     if count > len(grid):
         raise ValueError(
             f"num_random_blocks must be at most the {len(grid)} blocks of a row, got "

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import pair
 from foveal.patterns.image import ImagePattern, Rows
+from foveal.patterns.sizes import pair
 from foveal.patterns.tiling import Axis, Tiling, listed_groups
 
 Causal = Literal["raster", "corner"] | None
@@ -151,8 +151,8 @@ class Neighborhood(ImagePattern):
         tiles = []
         for top in range(0, rows, TILE):
             for left in range(0, self.width, TILE):
-                y = torch.arange(top, min(top + TILE, rows))[:, None]
-                x = torch.arange(left, min(left + TILE, self.width))
+                y = torch.arange(top, min(top + TILE, rows), device="cpu")[:, None]
+                x = torch.arange(left, min(left + TILE, self.width), device="cpu")
                 tile = (y * self.width + x).reshape(-1)
                 tiles.append(tile[tile < length])
         groups = listed_groups(self.allows, [t for t in tiles if len(t)], candidates)
@@ -161,8 +161,8 @@ class Neighborhood(ImagePattern):
     def _wrapped_offsets(self) -> Tensor:
         """Distances query - key of the wrapped window, ascending."""
         (up, side), (dy, dx) = (k // 2 for k in self._kernel), self._dilation
-        rows = torch.arange(up + 1)[:, None] * dy * self.width
-        offsets = (rows + torch.arange(-side, side + 1) * dx).reshape(-1).unique()
+        rows = torch.arange(up + 1, device="cpu")[:, None] * dy * self.width
+        offsets = (rows + torch.arange(-side, side + 1, device="cpu") * dx).reshape(-1).unique()
         return offsets[offsets >= 0]
 
     # -- decoding and counting --------------------------------------------------------------
@@ -178,7 +178,7 @@ class Neighborhood(ImagePattern):
             low, high = self._axis_reach(i, axis, length)
             step = self._dilation[axis]
             low += -(low // step) * step if low < 0 else 0
-            grids.append(torch.arange(low, min(high, length), step))
+            grids.append(torch.arange(low, min(high, length), step, device="cpu"))
         keys = (grids[0][:, None] * self.width + grids[1]).reshape(-1)
         return keys[keys <= position]
 

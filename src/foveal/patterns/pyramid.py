@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Pattern, check_positive
+from foveal.patterns.base import Pattern
 
 NEIGHBORS = ("adjacent", "sibling")
 QUERIES = ("coarse", "fine")
@@ -44,7 +44,8 @@ class Pyramid(Pattern):
     always_reads = True
 
     def __post_init__(self) -> None:
-        check_positive(block_size=self.block_size)
+        self._check_ints(1, "block_size")
+        self._check_bools("causal")
         if self.neighbors not in NEIGHBORS:
             raise ValueError(f"neighbors must be one of {NEIGHBORS}, got {self.neighbors!r}.")
         if self.queries is None:

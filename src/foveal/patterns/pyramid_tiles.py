@@ -8,12 +8,12 @@ tiles refer where the sequence has no keys.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.patterns.base import Pattern
 from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.tiling import MAX_TILE, Grid, Runs, TileGroup, Tiling
@@ -30,7 +30,7 @@ def _meet(pyramid: Pyramid, level: Tensor | int, query: Tensor, key: Tensor) -> 
     a, c = query // unit, key // unit
     near = (a // 2 - c // 2).abs() <= step
     covered_below = (a - c).abs() <= step
-    fine = torch.as_tensor(level) == 0
+    fine = torch.as_tensor(level, device=key.device) == 0
     meets = near & (fine | ~covered_below)
     return meets & torch.where(fine, key <= query, c < a) if pyramid.causal else meets
 
@@ -69,16 +69,18 @@ class Clusters:
         return q_idx >> level if self.query_cluster is None else self.query_cluster[q_idx]
 
 
-@functools.lru_cache(maxsize=16)
+@remember(entries=16)
 def _clusters(tiles: _PyramidTiles, device: str) -> Clusters:
     def number(offsets: list[int]) -> tuple[Tensor, Tensor]:
-        sizes = torch.tensor(offsets).diff()
-        level = torch.arange(len(sizes)).repeat_interleave(sizes)
-        return level, torch.arange(offsets[-1]) - torch.tensor(offsets)[level]
+        sizes = torch.tensor(offsets, device="cpu").diff()
+        level = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+        return level, torch.arange(offsets[-1], device="cpu") - torch.tensor(
+            offsets, device="cpu"
+        )[level]
 
     level, cluster = number(tiles.key_offsets)
-    counts = torch.tensor([tiles.key_clusters(one) for one in range(tiles.levels)])
-    far = torch.full((), -4 * tiles.unit)
+    counts = torch.tensor([tiles.key_clusters(one) for one in range(tiles.levels)], device="cpu")
+    far = torch.full((), -4 * tiles.unit, device="cpu")
     cluster = torch.where(cluster < counts[level], cluster, far)
     level = torch.nn.functional.pad(level, (0, tiles.unit))
     cluster = torch.nn.functional.pad(cluster, (0, tiles.unit), value=int(far))
@@ -218,7 +220,7 @@ class _PyramidTiles(Pattern):
         for first, tiles, size in ((0, whole, self.tile), (whole, 1, rest)):
             if not tiles or not size:
                 continue
-            numbers = torch.arange(first, first + tiles)
+            numbers = torch.arange(first, first + tiles, device="cpu")
             parts = [self._level_tiles(numbers, size, *pair) for pair in levels]
             units = torch.cat([unit for unit, _ in parts], 1)
             mask = torch.cat([m for _, m in parts], 1)
@@ -242,13 +244,17 @@ class _PyramidTiles(Pattern):
         if span < self.tile:
             inside = self.tile // span
             low, high = self._reach_inside(level, inside)
-            relative = torch.arange(low, high)
+            relative = torch.arange(low, high, device="cpu")
             units = tiles[:, None] * inside + relative
-            clusters = (relative[:, None] * self.unit + torch.arange(self.unit)).flatten()
-            mask = self.meets(level, torch.arange(size)[:, None] >> shift, clusters[None])
+            clusters = (
+                relative[:, None] * self.unit + torch.arange(self.unit, device="cpu")
+            ).flatten()
+            mask = self.meets(
+                level, torch.arange(size, device="cpu")[:, None] >> shift, clusters[None]
+            )
         else:
             units = self._reach_outside(tiles * self.tile // span)
-            mask = torch.ones(size, units.shape[1] * self.unit, dtype=torch.bool)
+            mask = torch.ones(size, units.shape[1] * self.unit, dtype=torch.bool, device="cpu")
         exists = (units >= 0) & (units < self.key_units(level))
         first, none = (self.key_offsets[i] // self.unit for i in (level, -1))
         return torch.where(exists, units + first, none), mask
@@ -281,7 +287,7 @@ class _PyramidTiles(Pattern):
         for level in range(self.levels):
             queries = self.query_clusters(level) if self.coarse else self.n_queries
             span = self.unit if self.coarse else self.unit << level
-            own = torch.arange(-(-queries // span))
+            own = torch.arange(-(-queries // span), device="cpu")
             weight = (queries - own * span).clamp(max=span)
             left = self.key_clusters(level)
             for step in range(-3, 4):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern, check_positive
+from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -30,7 +30,7 @@ class Shorten(Pattern):
     always_reads = True
 
     def __post_init__(self) -> None:
-        check_positive(factor=self.factor)
+        self._check_ints(1, "factor")
 
     def num_queries(self, n_keys: int) -> int:
         return -(-n_keys // self.factor)

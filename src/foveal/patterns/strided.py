@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern, check_positive
+from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.tiling import (
     MAX_TILE,
     Grid,
@@ -51,7 +51,8 @@ class Strided(Pattern):
     always_reads = True
 
     def __post_init__(self) -> None:
-        check_positive(stride=self.stride)
+        self._check_ints(1, "stride")
+        self._check_bools("causal")
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         distance = q_idx - k_idx
@@ -71,8 +72,11 @@ class Strided(Pattern):
 
     def reads(self, position: int) -> Tensor:
         self._require_causal("reads")
-        near = torch.arange(max(0, position - self.stride + 1), position + 1)
-        far = torch.arange(position // self.stride) * self.stride + position % self.stride
+        near = torch.arange(max(0, position - self.stride + 1), position + 1, device="cpu")
+        far = (
+            torch.arange(position // self.stride, device="cpu") * self.stride
+            + position % self.stride
+        )
         return torch.cat([far, near])
 
     def num_pairs(self, length: int) -> int:
@@ -102,8 +106,10 @@ class Strided(Pattern):
     def _edge_keys(self, queries: Tensor, length: int) -> Tensor:
         first, last = int(queries[0]), int(queries[-1])
         stop = last + 1 if self.causal else length
-        near = torch.arange(max(0, first - self.stride), min(stop, last + self.stride + 1))
-        far = queries[:, None] % self.stride + torch.arange(0, stop, self.stride)
+        near = torch.arange(
+            max(0, first - self.stride), min(stop, last + self.stride + 1), device="cpu"
+        )
+        far = queries[:, None] % self.stride + torch.arange(0, stop, self.stride, device="cpu")
         keys = torch.cat([near, far.reshape(-1)]).unique()
         return keys[keys < stop]
 
@@ -152,9 +158,13 @@ class Strided(Pattern):
 
     def _box_mask(self, tall: int, wide: int, num_rows: int) -> Tensor:
         """Near keys first, then as many far rows as any box needs: all boxes take a slice."""
-        column = torch.arange(wide)
-        queries = (torch.arange(1, tall + 1)[:, None] * self.stride + column).reshape(-1)
+        column = torch.arange(wide, device="cpu")
+        queries = (
+            torch.arange(1, tall + 1, device="cpu")[:, None] * self.stride + column
+        ).reshape(-1)
         near_rows = tall if self.causal else tall + 1
-        near = self.allows(queries[:, None], torch.arange(near_rows * self.stride + wide))
-        far = torch.eye(wide, dtype=torch.bool).repeat(tall, num_rows)
+        near = self.allows(
+            queries[:, None], torch.arange(near_rows * self.stride + wide, device="cpu")
+        )
+        far = torch.eye(wide, dtype=torch.bool, device="cpu").repeat(tall, num_rows)
         return torch.cat([near, far], dim=1)[None]

@@ -26,7 +26,8 @@ class TextImage(Pattern):
             causal when this is and the image pattern is.
 
     Raises:
-        ValueError: text_length is negative.
+        ValueError: text_length is negative; image_pattern is no pattern, or one that has fewer
+            queries than keys.
     """
 
     text_length: int
@@ -34,10 +35,15 @@ class TextImage(Pattern):
     causal_text: bool = True
 
     def __post_init__(self) -> None:
-        if self.text_length < 0:
-            raise ValueError(f"text_length must not be negative, got {self.text_length}.")
+        self._check_ints(0, "text_length")
+        self._check_bools("causal_text")
         if not isinstance(self.image_pattern, Pattern):
             raise ValueError(f"image_pattern must be a Pattern, got {self.image_pattern!r}.")
+        if _strides_queries(self.image_pattern):
+            raise ValueError(
+                "image_pattern must have a query for each of its tokens, got "
+                f"{self.image_pattern}, which strides its queries."
+            )
 
     @property
     def causal(self) -> bool:
@@ -104,8 +110,10 @@ class TextImage(Pattern):
         self._require_causal("reads")
         text = self.text_length
         if position < text:
-            return torch.arange(position + 1)
-        return torch.cat([torch.arange(text), self.image_pattern.reads(position - text) + text])
+            return torch.arange(position + 1, device="cpu")
+        return torch.cat(
+            [torch.arange(text, device="cpu"), self.image_pattern.reads(position - text) + text]
+        )
 
     def horizon(self) -> tuple[int, int] | None:
         image = self.image_pattern.horizon()
@@ -116,11 +124,23 @@ class TextImage(Pattern):
         text = self.text_length
         if position < text:
             return range(position + 1)
-        image = torch.as_tensor(self.image_pattern.keeps(position - text), dtype=torch.long)
-        return torch.cat([torch.arange(text), image + text])
+        image = torch.as_tensor(
+            self.image_pattern.keeps(position - text), dtype=torch.long, device="cpu"
+        )
+        return torch.cat([torch.arange(text, device="cpu"), image + text])
 
     def num_pairs(self, length: int) -> int:
         text = min(self.text_length, length)
         heads = self.heads or 1
         own = text * (text + 1) // 2 if self.causal_text else text * text
         return heads * (own + (length - text) * text) + self.image_pattern.num_pairs(length - text)
+
+
+def _strides_queries(pattern: Pattern) -> bool:
+    """Whether a pattern has fewer queries than keys at some length."""
+    if type(pattern).num_queries is Pattern.num_queries:
+        return False
+    try:
+        return any(pattern.num_queries(length) != length for length in (2, 1009))
+    except ValueError:  # it has queries for a whole image only
+        return True

@@ -46,8 +46,11 @@ class Grid:
 
     def index(self) -> Tensor:
         """Positions as a tensor: (num_tiles, num_items) int64."""
-        dims = [torch.arange(count) * stride for count, stride in (*self.tiles, *self.items)]
-        total = torch.tensor(self.start)
+        dims = [
+            torch.arange(count, device="cpu") * stride
+            for count, stride in (*self.tiles, *self.items)
+        ]
+        total = torch.tensor(self.start, device="cpu")
         for axis, steps in enumerate(dims):
             total = total + steps.reshape(-1, *[1] * (len(dims) - 1 - axis))
         return total.reshape(self.num_tiles, self.num_items)
@@ -100,7 +103,9 @@ class Runs:
         return Lookup(self.index() + offset)
 
     def index(self) -> Tensor:
-        return (self.units[:, :, None] * self.size + torch.arange(self.size)).flatten(1)
+        return (
+            self.units[:, :, None] * self.size + torch.arange(self.size, device="cpu")
+        ).flatten(1)
 
     def flat(self, device: torch.device) -> Tensor:
         """All runs in one row on a device: (tiles * runs,)."""
@@ -173,6 +178,25 @@ class Tiling:
     def covers_all(self) -> bool:
         """Whether every query stands in a tile."""
         return sum(g.num_tiles * g.tile_q for g in self.groups) == self.num_queries
+
+    @functools.cached_property
+    def unread(self) -> Tensor | None:
+        """Keys that stand in a tile although no query reads them: (keys,) int64, or None.
+
+        What they hold must not matter, be it NaN.
+        """
+        if all(group.mask is None or bool(group.mask.any(1).all()) for group in self.groups):
+            return None
+        listed, read = (
+            torch.zeros(self.num_keys, dtype=torch.bool, device="cpu") for _ in range(2)
+        )
+        for group in self.groups:
+            keys = group.key_index()
+            listed[keys] = True
+            used = torch.ones((), device="cpu") if group.mask is None else group.mask.any(1)
+            read[keys[used.bool().expand(keys.shape)]] = True
+        unread = (listed & ~read).nonzero()[:, 0]
+        return unread if len(unread) else None
 
     def shift(self, queries: int, keys: int, num_queries: int, num_keys: int) -> Tiling:
         """The same plan for tokens that start at later positions of a longer sequence."""
@@ -368,4 +392,6 @@ def listed_groups(
 
 def consecutive(length: int, first: int = 0, tile: int = MAX_TILE) -> list[Tensor]:
     """Query positions [first, length) in tiles of consecutive tokens."""
-    return [torch.arange(i, min(i + tile, length)) for i in range(first, length, tile)]
+    return [
+        torch.arange(i, min(i + tile, length), device="cpu") for i in range(first, length, tile)
+    ]

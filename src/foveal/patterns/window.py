@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern, check_positive
+from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -27,7 +27,8 @@ class SlidingWindow(Pattern):
     causal: bool = True
 
     def __post_init__(self) -> None:
-        check_positive(window=self.window)
+        self._check_ints(1, "window")
+        self._check_bools("causal")
 
     always_reads = True
 

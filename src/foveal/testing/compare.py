@@ -53,7 +53,9 @@ def assert_close(
     error = relative_rms(actual, expected)
     if not error <= rtol:
         worst = int((actual - expected).abs().argmax())
-        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), actual.shape))
+        at = tuple(
+            int(i) for i in torch.unravel_index(torch.tensor(worst, device="cpu"), actual.shape)
+        )
         raise AssertionError(
             f"{name}: relative RMS {error:.3g} exceeds {rtol:.3g}; worst at {at}: "
             f"{actual[at]:.8g}, expected {expected[at]:.8g}"

@@ -58,7 +58,7 @@ def reach(
     generator = torch.Generator().manual_seed(seed)
     found = None
     for _ in range(repeats):
-        x = torch.randn(1, length, dim, dtype=torch.float64, generator=generator)
+        x = torch.randn(1, length, dim, dtype=torch.float64, generator=generator, device="cpu")
         moved = look(fn, x, generator)
         found = moved if found is None else found | moved
     if found is None:
@@ -113,17 +113,19 @@ def _by_gradient(fn: SequenceFn, x: Tensor, generator: torch.Generator) -> Tenso
         out = _checked(fn(x))
         if not out.requires_grad:
             raise ValueError("fn's output carries no gradient; use method='perturbation'.")
-        weights = torch.randn(out.shape[1:], dtype=out.dtype, generator=generator)
+        weights = torch.randn(out.shape[1:], dtype=out.dtype, generator=generator, device="cpu")
         sums = (out[0] * weights.to(out.device)).sum(-1)
         rows = [_gradient(total, x) for total in sums]
-    return torch.stack(rows) if rows else torch.zeros(0, x.shape[1], dtype=torch.bool)
+    return (
+        torch.stack(rows) if rows else torch.zeros(0, x.shape[1], dtype=torch.bool, device="cpu")
+    )
 
 
 def _gradient(total: Tensor, x: Tensor) -> Tensor:
     """Input tokens on which one number depends: (length,) bool."""
     (grad,) = torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)
     if grad is None:
-        return torch.zeros(x.shape[1], dtype=torch.bool)
+        return torch.zeros(x.shape[1], dtype=torch.bool, device="cpu")
     if not bool(grad.isfinite().all()):
         raise ValueError("fn must have finite gradients, got infinity or NaN.")
     return (grad[0] != 0).any(-1)
@@ -136,10 +138,14 @@ def _by_perturbation(fn: SequenceFn, x: Tensor, generator: torch.Generator) -> T
     columns = []
     for j in range(x.shape[1]):
         moved = x.clone()
-        moved[0, j] = torch.randn(x.shape[2], dtype=x.dtype, generator=generator)
+        moved[0, j] = torch.randn(x.shape[2], dtype=x.dtype, generator=generator, device="cpu")
         change = (_checked(fn(moved)) - base)[0].abs().flatten(1).amax(-1)
         columns.append(change > MOVED * size)
-    return torch.stack(columns, 1) if columns else torch.zeros(base.shape[1], 0, dtype=torch.bool)
+    return (
+        torch.stack(columns, 1)
+        if columns
+        else torch.zeros(base.shape[1], 0, dtype=torch.bool, device="cpu")
+    )
 
 
 def _checked(out: Tensor) -> Tensor:
@@ -167,7 +173,9 @@ def attention_fn(
 
     heads = pattern.heads or 1
     generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, heads, length, _VALUE, dtype=torch.float64, generator=generator)
+    q = torch.randn(
+        1, heads, length, _VALUE, dtype=torch.float64, generator=generator, device="cpu"
+    )
 
     def fn(x: Tensor) -> Tensor:
         k, v = (part[:, None].expand(-1, heads, -1, -1) for part in x.split(_VALUE, dim=-1))

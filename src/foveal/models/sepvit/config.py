@@ -9,7 +9,7 @@ from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import Size
 from foveal.models.config import ModelConfig, check_entries, check_range
 from foveal.models.image import ImageConfig
-from foveal.patterns.base import pair
+from foveal.patterns.sizes import pair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,17 @@ which queries belong together, so its order is taken wherever fewer blocks are t
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.patterns import Full, Pattern
 from foveal.patterns.blockmask import MaskMod, analytic_block_mask, mask_mod, to_block_mask
 from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup, Tiling
 
 if TYPE_CHECKING:
@@ -39,11 +40,10 @@ class Layout:
     place: Tensor | None = None
 
 
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # training must be able to use it later
+@remember(entries=64)
 def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     """The layout of a self-attention of `length` keys in blocks of `block` tokens."""
-    if pattern.heads is not None or isinstance(pattern, Full):
+    if pattern.heads is not None or is_a(pattern, Full):
         return Layout(analytic_block_mask(pattern, length, block, device))
     if type(pattern).overlap is Pattern.overlap:  # borders of blocks tell nothing
         exists = pattern.rule().exists if isinstance(pattern, _PyramidTiles) else None
@@ -69,8 +69,8 @@ def plan_order(pattern: Pattern, length: int) -> Tensor | None:
         return None
     tiles = [tile for group in tiling.groups for tile in group.queries.index().unbind()]
     tiles.sort(key=lambda tile: int(tile[0]))
-    order = torch.cat(tiles) if tiles else torch.arange(0)
-    missing = torch.ones(length, dtype=torch.bool).index_fill_(0, order, False)
+    order = torch.cat(tiles) if tiles else torch.arange(0, device="cpu")
+    missing = torch.ones(length, dtype=torch.bool, device="cpu").index_fill_(0, order, False)
     order = torch.cat([order, missing.nonzero()[:, 0]])  # queries without keys stand in no tile
     return None if bool((order.diff() == 1).all()) else order
 
@@ -84,7 +84,7 @@ def count_pairs(
     exists: (num_keys,) bool, keys that stand for anything; a Pyramid's plan names others too.
     """
     num_q, num_k = (-(-n // block) for n in (tiling.num_queries, tiling.num_keys))
-    counts = torch.zeros(num_q * num_k, dtype=torch.int64)
+    counts = torch.zeros(num_q * num_k, dtype=torch.int64, device="cpu")
 
     def block_of(tokens: Tensor) -> Tensor:
         return (tokens if place is None else place[tokens]) // block

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.ops.flex.op import flex_attend
 from foveal.ops.operator import Attention
 from foveal.ops.pyramid import pyramid_attend
 from foveal.ops.tiled_op import tiled_attend
 from foveal.ops.trust import agrees, ask_once
 from foveal.patterns import Pattern, Pyramid
+from foveal.patterns.subclasses import is_a
 
 MOST_KEYS = 1024
 """Tokens of the problem that is tried, where the pattern bears a shorter sequence."""
@@ -31,7 +32,7 @@ def trusted(
 
 
 @ask_once
-@functools.lru_cache(maxsize=256)
+@remember(entries=256)
 def _trusted(
     pattern: Pattern,
     n_keys: int,
@@ -41,7 +42,7 @@ def _trusted(
     device: str,
 ) -> bool:
     engine, reference = flex_attend, tiled_attend
-    if isinstance(pattern, Pyramid):
+    if is_a(pattern, Pyramid):
         engine, reference = (_on_pyramid(one) for one in (engine, reference))
     dims, name = (head_dim, value_dim), "compiled FlexAttention"
     return agrees(name, engine, pattern, n_keys, dims, dtype, device, reference=reference)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
 
 import torch
 from torch import Tensor
 
+from foveal.common.memo import remember
 from foveal.ops.bias import window_places
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup
@@ -159,7 +159,7 @@ def mask_words(mask: Tensor) -> Tensor:
     return words
 
 
-@functools.lru_cache(maxsize=256)
+@remember(entries=256)
 def plan(pattern: Pattern, n_keys: int, windowed: bool) -> Plan:
     """The pattern's plan for the kernel; with the places of a WindowBias if `windowed`."""
     return Plan(pattern, n_keys, windowed)

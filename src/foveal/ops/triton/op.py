@@ -20,6 +20,7 @@ from foveal.ops.triton.sizes import (
     widest_window,
 )
 from foveal.patterns import Halo, Pattern
+from foveal.patterns.subclasses import is_a
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
@@ -37,7 +38,7 @@ def why_not(
     dropout_p: float = 0.0,
 ) -> str | None:
     """The reason why the kernels cannot do a call, or None when they can; imports nothing."""
-    if not isinstance(pattern, Halo):
+    if not is_a(pattern, Halo):
         return f"its kernels are for Halo patterns, not for {type(pattern).__name__}"
     if head_dim > MAX_HEAD_DIM:
         return f"its heads have at most {MAX_HEAD_DIM} features, not {head_dim}"

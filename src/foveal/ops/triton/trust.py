@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
+from foveal.common.memo import remember
 from foveal.ops.triton.op import triton_attend
 from foveal.ops.trust import agrees, ask_once
 from foveal.patterns import Halo
 
 
 @ask_once
-@functools.lru_cache(maxsize=256)
+@remember(entries=256)
 def trusted(
     block: tuple[int, int],
     halo: tuple[int, int],
