@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from foveal.common import locks
-from foveal.common.files import write_text
+from foveal.common.files import partial_path, write_text
 from foveal.recipes import claim
 from foveal.recipes.bytes import Continuation
 from foveal.recipes.claim import ClaimedFolder
@@ -106,6 +106,30 @@ def test_two_trainings_cannot_share_a_folder(brief, config, resume):
             assert "--output" in str(caught.value)
         first.check()
     train(config, "run", resume=True)
+
+
+@pytest.mark.parametrize("output", ["file/run", "file/a/run", None, "loop/run", "loop", "x" * 300])
+def test_a_place_where_no_folder_can_be_is_named(config, tmp_path, output):
+    """Below a file, below a loop, runs/ that is a file, a name too long: an error, at once."""
+    for name in ("file", "runs"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    with (
+        pytest.raises(OSError, match=(output or "runs").partition("/")[0]) as caught,
+        ClaimedFolder(config, output, False, ALONE) as claimed,
+    ):
+        claimed.claim()
+    assert "\n" not in str(caught.value)
+
+
+def test_leftovers_of_a_process_with_our_number_do_not_stop_us(config, tmp_path):
+    """In a container every process may have the same one."""
+    left = partial_path(tmp_path / "run")
+    left.mkdir()
+    (left / "config.json").write_text("half")
+    with ClaimedFolder(config, str(tmp_path / "run"), False, ALONE) as claimed:
+        claimed.claim()
+    assert not left.exists()
 
 
 def test_checkpoints_without_a_config_are_not_trained_over(brief, config, tmp_path):

@@ -146,11 +146,19 @@ def _create(folder: Path, files: dict[str, str]) -> FileLock:
 
     Raises:
         FileExistsError: there is one of that name by now.
+        OSError: it cannot be made.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(
+            f"the run folder {folder} cannot be made: {folder.parent} is no folder."
+        ) from None
     if folder.parent == RUNS:
         remove_partials(RUNS)
     partial = partial_path(folder) if _MOVES_OPEN_FILES else folder
+    if partial != folder:  # of a predecessor with the same number, as in a container
+        shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     lock = None
     try:
@@ -176,6 +184,10 @@ def _rename(partial: Path, folder: Path) -> None:
     try:
         os.rename(partial, folder)
     except OSError:
-        if folder.exists() or folder.is_symlink():
+        if folder.is_symlink() and not folder.exists():
+            raise FileNotFoundError(
+                f"the run folder {folder} is a link that leads nowhere; name another."
+            ) from None
+        if folder.exists():
             raise FileExistsError(str(folder)) from None
         raise
