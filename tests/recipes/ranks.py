@@ -4,6 +4,7 @@ Run as a script by test_processes.py: `ranks.py SCENARIO RECIPE`; prints a JSON 
 exit codes and the stderr of every process. Forking saves the seconds that importing PyTorch takes.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,15 @@ import socket
 import sys
 import time
 from pathlib import Path
+
+IMPORTED = (
+    "foveal.cli.options",
+    "foveal.cli.train",
+    "foveal.training.trainer",
+    "tensorboard.summary.writer.record_writer",
+    "torch._dynamo",  # optimizers and DDP import it
+)
+"""What each process would spend seconds on."""
 
 
 def free_port():
@@ -137,14 +147,9 @@ def full_disk(recipe):
 
 
 if __name__ == "__main__":
-    import torch.utils.tensorboard  # noqa: F401
-
-    import foveal.cli.options
-    import foveal.cli.train
-    import foveal.recipes.run
-    import foveal.training.trainer
-
-    run = foveal.recipes.run
+    for name in IMPORTED:
+        importlib.import_module(name)
+    run = importlib.import_module("foveal.recipes.run")
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
     scenarios = (start_and_go_on, mistakes, stops, full_disk)
     chosen = {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]

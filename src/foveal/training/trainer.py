@@ -208,14 +208,14 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "stream": self.task.stream.state_dict(),
         }
-        return checkpoints.save_checkpoint(
-            self.folder / CHECKPOINTS,
-            self.step,
-            self.task.model,
-            state,
-            self.settings,
-            keep=self.training.keep,
-        )
+        root, keep = self.folder / CHECKPOINTS, self.training.keep
+        try:
+            return checkpoints.save_checkpoint(
+                root, self.step, self.task.model, state, self.settings, keep=keep
+            )
+        except OSError:
+            self.before_saving()  # which may know better what went wrong
+            raise
 
     def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
         """The first process's clock, and whether any wants to stop, so that all leave together."""
