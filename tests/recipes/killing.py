@@ -25,6 +25,7 @@ IMPORTED = (
 def kill_at_sync(number):
     """Let this process die at its `number`-th fsync."""
     from foveal.common import files
+    from foveal.recipes import claim
 
     calls = 0
     real = files.sync
@@ -36,7 +37,7 @@ def kill_at_sync(number):
             os.kill(os.getpid(), signal.SIGKILL)
         real(path)
 
-    files.sync = sync
+    files.sync = claim.sync = sync
 
 
 def child(recipe, output, sync_number):
