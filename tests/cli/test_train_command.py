@@ -96,6 +96,7 @@ def test_a_run_goes_on_with_its_own_settings(recipe, tmp_path, capsys):
         code, out, lines = foveal(capsys, "train", *way, "--steps", steps)
         assert code == 0, lines
         assert f"trained {steps} steps" in out
+        assert "with the settings of its config.json" in out
     config = json.loads((tmp_path / folder / "config.json").read_text())
     assert config["model"]["dim"] == 32
     assert config["training"]["steps"] == steps

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _HELP = """usage: foveal train RECIPE [OPTIONS]
 
 Trains a recipe and ends with a report. RECIPE is the name of a shipped recipe (foveal list) or the
-path of a TOML file; foveal train RECIPE --help lists its options with its values."""
+path of a TOML file; foveal train RECIPE --help lists its options with its values.
+
+A run that was stopped goes on with its own settings: foveal train --resume FOLDER"""
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +33,8 @@ def main(arguments: list[str]) -> int:
     if going_on is not None:
         _refuse_other_settings(base, config, going_on)
         output = str(going_on)
+        if os.environ.get("RANK", "0") == "0":  # a recipe that was edited since changes nothing
+            print(f"going on in {going_on} with the settings of its config.json", flush=True)
     from foveal.recipes.run import train
     from foveal.training.interrupt import Interrupted
     from foveal.training.processes import StoppedElsewhereError
