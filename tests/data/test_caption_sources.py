@@ -269,3 +269,41 @@ def test_a_clean_set_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(captions(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("names", ["train.csv valid.csv test.csv", "Train.CSV dev.csv TEST.csv"])
+def test_tables_as_parts(tmp_path, names):
+    """A table for each part, beside the folder of the pictures; or one table alone."""
+    put(tmp_path, pictures(3, "images/"))
+    for number, name in enumerate(names.split()):
+        put(tmp_path, {name: f"file_name,text\nimages/{number}.png,of {number}\n"})
+    one, two = open_captions(config(tmp_path))
+    assert (one.captions, two.captions) == ([["of 0"]], [["of 1"]])
+    assert captions_to_score(config(tmp_path)).captions == [["of 2"]]
+    alone = captions_to_score(config(tmp_path), str(tmp_path / names.split()[0]))
+    assert alone.captions == [["of 0"]]
+
+
+def test_names_of_pictures_in_other_systems(tmp_path):
+    """Accents stored apart or not, captions called photo.jpg.txt, masks beside pictures."""
+    put(tmp_path, {"cafe\u0301.png": png(0), "1.png": png(1), "1.png.txt": "one"})
+    put(tmp_path, {"metadata.csv": "file_name,text\ncaf\u00e9.png,a\n"})
+    assert captions(tmp_path) == {0: ["a"], 1: ["one"]}
+    files = [(f"{n}.{k}", raw) for n in range(2) for k, raw in (("mask.png", png(9)),
+             ("png", png(n)), ("txt", b"x"))]  # fmt: skip
+    with pytest.warns(UserWarning, match="2 second picture of one caption"):
+        assert captions(pack(tmp_path / "a.tar", files)) == {0: ["x"], 1: ["x"]}
+
+
+def test_damaged_members_are_named_and_the_others_used(tmp_path):
+    """A wrong checksum in a zip and a cut member of a tar cost that member alone."""
+    path = pack(tmp_path / "a.zip", samples())
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"1.png") + 20] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.warns(UserWarning, match=r"1\.png of .*a\.zip is damaged or locked"):
+        open_captions(config(path))
+    whole = pack(tmp_path / "b.tar", [*samples(), ("9.png", bytes(5000))]).read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[: len(whole) - 9000])
+    with pytest.warns(UserWarning, match=r"b\.tar is damaged"):
+        assert captions(tmp_path / "b.tar") == TEXTS

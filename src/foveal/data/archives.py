@@ -22,10 +22,13 @@ _MOST_MEMBER = 1 << 30
 _MOST_TOTAL, _MOST_RATIO = 4 << 30, 200
 _MOST_SHARDS = 100_000
 
-_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error)
+_DAMAGES = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError),
+    *(NotImplementedError, RuntimeError),  # of zip members that are locked, or packed otherwise
+)
 
-Member = tuple[str, Callable[[], bytes]]
-"""The name of a file, with "/" between folders, and what reads it."""
+Member = tuple[str, Callable[[], bytes | None]]
+"""The name of a file, with "/" between folders, and what reads it; None where it is damaged."""
 
 
 def is_archive(path: str) -> bool:
@@ -55,12 +58,28 @@ def members(path: Path, left: LeftOut) -> Iterator[Member]:
                 left.add("member that is there twice", printable(name))
                 continue
             seen.add(name)
-            yield name, read
-    except (*_DAMAGES, OSError, NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        if "successfully" in reason:  # tarfile lists what every unpacker had to say
-            reason = "no unpacker knows it"
-        left.problems.append(f"{printable(path)} is damaged or no archive: {reason}.")
+            yield name, _guarded(read, f"{printable(name)} of {printable(path)}", left)
+    except _DAMAGES as error:
+        left.problems.append(f"{printable(path)} is damaged or no archive: {_reason(error)}.")
+
+
+def _guarded(read: Callable[[], bytes], called: str, left: LeftOut) -> Callable[[], bytes | None]:
+    """What reads a member, or tells what is wrong with it."""
+
+    def guarded() -> bytes | None:
+        try:
+            return read()
+        except _DAMAGES as error:
+            left.problems.append(f"{called} is damaged or locked: {_reason(error)}.")
+            return None
+
+    return guarded
+
+
+def _reason(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    # tarfile lists what every unpacker had to say
+    return "no unpacker knows it" if "successfully" in reason else reason
 
 
 def archive_paths(pattern: str) -> list[Path]:
@@ -87,7 +106,7 @@ def archive_paths(pattern: str) -> list[Path]:
     return paths
 
 
-def _tar_members(path: Path, left: LeftOut) -> Iterator[Member]:
+def _tar_members(path: Path, left: LeftOut) -> Iterator[tuple[str, Callable[[], bytes]]]:
     most = max(_MOST_TOTAL, _MOST_RATIO * path.stat().st_size)
     total = 0
     with tarfile.open(path, "r:*") as archive:
@@ -118,7 +137,7 @@ def _tar_reader(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[
     return read
 
 
-def _zip_members(path: Path) -> Iterator[Member]:
+def _zip_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     most = max(_MOST_TOTAL, _MOST_RATIO * path.stat().st_size)
     total = 0
     with zipfile.ZipFile(path) as archive:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -59,19 +60,25 @@ def folder_entries(root: Path, column: str, left: LeftOut) -> list[Entry]:
     """
     listed: dict[Path, list[str]] = {}
     pictures: list[Path] = []
+    tables: list[Path] = []
     texts: dict[Path, Path] = {}
     for path in walk(root, left):
         if is_caption_table(path):
-            _read_table(path, root, column, listed, left)
+            tables.append(path)
         elif path.suffix.lower() in SUFFIXES:
             pictures.append(path)
         elif path.suffix.lower() in _TEXTS:
             texts.setdefault(path.with_suffix(""), path)
         else:
             left.add_file(path)
+    names = {_composed(path): path for path in pictures}
+    for table in tables:
+        for path, captions in _read_table(table, root, column, left).items():
+            listed.setdefault(names.get(_composed(path), path), []).extend(captions)
     found = []
     for path in sorted({*pictures, *listed}):
-        beside = texts.pop(path.with_suffix(""), None)
+        # beside photo.jpg lies photo.txt, or photo.jpg.txt
+        beside = texts.pop(path.with_suffix(""), None) or texts.pop(path, None)
         captions = listed.get(path)
         if captions is None:
             captions = _captions_beside(beside, left)
@@ -95,15 +102,31 @@ def _captions_beside(path: Path | None, left: LeftOut) -> list[str] | None:
         return None
 
 
-def _read_table(
-    table: Path, root: Path, column: str, listed: dict[Path, list[str]], left: LeftOut
-) -> None:
-    """Add the captions of a table to `listed`; bad rows are told in `left`.
+def table_entries(tables: Sequence[Path], root: Path, column: str, left: LeftOut) -> list[Entry]:
+    """The pictures that tables list, which lie below a folder."""
+    listed: dict[Path, list[str]] = {}
+    for table in tables:
+        for path, captions in _read_table(table, root, column, left).items():
+            listed.setdefault(path, []).extend(captions)
+    for path in [path for path, captions in listed.items() if not captions]:
+        left.problems.append(f"{printable(path)} has no caption.")
+        del listed[path]
+    return [Entry(str(path), listed[path], printable(path)) for path in sorted(listed)]
+
+
+def _composed(path: Path) -> str:
+    """A path with its letters composed: systems store accents apart or not."""
+    return unicodedata.normalize("NFC", str(path))
+
+
+def _read_table(table: Path, root: Path, column: str, left: LeftOut) -> dict[Path, list[str]]:
+    """The captions that a table lists by picture; bad rows are told in `left`.
 
     Raises:
         ValueError: no readable table, or it has no column of pictures or of captions.
     """
     inside = root.resolve()
+    listed: dict[Path, list[str]] = {}
     good = bad = 0
     keys: list[str] = []
     for called, row in read_rows(table, (column,) if column else ()):
@@ -125,6 +148,7 @@ def _read_table(
             f"the table {printable(table)} must have file_name and text, it has "
             f"{', '.join(keys)}; {hint}"
         )
+    return listed
 
 
 def _file_of(row: Row, home: Path, inside: Path, called: str) -> Path:
@@ -164,7 +188,8 @@ def archive_entries(paths: list[Path], column: str, left: LeftOut) -> Iterator[E
             stem, _, suffix = last.partition(".")
             kind = f".{suffix.rpartition('.')[2]}".lower()
             if kind in (*SUFFIXES, *_TEXTS, ".json"):
-                samples.setdefault(folder + slash + stem, {})[suffix.lower()] = read()
+                if (raw := read()) is not None:
+                    samples.setdefault(folder + slash + stem, {})[suffix.lower()] = raw
             else:
                 left.add_file(Path(printable(last)))
         for key, sample in samples.items():
@@ -173,6 +198,7 @@ def archive_entries(paths: list[Path], column: str, left: LeftOut) -> Iterator[E
 
 def _sample(sample: dict[str, bytes], called: str, column: str, left: LeftOut) -> Iterator[Entry]:
     pictures = [name for name in sample if f".{name.rpartition('.')[2]}" in SUFFIXES]
+    pictures.sort(key=lambda name: name.count("."))  # 0.png, and not 0.mask.png
     if not pictures:
         left.add("caption without a picture", called)
         return

@@ -10,7 +10,12 @@ import torch
 
 from foveal.common.inputs import require_file
 from foveal.data.archives import archive_paths, is_archive
-from foveal.data.caption_entries import Entry, archive_entries, folder_entries
+from foveal.data.caption_entries import (
+    Entry,
+    archive_entries,
+    folder_entries,
+    table_entries,
+)
 from foveal.data.captions import CaptionedSet, PictureDataConfig, check_picture_config
 from foveal.data.emoji import EMOJI, load_captioned_emoji
 from foveal.data.examples import ExampleParts, Examples, Read, all_of
@@ -18,6 +23,7 @@ from foveal.data.folders import SPELLINGS, file_parts, folder_parts
 from foveal.data.image_examples import collect
 from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import SUFFIXES
+from foveal.data.tables import is_table
 from foveal.data.walk import walk
 
 Pair = tuple[CaptionedSet, CaptionedSet]
@@ -88,6 +94,9 @@ def _find(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
         paths = archive_paths(path)
         return ExampleParts(_archives(paths, printable(Path(path).name), config, left))
     root = Path(path).expanduser()
+    if root.is_file() and is_table(root, json_too=True):
+        listed = table_entries([root], root.parent, config.column, left)
+        return ExampleParts(_examples(printable(root.name), listed, config.size))
     if not root.is_dir():
         if root.exists():
             require_file(root, "the data")
@@ -117,6 +126,20 @@ def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> Exampl
         }
         return ExampleParts(**found)
     below = walk(root, LeftOut())
+    tables = file_parts(p for p in below if p.parent == root and is_table(p, json_too=True))
+    if tables is not None:
+        for other in tables.others:
+            left.add("table beside the parts", other.name)
+        found = {
+            part: _examples(
+                f"{name}, {part}",
+                table_entries(getattr(tables, part), root, config.column, left),
+                config.size,
+            )
+            for part in SPELLINGS
+            if getattr(tables, part)
+        }
+        return ExampleParts(**found)
     archives = [path for path in below if is_archive(path.name)]
     if not archives or any(path.suffix.lower() in SUFFIXES for path in below):
         return ExampleParts(

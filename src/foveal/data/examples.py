@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,14 +170,19 @@ def _kept(piece: Any, fine: np.ndarray) -> Any:
     return [one for one, is_fine in zip(piece, fine, strict=True) if is_fine]
 
 
+def _folded(name: str) -> str:
+    """A name without its case, and with letters composed: systems store accents apart or not."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _places(classes: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     """The place of each class among the wanted ones, by its name, else by its name in any case."""
     exact = {name: place for place, name in enumerate(wanted)}
     folded: dict[str, list[int]] = {}
     for place, name in enumerate(wanted):
-        folded.setdefault(name.casefold(), []).append(place)
+        folded.setdefault(_folded(name), []).append(place)
     found = []
     for name in classes:
-        near = folded.get(name.casefold(), [])
+        near = folded.get(_folded(name), [])
         found.append(exact.get(name, near[0] if len(near) == 1 else -1))
     return np.array(found, dtype=np.int64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveal.data.examples import Examples
 from foveal.data.images import ImageSet
-from foveal.data.left_out import LeftOut
+from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import try_square
 
 IN_MEMORY = 2 << 30  # bytes of pixels up to which a data set is decoded once
@@ -59,7 +59,8 @@ def collect(jobs: Iterable[Job], count: int, size: int) -> Decoded:
 class LazyFiles:
     """Decodes the pictures of a batch when they are asked for, several at a time.
 
-    A damaged file comes out as a grey picture, with a warning that names it once.
+    A damaged file comes out as a grey picture, with a warning that names it once; one that has
+    gone is a ValueError.
 
     Args:
         files: their paths.
@@ -78,6 +79,8 @@ class LazyFiles:
         for number, result in enumerate(self._pool.map(try_square, jobs)):
             if not isinstance(result, str):
                 pixels[number] = torch.from_numpy(result)
+            elif not os.path.exists(paths[number]):
+                raise ValueError(f"the data file {printable(paths[number])} is gone.")
             elif paths[number] not in self._damaged:
                 self._damaged.add(paths[number])
                 warnings.warn(f"{result} A grey picture takes its place.", stacklevel=2)

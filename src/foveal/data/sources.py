@@ -33,6 +33,8 @@ _SKIPPED = {
     *("encodings", "turtledemo", "__pycache__"),
 }
 
+_SURELY_TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".json", ".py")
+
 
 @dataclass
 class TextParts:
@@ -256,6 +258,11 @@ def _named(path: Path, column: str) -> Span:
     head = b"" if column else head_of(path) if span.held is None else span.held[:LOOKED_AT]
     if not column and (kind := why_no_text(path, head)):
         raise ValueError(f"{name} is {kind} and no text; unpack it, or name a text.")
+    if path.suffix.lower() in _SURELY_TEXT and looks_binary(head):
+        raise ValueError(
+            f"{name} has NUL bytes: it is no text, or UTF-16 without a byte order mark; convert "
+            "it to UTF-8, or rename it to .bin to read it as it lies."
+        )
     return _span(path, column) if column else span
 
 
