@@ -301,8 +301,10 @@ def test_damaged_members_are_named_and_the_others_used(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"1.png") + 20] ^= 0xFF
     path.write_bytes(raw)
-    with pytest.warns(UserWarning, match=r"1\.png of .*a\.zip is damaged or locked"):
+    with pytest.warns(UserWarning, match="skipped|left out") as told:
         open_captions(config(path))
+    assert "1.png of " in str(told[0].message)
+    assert "a.zip is damaged or locked" in str(told[0].message)
     whole = pack(tmp_path / "b.tar", [*samples(), ("9.png", bytes(5000))]).read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) - 9000])
     with pytest.warns(UserWarning, match=r"b\.tar is damaged"):

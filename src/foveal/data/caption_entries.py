@@ -79,12 +79,10 @@ def folder_entries(root: Path, column: str, left: LeftOut) -> list[Entry]:
     for path in sorted({*pictures, *listed}):
         # beside photo.jpg lies photo.txt, or photo.jpg.txt
         beside = texts.pop(path.with_suffix(""), None) or texts.pop(path, None)
-        captions = listed.get(path)
-        if captions is None:
-            captions = _captions_beside(beside, left)
-        if captions:
-            found.append(Entry(str(path), captions, printable(path)))
-        elif captions is not None:
+        told = listed[path] if path in listed else _captions_beside(beside, left)
+        if told:
+            found.append(Entry(str(path), told, printable(path)))
+        elif told is not None:
             left.problems.append(f"{printable(path)} has no caption.")
     for path in texts.values():
         left.add("text without a picture", path.name)
