@@ -1,5 +1,7 @@
 """The foveal command: what it prints, and how it answers to mistakes."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -59,8 +61,6 @@ def test_overrides_reach_the_run(recipe, capsys):
     arguments = ["--data", str(other), "--steps", "3", "--optimizer.learning-rate", "0.5"]
     model = ["--model.depth", "2", "--model.pattern", "SlidingWindow(4)"]
     assert main(["train", str(recipe), "--output", "run", *arguments, *model]) == 0
-    import json
-
     config = json.loads((recipe.parent / "run" / "config.json").read_text())
     assert config["data"]["path"] == str(other)
     assert config["training"]["steps"] == 3
@@ -126,12 +126,10 @@ def test_a_misspelt_key_in_a_recipe_is_one_line(recipe, capsys):
     assert "tiny.toml; did you mean 'batch_size'?" in line
 
 
-def test_long_prompts_and_truncated_checkpoints_are_one_line(recipe, capsys, tmp_path):
+def test_nonsense_and_truncated_checkpoints_are_one_line(recipe, capsys, tmp_path):
     """What can only go wrong with a run there is one line as well."""
     assert main(["train", str(recipe), "--output", "run", "--training.keep", "1"]) == 0
     capsys.readouterr()
-    line = complaint(capsys, "generate", "run", "--prompt", "x" * 100)
-    assert "maximum of 16 bytes, got 100 bytes" in line
     line = complaint(capsys, "generate", "run", "--prompt", "x", "--temperature", "-1")
     assert "temperature" in line
     weights = tmp_path / "run/checkpoints/step-00000024/model.safetensors"
@@ -140,6 +138,128 @@ def test_long_prompts_and_truncated_checkpoints_are_one_line(recipe, capsys, tmp
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("foveal: ") for line in lines)
     assert "model.safetensors is truncated" in lines[-1]
+
+
+def test_generate_takes_any_prompt(recipe, capsys, tmp_path, monkeypatch):
+    """None, one from a file, one of bytes that are no text, and one longer than the context."""
+    assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
+    short = ["--length", "8", "--seed", "3"]
+    capsys.readouterr()
+    assert main(["generate", "run", *short]) == 0
+    assert "8 tokens in" in capsys.readouterr().out
+    for given in (b"the quick brown fox jumps over the lazy dog ", b"", b"\xff\xfe\x00", b"a"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        assert main(["generate", "run", "--prompt", "-", *short]) == 0
+        assert capsys.readouterr().out.startswith(given.decode(errors="replace"))
+    found = []
+    for prompt in ("x" * 100 + "the quick brown fox ", "y" * 7 + "the quick brown fox "):
+        assert main(["generate", "run", "--prompt", prompt, "--json", *short]) == 0
+        found.append(json.loads(capsys.readouterr().out)["text"])
+    assert found[0] == found[1]  # of a long prompt it sees the end
+    assert main(["generate", "run", "--prompt", "caf\udcc3\udca9", *short]) == 0
+    assert capsys.readouterr().out.startswith("caf\u00e9")
+
+
+def test_json_is_all_that_is_printed(recipe, capsys, tmp_path):
+    """evaluate, list and bench give objects whose keys stay, and nothing else."""
+    assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert {"bits_per_byte", "gzip", "xz", "bytes", "context", "stride", "data"} <= score.keys()
+    assert {"checksum", "seconds", "checkpoint"} <= score.keys()
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == score
+    assert main(["list", "--json"]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert set(there) == {"recipes", "patterns", "models"}
+    assert "SlidingWindow" in there["patterns"]
+    assert main(["bench", "--list-cases", "--json"]) == 0
+    assert "window-8192" in json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_scores_all_or_a_sample_that_it_names(recipe, capsys, tmp_path):
+    """Other data are scored whole; many data by pieces spread over them; --full scores all."""
+    assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
+    other = tmp_path / "other.txt"
+    other.write_bytes(bytes(range(256)) * 40)
+    capsys.readouterr()
+    for options, count in (([], 10240), (["--max-bytes", "999"], 999), (["--full"], 10240)):
+        assert main(["evaluate", "run", "--data", str(other), "--json", *options]) == 0
+        score = json.loads(capsys.readouterr().out)
+        assert score["bytes"] == count
+        assert ("a sample of 999 of 10,240 bytes" in score["data"]) == (count == 999)
+
+
+def test_a_run_is_evaluated_from_anywhere_on_any_device_there_is(
+    recipe, capsys, tmp_path, monkeypatch
+):
+    """Paths do not depend on where the command is typed; a device that is not there is named."""
+    relative = recipe.read_text().replace(str(tmp_path) + "/", "")
+    recipe.write_text(relative)
+    assert main(["train", recipe.name, "--output", "run", "--steps", "3", "--device", "cpu"]) == 0
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert main(["evaluate", "../run", "--device", "cpu"]) == 0
+    assert "device='cuda:77' is not on this machine, which has cpu" in complaint(
+        capsys, "evaluate", "../run", "--device", "cuda:77"
+    )
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_says_so(monkeypatch):
+    """What no input explains is raised, with the command to report."""
+
+    def broken(*_):
+        raise AttributeError("'NoneType' object has no attribute 'x'")
+
+    monkeypatch.setattr("foveal.cli.listing._table", broken)
+    with pytest.raises(AttributeError) as caught:
+        main(["list"])
+    (note,) = caught.value.__notes__
+    assert "fault of foveal" in note
+    assert "foveal list" in note
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "needs more memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "more memory"),
+        (RecursionError("maximum depth"), "nested too deeply"),
+        (OverflowError("int too large to convert"), "too large"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: no such file"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (ModuleNotFoundError(name="tokenizers"), "pip install 'foveal[data]'"),
+        (ModuleNotFoundError(name="matplotlib.figure"), "pip install 'foveal[draw]'"),
+        (ModuleNotFoundError(name="datasets"), "pip install datasets"),
+        (ValueError("x" * 5000), " ... "),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, error, words):
+    """Memory, depth, size, files and packages, whatever part of the program notices."""
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("foveal.cli.listing._table", broken)
+    monkeypatch.setattr("foveal.cli._drop_output", lambda: None)
+    assert words in complaint(capsys, "list")
+
+
+def test_the_command_starts_without_torch():
+    """Help, version, typing errors and the help of every command load neither torch nor NumPy."""
+    code = """
+import sys
+from foveal.cli import COMMANDS, main
+for line in ["--help", "--version", "trian", *(f"{name} --help" for name in COMMANDS),
+             "draw attention --help", "draw picture --help", "evaluate latest --contxt 3"]:
+    try:
+        main(line.split())
+    except SystemExit:
+        pass
+print({"torch", "numpy"} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "set()"
 
 
 def test_help_and_version(capsys):
@@ -236,8 +356,6 @@ def test_two_processes_train_one_model(recipe, tmp_path):
     )
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
-    import json
-
     results = [
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")
     ]

@@ -93,8 +93,9 @@ def test_a_run_learns_and_evaluate_says_how_well(run, capsys):
     result = evaluate_images(run)
     assert result.balanced_accuracy > 0.7
     assert sum(map(sum, result.confusion)) == result.images == 4
-    for words in ("top-1", "top-5", "balanced", "recall", "confusion.png", "blue"):
+    for words in ("top-1", "balanced", "recall", "confusion.png", "blue"):
         assert words in said
+    assert "top-5" not in said  # of two classes it would always be right
     assert (run / "pictures" / "confusion.png").stat().st_size > 1000
     assert "mean over classes" in (run / "report.html").read_text()
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.parsing import parse
+from foveal.cli.parsing import check_output, parse
 from foveal.common.inputs import reading
 
 
@@ -47,8 +47,7 @@ def main(arguments: list[str]) -> int:
     with reading(f"the pattern {options.pattern!r}"):
         pattern = serialize.parse(options.pattern)
     path = Path(_file_name(options.pattern)) if options.output is None else options.output
-    if not path.parent.is_dir():
-        raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
+    check_output(path)
     from foveal.draw.patterns import draw_pattern
 
     print(draw_pattern(pattern, options.length, path))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.parsing import parse
+from foveal.cli.parsing import check_output, parse
 
 
 @dataclass(kw_only=True)
@@ -21,26 +21,26 @@ class Options:
         at: "ROW,COLUMN" of a pixel after that; several are separated by spaces. The middle
             unless given.
         output: the picture's path; a number is added to it for each further pixel.
+        device: auto, cpu, cuda, cuda:1 or mps.
     """
 
     run: Annotated[str, tyro.conf.Positional]
     image: Annotated[str, tyro.conf.Positional]
     at: tuple[str, ...] = ()
     output: Path = Path("attention.png")
+    device: str = "auto"
 
 
 def main(arguments: list[str]) -> int:
     """Draw and print the paths of the pictures."""
     options = parse(Options, arguments, "draw attention")
-    if not options.output.parent.is_dir():
-        raise ValueError(
-            f"the folder of output={str(options.output)!r} does not exist; make it first."
-        )
+    check_output(options.output)
     from foveal.recipes.image_runs import draw_run_attention
     from foveal.recipes.runs import find_run
 
     at = [_pixel(text) for text in options.at]
-    for path in draw_run_attention(find_run(options.run), options.image, at, options.output):
+    folder = find_run(options.run)
+    for path in draw_run_attention(folder, options.image, at, options.output, options.device):
         print(path)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.parsing import parse
+from foveal.cli.parsing import check_output, parse
 
 
 @dataclass(kw_only=True)
@@ -27,6 +27,7 @@ class Options:
         guidance: how far to exaggerate what the text says; 1 is not at all.
         seed: another number draws other pictures.
         output: the sheet's path; named after the text unless given.
+        device: auto, cpu, cuda, cuda:1 or mps.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -39,14 +40,14 @@ class Options:
     guidance: float = 1.0
     seed: int = 0
     output: Path | None = None
+    device: str = "auto"
 
 
 def main(arguments: list[str]) -> int:
     """Draw and print the path of the sheet."""
     options = parse(Options, arguments, "draw picture")
     path = Path(_file_name(options.text)) if options.output is None else options.output
-    if not path.parent.is_dir():
-        raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
+    check_output(path)
     from foveal.recipes.caption_runs import draw_pictures
     from foveal.recipes.runs import find_run
 
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> int:
         num=options.num,
         candidates=options.candidates,
         seed=options.seed,
+        device=options.device,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+import select
+import stat
+import sys
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import tyro
 
 from foveal.cli.parsing import parse
+
+_MOST_INPUT = 16 << 20
 
 
 @dataclass(kw_only=True)
@@ -16,32 +23,36 @@ class Options:
 
     Attributes:
         run: the run's folder, or "latest".
-        prompt: what to continue; for a model of pixels a picture file whose lower half it draws,
-            or nothing.
-        length: bytes to write; for a model of pixels, pictures to draw.
+        prompt: what to continue; - reads it from the standard input, which is also read when
+            something is piped into the command. Without any the model starts a line. Of a long
+            prompt it sees the end. For a model of pixels a picture file, whose lower half it
+            draws, or nothing.
+        length: bytes to write, 400 unless given; for a model of pixels, pictures to draw, 8.
         temperature: 0 always takes the likeliest byte; 1 samples as the model believes. 0.7 for
             text and 1 for pictures unless given.
         top_k: sample from the k likeliest bytes only.
         top_p: sample from the likeliest bytes that together have this probability.
         min_p: leave out bytes less likely than this fraction of the likeliest one.
         seed: the same seed writes the same text.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        json: print prompt, text, tokens and seconds, or the path of the pictures, as JSON.
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    prompt: str = ""
+    prompt: str | None = None
     length: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+    device: str = "auto"
+    json: bool = False
 
 
 def main(arguments: list[str]) -> int:
     """Print the prompt, its continuation and the speed; or the path of the pictures."""
     options = parse(Options, arguments, "generate")
-    from foveal.recipes.pixel_runs import generate_pictures
-    from foveal.recipes.run import generate
     from foveal.recipes.runs import find_run, load_config
 
     folder = find_run(options.run)
@@ -53,14 +64,55 @@ def main(arguments: list[str]) -> int:
         "top_k": options.top_k,
         "top_p": options.top_p,
         "min_p": options.min_p,
+        "device": options.device,
     }
     if pixels:
+        from foveal.recipes.pixel_runs import generate_pictures
+
         count = 8 if options.length is None else options.length
-        print(generate_pictures(folder, options.prompt, count=count, **sampling))
+        path = generate_pictures(folder, options.prompt or "", count=count, **sampling)
+        print(json.dumps({"picture": str(path)}) if options.json else path)
         return 0
+    from foveal.recipes.run import generate
+
     length = 400 if options.length is None else options.length
-    written = generate(folder, options.prompt, length, **sampling)
+    written = generate(folder, _read_prompt(options.prompt), length, **sampling)
+    if options.json:
+        print(json.dumps(asdict(written), indent=2))
+        return 0
     print(written.prompt + written.text)
-    speed = written.tokens / written.seconds
+    speed = written.tokens / max(written.seconds, 1e-9)
     print(f"\n[{written.tokens} tokens in {written.seconds:.1f} s: {speed:,.0f} tokens/s]")
     return 0
+
+
+def _read_prompt(prompt: str | None) -> str:
+    """The prompt as given, or what the standard input holds where that was meant."""
+    if prompt not in (None, "-"):
+        return str(prompt)
+    if prompt is None and not _is_piped():
+        return ""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        return sys.stdin.read(_MOST_INPUT)
+    given: bytes = stream.read(_MOST_INPUT)
+    return given.decode("utf-8", errors="surrogateescape")
+
+
+def _is_piped() -> bool:
+    """Whether somebody has piped or redirected something into the command."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by what is no file
+        return False
+    if stat.S_ISREG(mode):
+        return True
+    # a pipe that nobody writes to, as of a service or a notebook, must not be waited for
+    return stat.S_ISFIFO(mode) and _has_something(sys.stdin.fileno())
+
+
+def _has_something(handle: int) -> bool:
+    try:
+        return bool(select.select([handle], [], [], 1.0)[0])
+    except OSError:  # Windows waits for sockets only
+        return False

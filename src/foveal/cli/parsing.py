@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 
 import tyro
 
+from foveal.common.inputs import reading
 from foveal.common.words import meant
 
 OptionsT = TypeVar("OptionsT")
@@ -183,3 +184,17 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
     str: ("TEXT", str),
     Path: ("PATH", Path),
 }
+
+
+def check_output(path: Path) -> Path:
+    """A path that a picture can be written to.
+
+    Raises:
+        ValueError: its folder is not there, or something stands there that is no plain file.
+    """
+    with reading(f"output={str(path)!r}"):
+        if not path.parent.is_dir():
+            raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"output={str(path)!r} is no plain file; name another.")
+        return path

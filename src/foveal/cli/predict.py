@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from foveal.cli.parsing import parse
+
+if TYPE_CHECKING:
+    from foveal.recipes.images import Prediction
 
 
 @dataclass(kw_only=True)
@@ -19,11 +23,15 @@ class Options:
         run: the run's folder, or "latest".
         images: files of pictures.
         top: classes to name for each.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        json: print the result as JSON, and nothing else.
     """
 
     run: Annotated[str, tyro.conf.Positional]
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     top: int = 5
+    device: str = "auto"
+    json: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +42,10 @@ def main(arguments: list[str]) -> int:
     from foveal.recipes.image_runs import predict
     from foveal.recipes.runs import find_run
 
-    found = predict(find_run(options.run), options.images, options.top)
+    found = predict(find_run(options.run), options.images, options.top, options.device)
+    if options.json:
+        print(json.dumps([_plain(one) for one in found], indent=2))
+        return 0 if any(one.ranking for one in found) else 2
     for one in found:
         if one.problem:
             print(f"foveal: {one.problem}", file=sys.stderr)
@@ -43,3 +54,8 @@ def main(arguments: list[str]) -> int:
         for name, share in one.ranking:
             print(f"  {share:6.1%}  {name}")
     return 0 if any(one.ranking for one in found) else 2
+
+
+def _plain(one: Prediction) -> dict[str, Any]:
+    ranking = [{"class": name, "probability": share} for name, share in one.ranking]
+    return {"path": one.path, "ranking": ranking, "problem": one.problem or None}

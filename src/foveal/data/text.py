@@ -156,8 +156,8 @@ def _window(
 
 
 def encode(text: str) -> list[int]:
-    """A string as byte tokens (UTF-8)."""
-    return list(text.encode("utf-8"))
+    """A string as byte tokens (UTF-8); what a terminal gave that is no UTF-8 as it was."""
+    return list(text.encode("utf-8", errors="surrogateescape"))
 
 
 def decode(tokens: list[int] | Tensor) -> str:

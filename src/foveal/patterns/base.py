@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 HeadMask = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(head, q_idx, k_idx), which broadcast -> may that head's query read the key?"""
+
+_MOST_SHOWN = 4096  # positions that a notebook draws by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,6 +321,20 @@ class Pattern:
     def num_pairs(self, length: int) -> int:
         """Allowed (query, key) pairs at this length, summed over `heads` where they differ."""
         return sum(one.tiles(length).num_pairs for one in self.per_head())
+
+    # -- in a notebook ----------------------------------------------------------------------
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, or None where it is too large or cannot be drawn."""
+        try:
+            # drawing lies above patterns and needs matplotlib, so it is looked for when asked
+            drawing = importlib.import_module("foveal.draw.patterns")
+            if drawing.natural_length(self) > _MOST_SHOWN:
+                return None
+            picture: bytes = drawing.draw_pattern(self)
+            return picture
+        except (ModuleNotFoundError, NotImplementedError, ValueError):
+            return None
 
     # -- algebra ----------------------------------------------------------------------------
 

@@ -24,11 +24,14 @@ from foveal.data.text import (
 )
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
+from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
 NUM_TOKENS = 256
 _QUICK_WINDOWS = 96
 _SCORING_BATCH = 32
+_MOST_WRITTEN = 1_000_000
+_MOST_BYTES = 1_000_000  # scored when a training ends; `foveal evaluate` scores more
 
 
 def build_byte_model(config: RunConfig) -> nn.Module:
@@ -81,8 +84,8 @@ class ByteTask:
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
-        """Bits per byte over the held-out part, or over 96 windows spread evenly over it."""
-        limit = _QUICK_WINDOWS if quick else None
+        """Bits per byte over 96 windows or a megabyte of them, spread evenly over the data."""
+        limit = _QUICK_WINDOWS if quick else max(1, _MOST_BYTES // self.context)
         return score_windows(
             self.model, self.valid_corpus, self.context, limit=limit, rank=rank, world=world_size
         )
@@ -114,15 +117,16 @@ def score_windows(
     """Sum of bits and number of scored bytes, for every `world`-th batch of windows."""
     device = next(model.parameters()).device
     windows = scoring_windows(corpus, context, stride=stride, limit=limit)
-    bits, count, number = 0.0, 0, 0
-    while batch := list(islice(windows, _SCORING_BATCH)):
+    bits, count = 0.0, 0
+    total = limit or -(-len(corpus) // (stride or context))
+    batches = iter(lambda: list(islice(windows, _SCORING_BATCH)), [])
+    for number, batch in enumerate(tracked(batches, -(-total // _SCORING_BATCH))):
         if number % world == rank:
             inputs, targets = (part.to(device) for part in _padded(batch))
             logits = model(inputs).float().flatten(0, 1)
             losses = F.cross_entropy(logits, targets.flatten(), reduction="none")
             bits += float(losses.double().sum()) / math.log(2)
             count += int((targets != IGNORED).sum())
-        number += 1
     return {"bits_per_byte": (bits, count)}
 
 
@@ -162,23 +166,19 @@ def continue_text(
     """Let a model go on writing, beyond its maximum too: it then keeps the last half in view.
 
     Args:
+        prompt: what to go on from; an empty one stands for the beginning of a line.
         length: bytes to write.
-        max_seq_len: most tokens the model can look at.
+        max_seq_len: most tokens the model can look at; of a longer prompt it sees the end.
         sampling: temperature, top_k, top_p, min_p.
 
     Raises:
-        ValueError: an empty prompt, or one that leaves the model no room.
+        ValueError: a length that nobody waits for, or nonsense among the sampling options.
     """
-    given = encode(prompt)
-    if not given:
-        raise ValueError("the prompt must not be empty, got prompt=''; try prompt='def '.")
-    if len(given) >= max_seq_len:
-        raise ValueError(
-            f"the prompt must be shorter than the model's maximum of {max_seq_len} bytes, got "
-            f"{len(given)} bytes; cut it to its last {max_seq_len // 2} bytes."
-        )
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length=}.")
+    given = encode(prompt) or encode("\n")
+    if not 1 <= length <= _MOST_WRITTEN:
+        raise ValueError(f"length must be from 1 to {_MOST_WRITTEN:,}, got {length=}.")
+    if max_seq_len < 2:
+        raise ValueError(f"the model must look at 2 tokens or more to write, got {max_seq_len=}.")
     device = next(model.parameters()).device
     started, tokens, chunk = time.perf_counter(), list(given), 0
     while len(tokens) < len(given) + length:
@@ -191,4 +191,4 @@ def continue_text(
         tokens += written[0, len(view) :].tolist()
         chunk += 1
     seconds = time.perf_counter() - started
-    return Continuation(prompt, decode(tokens[len(given) :]), length, seconds)
+    return Continuation(decode(encode(prompt)), decode(tokens[len(given) :]), length, seconds)

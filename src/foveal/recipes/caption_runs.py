@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from foveal.data.caption_sources import open_captions
+from foveal.common.inputs import reading
+from foveal.data.caption_sources import captions_to_score
 from foveal.data.captions import CaptionedSet
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models import CLIP, ImageTokenizer, load_model
@@ -22,16 +22,16 @@ from foveal.recipes.assets import tokenizer_of
 from foveal.recipes.clip import CANDIDATES, caption_tokens, retrieval_totals, retrieve
 from foveal.recipes.config import RunConfig
 from foveal.recipes.dalle import image_bits
-from foveal.recipes.report import PICTURES, write_run_report
-from foveal.recipes.result import EVALUATION
-from foveal.recipes.runs import load_config, write_json
-from foveal.recipes.runs import load_model as load_run
+from foveal.recipes.report import PICTURES
+from foveal.recipes.runs import load_config
+from foveal.recipes.scoring import MOST_CAPTIONED, keep_result, open_model, sample, spread
 from foveal.recipes.tasks import require_task
 from foveal.recipes.vae import decode_all, encode_all, reconstruct
-from foveal.training.machine import pick_device
+from foveal.training.progress import showing, tracked
 
 _SHOWN = 16
 _BATCH = 100
+_MOST_DRAWN = 10_000
 
 
 def finish_captions(folder: Path, task: Any, config: RunConfig) -> None:
@@ -41,7 +41,7 @@ def finish_captions(folder: Path, task: Any, config: RunConfig) -> None:
     if config.task == "vae":
         _draw_reconstructions(model, task.valid_set, folder / PICTURES / "reconstructions.png")
     if config.task == "captions":
-        index = _spread(len(task.valid_set), _SHOWN)
+        index = spread(len(task.valid_set), _SHOWN)
         captions = task.valid_set.first_captions(index)
         images = draw_captions(model, task.tokenizer, captions, seed=0)
         _write_sheet(images, folder / PICTURES / "drawn.png", captions, 4)
@@ -68,25 +68,24 @@ class CaptionEvaluation:
     checkpoint: str
 
 
-def evaluate_captions(folder: Path, *, data: str | None = None) -> CaptionEvaluation:
+def evaluate_captions(
+    folder: Path, *, data: str | None = None, full: bool = False, device: str = "auto"
+) -> CaptionEvaluation:
     """Score a run on its held-out pictures and captions and keep the result in its folder.
 
     Args:
-        data: score the held-out part of other data.
+        data: score other data: their test or validation part, or all of them.
+        full: score everything, and not a sample of 2,000 pictures.
+        device: see `foveal.training.machine.pick_device`.
     """
     config = load_config(folder)
-    model, last = load_run(folder, config)
-    source = config.data if data is None else dataclasses.replace(config.data, path=data)
-    held_out = open_captions(source)[1]
+    model, checkpoint = open_model(folder, config, device)
+    with showing("reading"), reading(f"data={config.data.path if data is None else data!r}"):
+        held_out = captions_to_score(config.data, data)
+        held_out = sample(held_out, 0 if full else MOST_CAPTIONED, "pictures")
     started = time.perf_counter()
-    model = model.to(pick_device())
-    if isinstance(model, CLIP):
-        captions = held_out.first_captions()
-        scores = _score_clip(model, tokenizer_of(folder), held_out.images(), captions)
-    elif isinstance(model, ImageTokenizer):
-        scores = _score_vae(model, held_out)
-    else:
-        scores = _score_dalle(model, folder, config, held_out)
+    with showing("scoring"):
+        scores = _score(model, folder, config, held_out)
     result = CaptionEvaluation(
         scores=scores,
         pictures=len(held_out),
@@ -94,11 +93,21 @@ def evaluate_captions(folder: Path, *, data: str | None = None) -> CaptionEvalua
         data=held_out.name,
         checksum=held_out.checksum(),
         seconds=time.perf_counter() - started,
-        checkpoint=last.name,
+        checkpoint=checkpoint,
     )
-    write_json(folder / EVALUATION, asdict(result))
-    write_run_report(folder)
+    keep_result(folder, asdict(result))
     return result
+
+
+def _score(
+    model: Any, folder: Path, config: RunConfig, held_out: CaptionedSet
+) -> dict[str, float]:
+    if isinstance(model, CLIP):
+        captions = held_out.first_captions()
+        return _score_clip(model, tokenizer_of(folder), held_out.images(), captions)
+    if isinstance(model, ImageTokenizer):
+        return _score_vae(model, held_out)
+    return _score_dalle(model, folder, config, held_out)
 
 
 def draw_pictures(
@@ -109,6 +118,7 @@ def draw_pictures(
     num: int = 16,
     candidates: int | None = None,
     seed: int | None = None,
+    device: str = "auto",
     **sampling: Any,
 ) -> Path:
     """A contact sheet of what a run draws for a text.
@@ -125,26 +135,28 @@ def draw_pictures(
             or too long.
     """
     candidates = num if candidates is None else candidates
-    if num < 1 or candidates < num:
+    if not 1 <= num <= candidates <= _MOST_DRAWN:
         raise ValueError(
-            f"num must be at least 1 and candidates at least num, got {num=}, {candidates=}."
+            f"num must be at least 1, and candidates at least num and at most {_MOST_DRAWN:,}, "
+            f"got {num=}, {candidates=}."
         )
     config = load_config(folder)
     require_task(config, "captions", "draw picture")
     tokenizer = tokenizer_of(folder)
     if not tokenizer.encode(text):
         raise ValueError(f"the text must not be empty, got {text!r}; try 'woman juggling'.")
-    model, _ = load_run(folder, config)
-    device = pick_device()
     tokens = tokenizer.tokenize(text, config.data.text_length).expand(candidates, -1)
-    images = _draw(model.to(device), tokens, seed, sampling)
+    model, _ = open_model(folder, config, device)
+    with showing("drawing"):
+        images = _draw(model, tokens, seed, sampling)
     if candidates > num:
         clip, words = load_clip(folder)
         texts = caption_tokens(words, [text], clip.settings.text_seq_len)
+        place = next(model.parameters()).device
         with torch.no_grad():
-            clip.to(device)
-            told = clip.encode_text(texts.to(device))
-            similarity = (clip.encode_image(fit(images, clip).to(device)) @ told.T)[:, 0]
+            clip.to(place)
+            told = clip.encode_text(texts.to(place))
+            similarity = (clip.encode_image(fit(images, clip).to(place)) @ told.T)[:, 0]
         images = images[similarity.argsort(descending=True)[:num].cpu()]
     return _write_sheet(images, output)
 
@@ -184,7 +196,7 @@ def fit(images: Tensor, clip: CLIP) -> Tensor:
 def _draw(model: Any, tokens: Tensor, seed: int | None, sampling: dict[str, Any]) -> Tensor:
     """Pictures of captions (n, words), some at a time so that the caches stay small."""
     parts = []
-    for number, part in enumerate(tokens.split(_BATCH)):
+    for number, part in enumerate(tracked(tokens.split(_BATCH))):
         own = None if seed is None else seed + number
         parts.append(model.generate_image_tokens(part, seed=own, **sampling))
     return decode_all(model.vae, torch.cat(parts))
@@ -220,9 +232,9 @@ def _score_dalle(
     if not config.data.clip:
         return scores
     clip, words = load_clip(folder)
-    clip.to(pick_device())
+    clip.to(next(model.parameters()).device)
     scores |= _score_clip(clip, words, held_out.images(), captions)
-    index = _spread(len(held_out), CANDIDATES)
+    index = spread(len(held_out), CANDIDATES)
     chosen = held_out.first_captions(index)
     drawn = fit(draw_captions(model, tokenizer, chosen, seed=0), clip)
     places = retrieve(clip, words, drawn, chosen)
@@ -233,14 +245,9 @@ def _shares(places: Tensor) -> dict[str, float]:
     return {name: total / count for name, (total, count) in retrieval_totals(places).items()}
 
 
-def _spread(count: int, most: int) -> Tensor:
-    """Up to `most` numbers below `count`, evenly spread."""
-    return torch.linspace(0, count - 1, min(most, count)).long()
-
-
 def _draw_reconstructions(vae: ImageTokenizer, held_out: CaptionedSet, path: Path) -> None:
     """Rows of held-out pictures, each above a row of what comes back."""
-    images = held_out.images(_spread(len(held_out), _SHOWN))
+    images = held_out.images(spread(len(held_out), _SHOWN))
     decoded = decode_all(vae, encode_all(vae, images))
     half = max(1, len(images) // 2)
     rows = [images[:half], decoded[:half], images[half:], decoded[half:]]

@@ -34,12 +34,13 @@ def image_sections(
         )
         rows = {
             "top-1": f"{evaluation['accuracy']:.2%}",
-            "top-5": f"{evaluation['top5']:.2%}",
             "mean over classes": f"{evaluation['balanced_accuracy']:.2%}",
             "scored": f"{evaluation['images']:,} {unit} of {evaluation['data']}, "
             f"checksum {evaluation['checksum']}",
             "checkpoint": evaluation["checkpoint"],
         }
+        if evaluation.get("top5") is not None:
+            rows["top-5"] = f"{evaluation['top5']:.2%}"
         yield Section("Held-out score", pictures=[("What is taken for what", path)], rows=rows)
 
 

@@ -2,72 +2,83 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from foveal.common.inputs import reading
 from foveal.data.augment import to_floats
-from foveal.data.image_sources import open_images
+from foveal.data.image_sources import images_to_score
 from foveal.data.pictures import load_square
+from foveal.data.sequence_sources import sequences_to_score
 from foveal.recipes.assets import class_names
 from foveal.recipes.images import (
     ImageEvaluation,
     Prediction,
     classify,
+    most_images,
     predict_pictures,
     score_images,
 )
-from foveal.recipes.report import write_run_report
-from foveal.recipes.result import EVALUATION
-from foveal.recipes.runs import load_config, load_model, write_json
-from foveal.recipes.sequences import score_run
+from foveal.recipes.runs import load_config
+from foveal.recipes.scoring import MOST_SEQUENCES, keep_result, open_model, sample
+from foveal.recipes.sequences import classify_sequences
 from foveal.recipes.tasks import CLASSIFIERS, require_task
-from foveal.training.machine import pick_device
+from foveal.training.progress import showing
 
 
-def evaluate_images(folder: Path, *, data: str | None = None) -> ImageEvaluation:
+def evaluate_images(
+    folder: Path, *, data: str | None = None, full: bool = False, device: str = "auto"
+) -> ImageEvaluation:
     """Score a run on its held-out pictures or sequences, in float32, and keep the result.
 
     Args:
-        data: score the held-out part of other data with the same classes.
+        data: score other data with classes of the run: their test or validation part, or all.
+        full: score everything, and not a sample of 10,000 passes.
+        device: see `foveal.training.machine.pick_device`.
     """
     config = load_config(folder)
     if config.task not in CLASSIFIERS:
         require_task(config, "images", "top-1 accuracy")
-    model, last = load_model(folder, config)
-    model = model.to(pick_device())
-    if config.task == "sequences":
-        result = score_run(folder, config, model, last.name, data)
-    else:
-        source = config.data if data is None else dataclasses.replace(config.data, path=data)
-        images = open_images(source)[1]
-        look = functools.partial(classify, views=config.data.views)
-        result = score_images(model, images, last.name, class_names(folder), look)
-    write_json(folder / EVALUATION, result.to_dict())
-    write_run_report(folder)
+    model, checkpoint = open_model(folder, config, device)
+    classes = class_names(folder)
+    with showing("reading"), reading(f"data={config.data.path if data is None else data!r}"):
+        if config.task == "sequences":
+            found: Any = sequences_to_score(config.data, data, classes)
+            found = sample(found, 0 if full else MOST_SEQUENCES, "sequences")
+        else:
+            found = images_to_score(config.data, data, classes)
+            found = sample(found, 0 if full else most_images(config.data.views), "pictures")
+    with showing("scoring"):
+        if config.task == "sequences":
+            result = score_images(
+                model, found, checkpoint, classes, classify_sequences, "sequences"
+            )
+        else:
+            look = functools.partial(classify, views=config.data.views)
+            result = score_images(model, found, checkpoint, classes, look)
+    keep_result(folder, result.to_dict())
     return result
 
 
-def predict(folder: Path, paths: Sequence[str], top: int = 5) -> list[Prediction]:
+def predict(
+    folder: Path, paths: Sequence[str], top: int = 5, device: str = "auto"
+) -> list[Prediction]:
     """The likeliest classes of picture files."""
     config = load_config(folder)
     require_task(config, "images", "predict")
-    model, _ = load_model(folder, config)
-    return predict_pictures(
-        model.to(pick_device()),
-        paths,
-        config.data.size,
-        class_names(folder),
-        top,
-        config.data.views,
-    )
+    model, _ = open_model(folder, config, device)
+    with showing("reading"):
+        return predict_pictures(
+            model, paths, config.data.size, class_names(folder), top, config.data.views
+        )
 
 
 def draw_run_attention(
-    folder: Path, image: str, at: Sequence[tuple[int, int]], output: Path
+    folder: Path, image: str, at: Sequence[tuple[int, int]], output: Path, device: str = "auto"
 ) -> list[Path]:
     """Pictures of where pixels of an image look, one for each pixel.
 
@@ -79,11 +90,11 @@ def draw_run_attention(
 
     config = load_config(folder)
     require_task(config, "images", "draw attention")
-    model, _ = load_model(folder, config)
+    model, _ = open_model(folder, config, device)
     pixels = load_square(image, config.data.size)
     chosen = list(at) or [(config.data.size // 2, config.data.size // 2)]
     inputs = to_floats(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    layers = record_attention(model, inputs, chosen)
+    layers = record_attention(model, inputs.to(next(model.parameters()).device), chosen)
     paths = []
     for number, place in enumerate(chosen):
         path = output if number == 0 else output.with_stem(f"{output.stem}-{number + 1}")

@@ -21,9 +21,11 @@ from foveal.recipes.assets import CLASSES, class_names
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
 from foveal.recipes.runs import write_json
+from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
 _QUICK_IMAGES = 1000
+_MOST_PASSES = 10_000
 _SCORING_BATCH = 250
 
 
@@ -68,9 +70,9 @@ class ImageTask:
         return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
-        """Shares of right answers on the held-out pictures, or on 1000 of them."""
+        """Shares of right answers on 1,000 held-out pictures, or 10,000 passes over them."""
         images = self.valid_images
-        limit = _QUICK_IMAGES if quick else len(images)
+        limit = _QUICK_IMAGES if quick else most_images(self.config.views)
         chosen = torch.linspace(0, len(images) - 1, min(limit, len(images))).long()
         labels = images.labels[chosen]
         mine = chosen[rank::world_size]
@@ -127,25 +129,33 @@ def _shift(images: Tensor, down: int, right: int) -> Tensor:
     return padded[..., 1 - down : 1 - down + rows, 1 - right : 1 - right + columns]
 
 
+def most_images(views: int) -> int:
+    """How many pictures are scored at most unless all are asked for: 10,000 passes."""
+    return max(_QUICK_IMAGES, _MOST_PASSES // views)
+
+
 def classify(model: nn.Module, images: ImageSet, index: Tensor, views: int = 1) -> Tensor:
     """The `probabilities` of pictures of a set, (len(index), classes)."""
     parts = [
-        probabilities(model, images.read(part), views) for part in index.split(_SCORING_BATCH)
+        probabilities(model, images.read(part), views)
+        for part in tracked(index.split(_SCORING_BATCH))
     ]
     return torch.cat(parts) if len(index) else torch.zeros(0, len(images.classes))
 
 
 def class_totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:
-    """Sums and counts; `all_labels` are those of every process, which the balance needs."""
+    """Sums and counts; `all_labels` are those of every process, which the balance needs.
+
+    Every answer of five is right where there are no more classes, so the top five are left out.
+    """
     places = (logits > logits.gather(1, labels[:, None])).sum(1)
     right = (places == 0).double()
     share = 1.0 / all_labels.bincount(minlength=logits.shape[1]).double()[labels]
     count = float(len(labels))
     return {
         "accuracy": (float(right.sum()), count),
-        "top5": (float((places < 5).sum()), count),
         "balanced_accuracy": (float((right * share).sum()), float(share.sum())),
-    }
+    } | ({"top5": (float((places < 5).sum()), count)} if logits.shape[1] > 5 else {})
 
 
 # -- what the commands ask for --------------------------------------------------------------------
@@ -157,6 +167,7 @@ class ImageEvaluation:
 
     Attributes:
         accuracy, top5, balanced_accuracy: shares from 0 to 1; the last is the mean over classes.
+            There are no top five of five classes or fewer.
         classes: their names.
         confusion: rows are true classes, columns what the model said, counts.
         images: number of pictures; `skipped` of the data were not readable.
@@ -167,7 +178,7 @@ class ImageEvaluation:
     """
 
     accuracy: float
-    top5: float
+    top5: float | None
     balanced_accuracy: float
     classes: list[str] = field(repr=False)
     confusion: list[list[int]] = field(repr=False)
@@ -180,7 +191,10 @@ class ImageEvaluation:
     unit: str = "pictures"
 
     def per_class(self) -> list[tuple[str, int, float, float]]:
-        """(name, pictures, recall, precision) of each class; NaN where there is none."""
+        """(name, pictures, recall, precision) of each class; NaN where there is none.
+
+        A class that is not among the pictures has no recall, one that is never said no precision.
+        """
         counts = torch.tensor(self.confusion).double()
         right, said, there = counts.diag(), counts.sum(0), counts.sum(1)
         return [
@@ -209,6 +223,7 @@ def score_images(
 
     Raises:
         ValueError: the set has other classes than the model.
+        FloatingPointError: the model says nothing that is a number.
     """
     if images.classes != list(classes):
         raise ValueError(
@@ -217,10 +232,15 @@ def score_images(
         )
     started = time.perf_counter()
     logits = classify(model, images, torch.arange(len(images)))
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            f"the model of {checkpoint} gives NaN or infinity; train it again."
+        )
     totals = class_totals(logits, images.labels, images.labels)
     said, number = logits.argmax(1), len(images.classes)
     confusion = (images.labels * number + said).bincount(minlength=number**2).view(number, number)
-    scores = {name: total / count for name, (total, count) in totals.items()}
+    scores: dict[str, Any] = {name: total / count for name, (total, count) in totals.items()}
+    scores.setdefault("top5", None)
     return ImageEvaluation(
         **scores,
         classes=images.classes,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from foveal.common.inputs import reading
 from foveal.data.pictures import load_square
-from foveal.data.pixels import open_pixels
+from foveal.data.pixels import pixels_to_score
 from foveal.draw.grid import draw_grid
 from foveal.recipes.config import RunConfig
 from foveal.recipes.pixel_report import COMPLETIONS, SAMPLES
@@ -21,13 +21,13 @@ from foveal.recipes.pixels import (
     evaluate_model,
     scored,
 )
-from foveal.recipes.report import PICTURES, write_run_report
-from foveal.recipes.result import EVALUATION
-from foveal.recipes.runs import load_config, load_model, write_json
+from foveal.recipes.report import PICTURES
+from foveal.recipes.runs import load_config
+from foveal.recipes.scoring import keep_result, open_model
 from foveal.recipes.tasks import require_task
-from foveal.training.machine import pick_device
+from foveal.training.progress import showing
 
-_COUNT, _COLUMNS = 8, 4
+_COUNT, _COLUMNS, _MOST = 8, 4, 256
 
 
 def finish_pixels(folder: Path, task: PixelTask, config: RunConfig) -> None:
@@ -41,26 +41,38 @@ def finish_pixels(folder: Path, task: PixelTask, config: RunConfig) -> None:
     _draw_grid(torch.cat((originals, completed)), pictures / COMPLETIONS)
 
 
-def evaluate_pixels(folder: Path, *, data: str | None = None) -> PixelEvaluation:
+def evaluate_pixels(
+    folder: Path, *, data: str | None = None, full: bool = False, device: str = "auto"
+) -> PixelEvaluation:
     """Score a run on its held-out pictures, in float32, and keep the result in its folder.
 
     Args:
-        data: score the held-out part of other pictures.
+        data: score other pictures: their test or validation part, or all of them.
+        full: score everything, and not `data.scored_images` of them.
+        device: see `foveal.training.machine.pick_device`.
     """
-    config, model, checkpoint = _load(folder, "bits per dimension")
-    source = config.data if data is None else dataclasses.replace(config.data, path=data)
-    images = open_pixels(source)[1]
-    result = evaluate_model(model, images, config.data.scored_images, checkpoint)
-    write_json(folder / EVALUATION, result.to_dict())
-    write_run_report(folder)
+    config, model, checkpoint = _load(folder, "bits per dimension", device)
+    with showing("reading"), reading(f"data={config.data.path if data is None else data!r}"):
+        images = pixels_to_score(config.data, data)
+    with showing("scoring"):
+        limit = 0 if full else config.data.scored_images
+        result = evaluate_model(model, images, limit, checkpoint)
+    keep_result(folder, result.to_dict())
     return result
 
 
 def generate_pictures(
-    folder: Path, prompt: str, output: Path | None = None, count: int = _COUNT, **sampling: Any
+    folder: Path,
+    prompt: str,
+    output: Path | None = None,
+    count: int = _COUNT,
+    device: str = "auto",
+    **sampling: Any,
 ) -> Path:
     """Draw pictures, or complete the lower half of the picture file `prompt`, into one PNG."""
-    config, model, _ = _load(folder, "generate")
+    if not 1 <= count <= _MOST:
+        raise ValueError(f"length must be from 1 to {_MOST} pictures, got {count}.")
+    config, model, _ = _load(folder, "generate", device)
     size = config.data.size
     if prompt:
         given = torch.from_numpy(load_square(prompt, size)).permute(2, 0, 1)
@@ -73,11 +85,10 @@ def generate_pictures(
     return _draw_grid(drawn, path)
 
 
-def _load(folder: Path, what: str) -> tuple[RunConfig, Any, str]:
+def _load(folder: Path, what: str, device: str) -> tuple[RunConfig, Any, str]:
     config = load_config(folder)
     require_task(config, "pixels", what)
-    model, last = load_model(folder, config)
-    return config, model.to(pick_device()), last.name
+    return config, *open_model(folder, config, device)
 
 
 def _draw_grid(images: torch.Tensor, path: Path) -> Path:

@@ -24,6 +24,7 @@ from foveal.data.pixels import (
 )
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
+from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
 NUM_TOKENS = 256
@@ -109,7 +110,7 @@ def scored(images: ImageSet, limit: int) -> Tensor:
 def score_pixels(model: nn.Module, images: ImageSet, index: Tensor) -> Totals:
     """Sum of bits and number of values of the pictures at `index`."""
     device, bits, count = next(model.parameters()).device, 0.0, 0
-    for part in index.split(_SCORING_BATCH) if len(index) else ():
+    for part in tracked(index.split(_SCORING_BATCH)) if len(index) else ():
         values = to_values(images.read(part)).to(device)
         logits = model(to_inputs(values)).float().flatten(0, 1)
         losses = F.cross_entropy(logits, values.flatten(), reduction="none")
@@ -182,10 +183,13 @@ def evaluate_model(
     """Score pictures of a set, at most `limit`; 0 means all."""
     started, chosen = time.perf_counter(), scored(images, limit)
     bits, count = score_pixels(model, images, chosen)["bits_per_dim"]
+    name = images.name
+    if len(chosen) < len(images):
+        name += f", a sample of {len(chosen):,} of {len(images):,} pictures"
     return PixelEvaluation(
         bits / count,
         len(chosen),
-        images.name,
+        name,
         images.checksum(),
         time.perf_counter() - started,
         checkpoint,

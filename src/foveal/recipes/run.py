@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import lzma
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveal.common.checks import check_sizes
+from foveal.common.inputs import reading, reason
 from foveal.common.locks import locked
-from foveal.data.sources import Corpus, open_corpus
+from foveal.data.text import text_to_score
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.claim import ClaimedFolder
 from foveal.recipes.config import RunConfig
 from foveal.recipes.paths import absolute_paths
 from foveal.recipes.report import write_run_report
-from foveal.recipes.result import EVALUATION, SAMPLES, write_result
+from foveal.recipes.result import SAMPLES, write_result
 from foveal.recipes.runs import (
     load_config,
-    load_model,
     read_json,
     write_json,
 )
+from foveal.recipes.scoring import (
+    MOST_BYTES,
+    compressed_bits,
+    keep_result,
+    open_model,
+    sample_bytes,
+)
 from foveal.recipes.tasks import finish, make_task, require_task
 from foveal.training.config import check_batch, check_training
-from foveal.training.machine import keep_freed_memory, pick_device
+from foveal.training.machine import keep_freed_memory
 from foveal.training.processes import from_first, together
+from foveal.training.progress import showing
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
 if TYPE_CHECKING:
@@ -151,62 +159,92 @@ def evaluate(
     data: str | None = None,
     context: int | None = None,
     stride: int | None = None,
-    max_bytes: int = 4_000_000,
+    max_bytes: int = MOST_BYTES,
+    device: str = "auto",
 ) -> Evaluation:
     """Score a run on its held-out bytes, in float32, and compress the same bytes.
 
     Args:
-        data: score the held-out part of another source.
+        data: score other data: their test or validation part, or all of them.
         context: bytes per window; the training context unless told otherwise.
         stride: bytes newly scored by each window; the context unless told otherwise.
-        max_bytes: score only so many bytes from the start of the held-out part.
+        max_bytes: score at most so many bytes, spread evenly over the data; 0 means all.
+        device: see `foveal.training.machine.pick_device`.
     """
     config = load_config(folder)
     require_task(config, "bytes", "bits per byte")
-    model, last = load_model(folder, config)
-    corpus = _head(open_corpus(config.data.path if data is None else data)[1], max_bytes)
+    if max_bytes < 0 or max_bytes == 1:
+        raise ValueError(f"max_bytes must be at least 2, or 0 for all, got {max_bytes=}.")
     context = config.data.context if context is None else context
     stride = context if stride is None else stride
+    check_sizes(context=context, stride=stride)
+    with showing("reading"), reading(f"data={config.data.path if data is None else data!r}"):
+        corpus = sample_bytes(text_to_score(config.data, data), max_bytes)
+    model, checkpoint = open_model(folder, config, device)
+    _check_context(model, context)
     started = time.perf_counter()
-    bits, count = score_windows(model.to(pick_device()), corpus, context, stride=stride)[
-        "bits_per_byte"
-    ]
+    with showing("scoring"):
+        bits, count = score_windows(model, corpus, context, stride=stride)["bits_per_byte"]
     seconds = time.perf_counter() - started
-    raw = corpus.read(0, len(corpus)).tobytes()
+    with showing("compressing"):
+        compressed = compressed_bits(corpus)
     result = Evaluation(
         bits_per_byte=bits / count,
-        gzip=8 * len(gzip.compress(raw, 9)) / len(raw),
-        xz=8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) / len(raw),
-        bytes=len(raw),
+        **compressed,
+        bytes=len(corpus),
         context=context,
         stride=stride,
         data=corpus.name,
         checksum=corpus.checksum(),
         seconds=seconds,
-        checkpoint=last.name,
+        checkpoint=checkpoint,
     )
-    write_json(folder / EVALUATION, asdict(result))
-    write_run_report(folder)
+    keep_result(folder, asdict(result))
     return result
 
 
+def _check_context(model: Any, context: int) -> None:
+    """Raise ValueError for windows that the model cannot look at."""
+    longest = getattr(model, "max_seq_len", None)
+    if longest is not None and context > longest:
+        raise ValueError(
+            f"context must be at most {longest}, the most that the model of this run looks at, "
+            f"got {context=}."
+        )
+
+
 def generate(
-    folder: Path, prompt: str, length: int, *, seed: int | None = None, **sampling: Any
+    folder: Path,
+    prompt: str,
+    length: int,
+    *,
+    seed: int | None = None,
+    device: str = "auto",
+    **sampling: Any,
 ) -> Continuation:
-    """Let a run's model continue a prompt and keep the text beside the run's samples."""
+    """Let a run's model continue a prompt and keep the text beside the run's samples.
+
+    Args:
+        prompt: what to go on from; an empty one stands for the beginning of a line. Of a prompt
+            that is longer than what the model looks at, it sees the end.
+        length: bytes to write.
+    """
     config = load_config(folder)
     require_task(config, "bytes", "generate")
-    model, _ = load_model(folder, config)
+    model, _ = open_model(folder, config, device)
     written = continue_text(
-        model.to(pick_device()),
+        model,
         prompt,
         length,
         max_seq_len=max_length(model, config),
         seed=seed,
         **sampling,
     )
-    add_sample(folder, written)
-    write_run_report(folder)
+    try:
+        add_sample(folder, written)
+        write_run_report(folder)
+    except OSError as error:
+        warnings.warn(f"the text was not kept in {folder}: {reason(error)}", stacklevel=2)
     return written
 
 
@@ -223,10 +261,3 @@ def add_sample(folder: Path, written: Continuation) -> None:
 def max_length(model: Any, config: RunConfig) -> int:
     """The most tokens that a model looks at: its own word, or the training context."""
     return int(getattr(model, "max_seq_len", config.data.context))
-
-
-def _head(corpus: Corpus, max_bytes: int) -> Corpus:
-    """The first bytes of a corpus."""
-    if max_bytes < 2:
-        raise ValueError(f"max_bytes must be at least 2, got {max_bytes=}.")
-    return corpus.first(max_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -15,11 +14,12 @@ from foveal.data.sequences import SequenceSet, SequenceStream
 from foveal.recipes.assets import CLASSES, VOCABULARY, class_names, read_asset
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
-from foveal.recipes.images import ImageEvaluation, class_totals, score_images
+from foveal.recipes.images import class_totals
 from foveal.recipes.runs import write_json
+from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
-_QUICK_SEQUENCES = 500
+_QUICK_SEQUENCES, _MOST_SEQUENCES = 500, 10_000
 _SCORING_BATCH = 32
 
 
@@ -64,9 +64,9 @@ class SequenceTask:
         return F.cross_entropy(model(tokens, mask).float(), labels)
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
-        """Shares of right answers on the held-out sequences, or on 500 of them."""
+        """Shares of right answers on 500 held-out sequences, or 10,000 of them."""
         data = self.valid_data
-        count = min(len(data), _QUICK_SEQUENCES) if quick else len(data)
+        count = min(len(data), _QUICK_SEQUENCES if quick else _MOST_SEQUENCES)
         chosen = torch.linspace(0, len(data) - 1, count).long()
         mine = chosen[rank::world_size]
         logits = classify_sequences(self.model, data, mine)
@@ -100,18 +100,7 @@ def classify_sequences(model: nn.Module, data: SequenceSet, index: Tensor) -> Te
     """Logits (len(index), classes) in float32 on the CPU."""
     device = next(model.parameters()).device
     parts = []
-    for part in index.split(_SCORING_BATCH):
+    for part in tracked(index.split(_SCORING_BATCH)):
         tokens, mask = data.read(part)
         parts.append(model(tokens.to(device), mask.to(device)).float().cpu())
     return torch.cat(parts) if len(index) else torch.zeros(0, len(data.classes))
-
-
-def score_run(
-    folder: Path, config: RunConfig, model: nn.Module, checkpoint: str, data: str | None
-) -> ImageEvaluation:
-    """Classify the held-out sequences of a run, or of other data of the same classes."""
-    source = config.data if data is None else dataclasses.replace(config.data, path=data)
-    held_out = open_sequences(source)[1]
-    return score_images(
-        model, held_out, checkpoint, class_names(folder), classify_sequences, "sequences"
-    )

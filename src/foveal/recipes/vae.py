@@ -15,6 +15,7 @@ from foveal.data.captions import CaptionedSet, CaptionStream, PictureDataConfig
 from foveal.models.vae import ImageTokenizer, codebook_use
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
+from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
 _QUICK_PICTURES = 128
@@ -132,7 +133,9 @@ def describe_sets(train: CaptionedSet, valid: CaptionedSet) -> dict[str, str]:
 def encode_all(vae: ImageTokenizer, images: Tensor) -> Tensor:
     """Tokens (n, grid tokens) of pictures (n, channels, height, width), on the CPU."""
     device = next(vae.parameters()).device
-    parts = [vae.get_codebook_indices(part.to(device)).cpu() for part in images.split(_BATCH)]
+    parts = [
+        vae.get_codebook_indices(part.to(device)).cpu() for part in tracked(images.split(_BATCH))
+    ]
     return torch.cat(parts) if parts else torch.zeros(0, vae.grid[0] * vae.grid[1]).long()
 
 

@@ -54,7 +54,8 @@ class TrainingConfig:
         seed: weights at the start, order of the data, dropout.
         precision: "auto" is bfloat16 where the hardware multiplies it natively, else float32;
             so is "bfloat16" on a processor that would only emulate it.
-        device: "auto" is the accelerator that is there, "cpu" leaves it alone.
+        device: "auto" is the accelerator that is there, or the CPU; else "cpu", "cuda", "cuda:1",
+            "mps".
         log_every, evaluate_every, checkpoint_every: in steps; 0 means only at the end. With a
             time budget, evaluations that would take more than a tenth of the time are left out.
         checkpoint_seconds: also save when so many seconds have passed since the last time; 0
@@ -69,7 +70,7 @@ class TrainingConfig:
     accumulate: int = 1
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu"] = "auto"
+    device: str = "auto"
     log_every: int = 10
     evaluate_every: int = 500
     checkpoint_every: int = 500

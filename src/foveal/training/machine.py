@@ -35,10 +35,25 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
     return facts
 
 
-def pick_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
+def pick_device(name: str = "auto") -> torch.device:
+    """The device that somebody names: "auto" for the accelerator of this machine, or the CPU.
+
+    Raises:
+        ValueError: no name of a device, or one that this machine lacks.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
+    there = ["cpu"]
+    if accelerator is not None:
+        count = torch.accelerator.device_count()
+        there += [accelerator.type, *(f"{accelerator.type}:{index}" for index in range(count))]
+    if name == "auto":
+        return torch.device("cpu") if accelerator is None else accelerator
+    if name not in there:
+        raise ValueError(
+            f"device={name!r} is not on this machine, which has {', '.join(there)}; "
+            "use --device auto for the fastest."
+        )
+    return torch.device(name)
 
 
 def keep_freed_memory() -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO, TypeVar
 
 _LINE_EVERY = 10.0
+_Part = TypeVar("_Part")
 
 
 class Progress:
@@ -31,7 +36,43 @@ def make_progress(title: str, enabled: bool = True, out: TextIO | None = None) -
     out = sys.stdout if out is None else out
     if not enabled:
         return Progress()
-    return _Bar(title) if out.isatty() else _Lines(title, out)
+    if _in_notebook(out):
+        return _Bar(title, None)
+    return _Bar(title, out) if out.isatty() else _Lines(title, out)
+
+
+def _in_notebook(out: TextIO) -> bool:
+    """Whether the output is a cell of a notebook in which rich can draw."""
+    if not type(out).__module__.startswith("ipykernel"):
+        return False
+    return importlib.util.find_spec("ipywidgets") is not None
+
+
+_shown: ContextVar[Progress | None] = ContextVar("shown", default=None)
+
+
+@contextmanager
+def showing(title: str) -> Iterator[None]:
+    """Everything `tracked` inside shows how far it has come, on the error output."""
+    with make_progress(title, out=sys.stderr) as bar:
+        token = _shown.set(bar)
+        try:
+            yield
+        finally:
+            _shown.reset(token)
+
+
+def tracked(parts: Sequence[_Part] | Iterable[_Part], total: int | None = None) -> Iterator[_Part]:
+    """The parts of a piece of work, one after another, shown where `showing` is open."""
+    bar, started = _shown.get(), time.monotonic()
+    count = len(parts) if isinstance(parts, Sequence) else total
+    for number, part in enumerate(parts):
+        if bar is not None and count:
+            done = number / count
+            spent = time.monotonic() - started
+            left = f"{clock(spent * (1 - done) / done)} left" if done else ""
+            bar.update(min(done, 1.0), f"{number:,} of {count:,}  {left}")
+        yield part
 
 
 class _Lines(Progress):
@@ -53,7 +94,8 @@ class _Lines(Progress):
 class _Bar(Progress):
     """A bar that redraws itself; lines are printed above it."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, out: TextIO | None) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
@@ -61,6 +103,7 @@ class _Bar(Progress):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f}%  {task.fields[text]}"),
+            console=Console(file=out),
         )
         self._task: Any = self._bar.add_task(title, total=1.0, text="")
 

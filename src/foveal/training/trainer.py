@@ -56,8 +56,11 @@ class Outcome:
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
     """Accelerate's view of this process: its device, its rank, its fellows."""
+    device = pick_device(training.device)
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
     # without an accelerator and without this word each process would believe that it is alone
-    return Accelerator(cpu=training.device == "cpu" or pick_device().type == "cpu")
+    return Accelerator(cpu=device.type == "cpu")
 
 
 class Trainer:

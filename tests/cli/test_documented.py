@@ -1,0 +1,113 @@
+"""Every command that documents, recipes and help print can be typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from foveal.cli import (
+    COMMANDS,
+    bench,
+    draw,
+    draw_attention,
+    draw_picture,
+    evaluate,
+    generate,
+    listing,
+    main,
+    predict,
+    report,
+)
+from foveal.cli.options import parse_overrides
+from foveal.cli.parsing import parse
+from foveal.recipes.config import load_recipe, recipe_names
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+RECIPES = [*(ROOT / "src/foveal/recipes").rglob("*.toml")]
+OPTIONS = {
+    "evaluate": evaluate.Options,
+    "generate": generate.Options,
+    "predict": predict.Options,
+    "report": report.Options,
+    "draw": draw.Options,
+    "draw attention": draw_attention.Options,
+    "draw picture": draw_picture.Options,
+    "bench": bench.Options,
+    "list": listing.Options,
+}
+
+
+def commands() -> list[str]:
+    """What stands behind `foveal` in shell blocks, inline code, recipes and help."""
+    found = set(COMMANDS.values())
+    for path in DOCUMENTS:
+        text = path.read_text("utf-8")
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            found.update(block.replace("\\\n", " ").splitlines())
+        found.update(re.findall(r"`([^`\n]*)`", text))
+    for path in RECIPES:
+        found.update(re.findall(r"^#(.*foveal .*)$", path.read_text("utf-8"), re.MULTILINE))
+    starts = (re.search(r"(?:^|\s|: )foveal(?:\.cli)? ([a-z-][^#]*)", line) for line in found)
+    lines = {match[1].strip().rstrip(".;,") for match in starts if match}
+    return sorted(line for line in lines if line.split()[0] in COMMANDS or line[0] == "-")
+
+
+def words(line: str) -> list[str]:
+    """The line as a shell reads it, without what it replaces or sends elsewhere."""
+    plain = re.sub(r"\$\w+|\s\.\.\.|\s[|>;&].*", "", line) if '"' not in line else line
+    return [word for word in shlex.split(plain.replace("$SMALL", "")) if not word.startswith("$")]
+
+
+def test_there_are_some():
+    """The documents show each command."""
+    assert {line.split()[0] for line in commands()} >= set(COMMANDS)
+    assert len(commands()) > 30
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_documented_command_is_understood(line):
+    """Its options and their values exist; a shipped recipe is one, and takes what is changed."""
+    command, *rest = words(line)
+    if "--help" in rest or command.startswith("-"):
+        return
+    if command == "train":
+        shipped = rest and rest[0] in recipe_names()
+        if not shipped and not rest[0].endswith(".toml") and rest[0].isupper() is False:
+            raise AssertionError(f"no such recipe: {rest[0]}")
+        parse_overrides(load_recipe(rest[0] if shipped else "bytes-transformer"), rest[1:])
+        return
+    if command == "draw" and rest[:1] in (["attention"], ["picture"]):
+        command, rest = f"draw {rest[0]}", rest[1:]
+    parse(OPTIONS[command], rest, command)
+
+
+CHEAP = [line for line in commands() if line.split()[0] in ("list", "draw", "--help", "--version")]
+
+
+@pytest.mark.parametrize("line", [line for line in CHEAP if "latest" not in line])
+def test_a_cheap_command_works(line, tmp_path, monkeypatch, capsys):
+    """What needs neither a run nor time is run as it stands."""
+    if "MyPattern" in line or words(line) == ["draw"]:
+        return  # a pattern that the reader is about to write; the name of the command alone
+    monkeypatch.chdir(tmp_path)
+    assert main(words(line)) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "draw attention", "draw picture"])
+def test_every_command_explains_every_option(command, capsys):
+    """The help says something about each option, in plain words."""
+    try:
+        code = main([*command.split(), "--help"])
+    except SystemExit as stop:
+        code = stop.code
+    assert not code
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: foveal {command}")
+    for name in ("STR", "{None}", "FLOAT", "default: None", "(default: )"):
+        assert name not in said
+    if command != "train":
+        for field in OPTIONS[command].__dataclass_fields__:
+            assert f"--{field.replace('_', '-')}" in said or field.upper()[:-1] in said

@@ -1,0 +1,636 @@
+"""Malformed input of every kind: exit code 2, one line, nothing written or left half-written."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from foveal.cli import main
+from foveal.training import checkpoints
+
+CLASSES = """
+task = "images"
+[model]
+name = "HaloNet"
+stem_kernel = 3
+stem_stride = 2
+stem_pool = false
+stem_dim = 8
+depths = [1]
+dims = [8]
+heads = [2]
+strides = [1]
+block_size = 2
+halo_size = 1
+[data]
+path = "{data}"
+size = 8
+[training]
+steps = 2
+batch_size = 4
+device = "cpu"
+"""
+CAPTIONS = """
+task = "vae"
+[model]
+name = "DiscreteVAE"
+num_tokens = 8
+codebook_dim = 8
+num_layers = 1
+hidden_dim = 8
+[data]
+path = "{data}"
+size = 8
+[training]
+steps = 2
+batch_size = 2
+device = "cpu"
+"""
+
+
+def png(size=(8, 8), colour=(9, 9, 9)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_recipe):
+    """A folder with a finished run of text and one of pictures."""
+    home = tmp_path_factory.mktemp("trained")
+    (home / "text.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    recipe = tiny_recipe.format(data=(home / "text.txt").as_posix())
+    (home / "text.toml").write_text(recipe.replace("steps = 24", "steps = 2"))
+    for name in ("cat", "dog"):
+        (home / "pictures" / name).mkdir(parents=True)
+        for number in range(6):
+            (home / "pictures" / name / f"{number}.png").write_bytes(png())
+    data = (home / "pictures").as_posix()
+    (home / "pictures.toml").write_text(CLASSES.format(data=data))
+    for name in ("text", "pictures"):
+        assert (
+            main(["train", str(home / f"{name}.toml"), "--output", str(home / f"{name}-run")]) == 0
+        )
+    return home
+
+
+@pytest.fixture
+def work(trained, tmp_path, monkeypatch):
+    """A fresh folder to work in, with copies of the runs and the recipes."""
+    for name in ("text-run", "pictures-run"):
+        shutil.copytree(trained / name, tmp_path / name)
+    for name in ("text.toml", "pictures.toml", "text.txt"):
+        shutil.copy(trained / name, tmp_path / name)
+    (tmp_path / "vae.toml").write_text(CAPTIONS.format(data="emoji"))
+    (tmp_path / "good.png").write_bytes(png())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tree(folder):
+    """Every name below a folder, and the sizes of plain files."""
+    return {
+        str(path.relative_to(folder)): path.lstat().st_size if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refuse(capsys, work, arguments):
+    """Run a command that must be refused; returns its one line."""
+    before = tree(work)
+    assert main([str(one) for one in arguments]) == 2, arguments
+    said = capsys.readouterr()
+    assert not said.out, arguments
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("foveal: ")
+    assert 15 < len(lines[0]) <= 320
+    assert "Traceback" not in lines[0]
+    assert tree(work) == before
+    return lines[0]
+
+
+# -- what is typed --------------------------------------------------------------------------------
+
+TYPED = [
+    "trian",
+    "--hlep",
+    "evaluate",
+    "evaluate text-run extra",
+    "evaluate nowhere",
+    "evaluate good.png",
+    "evaluate latest",
+    "evaluate text-run --dta x",
+    "evaluate text-run --context many",
+    "evaluate text-run --context",
+    "evaluate text-run --context 0",
+    "evaluate text-run --context -3",
+    "evaluate text-run --context 17",
+    "evaluate text-run --context 1000000000000",
+    "evaluate text-run --context 99999999999999999999999",
+    "evaluate text-run --stride 0",
+    "evaluate text-run --stride 17",
+    "evaluate text-run --max-bytes -1",
+    "evaluate text-run --max-bytes 1",
+    "evaluate text-run --max-bytes 1e6",
+    "evaluate text-run --max-bytes 10 --full",
+    "evaluate text-run --device tpu",
+    "evaluate text-run --device cuda:99",
+    "evaluate text-run --data nowhere.txt",
+    "evaluate text-run --data *.none",
+    "evaluate text-run --data /dev/zero",
+    "evaluate pictures-run --context 4",
+    "evaluate pictures-run --max-bytes 100",
+    "evaluate pictures-run --data nowhere",
+    "evaluate pictures-run --data good.png",
+    "evaluate pictures-run --data /dev/null",
+    "generate text-run --length 0",
+    "generate text-run --length -5",
+    "generate text-run --length 1e12",
+    "generate text-run --length 1000000000000",
+    "generate text-run --temperature -1",
+    "generate text-run --temperature nan",
+    "generate text-run --temperature hot",
+    "generate text-run --top-k 0",
+    "generate text-run --top-p 2",
+    "generate text-run --min-p -1",
+    "generate text-run --seed -1",
+    "generate text-run --seed 99999999999999999999999999",
+    "generate pictures-run --prompt x",
+    "predict text-run good.png",
+    "predict pictures-run",
+    "predict pictures-run good.png --top 0",
+    "predict pictures-run good.png --top x",
+    "draw attention pictures-run good.png --at 9,9",
+    "draw attention pictures-run good.png --at x",
+    "draw attention pictures-run good.png --output no/where.png",
+    "draw attention pictures-run nothing.png",
+    "draw attention text-run good.png",
+    "draw picture text-run hello",
+    "draw picture pictures-run hello --num 0",
+    "draw",
+    "draw SlidingWindo(8)",
+    "draw SlidingWindow(",
+    "draw SlidingWindow(window=0)",
+    "draw SlidingWindow(window=1.5)",
+    "draw SlidingWindow(window='8')",
+    "draw SlidingWindow(8,8,8,8,8)",
+    "draw SlidingWindow(widow=8)",
+    "draw 7",
+    "draw __import__('os')",
+    "draw Full().mask(9)",
+    "draw Full() --length 0",
+    "draw Full() --length -1",
+    "draw Full() --length 1000000000",
+    "draw Full() --length 99999999999999999999",
+    "draw Full() --output no/where.png",
+    "draw Full() --output text-run",
+    "draw Neighborhood((1000000000,1000000000),3)",
+    "draw Halo(1000000000,8,4)",
+    "draw Axial((0,4))",
+    "draw Pyramid(block_size=0)",
+    "report nowhere",
+    "bench widow",
+    "bench --rounds 0",
+    "bench --threads 0",
+    "bench --threads 99999999",
+    "bench --device cdua",
+    "list x",
+    "train",
+    "train bytes-hourglas",
+    "train missing.toml",
+    "train text-run",
+    "train text.toml --stpes 3",
+    "train text.toml --steps many",
+    "train text.toml --steps 0",
+    "train text.toml --steps 1e3",
+    "train text.toml --device abacus",
+    "train text.toml --data nowhere",
+    "train text.toml --data.context 0",
+    "train text.toml --data.context 100000",
+    "train text.toml --output text.txt",
+    "train text.toml --output text-run",
+    "train text.toml --model.heads 0",
+    "train text.toml --model.depth None",
+    "train text.toml --model.dim 1e99",
+    "train text.toml --model.dim 1000000000",
+    "train text.toml --model.pattern SlidingWindo(3)",
+    "train text.toml --training.batch-size 0",
+    "train text.toml --training.precision float7",
+    "train text.toml --optimizer.name sgd",
+    "train text.toml --optimizer.learning-rate -1",
+    "train text.toml --resume text.txt",
+]
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_what_is_typed(work, capsys, line):
+    """Words, ranges, sizes and names that make no sense."""
+    refuse(capsys, work, line.split())
+
+
+def test_values_that_no_terminal_shows(work, capsys):
+    """Control characters, zero bytes, long and deeply nested values stay one printable line."""
+    for arguments in (
+        ["evaluate", "x" * 5000],
+        ["evaluate", "a\x1b[2Jb\nc"],
+        ["evaluate", "a\0b"],
+        ["draw", "(" * 3000],
+        ["draw", "SlidingWindow(" * 400 + "1" + ")" * 400],
+        ["draw", "-" * 2000 + "1"],
+        ["predict", "pictures-run", "a\0b.png"],
+        ["train", "text.toml", "--data", "a\0b"],
+        ["train", "text.toml", "--model.pattern", "[" * 3000],
+        ["train", "\udcff.toml"],
+    ):
+        assert refuse(capsys, work, arguments).isprintable()
+
+
+# -- recipes --------------------------------------------------------------------------------------
+
+RECIPES = {
+    "not text": b"\xff\xfe\x00\x01",
+    "empty": b"",
+    "not TOML": b"task = = 3",
+    "two values of a key": b"task = 'bytes'\ntask = 'images'",
+    "deeply nested": b"a = " + b"[" * 5000,
+    "another task": ("bytes", "bites"),
+    "a task that is a list": ('task = "bytes"', "task = ['bytes']"),
+    "a task that is a table": ('task = "bytes"', "[task]\nname = 'bytes'"),
+    "a section that is a number": ("[optimizer]", "optimizer = 3\n[nothing]"),
+    "a section that is a list": ("[data]", "[[data]]"),
+    "an unknown section": ("[optimizer]", "[optimiser]"),
+    "no model": ('name = "TransformerLM"', ""),
+    "a model that is a number": ('name = "TransformerLM"', "name = 3"),
+    "an unknown model": ("TransformerLM", "TransfomerLM"),
+    "a model of nowhere": ("TransformerLM", "no.where:Model"),
+    "a model that is no model": ("TransformerLM", "os:system"),
+    "a model's file that is missing": ("TransformerLM", ":"),
+    "an unknown keyword": ("dim = 16", "dimm = 16"),
+    "a negative size": ("dim = 16", "dim = -16"),
+    "an absurd size": ("dim = 16", "dim = 10000000000"),
+    "a size that is text": ("dim = 16", "dim = 'wide'"),
+    "a size that is a truth": ("dim = 16", "dim = true"),
+    "a size that is a table": ("dim = 16", "dim = { a = 1 }"),
+    "heads that do not divide": ("heads = 2", "heads = 2.5"),
+    "dropout above 1": ("dropout = 0.1", "dropout = 2.0"),
+    "dropout that is no number": ("dropout = 0.1", "dropout = nan"),
+    "a pattern without a name": ('name = "SlidingWindow", ', ""),
+    "a pattern of another name": ("SlidingWindow", "SlidingDoor"),
+    "a pattern with another field": ("window = 8", "widow = 8"),
+    "a pattern with a wrong field": ("window = 8", "window = 'eight'"),
+    "a pattern that sees the future": ("causal = true", "causal = false"),
+    "a pattern that is a number": (
+        '{ name = "SlidingWindow", window = 8, causal = true }',
+        "5",
+    ),
+    "a path that is a number": ("path = ", "path = 3 #"),
+    "a context that is text": ("context = 16", "context = 'long'"),
+    "a context of nothing": ("context = 16", "context = 0"),
+    "a context longer than the data": ("context = 16", "context = 100000"),
+    "an absurd context": ("context = 16", "context = 9223372036854775807"),
+    "an unknown optimizer": ("learning_rate = 1e-2", "name = 'sgd'"),
+    "a learning rate of infinity": ("learning_rate = 1e-2", "learning_rate = inf"),
+    "a learning rate below zero": ("learning_rate = 1e-2", "learning_rate = -1.0"),
+    "a learning rate that is no number": ("learning_rate = 1e-2", "learning_rate = nan"),
+    "no budget": ("steps = 24", ""),
+    "a budget below zero": ("steps = 24", "steps = -1"),
+    "no batch": ("batch_size = 4", "batch_size = 0"),
+    "an absurd batch": ("batch_size = 4", "batch_size = 9223372036854775807"),
+    "an unknown precision": ('precision = "float32"', 'precision = "float8"'),
+    "an unknown device": ('device = "cpu"', 'device = "abacus"'),
+    "keep nothing": ("checkpoint_every = 6", "keep = 0"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(work, capsys, tiny_recipe, name):
+    """TOML that is none, and settings that no run can have."""
+    change = RECIPES[name]
+    content = change
+    if isinstance(change, tuple):
+        text = tiny_recipe.format(data=(work / "text.txt").as_posix())
+        assert change[0] in text
+        content = text.replace(*change, 1).encode()
+    (work / "bad.toml").write_bytes(content)
+    refuse(capsys, work, ["train", "bad.toml"])
+
+
+def test_a_recipe_that_would_never_end(work, capsys):
+    """A FIFO, a folder or a device is refused, not waited for."""
+    os.mkfifo(work / "pipe.toml")
+    for name in ("pipe.toml", "/dev/zero", str(work)):
+        refuse(capsys, work, ["train", name])
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+def tar(path, **members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name.replace("_", "."))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+
+
+def folder(root, **files):
+    for name, content in files.items():
+        path = root / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+GREY = np.full((6, 8, 8, 3), 9, np.uint8)
+LABELS = np.array([0, 1] * 3)
+
+TEXTS = {
+    "an empty file": lambda p: p.write_bytes(b""),
+    "one byte": lambda p: p.write_bytes(b"x"),
+    "an empty folder": lambda p: p.mkdir(),
+    "a folder of empty files": lambda p: folder(p, a_txt=b"", b_txt=b""),
+    "a folder of hidden files": lambda p: folder(p, _a=b"secret" * 100),
+    "a FIFO": lambda p: os.mkfifo(p),
+    "a link to nowhere": lambda p: p.symlink_to("nowhere"),
+    "a link to itself": lambda p: p.symlink_to(p),
+    "a link to a device": lambda p: p.symlink_to("/dev/zero"),
+}
+PACKED = {
+    "x.gz": lambda p: p.write_bytes(b"no gzip"),
+    "y.gz": lambda p: p.write_bytes(gzip.compress(b"text " * 5000)[:-20]),
+    "z.bz2": lambda p: p.write_bytes(b"BZh9 no"),
+    "x.xz": lambda p: p.write_bytes(b"\xfd7zXZ\x00 no"),
+    "x.jsonl": lambda p: p.write_bytes(b"[1, 2]\n" * 50),
+    "x.parquet": lambda p: p.write_bytes(b"PAR1 no"),
+}
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *PACKED])
+def test_texts(work, capsys, name):
+    """Nothing to read, nothing that ends, and archives that are none."""
+    path = work / (name if name in PACKED else "data")
+    {**TEXTS, **PACKED}[name](path)
+    refuse(capsys, work, ["train", "text.toml", "--data", path])
+    refuse(capsys, work, ["evaluate", "text-run", "--data", path])
+
+
+SETS = {
+    "missing": lambda p: None,
+    "a file": lambda p: p.write_bytes(b"x"),
+    "an empty folder": lambda p: p.mkdir(),
+    "no pictures": lambda p: folder(p, a__x_txt=b"x", b__y_txt=b"y"),
+    "one class": lambda p: folder(p, **{f"a__{i}_png": png() for i in range(4)}),
+    "only damaged pictures": lambda p: folder(
+        p, **{f"{c}__{i}_png": b"no" for c in "ab" for i in range(4)}
+    ),
+    "a FIFO": lambda p: os.mkfifo(p),
+}
+ARCHIVES = {
+    "no archive": lambda p: p.write_bytes(b"no archive"),
+    "cut": lambda p: (npz(p, images=GREY, label=LABELS), p.write_bytes(p.read_bytes()[:-99])),
+    "no labels": lambda p: npz(p, images=GREY),
+    "no images": lambda p: npz(p, label=LABELS),
+    "fewer labels": lambda p: npz(p, images=GREY, label=LABELS[:3]),
+    "labels below zero": lambda p: npz(p, images=GREY, label=LABELS - 1),
+    "labels that are no integers": lambda p: npz(p, images=GREY, label=LABELS + 0.5),
+    "labels that are no numbers": lambda p: npz(p, images=GREY, label=LABELS * np.nan),
+    "labels of two axes": lambda p: npz(p, images=GREY, label=LABELS[:, None]),
+    "pictures that are NaN": lambda p: npz(p, images=GREY * np.nan, label=LABELS),
+    "pictures of one axis": lambda p: npz(p, images=GREY[:, 0, 0, 0], label=LABELS),
+    "pictures of text": lambda p: npz(p, images=np.array(["a"] * 6), label=LABELS),
+    "objects": lambda p: npz(p, images=np.array([{}] * 6), label=LABELS),
+    "a zip of something else": lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x"),
+    "a folder": lambda p: p.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_folders_of_pictures(work, capsys, name):
+    """Folders without classes, without pictures, and what is no folder."""
+    SETS[name](work / "data")
+    refuse(capsys, work, ["train", "pictures.toml", "--data", work / "data"])
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_of_pictures(work, capsys, name):
+    """Arrays that are missing, of other shapes and kinds, and files that are no archive."""
+    ARCHIVES[name](work / "data.npz")
+    refuse(capsys, work, ["train", "pictures.toml", "--data", work / "data.npz"])
+
+
+CAPTIONED = {
+    "no tar.tar": lambda p: p.write_bytes(b"no tar" * 200),
+    "empty.tar": lambda p: p.write_bytes(b""),
+    "nothing.tar": lambda p: tar(p),
+    "no pictures.tar": lambda p: tar(p, a_txt=b"x", b_txt=b"y"),
+    "no captions.tar": lambda p: tar(p, a_png=png(), b_png=png()),
+    "damaged pictures.tar": lambda p: tar(p, a_png=b"x", a_txt=b"x", b_png=b"x", b_txt=b"y"),
+    "cut.tar": lambda p: (
+        tar(p, a_png=png(), a_txt=b"x", b_png=png(), b_txt=b"y"),
+        p.write_bytes(p.read_bytes()[:700]),
+    ),
+    "no captions": lambda p: folder(p, a_png=png(), b_png=png()),
+    "a table of numbers": lambda p: folder(p, metadata_jsonl=b"1\n2\n", a_png=png()),
+    "a table of lists": lambda p: folder(p, metadata_jsonl=b"[]\n[1]\n", a_png=png()),
+    "a table of what is not there": lambda p: folder(
+        p, metadata_jsonl=b'{"file_name": "x.png", "text": "x"}\n' * 2
+    ),
+    "a table that is not text": lambda p: folder(p, metadata_jsonl=b"\xff\xfe\xfd", a_png=png()),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONED)
+def test_captioned_pictures(work, capsys, name):
+    """Tars, tables and folders of which no captioned picture can be had."""
+    CAPTIONED[name](work / name)
+    refuse(capsys, work, ["train", "vae.toml", "--data", work / name])
+
+
+PICTURES = {
+    "empty": lambda p: p.write_bytes(b""),
+    "text": lambda p: p.write_bytes(b"hello"),
+    "cut": lambda p: p.write_bytes(png((64, 64))[:60]),
+    "a header alone": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"),
+    "a bomb": lambda p: p.write_bytes(png()[:16] + (60000).to_bytes(4, "big") * 2 + png()[24:]),
+    "a folder": lambda p: p.mkdir(),
+    "a FIFO": lambda p: os.mkfifo(p),
+    "a device": lambda p: p.symlink_to("/dev/zero"),
+    "missing": lambda p: None,
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(work, capsys, name):
+    """Files that are no picture, and what would never end."""
+    PICTURES[name](work / "a.png")
+    refuse(capsys, work, ["predict", "pictures-run", "a.png"])
+    refuse(capsys, work, ["draw", "attention", "pictures-run", "a.png"])
+
+
+# -- runs and their checkpoints -------------------------------------------------------------------
+
+
+def checkpoint(run):
+    """The newest checkpoint of a run."""
+    return checkpoints.checkpoints(run / "checkpoints")[-1]
+
+
+def only(run, change):
+    """Change the newest checkpoint, and leave no other to fall back on."""
+    last = checkpoint(run)
+    for other in checkpoints.checkpoints(run / "checkpoints")[:-1]:
+        shutil.rmtree(other)
+    change(last)
+
+
+def seal(folder, change):
+    """Change files of a checkpoint, and its manifest so that it looks whole."""
+    change(folder)
+    names = json.loads((folder / "manifest.json").read_text())
+    manifest = {name: checkpoints._fingerprint(folder / name) for name in names}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def weights(folder, change):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path, {"format": "pt"})
+
+
+def first(state):
+    return next(iter(state))
+
+
+DEEP = "[" * 100_000
+CONFIGS = ["", "[]", "3", "null", '"x"', "{", DEEP, "{}", '{"task": "bytes"}', '{"model": 3}']
+CONFIGS += ['{"model": {"name": []}}', '{"model": {"name": "TransformerLM"}, "data": []}']
+CONFIGS += ['{"model": {"name": "TransformerLM", "dim": NaN}}', "\ufeff\ufeff{}"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+@pytest.mark.parametrize("content", CONFIGS, ids=range(len(CONFIGS)))
+def test_settings_of_a_run(work, capsys, content, command):
+    """A config.json that is no JSON, or JSON of another shape."""
+    (work / "text-run" / "config.json").write_text(content)
+    refuse(capsys, work, [command, "text-run"])
+
+
+RUNS = {
+    "no checkpoints": lambda run: shutil.rmtree(run / "checkpoints"),
+    "weights cut": lambda run: only(run, lambda f: os.truncate(f / "model.safetensors", 99)),
+    "weights of a byte more": lambda run: only(
+        run, lambda f: (f / "model.safetensors").open("ab").write(b"x")
+    ),
+    "no weights": lambda run: only(run, lambda f: (f / "model.safetensors").unlink()),
+    "no manifest": lambda run: only(run, lambda f: (f / "manifest.json").unlink()),
+    "a manifest of a list": lambda run: only(
+        run, lambda f: (f / "manifest.json").write_text("[]")
+    ),
+    "a manifest of nothing": lambda run: only(
+        run, lambda f: (f / "manifest.json").write_text("{}")
+    ),
+    "a manifest that is a FIFO": lambda run: only(
+        run, lambda f: ((f / "manifest.json").unlink(), os.mkfifo(f / "manifest.json"))
+    ),
+    "weights that are text": lambda run: only(
+        run, lambda f: seal(f, lambda g: (g / "model.safetensors").write_bytes(b"no weights"))
+    ),
+    "weights with an absurd header": lambda run: only(
+        run, lambda f: seal(f, lambda g: (g / "model.safetensors").write_bytes(b"\xff" * 64))
+    ),
+    "weights of NaN": lambda run: only(
+        run, lambda f: seal(f, lambda g: weights(g, lambda s: s[first(s)].fill_(float("nan"))))
+    ),
+    "weights of infinity": lambda run: only(
+        run, lambda f: seal(f, lambda g: weights(g, lambda s: s[first(s)].fill_(float("inf"))))
+    ),
+    "a weight is missing": lambda run: only(
+        run, lambda f: seal(f, lambda g: weights(g, lambda s: s.pop(first(s))))
+    ),
+    "a weight of another shape": lambda run: only(
+        run,
+        lambda f: seal(f, lambda g: weights(g, lambda s: s.update({first(s): s[first(s)][:1]}))),
+    ),
+    "a config.json that is a FIFO": lambda run: (
+        (run / "config.json").unlink(),
+        os.mkfifo(run / "config.json"),
+    ),
+    "a config.json that is a folder": lambda run: (
+        (run / "config.json").unlink(),
+        (run / "config.json").mkdir(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs(work, capsys, name):
+    """Checkpoints that are damaged, gone, of another shape, or full of NaN."""
+    RUNS[name](work / "text-run")
+    refuse(capsys, work, ["evaluate", "text-run"])
+    refuse(capsys, work, ["generate", "text-run"])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "3", '{"a": 1}', "[1]", "[]", DEEP, "\x00"])
+def test_classes_of_a_run(work, capsys, content):
+    """A classes.json that does not name the classes of the model."""
+    (work / "pictures-run" / "classes.json").write_text(content)
+    refuse(capsys, work, ["evaluate", "pictures-run"])
+    refuse(capsys, work, ["predict", "pictures-run", "good.png"])
+
+
+@pytest.mark.parametrize("name", ["result.json", "samples.json", "evaluation.json"])
+@pytest.mark.parametrize("content", ["", "[3]", "3", '{"facts": 3}', DEEP])
+def test_results_of_a_run(work, capsys, name, content):
+    """A report cannot be made of files that something else has written."""
+    (work / "text-run" / name).write_text(content)
+    (work / "text-run" / "report.html").unlink()
+    before = tree(work)
+    assert main(["report", "text-run"]) in (0, 2)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert len(said.err.splitlines()) <= 1
+    if not (work / "text-run" / "report.html").exists():
+        assert {name for name in tree(work) if "partial" in name} == set()
+    assert before.keys() <= tree(work).keys()
+
+
+# -- surroundings ---------------------------------------------------------------------------------
+
+
+def test_runs_is_a_file(work, capsys):
+    """Where the folder of runs would be lies something else."""
+    (work / "runs").write_text("")
+    refuse(capsys, work, ["evaluate", "latest"])
+    refuse(capsys, work, ["train", "text.toml"])
+
+
+@pytest.mark.parametrize("value", ["natve", "dense,tiled", " "])
+def test_an_implementation_that_there_is_not(work, capsys, monkeypatch, value):
+    """FOVEAL_IMPL of a name that is none."""
+    monkeypatch.setenv("FOVEAL_IMPL", value)
+    refuse(capsys, work, ["evaluate", "text-run"])
+
+
+def test_output_that_cannot_be_written(work, capsys):
+    """A full device, a folder, a file as a folder."""
+    for output in ("/dev/full", str(work), str(work / "good.png" / "x.png")):
+        refuse(capsys, work, ["draw", "Full()", "--output", output])
+
+
+def test_there_are_many():
+    """What the tables above hold."""
+    tables = (TYPED, RECIPES, TEXTS, PACKED, SETS, ARCHIVES, CAPTIONED, PICTURES, RUNS)
+    assert sum(map(len, tables)) + len(CONFIGS) >= 150
