@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 _ROUNDS = 4
 
@@ -105,3 +107,9 @@ class ShuffledSampler:
 
     def _key(self, number: int) -> int:
         return (self.seed << 32) + number
+
+
+def spread(count: int, most: int) -> Tensor:
+    """Up to `most` numbers below `count`, evenly spread, (chosen,) int64; 0 means all of them."""
+    chosen = min(most or count, count)
+    return torch.linspace(0, count - 1, chosen, dtype=torch.float64).long()

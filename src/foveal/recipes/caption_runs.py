@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from foveal.common.inputs import reading
 from foveal.data.caption_sources import captions_to_score
 from foveal.data.captions import CaptionedSet
+from foveal.data.sampling import spread
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models import CLIP, ImageTokenizer, load_model
 from foveal.models.vae import codebook_use
@@ -24,9 +25,9 @@ from foveal.recipes.config import RunConfig
 from foveal.recipes.dalle import image_bits
 from foveal.recipes.report import PICTURES
 from foveal.recipes.runs import load_config
-from foveal.recipes.scoring import MOST_CAPTIONED, keep_result, open_model, sample, spread
+from foveal.recipes.scoring import keep_result, open_model, sample
 from foveal.recipes.tasks import require_task
-from foveal.recipes.vae import decode_all, encode_all, reconstruct
+from foveal.recipes.vae import MOST_PICTURES, decode_all, encode_all, reconstruct
 from foveal.training.progress import showing, tracked
 
 _SHOWN = 16
@@ -82,7 +83,7 @@ def evaluate_captions(
     model, checkpoint = open_model(folder, config, device)
     with showing("reading"), reading(f"data={config.data.path if data is None else data!r}"):
         held_out = captions_to_score(config.data, data)
-        held_out = sample(held_out, 0 if full else MOST_CAPTIONED, "pictures")
+        held_out = sample(held_out, 0 if full else MOST_PICTURES, "pictures")
     started = time.perf_counter()
     with showing("scoring"):
         scores = _score(model, folder, config, held_out)

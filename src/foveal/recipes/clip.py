@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet, CaptionStream
+from foveal.data.sampling import spread
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models.clip import CLIP
 from foveal.recipes.assets import TOKENIZER, tokenizer_of
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
-from foveal.recipes.vae import describe_sets
+from foveal.recipes.vae import MOST_PICTURES, describe_sets
 from foveal.training.task import Totals
 
 CANDIDATES = 100
@@ -112,8 +113,9 @@ class ClipTask:
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
         """How often the right caption is first, or in the first ten, of 100 held-out ones."""
-        captions = self.valid_set.first_captions()
-        places = retrieve(self.model, self.tokenizer, self.valid_set.images(), captions)
+        index = spread(len(self.valid_set), MOST_PICTURES)
+        captions, images = self.valid_set.first_captions(index), self.valid_set.images(index)
+        places = retrieve(self.model, self.tokenizer, images, captions)
         return retrieval_totals(places[rank::world_size])
 
     def save_assets(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveal.common.meta import on_meta
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet
+from foveal.data.sampling import spread
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models import load_model
 from foveal.models.dalle import DALLE
@@ -23,7 +24,7 @@ from foveal.recipes.build import build_model
 from foveal.recipes.clip import PairStream, caption_tokens
 from foveal.recipes.config import RunConfig
 from foveal.recipes.stages import check_stage, prepare_stage
-from foveal.recipes.vae import check_size, describe_sets, encode_all
+from foveal.recipes.vae import MOST_PICTURES, check_size, describe_sets, encode_all
 from foveal.training.config import check_batch
 from foveal.training.task import Totals
 
@@ -144,10 +145,9 @@ class DalleTask:
         return loss
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
-        """Bits per image token of held-out pictures given their captions, or of 100 of them."""
+        """Bits per image token of 2,000 held-out pictures given their captions, or of 100."""
         captions, tokens = self.valid
-        count = min(_QUICK_PICTURES, len(tokens)) if quick else len(tokens)
-        index = torch.linspace(0, len(tokens) - 1, count).long()[rank::world_size]
+        index = spread(len(tokens), _QUICK_PICTURES if quick else MOST_PICTURES)[rank::world_size]
         return image_bits(self.model, captions[index], tokens[index])
 
     def facts(self) -> dict[str, str]:

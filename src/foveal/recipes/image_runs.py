@@ -24,8 +24,8 @@ from foveal.recipes.images import (
     score_images,
 )
 from foveal.recipes.runs import load_config
-from foveal.recipes.scoring import MOST_SEQUENCES, keep_result, open_model, sample
-from foveal.recipes.sequences import classify_sequences
+from foveal.recipes.scoring import keep_result, open_model, sample
+from foveal.recipes.sequences import MOST_SEQUENCES, classify_sequences
 from foveal.recipes.tasks import CLASSIFIERS, require_task
 from foveal.training.progress import showing
 

@@ -17,6 +17,7 @@ from foveal.data.augment import to_floats
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageSet, ImageStream
 from foveal.data.pictures import UnreadableImageError, load_square
+from foveal.data.sampling import spread
 from foveal.recipes.assets import CLASSES, class_names
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -73,7 +74,7 @@ class ImageTask:
         """Shares of right answers on 1,000 held-out pictures, or 10,000 passes over them."""
         images = self.valid_images
         limit = _QUICK_IMAGES if quick else most_images(self.config.views)
-        chosen = torch.linspace(0, len(images) - 1, min(limit, len(images))).long()
+        chosen = spread(len(images), limit)
         labels = images.labels[chosen]
         mine = chosen[rank::world_size]
         shares = classify(self.model, images, mine, 1 if quick else self.config.views)

@@ -22,6 +22,7 @@ from foveal.data.pixels import (
     to_pictures,
     to_values,
 )
+from foveal.data.sampling import spread
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
 from foveal.training.progress import tracked
@@ -102,8 +103,7 @@ def _describe(images: ImageSet) -> str:
 
 def scored(images: ImageSet, limit: int) -> Tensor:
     """Indices of pictures spread evenly over a set; all of them where the limit is 0."""
-    count = min(limit, len(images)) if limit else len(images)
-    return torch.linspace(0, len(images) - 1, count).long()
+    return spread(len(images), limit)
 
 
 @torch.no_grad()

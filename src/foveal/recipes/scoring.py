@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from foveal.common.inputs import reading, reason
 from foveal.data.corpus import Corpus
+from foveal.data.sampling import spread
 from foveal.recipes.config import RunConfig
 from foveal.recipes.report import write_run_report
 from foveal.recipes.result import EVALUATION
@@ -23,9 +24,6 @@ from foveal.training.machine import pick_device
 from foveal.training.progress import tracked
 
 MOST_BYTES = 4_000_000
-MOST_PICTURES = 10_000
-MOST_SEQUENCES = 10_000
-MOST_CAPTIONED = 2_000
 """What is scored at most, spread evenly over the data, unless all of it is asked for."""
 
 _PIECES = 16
@@ -53,11 +51,6 @@ def _check_finite(model: nn.Module, checkpoint: Path) -> None:
                 f"the weights of {checkpoint} are damaged: {name} holds NaN or infinity; use an "
                 "earlier checkpoint, or train again with a lower learning rate."
             )
-
-
-def spread(count: int, most: int) -> Tensor:
-    """Up to `most` numbers below `count`, evenly spread; all of them where `most` is 0."""
-    return torch.linspace(0, count - 1, min(most or count, count)).long()
 
 
 def sample(data: Any, most: int, unit: str) -> Any:

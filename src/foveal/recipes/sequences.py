@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.common.checks import as_int
+from foveal.data.sampling import spread
 from foveal.data.sequence_sources import open_sequences
 from foveal.data.sequences import SequenceSet, SequenceStream
 from foveal.recipes.assets import CLASSES, VOCABULARY, class_names, read_asset
@@ -19,7 +20,9 @@ from foveal.recipes.runs import write_json
 from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
-_QUICK_SEQUENCES, _MOST_SEQUENCES = 500, 10_000
+_QUICK_SEQUENCES = 500
+MOST_SEQUENCES = 10_000
+"""Sequences that are scored at most, unless all are asked for."""
 _SCORING_BATCH = 32
 
 
@@ -66,8 +69,7 @@ class SequenceTask:
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
         """Shares of right answers on 500 held-out sequences, or 10,000 of them."""
         data = self.valid_data
-        count = min(len(data), _QUICK_SEQUENCES if quick else _MOST_SEQUENCES)
-        chosen = torch.linspace(0, len(data) - 1, count).long()
+        chosen = spread(len(data), _QUICK_SEQUENCES if quick else MOST_SEQUENCES)
         mine = chosen[rank::world_size]
         logits = classify_sequences(self.model, data, mine)
         return class_totals(logits, data.labels[mine], data.labels[chosen])

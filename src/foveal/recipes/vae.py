@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveal.data import augment
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet, CaptionStream, PictureDataConfig
+from foveal.data.sampling import spread
 from foveal.models.vae import ImageTokenizer, codebook_use
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -19,6 +20,8 @@ from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
 _QUICK_PICTURES = 128
+MOST_PICTURES = 2000
+"""Captioned pictures that are scored at most, unless all are asked for."""
 _BATCH = 100
 _LEAST_ERROR = 1e-10  # of a perfect picture, so that its PSNR is a number
 
@@ -98,9 +101,8 @@ class VAETask:
         return loss
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
-        """PSNR in dB over the held-out pictures, or 128 of them; share of the codebook used."""
-        count = min(_QUICK_PICTURES, len(self.valid_set)) if quick else len(self.valid_set)
-        index = torch.linspace(0, len(self.valid_set) - 1, count).long()
+        """PSNR in dB over 2,000 held-out pictures, or 128; share of the codebook used."""
+        index = spread(len(self.valid_set), _QUICK_PICTURES if quick else MOST_PICTURES)
         images = self.valid_set.images(index[rank::world_size])
         tokens, psnr = reconstruct(self.model, images)
         used = codebook_use(tokens, self.model.num_tokens).used
