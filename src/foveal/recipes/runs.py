@@ -32,12 +32,14 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
         number = 0 if latest is None else _number(latest, Path(config.recipe).stem)
         if resume and latest is not None:
             return latest
+        _check_parents(RUNS / "new")
         return RUNS / f"{Path(config.recipe).stem}-{number + 1:03d}"
     if not output:
         raise ValueError("output must name a folder, got output=''; leave it out for a new one.")
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {output!r} is a file; name another.")
+    _check_parents(folder)
     begun = (folder / CONFIG).exists() or checkpoints.checkpoints(folder / CHECKPOINTS)
     if begun and not resume:
         raise ValueError(
@@ -45,6 +47,16 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
             "or name another folder."
         )
     return folder
+
+
+def _check_parents(folder: Path) -> None:
+    """Raise ValueError where a file stands in the way of a folder."""
+    for parent in folder.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(
+                f"a run needs the folder {folder.parent}, but {parent} is a file; "
+                "move it, or name another folder with --output."
+            )
 
 
 def latest_folder(recipe: str) -> Path | None:

@@ -176,8 +176,9 @@ def last_complete(root: Path) -> Path | None:
                     left = True
                     break
                 damaged[folder, before] = error
-                warnings.warn(f"{error} Falling back to the one before.", stacklevel=2)
                 continue
+            for passed in damaged.values():
+                warnings.warn(f"{passed} Falling back to the one before.", stacklevel=2)
             return folder
     if damaged:
         problem = list(damaged.values())[-1]
