@@ -92,10 +92,8 @@ def test_bits_per_byte_are_mean_negative_log_probabilities(trained):
         start = (i - 1) // 16 * 16
         logits = model(data[None, start:i])[0, -1].detach()
         bits -= float(logits.log_softmax(-1)[data[i]]) / math.log(2)
-    from foveal.recipes.run import _head
-
     with torch.no_grad():
-        total, count = score_windows(model, _head(corpus, 50), 16)["bits_per_byte"]
+        total, count = score_windows(model, corpus.first(50), 16)["bits_per_byte"]
     assert count == 49
     assert total == pytest.approx(bits, rel=1e-4)
 
@@ -122,17 +120,48 @@ def test_generation_goes_on_beyond_the_context(trained):
 @pytest.mark.parametrize(
     ("prompt", "length", "words"),
     [
-        ("", 5, "prompt must not be empty"),
-        ("x" * 16, 5, "shorter than the model's maximum of 16 bytes, got 16 bytes"),
         ("x", 0, "length must be at least 1"),
+        ("x", -3, "length must be at least 1"),
+        ("x", 10**12, "at most 1,000,000"),
     ],
 )
-def test_senseless_prompts_are_named(trained, prompt, length, words):
-    """A prompt that leaves no room, and an empty one, are one line."""
+def test_senseless_lengths_are_named(trained, prompt, length, words):
+    """Nothing to write, and more than anybody waits for, are one line."""
     run, _ = trained
     model, _ = load_model(run, load_config(run))
     with pytest.raises(ValueError, match=words):
         continue_text(model, prompt, length, max_seq_len=16)
+
+
+def test_any_prompt_is_continued(trained):
+    """An empty one stands for the beginning of a line; of a long one the end is seen."""
+    run, _ = trained
+    model, _ = load_model(run, load_config(run))
+    options = {"max_seq_len": 16, "temperature": 0.0}
+    empty, line = (continue_text(model, prompt, 20, **options) for prompt in ("", "\n"))
+    assert (empty.text, empty.prompt) == (line.text, "")
+    ends = [continue_text(model, start + "fox jumps over", 20, **options) for start in "ab"]
+    assert ends[0].text == ends[1].text
+    long = continue_text(model, "x" * 5000 + "fox jumps over", 20, **options)
+    assert long.text == continue_text(model, "x" * 50 + "fox jumps over", 20, **options).text
+
+
+def test_a_sample_is_spread_over_the_data_and_named(trained):
+    """Pieces from one end to the other, each byte once, of exactly the size that was asked for."""
+    from foveal.recipes.scoring import sample_bytes
+
+    _, text = trained
+    corpus, _ = open_corpus(str(text))
+    for most in (2, 17, 160, 999, len(corpus) - 1):
+        part = sample_bytes(corpus, most)
+        assert len(part) == most
+        assert f"a sample of {most:,} of {len(corpus):,} bytes" in part.name
+        places = [position for span in part.spans for position in range(span.start, span.stop)]
+        assert len(set(places)) == most or most > len(corpus) - 16
+        assert places[0] == 0
+        assert places[-1] == len(corpus) - 1
+    assert sample_bytes(corpus, 0) is corpus
+    assert sample_bytes(corpus, len(corpus)) is corpus
 
 
 def test_a_truncated_only_checkpoint_is_named(run):
@@ -140,10 +169,7 @@ def test_a_truncated_only_checkpoint_is_named(run):
     shutil.rmtree(run / "checkpoints" / "step-00000114")
     weights = run / "checkpoints" / "step-00000120" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with (
-        pytest.warns(UserWarning, match="truncated"),
-        pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"),
-    ):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"):
         evaluate(run)
 
 

@@ -176,7 +176,9 @@ def continue_text(
     """
     given = encode(prompt) or encode("\n")
     if not 1 <= length <= _MOST_WRITTEN:
-        raise ValueError(f"length must be from 1 to {_MOST_WRITTEN:,}, got {length=}.")
+        raise ValueError(
+            f"length must be at least 1 and at most {_MOST_WRITTEN:,}, got {length=}."
+        )
     if max_seq_len < 2:
         raise ValueError(f"the model must look at 2 tokens or more to write, got {max_seq_len=}.")
     device = next(model.parameters()).device
