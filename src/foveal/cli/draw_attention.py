@@ -26,7 +26,7 @@ class Options:
 
     run: Annotated[str, tyro.conf.Positional]
     image: Annotated[str, tyro.conf.Positional]
-    at: tuple[str, ...] = ()
+    at: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW,COLUMN", help_behavior_hint="")] = ()
     output: Path = Path("attention.png")
     device: str = "auto"
 
