@@ -5,7 +5,14 @@ import socket
 
 import pytest
 
+from foveal.data.caption_sources import open_captions
+from foveal.data.captions import PictureDataConfig
+from foveal.data.image_sources import open_images
+from foveal.data.images import ImageDataConfig
 from foveal.data.left_out import LeftOut, printable
+from foveal.data.sequence_sources import open_sequences
+from foveal.data.sequences import SequenceDataConfig
+from foveal.data.sources import open_corpus
 from foveal.data.walk import subfolders, walk
 
 SYSTEM = [
@@ -103,3 +110,18 @@ def test_what_was_left_out_is_told_once_by_kind(tmp_path):
     assert first.endswith("... and 2 more.")
     assert second.startswith("left out of here: 12 *.k00 (0.k ...), 11 *.k01")
     assert second.endswith("and 4 more kinds.")
+
+
+@pytest.mark.parametrize("path", ["", "a" * 5000, "~nobody-here/a", "a" * 300 + "/b"])
+def test_paths_that_nothing_can_have_are_refused(path):
+    """In one short line for every kind of data."""
+    for opened in (
+        lambda: open_corpus(path),
+        lambda: open_images(ImageDataConfig(path=path)),
+        lambda: open_captions(PictureDataConfig(path=path)),
+        lambda: open_captions(PictureDataConfig(path=path + "{0..9}.tar")),
+        lambda: open_sequences(SequenceDataConfig(path=path)),
+    ):
+        with pytest.raises(ValueError, match="data") as caught:
+            opened()
+        assert len(str(caught.value)) < 300

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from foveal.common.inputs import require_file
 from foveal.data.left_out import LeftOut, printable
-from foveal.data.walk import is_hidden
+from foveal.data.walk import data_path, is_hidden
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".zip")
 """Suffixes of archives; a .tar may be packed, as .tar.gz."""
@@ -88,7 +88,7 @@ def archive_paths(pattern: str) -> list[Path]:
     Raises:
         ValueError: there is none, or a range of absurdly many.
     """
-    names = [str(Path(pattern).expanduser())]
+    names = [str(data_path(pattern))]
     while found := re.search(r"\{(\d+)\.\.(\d+)\}", names[0]):
         first, last = found.groups()
         if len(names) * (int(last) - int(first) + 1) > _MOST_SHARDS:

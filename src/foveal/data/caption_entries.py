@@ -153,7 +153,7 @@ def _file_of(row: Row, home: Path, inside: Path, called: str) -> Path:
     """The picture that a row names, which must lie in the folder of the data."""
     key = next((key for key in _FILE_KEYS if row.get(key)), None)
     if key is None or not isinstance(row[key], str):
-        raise BadRowError(f"{called} is not JSON with file_name and text.")
+        raise BadRowError(f"{called} must name its picture by file_name.")
     name = row[key].replace("\\", "/")
     path = home / name
     absolute = name.startswith("/") or PureWindowsPath(name).drive

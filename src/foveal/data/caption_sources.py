@@ -24,7 +24,7 @@ from foveal.data.image_examples import collect
 from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import SUFFIXES
 from foveal.data.tables import is_table
-from foveal.data.walk import walk
+from foveal.data.walk import data_path, walk
 
 Pair = tuple[CaptionedSet, CaptionedSet]
 
@@ -93,7 +93,7 @@ def _find(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
     if is_archive(path):
         paths = archive_paths(path)
         return ExampleParts(_archives(paths, printable(Path(path).name), config, left))
-    root = Path(path).expanduser()
+    root = data_path(path)
     if root.is_file() and is_table(root, json_too=True):
         listed = table_entries([root], root.parent, config.column, left)
         return ExampleParts(_examples(printable(root.name), listed, config.size))

@@ -140,9 +140,10 @@ def _plain(images: np.ndarray, size: int, path: Path) -> tuple[Any, int]:
         )
     if images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
-    if images.shape[3] not in (1, 3, 4):
+    if images.shape[3] not in (1, 3, 4) or 0 in images.shape[1:]:
         raise ValueError(
-            f"'images' of {printable(path)} must have 1 or 3 channels, got {images.shape}."
+            f"'images' of {printable(path)} must have pixels of 1, 3 or 4 channels, got shape "
+            f"{images.shape}."
         )
     top = _range_of(images, path)
     return lambda index: (_resized(images[index], top, size), []), len(images)

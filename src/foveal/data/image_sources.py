@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from foveal.data.image_folders import find_folder
 from foveal.data.image_hub import find_hub
 from foveal.data.images import ImageDataConfig, ImageSet, check_image_config
 from foveal.data.left_out import LeftOut
-from foveal.data.walk import subfolders
+from foveal.data.walk import data_path, subfolders
 
 Pair = tuple[ImageSet, ImageSet]
 
@@ -106,7 +105,7 @@ def _find(config: ImageDataConfig, path: str, left: LeftOut) -> ExampleParts:
         return _find_emoji(config.size)
     if path.startswith(("hf:", "hf-stream:")):
         return find_hub(path, config.size, left, config.max_images)
-    root = Path(path).expanduser()
+    root = data_path(path)
     if path.endswith(".npz"):
         if not root.exists():
             raise ValueError(f"data.path must be an archive that exists, got {path!r}.")

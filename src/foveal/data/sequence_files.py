@@ -16,7 +16,7 @@ from foveal.data.sequences import SequenceDataConfig
 from foveal.data.tables import BadRowError, is_table, read_rows, text_of
 from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes
 from foveal.data.text_kinds import keep_texts
-from foveal.data.walk import is_hidden, subfolders, walk
+from foveal.data.walk import data_path, is_hidden, subfolders, walk
 
 _TEXT, _LABEL = "text", "label"
 _UNLABELLED = ("unsup", "unsupervised", "unlabeled", "unlabelled")
@@ -34,7 +34,7 @@ def find_texts(path: str, config: SequenceDataConfig, left: LeftOut) -> ExampleP
         return in_parts(
             {part: _of_hub(split, name, config, left) for part, split in splits.items()}, left
         )
-    root = Path(path).expanduser()
+    root = data_path(path)
     if root.is_file() and is_table(root, json_too=True):
         return ExampleParts(_of_tables([root], printable(root.name), config, left))
     if not root.is_dir():

@@ -20,7 +20,7 @@ from foveal.data.left_out import LeftOut, printable
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
 from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes, unpacked_name
 from foveal.data.text_kinds import LOOKED_AT, head_of, keep_texts, looks_binary, why_no_text
-from foveal.data.walk import is_file, is_hidden, walk
+from foveal.data.walk import data_path, is_file, is_hidden, walk
 
 STANDARD_LIBRARY = "stdlib"
 """The name under which the embedded default corpus is asked for."""
@@ -125,7 +125,7 @@ def find_text(path: str, column: str = "") -> TextParts:
         files = standard_library_files()
         spans = [Span(file, 0, file.stat().st_size) for file in files]
         return TextParts("Python " + platform.python_version(), spans)
-    target = Path(path).expanduser()
+    target = data_path(path)
     if target.is_dir():
         parts = _find_parts(target, path, column, left)
     else:
@@ -135,7 +135,7 @@ def find_text(path: str, column: str = "") -> TextParts:
         parts = TextParts(printable(path), spans)
     for part in (parts.train, parts.valid, parts.test):
         if part is not None and not sum(map(len, part)):
-            _refuse_empty(path, len(part), left, column)
+            _refuse_empty(path, part, left, column)
     left.warn(path)
     return parts
 
@@ -159,7 +159,7 @@ def find_files(path: str) -> list[Path]:
     Raises:
         ValueError: the path does not exist or is no file, or no file matches the glob.
     """
-    target = Path(path).expanduser()
+    target = data_path(path)
     if glob.has_magic(path) and not target.exists():
         found = sorted(map(Path, glob.glob(str(target), recursive=True)))
         hidden = target.name.startswith(".")
@@ -289,10 +289,11 @@ def _column(path: Path, column: str) -> bytes:
     return b"".join(texts)
 
 
-def _refuse_empty(path: str, files: int, left: LeftOut, column: str) -> None:
-    if files:
-        what = "file is" if files == 1 else f"{files} files are all"
-        raise ValueError(f"the data must not be empty, but the {what} empty: path={path!r}.")
+def _refuse_empty(path: str, spans: list[Span], left: LeftOut, column: str) -> None:
+    if spans:
+        what = "file is" if len(spans) == 1 else f"{len(spans)} files are all"
+        where = repr(str(spans[0].path)) if len(spans) == 1 else repr(path)
+        raise ValueError(f"the data must not be empty, but the {what} empty: path={where}.")
     what = f"table with the column {column!r}" if column else "text"
     hint = "" if column else " (tables need --data.column)"
     raise ValueError(f"path={path!r} holds no {what}{hint}; left out: {left.kinds()}.")

@@ -104,7 +104,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         ValueError: no such file, no file at all, damaged, too large, or no unpacker.
     """
     limit = MOST_UNPACKED if limit is None else limit
-    require_file(path, "the file")
+    require_file(path, "the text")
     name = printable(path)
     try:
         with opener(path)(path) as stream:

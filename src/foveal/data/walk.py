@@ -13,6 +13,8 @@ _SYSTEM = {
     *("@eadir", "system volume information", "lost+found", "icon\r", "__pycache__"),
 }
 
+_SHOWN = 80
+
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or was put there by a system and not by a person."""
@@ -65,6 +67,26 @@ def is_file(path: Path, left: LeftOut) -> bool:
     else:
         return True
     return False
+
+
+def data_path(path: str) -> Path:
+    """Where data lie, there or not.
+
+    Raises:
+        ValueError: nothing can lie there: an empty name, one that is too long, an unknown user's.
+    """
+    try:
+        target = Path(path).expanduser()
+        target.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except (OSError, ValueError, RuntimeError) as error:
+        shown = path if len(path) < _SHOWN else f"{path[:_SHOWN]}..."
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"the data path {shown!r} cannot be used: {reason}.") from None
+    if not path:
+        raise ValueError("the data path must not be empty, got ''.")
+    return target
 
 
 def _entries(folder: Path, left: LeftOut) -> list[os.DirEntry[str]]:
