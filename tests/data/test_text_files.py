@@ -70,6 +70,18 @@ def test_packed_text_is_unpacked(tmp_path, suffix, pack):
         read_text(path)
 
 
+def test_zstandard(tmp_path):
+    """One frame or two, and a file that is cut, or is no .zst."""
+    zstandard = pytest.importorskip("zstandard")
+    raw, path = TEXT.encode() * 5000, tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.compress(raw[:100]) + zstandard.compress(raw[100:]))
+    assert read_text(path) == TEXT * 5000
+    for damaged in (zstandard.compress(raw)[:-5], raw):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged or not what its suffix says"):
+            read_text(path)
+
+
 def test_a_bomb_is_refused(tmp_path, monkeypatch):
     """What unpacks to more than the limit never fills the memory."""
     monkeypatch.setattr(text_files, "MOST_UNPACKED", 1 << 20)

@@ -22,6 +22,7 @@ MOST_UNPACKED = 4 << 30
 """Bytes that one packed file may hold; what claims more has to be unpacked by hand."""
 
 _CHUNK = 1 << 20
+_ZSTD_CHUNK = 4096  # a few bytes may unpack to a hundred thousand
 _MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -140,12 +141,49 @@ def _zstd_opener(path: Path) -> Callable[[Path], Any]:
             found = importlib.import_module(module)  # one of several, none of them required
         except ImportError:
             continue
+        if module == "zstandard":
+            return lambda path: _ZstandardReader(path, found.ZstdDecompressor)
         return lambda path: found.open(path, "rb")
     name = printable(path)
     raise ValueError(
         f"{name} needs a package to unpack .zst: pip install zstandard; or unpack it first: "
         f"zstd -d {path.name}"
     )
+
+
+class _ZstandardReader:
+    """A .zst by the package zstandard, whose own reader takes a cut file for a whole one.
+
+    Args:
+        path: the file.
+        make: makes a decompressor.
+    """
+
+    def __init__(self, path: Path, make: Callable[[], Any]) -> None:
+        self._file, self._make = path.open("rb"), make
+        self._frame = make().decompressobj()
+        self._inside = False
+
+    def __enter__(self) -> _ZstandardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, about as many as come from a few of the file; b"" at its end."""
+        while raw := self._file.read(_ZSTD_CHUNK):
+            out = []
+            while raw:
+                out.append(self._frame.decompress(raw))
+                raw, self._inside = self._frame.unused_data, not self._frame.eof
+                if self._frame.eof:
+                    self._frame = self._make().decompressobj()
+            if piece := b"".join(out):
+                return piece
+        if self._inside:
+            raise EOFError("it ends within a frame")
+        return b""
 
 
 def _read(stream: BinaryIO, limit: int) -> bytes | None:
