@@ -10,6 +10,7 @@ from foveal.layers.feed_forward import FeedForward
 from foveal.layers.reversible import ReversibleSequence
 from foveal.ops import native
 from foveal.ops.bias import WindowBias
+from foveal.ops.fused import fused_attention
 from foveal.ops.pooling import pool_keys
 from foveal.ops.pyramid import PyramidBias
 from foveal.testing import assert_close, dense_attention
@@ -277,4 +278,37 @@ def test_reversible_layers():
     assert sum(float(one.norm()) for one in second if one is not None) > 0
     _, got = torch.func.jvp(model, (x,), (torch.ones_like(x),))
     want = torch.autograd.functional.jvp(model, x, torch.ones_like(x))[1]
+    assert_close(got, want, rtol=1e-6)
+
+
+def test_torch_func_on_a_whole_layer():
+    """Layers that end in torch's own attention: per-sample gradients and forward mode."""
+    torch.manual_seed(0)
+    layer = foveal.HaloAttention(dim=8, block_size=4, halo_size=1, dim_head=4, heads=2).double()
+    x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
+    weights = dict(layer.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x[None],)).pow(2).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for at, one in enumerate(x):
+        want = torch.autograd.grad(loss(weights, one), list(weights.values()))
+        for name, right in zip(weights, want, strict=True):
+            assert_close(found[name][at], right, rtol=1e-6, name=name)
+
+
+def test_fused_attention_in_plain_operations():
+    """Under torch.func torch's attention is its own definition; a way out of the error works."""
+    q, k, v = inputs(20, 2, 2)
+    mask = P.SlidingWindow(5).mask(20)
+
+    def fused(q):
+        return fused_attention(q, k, v, attn_mask=mask).pow(2).sum()
+
+    want = torch.func.hessian(lambda q: dense(P.SlidingWindow(5))(q, k, v).pow(2).sum())(q)
+    assert_close(torch.func.hessian(fused)(q), want, rtol=1e-6)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        (got,) = penalty(lambda q: fused_attention(q, k, v, attn_mask=mask), q)
+    (want,) = penalty(lambda q: dense(P.SlidingWindow(5))(q, k, v), q)
     assert_close(got, want, rtol=1e-6)

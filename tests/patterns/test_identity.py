@@ -339,6 +339,9 @@ def test_a_subclass_that_changes_nothing_stays_fast():
         (lambda: P.BlockSparse(torch.ones(2, 2), 8, causal="yes"), "causal"),
         (lambda: P.BlockSparse("ones", 8), "layout"),
         (lambda: P.BlockSparse.fixed(10**9, 1), "block"),
+        (lambda: P.BlockSparse.fixed(64, 8, horizontal_global_attention="no"), "horizontal"),
+        (lambda: P.BlockSparse.fixed(64, 8, different_layout_per_head="no"), "different"),
+        (lambda: P.BlockSparse.fixed(64, 8, causal="no"), "causal"),
         (lambda: P.BlockSparse.bigbird(64, 8, num_random_blocks=1.0), "num_random_blocks"),
     ],
 )

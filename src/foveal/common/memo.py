@@ -8,7 +8,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ MEBIBYTE = 1 << 20
 
 def remember(
     entries: int, mebibytes: float = 64
-) -> Callable[[Callable[Args, Result]], Remembered[Args, Result]]:
+) -> Callable[[Callable[Args, Result]], Callable[Args, Result]]:
     """Decorator: keep the results of the latest calls, as functools.lru_cache does, but
 
     * an argument with a `cache_key` (a pattern) counts as that, and every other one together with
@@ -31,55 +31,64 @@ def remember(
       torch.func), since it will serve others.
 
     While a graph is traced nothing is kept. Two threads that miss at once compute twice.
+    The function gets `cache_clear()` and `cache_info()`, the latter (entries, bytes).
     """
-    return lambda function: Remembered(function, entries, int(mebibytes * MEBIBYTE))
 
+    def decorate(function: Callable[Args, Result]) -> Callable[Args, Result]:
+        kept = _Kept(entries, int(mebibytes * MEBIBYTE))
 
-class Remembered(Generic[Args, Result]):
-    """A function that remembers; see `remember`."""
-
-    def __init__(self, function: Callable[Args, Result], entries: int, most_bytes: int) -> None:
-        functools.update_wrapper(self, function)
-        self._function, self._entries, self._most = function, entries, most_bytes
-        self._kept: OrderedDict[Hashable, tuple[Result, int]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._bytes = 0
-
-    def __call__(self, *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            return self._function(*args, **kwargs)
-        key: Hashable = tuple([_part(one) for one in (*args, *kwargs.items())])
-        with self._lock:
-            found = self._kept.get(key)
+        @functools.wraps(function)
+        def wrapped(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+                return function(*args, **kwargs)
+            key: Hashable = tuple([_part(one) for one in (*args, *kwargs.items())])
+            found = kept.find(key)
             if found is not None:
-                self._kept.move_to_end(key)
                 return found[0]
-        with outside():
-            result = self._function(*args, **kwargs)
-        self._keep(key, result)
-        return result
+            with outside():
+                result = function(*args, **kwargs)
+            kept.keep(key, result)
+            return result
 
-    def _keep(self, key: Hashable, result: Result) -> None:
+        wrapped.cache_clear = kept.clear  # type: ignore[attr-defined]
+        wrapped.cache_info = lambda: (len(kept.results), kept.bytes)  # type: ignore[attr-defined]
+        return wrapped
+
+    return decorate
+
+
+class _Kept:
+    """Results by key, the latest last."""
+
+    def __init__(self, entries: int, most_bytes: int) -> None:
+        self.results: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self.bytes = 0
+        self._entries, self._most = entries, most_bytes
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable) -> tuple[Any, int] | None:
+        with self._lock:
+            found = self.results.get(key)
+            if found is not None:
+                self.results.move_to_end(key)
+            return found
+
+    def keep(self, key: Hashable, result: Any) -> None:
         size = num_bytes(result)
         with self._lock:
-            _, before = self._kept.pop(key, (None, 0))
-            self._kept[key] = (result, size)
-            self._bytes += size - before
-            while len(self._kept) > 1 and (
-                len(self._kept) > self._entries or self._bytes > self._most
+            _, before = self.results.pop(key, (None, 0))
+            self.results[key] = (result, size)
+            self.bytes += size - before
+            while len(self.results) > 1 and (
+                len(self.results) > self._entries or self.bytes > self._most
             ):
-                _, (_, old) = self._kept.popitem(last=False)
-                self._bytes -= old
+                _, (_, old) = self.results.popitem(last=False)
+                self.bytes -= old
 
-    def cache_clear(self) -> None:
-        """Forget everything."""
+    def clear(self) -> None:
         with self._lock:
-            self._kept.clear()
-            self._bytes = 0
-
-    def cache_info(self) -> tuple[int, int]:
-        """(entries, bytes) that are kept."""
-        return len(self._kept), self._bytes
+            self.results.clear()
+            self.bytes = 0
 
 
 def _part(argument: Any) -> Hashable:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
@@ -18,6 +18,7 @@ from foveal.layers.linear import is_plain
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
 from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
+from foveal.ops.fused import fused_attention
 from foveal.patterns.sizes import pair
 
 _SMALL_WINDOW = 64  # tokens
@@ -251,7 +252,7 @@ def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: floa
     if qkv.device.type == "cpu" and qkv.shape[1] <= _SMALL_WINDOW:
         return _small_attention(qkv, mask, dropout)
     q, k, v = qkv.transpose(1, 3).unbind(2)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return fused_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _small_attention(qkv: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from foveal.layers.windows import Pair, fold, from_windows, to_windows
+from foveal.ops.fused import fused_attention
 
 
 def windowed_attention(
@@ -53,7 +54,7 @@ def windowed_attention(
         bias = bias.masked_fill(absent, -torch.inf)
     q, k, v, bias = (fold(x, 0, 2) for x in (q_blocks, k, v, bias))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(
+    out = fused_attention(
         q,
         k,
         v,

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from foveal.common.memo import remember
 from foveal.ops import flex, native, triton
 from foveal.ops.bias import WindowBias
-from foveal.ops.define import is_beyond_functions, refuse_second_derivatives
+from foveal.ops.fused import fused_attention
 from foveal.ops.operator import Attention
 from foveal.ops.reference import masked_attention
 from foveal.ops.tiled_op import tiled_attend
@@ -71,8 +70,6 @@ def _reference(call: Call) -> Result:
 
 def _dense(call: Call) -> Result:
     q, k, v = call.q, call.k, call.v
-    if is_beyond_functions(q, k, v, *(call.bias if isinstance(call.bias, tuple) else [call.bias])):
-        return _reference(call)[0], None  # torch's fused kernels know neither
     options: dict[str, Any] = {
         "dropout_p": call.dropout_p,
         "scale": call.scale,
@@ -82,21 +79,12 @@ def _dense(call: Call) -> Result:
     if plain and call.square and call.pattern.always_reads and _short_bfloat16(call):
         out = _matmul_attention(call)
     elif plain and is_a(call.pattern, Full) and (call.square or not call.pattern.causal):
-        out = _fused(q, k, v, is_causal=call.pattern.causal, **options)
+        out = fused_attention(q, k, v, is_causal=call.pattern.causal, **options)
     elif plain and call.square and call.pattern.always_reads:
-        out = _fused(q, k, v, attn_mask=call.mask(), **options)
+        out = fused_attention(q, k, v, attn_mask=call.mask(), **options)
     else:
         out = _dense_masked(call, options)
     return out, None
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """torch's attention; where its kernel has no second derivative, asking for one raises."""
-    out = scaled_dot_product_attention(q, k, v, **options)
-    recorded = out.requires_grad and not torch.compiler.is_compiling()
-    if recorded and "ScaledDotProduct" in type(out.grad_fn).__name__:
-        refuse_second_derivatives(out, "pass impl='reference' or impl='tiled'")
-    return out
 
 
 SHORT = 512
@@ -141,7 +129,7 @@ def _dense_masked(call: Call, options: dict) -> Tensor:
     if bias is not None:
         alive = alive & ((bias > -torch.inf) & mask).any(-1, keepdim=True)
         mask = torch.where(mask, bias.to(call.q.dtype).clamp(min=-1e30), -torch.inf)
-    out = _fused(call.q, call.k, call.v, attn_mask=mask, **options)
+    out = fused_attention(call.q, call.k, call.v, attn_mask=mask, **options)
     return out.masked_fill(~alive, 0.0)
 
 

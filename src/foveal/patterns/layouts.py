@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foveal.common.checks import as_bool
 from foveal.patterns.sizes import check_int, check_positive
 
 MOST_BLOCKS = 1 << 15
@@ -180,6 +181,7 @@ def count_blocks(length: int, block_size: int) -> int:
 def count_layouts(num_heads: int, different_layout_per_head: bool) -> int:
     """Layouts to build: one for each head, or one for all."""
     check_positive(num_heads=num_heads)
+    as_bool("different_layout_per_head", different_layout_per_head)
     return num_heads if different_layout_per_head else 1
 
 
@@ -190,7 +192,7 @@ def check_attention(attention: str, horizontal: bool = False) -> None:
     """Raise ValueError for an unknown direction, or rows of global blocks that see the future."""
     if attention not in DIRECTIONS:
         raise ValueError(f"attention must be one of {DIRECTIONS}, got {attention=}.")
-    if horizontal and attention == "unidirectional":
+    if as_bool("horizontal_global_attention", horizontal) and attention == "unidirectional":
         raise ValueError(
             "horizontal_global_attention must be False with attention='unidirectional', "
             "got True: a global row reads the future; use attention='bidirectional'."

@@ -23,6 +23,7 @@ from foveal.models.hourglass.attention import ResamplingAttention
 from foveal.models.hourglass.resampling import Groups, LinearShorten
 from foveal.models.hourglass.stage import HourglassTransformer
 from foveal.ops import attend
+from foveal.ops.fused import fused_attention
 
 
 class FilledAttention(SelfAttention):
@@ -62,7 +63,7 @@ class GroupAttention(ResamplingAttention):
         if mask is not None:
             allowed = mask.flatten(0, 1)[:, None, None]
             allowed = allowed | ~allowed.any(-1, keepdim=True)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        out = fused_attention(q, k, v, attn_mask=allowed)
         if mask is not None:
             empty = ~mask.flatten(0, 1).any(-1)[:, None, None, None]
             out = torch.where(empty, v.mean(2, keepdim=True), out)
