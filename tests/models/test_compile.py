@@ -50,6 +50,7 @@ MATCHING = {
 }
 PICTURES = {"num_layers": 1, "num_tokens": 24, "codebook_dim": 12, "hidden_dim": 8}
 STAGES = {"num_classes": 10, "depths": (1, 1), "dims": (8, 16), "heads": (1, 2)}
+STAGE = {"num_classes": 10, "depths": (1,), "dims": (8,), "heads": (1,)}
 
 
 def tokens(*shape):
@@ -133,10 +134,43 @@ def results(model, run, inputs):
     return [out.detach(), *grads]
 
 
-def check(name, backend):
+# what inductor is given: one layer of each kind, since it compiles each for seconds
+SMALLEST = {
+    "transformer": lambda: (
+        TransformerLM(**LM, depth=1, pattern=P.SlidingWindow(5)),
+        [tokens(2, 21)],
+    ),
+    "halonet": lambda: (HaloNet(**STAGE, strides=(4,)), [image(49, 70)]),
+    "sepvit": lambda: (
+        SepVisionTransformer(**STAGE, strides=(4,), window_sizes=((7, 14),)),
+        [image(49, 70)],
+    ),
+    "sepvit, compact": lambda: (
+        SepViT(num_classes=10, dim=8, depth=(1,), heads=(1,), dim_head=8),
+        [image(49, 70)],
+    ),
+    "dalle": lambda: (
+        DALLE(**DRAWING, depth=1, attn_types=("conv_like",)),
+        [tokens(2, 6), tokens(2, 12)],
+    ),
+    **{
+        name: MODELS[name]
+        for name in (
+            "hourglass, linear",
+            "h-transformer classifier",
+            "h-transformer seq2seq",
+            "clip",
+            "vae",
+            "vqvae",
+        )
+    },
+}
+
+
+def check(models, name, backend):
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model, inputs = MODELS[name]()
+    model, inputs = models[name]()
     model.eval()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for ours, expected in zip(
@@ -148,22 +182,23 @@ def check(name, backend):
 @pytest.mark.parametrize("name", MODELS)
 def test_one_graph(name):
     """Forward and backward are traced without a break."""
-    check(name, "aot_eager")
+    check(MODELS, name, "aot_eager")
 
 
-ONE_OF_A_KIND = [
-    name for name in MODELS if name not in ("grouped queries", "hourglass") and "rev" not in name
-]
+@pytest.fixture(scope="session")
+def fresh_cache(tmp_path_factory):
+    """No code from before an operator changed; what torch compiles for itself is shared."""
+    return tmp_path_factory.mktemp("inductor")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ONE_OF_A_KIND)
-def test_inductor(name, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", SMALLEST)
+def test_inductor(name, monkeypatch, fresh_cache):
     """The default compiler's code computes the same."""
     if name == "dalle" and os.environ.get("FOVEAL_IMPL") == "reference":
         pytest.skip("inductor stops at the materialised masks: 'vr must not be None' (torch 2.13)")
-    # no code from before an operator changed; and the draws of eager mode
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(fresh_cache))
+    # the draws of eager mode
     with torch._inductor.config.patch(fallback_random=True):
-        check(name, "inductor")
+        check(SMALLEST, name, "inductor")
