@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from foveal.layers import HaloAttention, RelPosEmb
 from foveal.testing import assert_close, dense_attention
@@ -294,3 +295,70 @@ def test_wrong_input_is_named() -> None:
     """A map with other channels is refused with both shapes."""
     with pytest.raises(ValueError, match=r"\(batch, 12, height, width\), got \(1, 11, 4, 4\)"):
         make()(torch.randn(1, 11, 4, 4, dtype=torch.double))
+
+
+class Adapter(nn.Module):
+    """LoRA: wraps a Linear, shows its weight and bias, and adds to what it gives."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.more = nn.Linear(base.in_features, base.out_features, bias=False).double()
+        self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.more(x)
+
+
+def merged(base: nn.Linear, wrapped: Adapter) -> nn.Linear:
+    """What an adapter comes to, as one Linear."""
+    whole = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None).double()
+    whole.weight = nn.Parameter(base.weight.detach() + wrapped.more.weight.detach())
+    if base.bias is not None:
+        whole.bias = nn.Parameter(base.bias.detach().clone())
+    return whole
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["to_q", "to_kv", "to_out"])
+def test_a_wrapped_projection_is_called(name: str, batch: int, stride: int) -> None:
+    """An adapter changes the result as its merged weight does, and gets a gradient."""
+    layer = make(stride=stride, qkv_bias=name == "to_kv")
+    base = getattr(layer, name)
+    wrapped = Adapter(base)
+    x = torch.randn(batch, 12, 13, 9, dtype=torch.double)
+    setattr(layer, name, wrapped)
+    out = layer(x)
+    out.square().sum().backward()
+    assert wrapped.more.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+    setattr(layer, name, merged(base, wrapped))
+    assert_close(out, layer(x), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["to_q", "to_kv", "to_out"])
+def test_pruning_and_hooks_of_a_projection(name: str) -> None:
+    """Pruned weights are zero in the result; a hook runs once a call, on the whole batch."""
+    layer = HaloAttention(dim=128, block_size=8, halo_size=1, dim_head=8, heads=2)
+    x = torch.randn(2, 128, 64, 64)
+    before = layer(x)
+    seen = []
+    handle = getattr(layer, name).register_forward_hook(
+        lambda m, i, out: seen.append(out.shape[0])
+    )
+    assert_close(layer(x), before, 1e-5)
+    assert seen == [2]
+    handle.remove()
+    prune.random_unstructured(getattr(layer, name), "weight", 0.5)
+    pruned = layer(x)
+    assert (pruned - before).abs().max() > 1e-3
+    prune.remove(getattr(layer, name), "weight")
+    assert_close(layer(x), pruned, 1e-5)
+
+
+def test_a_gradient_of_a_map_keeps_its_layout() -> None:
+    """The gradient of a channels-first map lies channels first: it is not copied on its way."""
+    layer = make()
+    x = torch.randn(1, 12, 16, 16, dtype=torch.double, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x).sum(), x)
+    assert grad.is_contiguous()

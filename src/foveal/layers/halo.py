@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d, linear, pad
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.linear import Linear, is_plain
 from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
 from foveal.layers.windowed import windowed_attention
 from foveal.layers.windows import fold, known
@@ -152,6 +153,8 @@ class HaloAttention(nn.Module):
             and not torch.compiler.is_compiling()
             and x.shape[0] > 1
             and x[0].numel() * x.element_size() >= _LARGE_MAP
+            # what is hooked or wrapped sees the whole batch at once
+            and all(map(_is_plain, (self.to_q, self.to_kv, self.to_out)))
         )
 
     def pattern(self, height: int, width: int) -> Halo:
@@ -167,12 +170,13 @@ class HaloAttention(nn.Module):
         """q, k, v as (batch, height, width, heads, features); the queries strided."""
         x = x.permute(0, 2, 3, 1)
         widths = (self.heads * self.dim_qk, self.heads * self.dim_v)
-        if self.stride == 1:
-            weight, bias = _joined(self.to_q, self.to_kv)
+        layers = (self.to_q, self.to_kv)
+        if self.stride == 1 and all(map(_is_plain, layers)) and _alike(*layers):
+            weight, bias = _joined(*layers)
             q, k, v = _linear(x, weight, bias).split((widths[0], *widths), dim=-1)
         else:
-            q = self.to_q(x[:, :: self.stride, :: self.stride])
-            k, v = _linear(x, self.to_kv.weight, self.to_kv.bias).split(widths, dim=-1)
+            q = _called(self.to_q, x[:, :: self.stride, :: self.stride])
+            k, v = _called(self.to_kv, x).split(widths, dim=-1)
         return (
             q.unflatten(-1, (self.heads, self.dim_qk)),
             k.unflatten(-1, (self.heads, self.dim_qk)),
@@ -245,6 +249,22 @@ class HaloAttention(nn.Module):
         return mean.permute(0, 2, 3, 1).unflatten(3, (self.heads, self.dim_v))
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    return is_plain(layer, nn.Linear, Linear, nn.Identity)
+
+
+def _called(layer: nn.Module, x: Tensor) -> Tensor:
+    """A projection of (batch, height, width, dim): by its weights only if it is no more."""
+    return _linear(x, layer.weight, layer.bias) if is_plain(layer) else layer(x)  # type: ignore[arg-type]
+
+
+def _alike(a: nn.Linear, b: nn.Linear) -> bool:
+    """Whether the weights of two layers can be joined."""
+    one, other = a.weight, b.weight
+    same = one.dtype == other.dtype and one.device == other.device
+    return same and (a.bias is None) == (b.bias is None)
+
+
 def _joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """One weight and bias for layers that read the same input."""
     weight = torch.cat([layer.weight for layer in layers])
@@ -256,7 +276,8 @@ def _joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """linear() of (batch, height, width, dim); one map with its channels first is not copied."""
     if known(*x.shape) and len(x) == 1:
-        return linear(x[0].flatten(0, 1), weight, bias).unflatten(0, x.shape[1:3])[None]
+        # views whose gradients are views: x[0] would copy a map of zeros around its gradient
+        return linear(x.squeeze(0).flatten(0, 1), weight, bias).unflatten(0, x.shape[1:3])[None]
     return linear(x.contiguous(), weight, bias)
 
 
