@@ -1,0 +1,466 @@
+"""Random calls of attend() beside a formula that is written here and shares no code with ops/.
+
+A case is drawn from its number: a pattern (nested ones too), an implementation, dtypes, odd sizes,
+grouped heads, padding, biases, strided views, keys that are NaN or infinite where nobody may read
+them, another default dtype. Outputs, log-sum-exp and all gradients are compared.
+
+The suite runs 200 cases. More, or others, or one that failed:
+
+    FOVEAL_CASES=3000 FOVEAL_SEED=7 python -m pytest tests/ops/test_against_oracle.py -q
+    FOVEAL_CASE=7-1234 python -m pytest tests/ops/test_against_oracle.py -q
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveal
+from foveal import patterns as P
+from foveal.ops import PyramidBias, WindowBias
+
+COUNT = int(os.environ.get("FOVEAL_CASES", "200"))
+SEED = os.environ.get("FOVEAL_SEED", "0")
+PARTS = 20
+WORDS = [os.environ["FOVEAL_CASE"]] if "FOVEAL_CASE" in os.environ else None
+
+# relative to the largest value: of outputs, and of gradients
+TOLERANCE = {
+    torch.float64: (1e-10, 1e-9),
+    torch.float32: (3e-5, 2e-4),
+    torch.float16: (4e-3, 1e-2),
+    torch.bfloat16: (2.5e-2, 6e-2),
+}
+
+
+# -- patterns -----------------------------------------------------------------------------------
+
+
+def image_pattern(draw: random.Random, size: tuple[int, int]) -> P.Pattern:
+    """A pattern on an image of this size."""
+    odd = (draw.choice((1, 3, 5)), draw.choice((3, 5, 7)))
+    kinds = {
+        "halo": lambda: P.Halo(size, (draw.randint(1, 6), draw.randint(1, 6)), draw.randint(0, 3)),
+        "near": lambda: P.Neighborhood(size, odd, draw.choice((1, 1, 2))),
+        "corner": lambda: P.Neighborhood(size, draw.randint(1, 6), causal="corner"),
+        "raster": lambda: P.Neighborhood(size, odd, causal="raster"),
+        "wrap": lambda: P.Neighborhood(size, odd, causal="raster", border="wrap"),
+        "shift": lambda: P.Neighborhood(
+            size, min(3, *(n - 1 + n % 2 for n in size)), 1, None, "shift"
+        ),
+        "axial": lambda: P.Axial(size, draw.choice(("row", "column")), draw.random() < 0.5),
+        "wrapped": lambda: P.Axial(size, draw.choice(("row", "column")), True, True),
+    }
+    return kinds[draw.choice(list(kinds))]()
+
+
+def layout_pattern(draw: random.Random, length: int, heads: int | None) -> P.Pattern:
+    """Random blocks, with rows and columns that are empty; one layout, or one for each head."""
+    block = draw.choice((5, 16, 30))
+    count = -(-length // block)
+    torch.manual_seed(draw.randrange(1 << 30))
+    shape = (count, count) if heads is None else (heads, count, count)
+    return P.BlockSparse(torch.rand(shape) < 0.5, block, draw.random() < 0.3)
+
+
+def simple_pattern(draw: random.Random, length: int, heads: int | None) -> P.Pattern:
+    """A pattern for any sequence."""
+    coin = draw.random() < 0.5
+    kinds = {
+        "full": lambda: P.Full(coin),
+        "window": lambda: P.SlidingWindow(draw.randint(1, 80), coin),
+        "blocks": lambda: P.Blocks(draw.randint(1, 50), coin, draw.randint(0, 2)),
+        "strided": lambda: P.Strided(draw.randint(1, 30), coin),
+        "fixed": lambda: P.Fixed(*(lambda n: (n, draw.randint(1, n)))(draw.randint(1, 30)), coin),
+        "layout": lambda: layout_pattern(draw, length, heads if coin else None),
+    }
+    return kinds[draw.choice(list(kinds))]()
+
+
+def any_pattern(draw: random.Random, heads: int) -> tuple[P.Pattern, int]:
+    """(pattern, number of keys), with nestings three deep."""
+    kind = draw.choice(("simple", "simple", "image", "image", "text", "nested", "pyramid", "down"))
+    size = (draw.randint(2, 17), draw.randint(2, 17))
+    pixels = size[0] * size[1]
+    if kind == "down":
+        block = (draw.choice((2, 4)), draw.choice((2, 6)))
+        return P.Halo(size, block, draw.randint(0, 3), 2), pixels
+    if kind == "pyramid":
+        length, block = draw.randint(1, 200), draw.choice((2, 4, 8))
+        near = draw.choice(("adjacent", "sibling"))
+        return P.Pyramid(block, draw.random() < 0.5, near, draw.choice(("coarse", "fine"))), length
+    cut = draw.choice((0, 0, draw.randrange(size[1])))
+    if kind == "image":
+        return image_pattern(draw, size), pixels - cut
+    if kind == "text":
+        text = draw.choice((0, 1, draw.randint(2, 90)))
+        image = image_pattern(draw, size)
+        if draw.random() < 0.3:
+            image = image | image_pattern(draw, size)
+        whole = P.TextImage(text, image, draw.random() < 0.6)
+        return whole, max(1, text + pixels - cut)
+    if kind == "simple":
+        length = draw.choice((1, 2, draw.randint(3, 70), draw.randint(60, 300)))
+        return simple_pattern(draw, length, heads), length
+    length = pixels - cut
+    parts = [
+        draw.choice((image_pattern(draw, size), simple_pattern(draw, length, heads)))
+        for _ in range(3)
+    ]
+    left = parts[0] | parts[1] if draw.random() < 0.5 else parts[0] & parts[1]
+    return (left | parts[2] if draw.random() < 0.5 else left & parts[2]), length
+
+
+# -- cases --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """One call: tensors that may need a gradient by name, and the options."""
+
+    word: str
+    pattern: P.Pattern
+    tensors: dict[str, Tensor]
+    impl: str | None
+    options: dict[str, Any] = field(default_factory=dict)
+    default_dtype: torch.dtype = torch.float32
+    return_lse: bool = True
+
+    def __str__(self) -> str:
+        shapes = {name: (tuple(x.shape), x.dtype) for name, x in self.tensors.items()}
+        return (
+            f"case {self.word}: {self.pattern}, impl={self.impl}, {shapes}, "
+            f"{ {name: type(x).__name__ for name, x in self.options.items()} }, "
+            f"default dtype {self.default_dtype}"
+        )
+
+
+def draw_case(word: str) -> Case:
+    """The case of this word; the same on every machine where the same implementations are."""
+    draw = random.Random(word)
+    heads = draw.choice((1, 2, 4, 6))
+    pattern, n_keys = any_pattern(draw, heads)
+    torch.manual_seed(draw.randrange(1 << 30))
+    square = draw.random() < 0.9 or pattern.heads is not None
+    n_queries = pattern.num_queries(n_keys) if square else max(1, n_keys // 3)
+    dtype = draw.choice((torch.float64, *[torch.float32] * 3, torch.bfloat16, torch.float16))
+    batch, kv_heads = draw.randint(1, 3), draw.choice([h for h in (1, 2, 3, 6) if heads % h == 0])
+    dims = draw.choice((1, 3, 8, 16, 24, 33)), draw.choice((1, 5, 8, 16, 40))
+    tensors = {
+        "q": random_view(draw, (batch, heads, n_queries, dims[0]), dtype),
+        "k": random_view(draw, (batch, kv_heads, n_keys, dims[0]), dtype),
+        "v": random_view(draw, (batch, kv_heads, n_keys, dims[1]), dtype),
+    }
+    options: dict[str, Any] = {}
+    if draw.random() < 0.4:
+        options["key_mask"] = torch.rand(batch, n_keys) > draw.choice((0.1, 0.5))
+        options["key_mask"][0] &= draw.random() < 0.7
+    if draw.random() < 0.3:
+        options["scale"] = draw.choice((0.0, 0.3, 1, -0.7))
+    tensors |= draw_bias(draw, pattern, tensors["q"], n_keys)
+    impls = [None, None, *possible(pattern, tensors, n_queries == pattern.num_queries(n_keys))]
+    impl = draw.choice(impls)
+    case = Case(word, pattern, tensors, impl, options)
+    case.return_lse = impl != "dense" and draw.random() < 0.5
+    if draw.random() < 0.15:
+        case.default_dtype = draw.choice((torch.float64, torch.bfloat16))
+    if draw.random() < 0.4:
+        case = with_garbage(draw, case)
+    return case
+
+
+def possible(pattern: P.Pattern, tensors: dict[str, Tensor], square: bool) -> list[str]:
+    """The implementations that the docs promise for a call on a CPU."""
+    if isinstance(pattern, P.Pyramid):
+        found = ["reference", "tiled"]
+        table = "table" in tensors
+    else:
+        found = ["reference", "dense", *(["tiled"] if square else [])]
+        table = False
+    dtype = tensors["q"].dtype
+    has_native = foveal.ops.native.why_not("cpu", dtype) is None
+    return [*found, "native", "native"] if has_native and square and not table else found
+
+
+def random_view(draw: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Normal numbers, laid out as they may come: by head, by token, with gaps, repeated."""
+    batch, heads, length, dim = shape
+    kind = draw.choice(("plain", "token", "gaps", "expanded", "reversed"))
+    if kind == "token":
+        return (
+            torch.randn(batch, length, heads, dim, dtype=torch.float64).to(dtype).transpose(1, 2)
+        )
+    if kind == "gaps":
+        wide = torch.randn(batch, heads, 2 * length, 2 * dim, dtype=torch.float64).to(dtype)
+        return wide[:, :, ::2, ::2]
+    if kind == "expanded":
+        return torch.randn(1, heads, length, dim, dtype=torch.float64).to(dtype).expand(shape)
+    if kind == "reversed":
+        x = torch.randn(dim, length, heads, batch, dtype=torch.float64)
+        return x.to(dtype).permute(3, 2, 1, 0)
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+def draw_bias(
+    draw: random.Random, pattern: P.Pattern, q: Tensor, n_keys: int
+) -> dict[str, Tensor]:
+    """Tensors of a bias by name: "bias", the parts of a WindowBias, or a table."""
+    kind = draw.random()
+    if isinstance(pattern, P.Pyramid):
+        if kind < 0.6:
+            return {}
+        return {"table": torch.randn(pattern.bias_size, draw.choice((1, q.shape[1])))}
+    n_queries = q.shape[2]
+    if isinstance(pattern, P.Halo) and kind < 0.4 and n_queries == pattern.num_queries(n_keys):
+        sides = dict(zip(("rows", "columns"), pattern.window, strict=True))
+        return {name: torch.randn(*q.shape[:3], side).to(q.dtype) for name, side in sides.items()}
+    if kind < 0.6:
+        return {}
+    full = (q.shape[0], q.shape[1], n_queries, n_keys)
+    shape = [draw.choice((1, size)) for size in full][draw.choice((0, 0, 1, 2)) :]
+    dtype = draw.choice((q.dtype, torch.float32, torch.float64, torch.bfloat16))
+    size = draw.choice((1.0, 1.0, 10.0, 200.0))
+    bias = (torch.randn(shape, dtype=torch.float64) * size).to(dtype)
+    if draw.random() < 0.4:
+        lowest = draw.choice((-math.inf, torch.finfo(dtype).min))
+        bias = bias.masked_fill(torch.rand(shape) < draw.choice((0.2, 0.8)), lowest)
+    return {"bias": bias}
+
+
+def with_garbage(draw: random.Random, case: Case) -> Case:
+    """The same case with NaN or infinity in every key and value that nobody may read."""
+    k, v = case.tensors["k"], case.tensors["v"]
+    unread = ~readable(case).any(1).any(1)[:, None, :, None]  # (batch, 1, keys, 1)
+    poison = draw.choice((math.nan, math.inf, -math.inf))
+    tensors = case.tensors | {
+        "k": k.masked_fill(unread, poison),
+        "v": v.masked_fill(unread, poison),
+    }
+    return replace(case, tensors=tensors)
+
+
+# -- the formula --------------------------------------------------------------------------------
+
+
+def readable(case: Case) -> Tensor:
+    """(batch, heads, n_queries, n_keys) bool, pair by pair from `allows`."""
+    q, k = case.tensors["q"], case.tensors["k"]
+    (batch, heads, n, _), m = q.shape, k.shape[2]
+    i, j = torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)
+    pairs = case.pattern.allows(i, j).expand(case.pattern.heads or 1, n * m)
+    found = pairs.view(1, -1, n, m).expand(batch, heads, n, m)
+    key_mask = case.options.get("key_mask")
+    return found if key_mask is None else found & key_mask[:, None, None, :]
+
+
+def formula(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(out, lse) in float64; given holds the tensors of the case in float64."""
+    allowed = readable(case)
+    group = case.tensors["q"].shape[1] // case.tensors["k"].shape[1]
+    q, k, v = given["q"], given["k"], given["v"]
+    unread = ~allowed.any(1).any(1)[:, None, :, None]
+    k, v = k.masked_fill(unread, 0.0), v.masked_fill(unread, 0.0)
+    k, v = (torch.stack([x] * group, 2).flatten(1, 2) for x in (k, v))
+    scale = case.options.get("scale", q.shape[-1] ** -0.5)
+    if isinstance(case.pattern, P.Pyramid):
+        logits = pyramid_logits(case, q, k, given.get("table"), scale)
+    else:
+        logits = torch.einsum("bhid,bhjd->bhij", q, k) * scale
+    if "bias" in given:
+        bias = given["bias"]
+        allowed = allowed & (bias > -math.inf)
+        logits = logits + bias.masked_fill(bias == -math.inf, 0.0)
+    if "rows" in given:
+        logits = logits + window_logits(case.pattern, given["rows"], given["columns"], k.shape[2])
+    some = allowed.any(-1, keepdim=True)
+    top = logits.detach().masked_fill(~allowed, -math.inf).amax(-1, keepdim=True)
+    top = top.masked_fill(~some, 0.0)
+    weights = torch.exp((logits - top).masked_fill(~allowed, -math.inf))
+    total = weights.sum(-1, keepdim=True)
+    out = weights @ v / total.masked_fill(~some, 1.0)
+    lse = (total.masked_fill(~some, 1.0).log() + top).masked_fill(~some, -math.inf)
+    return out, lse[..., 0]
+
+
+def window_logits(pattern: P.Halo, rows: Tensor, columns: Tensor, n_keys: int) -> Tensor:
+    """Every query's bias of every key by its place in the window of the query's block."""
+    stride, width = pattern.query_stride, pattern.width
+    across = -(-width // stride)
+    i, j = torch.arange(rows.shape[2])[:, None], torch.arange(n_keys)[None]
+    places = ((i // across * stride, j // width), (i % across * stride, j % width))
+    found = []
+    for (at, key), block, halo, values in zip(
+        places, pattern.block, pattern.halo, (rows, columns), strict=True
+    ):
+        place = (key - (at - at % block - halo)).clamp(0, block + 2 * halo - 1)
+        found.append(values.gather(3, place.expand(*values.shape[:2], *place.shape)))
+    return found[0] + found[1]
+
+
+def pyramid_logits(case: Case, q: Tensor, k: Tensor, table: Tensor | None, scale: float) -> Tensor:
+    """Logits of all pairs of tokens; keys and coarse queries are means over clusters."""
+    pattern = case.pattern
+    assert isinstance(pattern, P.Pyramid)
+    (batch, heads, n, _), m = q.shape, k.shape[2]
+    key_mask = case.options.get("key_mask", torch.ones(batch, m, dtype=torch.bool))
+    query_mask = key_mask if n == m else torch.ones(batch, n, dtype=torch.bool)
+    logits = torch.zeros(batch, heads, n, m, dtype=torch.float64)
+    for i in range(n):
+        for level, cluster in pyramid_clusters(pattern, i, m):
+            first = cluster << level
+            query = q[:, :, i]
+            if pattern.queries == "coarse" and level:
+                start = i >> level << level
+                query = q[:, :, start]
+                if not pattern.causal:
+                    query = cluster_mean(q, query_mask, i >> level, level)
+            at = torch.einsum("bhd,bhd->bh", query, cluster_mean(k, key_mask, cluster, level))
+            at = at * scale
+            if table is not None:
+                at = at + table[cluster - (i >> level) + 2 * pattern.block_size - 1]
+            here = torch.zeros(n, m, dtype=torch.bool)
+            here[i, first : first + (1 << level)] = True
+            logits = torch.where(here, at[:, :, None, None], logits)
+    return logits
+
+
+def pyramid_clusters(pattern: P.Pyramid, i: int, m: int) -> list[tuple[int, int]]:
+    """(level, cluster) of everything that the token at i meets."""
+    found: dict[tuple[int, int], None] = {}
+    for j in range(i + 1 if pattern.causal else m):
+        level, a, b = 0, i // pattern.block_size, j // pattern.block_size
+        while a // 2 != b // 2 if pattern.neighbors == "sibling" else abs(a - b) > 1:
+            level, a, b = level + 1, a // 2, b // 2
+        found[level, j >> level] = None
+    return list(found)
+
+
+def cluster_mean(x: Tensor, real: Tensor, cluster: int, level: int) -> Tensor:
+    """Mean over the halves that hold a real token, each of them such a mean: (batch, heads, d)."""
+    first = cluster << level
+    if first >= x.shape[2]:
+        return x.new_zeros(*x.shape[:2], x.shape[3])
+    if level == 0:
+        return x[:, :, cluster] * real[:, None, cluster, None]
+    halves = [2 * cluster, 2 * cluster + 1]
+    size = 1 << (level - 1)
+    alive = [real[:, h * size : (h + 1) * size].any(1).double()[:, None, None] for h in halves]
+    total = sum(
+        a * cluster_mean(x, real, h, level - 1) for a, h in zip(alive, halves, strict=True)
+    )
+    return total / (alive[0] + alive[1]).clamp(min=1)
+
+
+# -- comparing ----------------------------------------------------------------------------------
+
+
+def run(case: Case) -> list[str]:
+    """Complaints about one case."""
+    given = {name: x.detach().requires_grad_() for name, x in case.tensors.items()}
+    torch.set_default_dtype(case.default_dtype)
+    try:
+        got = call(case, given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    exact = {name: x.detach().double().requires_grad_() for name, x in case.tensors.items()}
+    want = formula(case, exact)
+    complaints = compare(case, got, want)
+    seed = torch.Generator().manual_seed(1)
+    d_out = torch.randn(want[0].shape, generator=seed, dtype=torch.float64)
+    d_lse = torch.randn(want[1].shape, generator=seed, dtype=torch.float64)
+    grads = []
+    for results, leaves in ((got, given), (want, exact)):
+        loss = (results[0].double() * d_out).sum()
+        if case.return_lse:
+            lse = results[1].double()
+            loss = loss + (lse.masked_fill(lse == -math.inf, 0.0) * d_lse).sum()
+        if not loss.requires_grad:
+            return [*complaints, "needs no gradient"]
+        grads.append(torch.autograd.grad(loss, list(leaves.values()), allow_unused=True))
+    for name, one, other in zip(given, *grads, strict=True):
+        zero = torch.zeros_like(exact[name])
+        complaints += differ(case, f"gradient of {name}", one, zero if other is None else other)
+    return complaints
+
+
+def call(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    options: dict[str, Any] = {**case.options, "impl": case.impl}
+    if "bias" in given:
+        options["bias"] = given["bias"]
+    if "rows" in given:
+        options["bias"] = WindowBias(given["rows"], given["columns"])
+    if "table" in given:
+        options["bias"] = PyramidBias(given["table"])
+    q, k, v = given["q"], given["k"], given["v"]
+    if case.return_lse:
+        return foveal.attend(q, k, v, case.pattern, return_lse=True, **options)
+    return foveal.attend(q, k, v, case.pattern, **options), None
+
+
+def compare(
+    case: Case, got: tuple[Tensor, Tensor | None], want: tuple[Tensor, Tensor]
+) -> list[str]:
+    """Complaints about output and log-sum-exp."""
+    found = differ(case, "out", got[0], want[0])
+    if got[0].dtype != case.tensors["q"].dtype:
+        found.append(f"out is {got[0].dtype}")
+    if got[1] is not None:
+        empty = want[1] == -math.inf
+        if not torch.equal(got[1] == -math.inf, empty):
+            return [*found, "lse is -inf for other queries than those without keys"]
+        found += differ(
+            case, "lse", got[1].masked_fill(empty, 0.0), want[1].masked_fill(empty, 0.0)
+        )
+    return found
+
+
+def differ(case: Case, name: str, got: Tensor | None, want: Tensor) -> list[str]:
+    """A complaint where two tensors differ by more than rounding explains."""
+    if got is None:
+        return [f"{name} is None"] if want.any() else []
+    kinds = {case.tensors["q"].dtype, got.dtype}
+    limit = max(TOLERANCE[kind]["gradient" in name] for kind in kinds)
+    # a logit is rounded to the precision of the sums, whatever the bias adds to it
+    bias = case.tensors.get("bias", torch.zeros(1)).double()
+    ordinary = bias[bias.abs() < 1e4]
+    sums = torch.float64 if case.tensors["q"].dtype == torch.float64 else torch.float32
+    limit += 8 * torch.finfo(sums).eps * float(ordinary.abs().amax()) if ordinary.numel() else 0
+    scale = max(float(want.detach().abs().amax()), _floor(case, name)) if want.numel() else 1.0
+    error = float((got.detach().double() - want.detach()).abs().amax()) if want.numel() else 0.0
+    return [] if error <= limit * scale else [f"{name} differs by {error:.3g} of {scale:.3g}"]
+
+
+def _floor(case: Case, name: str) -> float:
+    """What counts as small: the gradient of a broadcast bias sums many terms that may cancel."""
+    if not name.endswith("bias"):
+        return 0.01
+    q, k = case.tensors["q"], case.tensors["k"]
+    pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    return 0.05 * math.sqrt(pairs / max(1, case.tensors["bias"].numel()))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_calls(part: int) -> None:
+    """Whatever is drawn, attend() gives what the formula gives, and so do its gradients."""
+    wrong = []
+    for word in WORDS or [f"{SEED}-{at}" for at in range(part, COUNT, PARTS)]:
+        case = draw_case(word)
+        wrong += [f"{case}: {complaint}" for complaint in run(case)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_sixteen_threads_at_once() -> None:
+    """Calls that meet in the same caches get each its own pattern's result."""
+    cases = [draw_case(f"threads-{at}") for at in range(48)]
+    cases = [replace(case, default_dtype=torch.float32) for case in cases]
+    with ThreadPoolExecutor(16) as pool:
+        for case, complaints in zip(cases, pool.map(run, cases), strict=True):
+            assert not complaints, f"{case}: {complaints}"
