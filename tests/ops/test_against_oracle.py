@@ -312,6 +312,8 @@ def pyramid_logits(case: Case, q: Tensor, k: Tensor, table: Tensor | None, scale
     (batch, heads, n, _), m = q.shape, k.shape[2]
     key_mask = case.options.get("key_mask", torch.ones(batch, m, dtype=torch.bool))
     query_mask = key_mask if n == m else torch.ones(batch, n, dtype=torch.bool)
+    if pattern.queries == "coarse":  # in which padding counts as zeros
+        q = q * query_mask[:, None, :, None]
     logits = torch.zeros(batch, heads, n, m, dtype=torch.float64)
     for i in range(n):
         for level, cluster in pyramid_clusters(pattern, i, m):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveal.caches.stores import Log, Ring
 from foveal.common.memo import remember
+from foveal.ops.rows_without_keys import open_dead_rows
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
 
@@ -208,13 +209,11 @@ def attend_some(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, added: Tensor | None = None
 ) -> Tensor:
     """Dense attention under a bool mask, and a bias `added`; zeros for a query without keys."""
-    alive = mask.any(-1, keepdim=True)
-    # a head without keys reads all of them, and what it got is thrown away
-    some = mask | ~alive
+    some, dead = open_dead_rows(mask)
     if added is not None:
         some = added.masked_fill(~some, -torch.inf)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=some, scale=scale)
-    return out.masked_fill(~alive, 0.0)
+    return out.masked_fill(dead, 0.0)
 
 
 def _head_patterns(pattern: Pattern) -> tuple[Pattern, ...]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.common.memo import remember
+from foveal.ops.bias import PyramidBias
 from foveal.ops.pooling import pairs, pool_keys
-from foveal.ops.pyramid import PyramidBias
 from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 

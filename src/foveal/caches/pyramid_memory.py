@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.common.memo import remember
-from foveal.ops.bias import MASKED
+from foveal.ops.bias import MASKED, PyramidBias
 from foveal.ops.pooling import pool_keys
-from foveal.ops.pyramid import PyramidBias
 from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 

@@ -15,6 +15,7 @@ from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
 from foveal.layers.windowed import windowed_attention
 from foveal.layers.windows import fold, known
 from foveal.ops import WindowBias, attend
+from foveal.ops.rows_without_keys import logsumexp_rows
 from foveal.patterns import Halo
 from foveal.patterns.sizes import pair
 
@@ -298,17 +299,8 @@ def _outside(pattern: Halo, bias: WindowBias | None, lse: Tensor) -> Tensor:
         at = q_at[axis][:, None] // block * block + place
         within = (at >= 0) & (at < pattern.size[axis])  # type: ignore[index]
         logits = bias[axis].to(lse.dtype) if bias else lse.new_zeros(1, 1, *at.shape)
-        inside.append(_logsumexp(logits.masked_fill(~within, -torch.inf)))
-        outside.append(_logsumexp(logits.masked_fill(within, -torch.inf)))
-    every_column = _logsumexp(torch.stack([inside[1], outside[1]], -1))
+        inside.append(logsumexp_rows(logits.masked_fill(~within, -torch.inf)))
+        outside.append(logsumexp_rows(logits.masked_fill(within, -torch.inf)))
+    every_column = logsumexp_rows(torch.stack([inside[1], outside[1]], -1))
     corners = torch.stack([outside[0] + every_column, inside[0] + outside[1]], -1)
-    return _logsumexp(corners)
-
-
-def _logsumexp(x: Tensor) -> Tensor:
-    """Over the last dimension, with zero gradients (not NaN) where all of it is -inf."""
-    top = x.detach().amax(-1, keepdim=True)
-    top = top.masked_fill(top == -torch.inf, 0.0)
-    total = (x - top).exp().sum(-1)
-    empty = total == 0
-    return (total.masked_fill(empty, 1.0).log() + top[..., 0]).masked_fill(empty, -torch.inf)
+    return logsumexp_rows(corners)

@@ -1,10 +1,10 @@
 """How attention is computed: attend(), its implementations, and merging by log-sum-exp."""
 
 from foveal.ops.attend import attend
-from foveal.ops.bias import WindowBias
-from foveal.ops.choose import Explanation, explain
+from foveal.ops.bias import PyramidBias, WindowBias
+from foveal.ops.explain import Explanation, explain
 from foveal.ops.merge import merge
-from foveal.ops.pyramid import PyramidBias, pyramid_attend
+from foveal.ops.pyramid import pyramid_attend
 
 __all__ = [
     "attend",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.memo import remember
-from foveal.patterns import Halo, Pattern
+from foveal.patterns import Halo, Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup
 
@@ -60,20 +60,23 @@ class WindowBias(NamedTuple):
             )
         for name, values, size in zip(self._fields, self, pattern.window, strict=True):
             expected = (*q.shape[:3], size)
-            if tuple(values.shape) != expected:
+            if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
+                kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+                raise ValueError(f"WindowBias.{name} must be a floating tensor, got {kind}.")
+            if tuple(values.shape) != expected or values.device != q.device:
                 raise ValueError(
-                    f"WindowBias.{name} must be (batch, heads, n_queries, window) = {expected}, "
-                    f"got {tuple(values.shape)}."
+                    f"WindowBias.{name} must be (batch, heads, n_queries, window) = {expected} "
+                    f"on {q.device}, got {tuple(values.shape)} on {values.device}."
                 )
 
-    def dense(self, pattern: Halo) -> Tensor:
-        """The same bias as a (batch, heads, n_queries, n_keys) tensor: the oracle."""
-        n_keys = pattern.height * pattern.width
+    def dense(self, pattern: Halo, n_keys: int) -> Tensor:
+        """The same bias as a (batch, heads, n_queries, n_keys) tensor, in float32 at least."""
         q = torch.arange(self.rows.shape[2], device=self.rows.device)
         k = torch.arange(n_keys, device=self.rows.device)
         total = None
+        wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in self)
         places = zip(
-            self, pattern.query_coordinates(q), pattern.coordinates(k), (0, 1), strict=True
+            wide, pattern.query_coordinates(q), pattern.coordinates(k), (0, 1), strict=True
         )
         for values, q_at, k_at, axis in places:
             place = window_place(pattern, q_at[:, None], k_at[None, :], axis)
@@ -82,6 +85,38 @@ class WindowBias(NamedTuple):
             total = part if total is None else total + part
         assert total is not None
         return total
+
+
+class PyramidBias(NamedTuple):
+    """Hierarchical relative positions: one table that all levels share.
+
+    The logit of a query and a key cluster of level l gains
+    `table[key // 2^l - query // 2^l + 2 * block_size - 1]`.
+
+    table: (4 * block_size - 1, heads), or (..., 1) for all heads alike.
+    """
+
+    table: Tensor
+
+    def check(self, q: Tensor, pattern: Pattern) -> None:
+        """Raise ValueError if the table does not fit the pattern and the heads."""
+        if not is_a(pattern, Pyramid):
+            raise ValueError(
+                f"a PyramidBias needs a Pyramid pattern, got {pattern}; pass a tensor bias."
+            )
+        rows, heads = pattern.bias_size, q.shape[1]
+        if not isinstance(self.table, Tensor) or not self.table.dtype.is_floating_point:
+            kind = getattr(self.table, "dtype", type(self.table).__name__)
+            raise ValueError(f"PyramidBias.table must be a floating tensor, got {kind}.")
+        if tuple(self.table.shape) not in ((rows, heads), (rows, 1)):
+            raise ValueError(
+                f"PyramidBias.table must be (4 * block_size - 1, heads or 1) = ({rows}, {heads} "
+                f"or 1), got {tuple(self.table.shape)}."
+            )
+
+
+Bias = Tensor | WindowBias | PyramidBias
+"""What `attend` takes as a bias."""
 
 
 def window_place(pattern: Halo, q_at: Tensor, k_at: Tensor, axis: int) -> Tensor:

@@ -2,80 +2,173 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import WindowBias
-from foveal.ops.pyramid import PyramidBias
-from foveal.patterns import Pattern
+from foveal.common.checks import as_bool, as_number
+from foveal.ops.bias import Bias, PyramidBias, WindowBias
+from foveal.ops.work import Work
+from foveal.patterns import Pattern, Pyramid
+from foveal.patterns.subclasses import is_a
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    bias: Tensor | WindowBias | PyramidBias | None,
-    key_mask: Tensor | None,
-    dropout_p: float,
+def check_tensors(
+    q: Any, k: Any, v: Any, pattern: Any, bias: Any, key_mask: Any, dropout_p: Any, return_lse: Any
 ) -> None:
-    """Raise ValueError or TypeError naming the first argument that does not fit the others."""
+    """Raise ValueError or TypeError naming the first argument that is of a wrong kind.
+
+    What depends on sizes alone is left to `check_sizes`.
+    """
     if not isinstance(pattern, Pattern):
         raise TypeError(
             f"pattern must be a foveal.patterns.Pattern, got {type(pattern).__name__}; "
             "for dense attention pass patterns.Full()."
         )
-    _check_shapes(q, k, v)
-    if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        kinds = ", ".join(type(x).__name__ for x in (q, k, v))
+        raise TypeError(f"q, k and v must be tensors, got {kinds}.")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
         raise ValueError(
-            f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}."
+            "q, k and v must share one floating dtype (float64, float32, float16 or bfloat16), "
+            f"got {q.dtype}, {k.dtype}, {v.dtype}."
         )
     if not q.device == k.device == v.device:
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}."
         )
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p=}.")
-    if isinstance(bias, WindowBias | PyramidBias):
-        bias.check(q, pattern)
-        bias = None
-    _check_extras(q, k, bias, key_mask)
-    if pattern.heads is not None and pattern.heads != q.shape[1]:
-        raise ValueError(
-            f"pattern has layouts for {pattern.heads} heads, but q has {q.shape[1]} heads."
-        )
-
-
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
-    if not q.ndim == k.ndim == v.ndim == 4:
-        raise ValueError(f"q, k and v must be (batch, heads, length, head_dim), {shapes}")
-    if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"q, k and v must have one batch size, {shapes}")
-    if q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must have the same head_dim, {shapes}")
-    if k.shape[1:3] != v.shape[1:3]:
-        raise ValueError(f"k and v must have the same heads and length, {shapes}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"heads of q must be a multiple of the heads of k and v, {shapes}")
-
-
-def _check_extras(q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> None:
-    if key_mask is not None:
-        expected = (k.shape[0], k.shape[2])
-        if key_mask.dtype != torch.bool or tuple(key_mask.shape) != expected:
-            raise ValueError(
-                f"key_mask must be bool of shape (batch, n_keys) = {expected}, got "
-                f"{key_mask.dtype} {tuple(key_mask.shape)}; True marks a real key."
-            )
+    if dropout_p != 0.0 or type(dropout_p) is not float:
+        _check_dropout(dropout_p)
+    if return_lse is not True and return_lse is not False:
+        as_bool("return_lse", return_lse)
     if bias is not None:
-        full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        fits = bias.ndim <= 4 and all(
-            have in (1, want)
-            for have, want in zip(reversed(bias.shape), reversed(full), strict=False)
+        _check_bias(q, k, pattern, bias)
+    if key_mask is not None:
+        _check_key_mask(q, k, key_mask)
+
+
+def as_scale(scale: Any) -> float:
+    """A scale that is a number.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    return scale if type(scale) is float and -1e30 < scale < 1e30 else as_number("scale", scale)
+
+
+def fold_scale(q: Tensor, scale: Tensor) -> Tensor:
+    """q times a scale that is a tensor: a learned temperature gets its gradient everywhere.
+
+    Raises:
+        ValueError: the scale does not broadcast over the queries, or is not of real numbers.
+    """
+    wanted = (*q.shape[:3], 1)
+    shape = (1,) * (4 - scale.ndim) + tuple(scale.shape)
+    fits = len(shape) == 4 and all(
+        have in (1, want) for have, want in zip(shape, wanted, strict=True)
+    )
+    if not fits or not (scale.dtype.is_floating_point or _is_int(scale.dtype)):
+        raise ValueError(
+            "scale must be a number, or a tensor that broadcasts to (batch, heads, n_queries, 1) "
+            f"= {wanted}, got {scale.dtype} {tuple(scale.shape)}."
         )
-        if not fits or not bias.dtype.is_floating_point:
+    if scale.device != q.device and scale.ndim:
+        raise ValueError(f"scale must be on the device of q, {q.device}, got {scale.device}.")
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (q.to(wide) * scale.to(wide)).to(q.dtype)
+
+
+def _is_int(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _check_dropout(dropout_p: Any) -> None:
+    if isinstance(dropout_p, Tensor):
+        raise TypeError(
+            "dropout_p must be a number, got a tensor, which would get no gradient; use .item()."
+        )
+    try:
+        as_number("dropout_p", dropout_p, 0.0, 1.0)
+    except ValueError:
+        raise ValueError(f"dropout_p must be a number in [0, 1), got {dropout_p=}.") from None
+
+
+def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
+    if q.ndim != 4 or k.ndim != 4:
+        return  # which `check_sizes` says
+    if isinstance(bias, WindowBias | PyramidBias):
+        if is_a(pattern, Pyramid) and isinstance(bias, WindowBias):
+            _refuse_bias(bias, pattern)
+        bias.check(q, pattern)
+        return
+    if not isinstance(bias, Tensor):
+        raise TypeError(
+            "bias must be a tensor, a WindowBias or a PyramidBias, got "
+            f"{type(bias).__name__} {bias!r:.60}."
+        )
+    if is_a(pattern, Pyramid):
+        _refuse_bias(bias, pattern)
+    if bias.dtype not in DTYPES:
+        raise ValueError(
+            f"bias must be floating (float64, float32, float16 or bfloat16), got {bias.dtype}; a "
+            "mask of keys is a key_mask."
+        )
+    if bias.device != q.device:
+        raise ValueError(f"bias must be on the device of q, {q.device}, got {bias.device}.")
+
+
+def _refuse_bias(bias: Bias, pattern: Pattern) -> None:
+    raise ValueError(
+        f"a Pyramid takes a PyramidBias or none, got bias={type(bias).__name__} with {pattern}."
+    )
+
+
+def _check_key_mask(q: Tensor, k: Tensor, key_mask: Any) -> None:
+    if not isinstance(key_mask, Tensor):
+        raise TypeError(f"key_mask must be a bool tensor, got {type(key_mask).__name__}.")
+    expected = (k.shape[0], k.shape[2]) if k.ndim == 4 else ()
+    if key_mask.dtype != torch.bool or tuple(key_mask.shape) != expected:
+        raise ValueError(
+            f"key_mask must be bool of shape (batch, n_keys) = {expected}, got "
+            f"{key_mask.dtype} {tuple(key_mask.shape)}; True marks a real key."
+        )
+    if key_mask.device != q.device:
+        raise ValueError(f"key_mask must be on the device of q, got {key_mask.device}.")
+
+
+@functools.lru_cache(maxsize=512)
+def check_sizes(work: Work) -> None:
+    """Raise ValueError naming the first size that does not fit the others."""
+    q, k, v = work.q, work.k, work.v
+    shapes = f"got q {tuple(q)}, k {tuple(k)}, v {tuple(v)}."
+    if not len(q) == len(k) == len(v) == 4:
+        raise ValueError(f"q, k and v must be (batch, heads, length, head_dim), {shapes}")
+    if not q[0] == k[0] == v[0]:
+        raise ValueError(f"q, k and v must have one batch size, {shapes}")
+    if q[3] != k[3]:
+        raise ValueError(f"q and k must have the same head_dim, {shapes}")
+    if k[1:3] != v[1:3]:
+        raise ValueError(f"k and v must have the same heads and length, {shapes}")
+    if k[1] == 0 or q[1] % k[1]:
+        raise ValueError(f"heads of q must be a multiple of the heads of k and v, {shapes}")
+    if q[3] == 0:
+        raise ValueError(f"q and k must have at least one feature, {shapes}")
+    if work.bias == "tensor":
+        full, shape = (*q[:3], k[2]), work.bias_shape
+        fits = len(shape) == 4 and all(
+            have in (1, want) for have, want in zip(shape, full, strict=True)
+        )
+        if not fits:
             raise ValueError(
                 "bias must be floating and broadcast to (batch, heads, n_queries, n_keys) = "
-                f"{full}, got {bias.dtype} {tuple(bias.shape)}."
+                f"{full}, got {shape}."
             )
+    if work.pattern.heads is not None and work.pattern.heads != q[1]:
+        raise ValueError(
+            f"pattern has layouts for {work.pattern.heads} heads, but q has {q[1]} heads."
+        )
+    work.pattern.check_length(max(q[2], k[2]))

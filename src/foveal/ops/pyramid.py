@@ -7,43 +7,17 @@ attention; with coarse ones the levels come back at their own lengths and are me
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from foveal.ops.bias import PyramidBias
 from foveal.ops.merge import merge
 from foveal.ops.operator import Attention
 from foveal.ops.pooling import pool_keys, pool_queries
+from foveal.ops.rows_without_keys import softmax_rows
 from foveal.ops.tiled_op import tiled_attend
-from foveal.patterns import Pattern, Pyramid
+from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
-from foveal.patterns.subclasses import is_a
-
-
-class PyramidBias(NamedTuple):
-    """Hierarchical relative positions: one table that all levels share.
-
-    The logit of a query and a key cluster of level l gains
-    `table[key // 2^l - query // 2^l + 2 * block_size - 1]`.
-
-    table: (4 * block_size - 1, heads), or (..., 1) for all heads alike.
-    """
-
-    table: Tensor
-
-    def check(self, q: Tensor, pattern: Pattern) -> None:
-        """Raise ValueError if the table does not fit the pattern and the heads."""
-        if not is_a(pattern, Pyramid):
-            raise ValueError(
-                f"a PyramidBias needs a Pyramid pattern, got {pattern}; pass a tensor bias."
-            )
-        rows, heads = pattern.bias_size, q.shape[1]
-        if tuple(self.table.shape) not in ((rows, heads), (rows, 1)):
-            raise ValueError(
-                f"PyramidBias.table must be (4 * block_size - 1, heads or 1) = ({rows}, {heads} "
-                f"or 1), got {tuple(self.table.shape)}."
-            )
 
 
 def pyramid_attend(
@@ -123,12 +97,9 @@ def pyramid_reference(
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale)
-    dead = (logits == -torch.inf).all(-1, keepdim=True)
-    logits = logits.masked_fill(dead, 0.0)
-    weights = logits.softmax(-1).masked_fill(dead, 0.0)
+    weights, lse = softmax_rows(logits)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, train=True)
-    lse = logits.logsumexp(-1).masked_fill(dead[..., 0], -torch.inf)
     return (weights @ v).to(dtype), lse
 
 

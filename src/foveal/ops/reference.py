@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.ops.bias import finite
+from foveal.ops.rows_without_keys import softmax_rows
+
 
 def masked_attention(
     q: Tensor,
@@ -31,22 +34,34 @@ def masked_attention(
         float32. A query without keys gives zeros and -inf, with zero gradients.
     """
     dtype = q.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
+    k, v = without_unread(k, v, mask, key_mask)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
     if bias is not None:
-        logits = logits + bias.to(logits.dtype)
+        logits = logits + finite(bias, logits.dtype)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
     if key_mask is not None:
         logits = logits.masked_fill(~key_mask[:, None, None, :], -torch.inf)
-    dead = (logits == -torch.inf).all(-1, keepdim=True)
-    logits = logits.masked_fill(dead, 0.0)
-    weights = logits.softmax(-1).masked_fill(dead, 0.0)
+    weights, lse = softmax_rows(logits)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, train=True)
-    lse = logits.logsumexp(-1).masked_fill(dead[..., 0], -torch.inf)
     return (weights @ v).to(dtype), lse
+
+
+def without_unread(
+    k: Tensor, v: Tensor, mask: Tensor | None, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values with zeros where nobody may read them: a weight of zero times NaN is NaN."""
+    unread = None if key_mask is None else ~key_mask
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-1], k.shape[2])
+        nobody = ~mask.flatten(0, -2).any(0) if mask.ndim < 4 else ~mask.any(2).any(1)
+        unread = nobody if unread is None else unread | nobody
+    if unread is None:
+        return k, v
+    unread = unread[..., None, :, None]
+    return k.masked_fill(unread, 0.0), v.masked_fill(unread, 0.0)

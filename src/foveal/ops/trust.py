@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from foveal.ops.bias import WindowBias
 from foveal.ops.operator import Attention
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Pattern
+
+Asked = TypeVar("Asked", bound=Callable[..., Any])
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Relative root mean square of what may differ; a wrong kernel differs by about one."""
@@ -105,8 +108,8 @@ def _differ(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm().clamp(min=1e-12))
 
 
-def ask_once(trusted: Callable[..., bool]) -> Callable[..., bool]:
+def ask_once(question: Asked) -> Asked:
     """Decorator: the compiler takes the answer as a constant and does not trace the question."""
     # what torch.compiler.assume_constant_result does, which would import the compiler (a second)
-    trusted._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return trusted
+    question._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return question

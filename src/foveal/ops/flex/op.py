@@ -17,20 +17,19 @@ BLOCK = 128
 
 
 def why_not(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | WindowBias | None, dropout_p: float
+    device: str, bias: str | None, bias_grad: bool, requires_grad: bool, dropout: bool
 ) -> str | None:
-    """The reason why flex cannot do this call, or None when it can."""
-    if dropout_p:
+    """The reason why flex cannot do a call, or None when it can; see `Work` for the arguments."""
+    if dropout:
         return "it has no dropout"
-    if isinstance(bias, WindowBias):
+    if bias == "window":
         return "a WindowBias would have to be expanded"
-    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+    if bias_grad:
         return "the gradient of a bias is slow and not reproducible there"
-    if q.device.type == "cpu" and torch.is_grad_enabled():
-        if any(t.requires_grad for t in (q, k, v)):
-            return "FlexAttention has no backward pass on CPU"
-    elif q.device.type not in ("cpu", "cuda"):
-        return f"FlexAttention does not run on {q.device.type}"
+    if device not in ("cpu", "cuda"):
+        return f"FlexAttention does not run on {device}"
+    if device == "cpu" and requires_grad:
+        return "FlexAttention has no backward pass on CPU"
     return None
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import WindowBias
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 from foveal.ops.triton.sizes import (
     Tile,
@@ -34,19 +33,19 @@ def why_not(
     dtype: torch.dtype,
     pattern: Pattern,
     head_dim: int,
-    bias: Tensor | WindowBias | None = None,
-    dropout_p: float = 0.0,
+    bias: str | None = None,
+    dropout: bool = False,
 ) -> str | None:
-    """The reason why the kernels cannot do a call, or None when they can; imports nothing."""
+    """The reason why the kernels cannot do a call, or None; `bias` as in `Work`."""
     if not is_a(pattern, Halo):
         return f"its kernels are for Halo patterns, not for {type(pattern).__name__}"
     if head_dim > MAX_HEAD_DIM:
         return f"its heads have at most {MAX_HEAD_DIM} features, not {head_dim}"
     if pattern.window[1] > (widest := widest_window(head_dim, dtype)):
         return f"its windows are at most {widest} wide at this head_dim, not {pattern.window[1]}"
-    if isinstance(bias, Tensor):
+    if bias not in (None, "window"):
         return "it adds no bias but a WindowBias"
-    if dropout_p:
+    if dropout:
         return "it has no dropout"
     return _unavailable(device, dtype)
 

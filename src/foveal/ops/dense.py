@@ -1,0 +1,200 @@
+"""impl="dense": scaled_dot_product_attention under the pattern's mask.
+
+Products run in a precision that the device multiplies itself, sums in float32 at least. Where a
+mask or the scores of all pairs would have to be written out and are many, the queries take turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from foveal.common.processor import fast_dtype
+from foveal.ops.bias import Bias, PyramidBias, WindowBias, finite
+from foveal.ops.define import is_beyond_functions, refuse_second_derivatives
+from foveal.ops.masks import Mask, build, is_all, mask_of
+from foveal.ops.reference import masked_attention, without_unread
+from foveal.ops.trust import ask_once
+from foveal.ops.work import Call, Result, Work
+from foveal.patterns import Full, Halo, Pyramid
+from foveal.patterns.subclasses import is_a
+
+MOST_PAIRS = 1 << 24
+"""Numbers, of a mask or of scores, that are written out at one time."""
+
+
+def refuses(work: Work) -> str | None:
+    """The reason why dense attention cannot do a call, or None."""
+    if is_a(work.pattern, Pyramid):
+        return "it cannot pool keys into the levels of a Pyramid"
+    return "it returns no log-sum-exp, got return_lse=True" if work.lse else None
+
+
+def written_out(work: Work) -> int:
+    """How many numbers, of masks or scores, a call would hold at one time if done at once."""
+    pairs = work.q[2] * work.k[2]
+    if work.dropout or work.bias_grad or work.bias == "window":  # no fused kernel knows them
+        return work.heads * pairs
+    count = 1 if is_causal_or_all(work) else pairs * (work.pattern.heads or 1)
+    if work.key_mask:
+        rows = 1 if is_all(work.pattern) else work.q[2]
+        count = max(count, work.q[0] * rows * work.k[2] * (work.pattern.heads or 1))
+    if work.bias == "tensor":
+        batch, heads, rows, _ = work.bias_shape
+        batch, heads = (work.q[0] if work.key_mask else batch), max(heads, work.pattern.heads or 1)
+        rows = rows if is_all(work.pattern) else work.q[2]
+        count = max(count, batch * heads * rows * work.k[2])
+    return count
+
+
+def is_causal_or_all(work: Work) -> bool:
+    """Whether SDPA knows the pattern without a mask."""
+    if not is_a(work.pattern, Full) or not work.plain:
+        return is_all(work.pattern)
+    return not work.pattern.causal or work.q[2] == work.k[2]
+
+
+def run(call: Call) -> Result:
+    """Dense attention; no log-sum-exp."""
+    work = call.work
+    if work.compiling is False and is_beyond_functions(call.q, call.k, call.v, *_parts(call.bias)):
+        return by_definition(call)[0], None  # torch's fused kernels know neither
+    dtype = work.dtype
+    if dtype not in (torch.float32, torch.float64):
+        dtype = _products(work.device.type, dtype)
+    if call.bias is not None and (isinstance(call.bias, tuple) or call.bias.dtype != dtype):
+        dtype = torch.promote_types(dtype, torch.float32)
+    if dtype != work.dtype:
+        q, k, v = call.q.to(dtype), call.k.to(dtype), call.v.to(dtype)
+        call = call._replace(q=q, k=k, v=v)
+    if work.plain and is_causal_or_all(work):
+        out = _sdpa(call, None, is_causal=work.pattern.causal)  # type: ignore[attr-defined]
+    elif not work.compiling and (count := written_out(work)) > MOST_PAIRS:
+        out = _in_turns(call, -(-count // MOST_PAIRS))
+    else:
+        out = _rows(call, 0, work.q[2])
+    return (out if dtype == work.dtype else out.to(work.dtype)), None
+
+
+@ask_once
+def _products(device: str, dtype: torch.dtype) -> torch.dtype:
+    return fast_dtype(device, dtype)
+
+
+def _parts(bias: Bias | None) -> tuple[Tensor | None, ...]:
+    return bias if isinstance(bias, tuple) else (bias,)
+
+
+def by_definition(call: Call) -> tuple[Tensor, Tensor]:
+    """A call that has no Pyramid by `masked_attention`: all scores of all pairs."""
+    work, bias = call.work, call.bias
+    if isinstance(bias, WindowBias):
+        assert isinstance(work.pattern, Halo)
+        bias = bias.dense(work.pattern, work.k[2])
+    assert not isinstance(bias, PyramidBias)
+    return masked_attention(
+        *call[1:4],
+        work.pattern.mask(work.q[2], work.k[2], call.q.device),
+        bias=bias,
+        key_mask=call.key_mask,
+        scale=call.scale,
+        dropout_p=call.dropout_p,
+    )
+
+
+def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+    q, k, v = call.q, call.k, call.v
+    options: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        options["enable_gqa"] = True
+    dim, value_dim = q.shape[3], v.shape[3]
+    if dim != value_dim and not call.dropout_p:  # fused kernels want them equal
+        wide = max(dim, value_dim)
+        q, k, v = (pad(x, (0, wide - x.shape[3])) if x.shape[3] < wide else x for x in (q, k, v))
+    out = scaled_dot_product_attention(
+        q, k, v, mask, call.dropout_p, is_causal, scale=call.scale, **options
+    )
+    recorded = out.requires_grad and not call.work.compiling
+    if recorded and "ScaledDotProduct" in type(out.grad_fn).__name__:
+        refuse_second_derivatives(out, "pass impl='reference' or impl='tiled'")
+    return out if out.shape[3] == value_dim else out[..., :value_dim]
+
+
+def _in_turns(call: Call, turns: int) -> Tensor:
+    """Some queries after the other; the backward pass computes their masks and scores again."""
+    from torch.utils.checkpoint import checkpoint
+
+    count = call.work.q[2]
+    size = max(1, count // turns)
+    parts = []
+    for first in range(0, count, size):
+        part = (call, first, min(size, count - first))
+        if call.work.requires_grad:
+            parts.append(checkpoint(_rows, *part, use_reentrant=False))
+        else:
+            parts.append(_rows(*part))
+    return torch.cat(parts, 2)
+
+
+def _rows(call: Call, first: int, count: int) -> Tensor:
+    """Attention of `count` queries from `first` on, of which some may have no key."""
+    work, bias, dead = call.work, call.bias, None
+    whole = count == work.q[2]
+    if isinstance(bias, WindowBias):
+        assert isinstance(work.pattern, Halo)
+        bias = bias.dense(work.pattern, work.k[2])
+    assert not isinstance(bias, tuple)
+    found = _mask(call, first, count)
+    if not whole:
+        call = call._replace(q=call.q[:, :, first : first + count])
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias[:, :, first : first + count]
+    mask: Tensor | None
+    if call.key_mask is None and bias is None and found is not None:
+        mask, dead = found.added, found.dead
+    else:
+        mask, dead = _joined(call, found, bias)
+    if call.key_mask is not None or (found is not None and found.unread is not None):
+        call = _clean(call, found)
+    out = _sdpa(call, mask)
+    return out if dead is None else out.masked_fill(dead, 0.0)
+
+
+def _mask(call: Call, first: int, count: int) -> Mask | None:
+    """The pattern's mask of these queries; None where they read all keys."""
+    work, device = call.work, call.q.device
+    if is_all(work.pattern):
+        return None
+    if count == work.q[2]:
+        return mask_of(work.pattern, count, work.k[2], device, call.q.dtype)
+    return build(work.pattern, first, count, work.k[2], device, call.q.dtype)
+
+
+def _joined(
+    call: Call, found: Mask | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What SDPA adds to the logits, or bool, and the queries without keys."""
+    allowed = None if found is None else found.allowed
+    if call.key_mask is not None:
+        keys = call.key_mask[:, None, None, :]
+        allowed = keys if allowed is None else allowed & keys
+    if bias is None:
+        assert allowed is not None
+        dead = ~allowed.any(-1, keepdim=True)
+        return allowed | dead, dead
+    bias = bias.expand(*bias.shape[:3], call.k.shape[2])
+    visible = bias > -torch.inf if allowed is None else (bias > -torch.inf) & allowed
+    dead = ~visible.any(-1, keepdim=True)
+    # a row without keys reads all of them instead, and what it gets is thrown away
+    added = finite(bias, call.q.dtype).masked_fill(~visible, -torch.inf).masked_fill(dead, 0.0)
+    return added, dead
+
+
+def _clean(call: Call, found: Mask | None) -> Call:
+    """Zeros in the keys and values that nobody may read."""
+    unread = None if found is None or found.unread is None else ~found.unread[None]
+    k, v = without_unread(call.k, call.v, unread, call.key_mask)
+    return call._replace(k=k, v=v)

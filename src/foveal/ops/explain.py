@@ -1,0 +1,197 @@
+"""explain(): what attend() would do, why, and at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from foveal.common.checks import as_bool, as_int
+from foveal.ops import costs
+from foveal.ops.checks import check_sizes
+from foveal.ops.choose import pick
+from foveal.ops.costs import dense_pairs, visited_pairs
+from foveal.ops.dense import MOST_PAIRS, written_out
+from foveal.ops.implementations import IMPLEMENTATIONS
+from foveal.ops.tiled import CHUNK
+from foveal.ops.work import Work
+from foveal.patterns import Pattern
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What attend() would do for a call, and what it would cost.
+
+    Attributes:
+        impl: the implementation chosen.
+        reason: why, in one sentence.
+        length: keys.
+        num_queries: queries.
+        pairs: (query, key) pairs that the pattern allows, per head.
+        visited: pairs that the implementation computes, per head.
+        flops: multiply-adds times two of both matrix products, forward, for all heads.
+        score_bytes: bytes of attention scores alive at one time.
+        alternatives: the other implementations and what each would mean.
+    """
+
+    impl: str
+    reason: str
+    length: int
+    pairs: int
+    visited: int
+    flops: int
+    score_bytes: int
+    alternatives: dict[str, str]
+    num_queries: int = 0
+
+    def __str__(self) -> str:
+        dense = max(1, self.length * self.num_queries)
+        lines = [
+            f"impl         {self.impl}: {self.reason}",
+            f"pairs        {self.pairs:,} allowed of {dense:,} ({self.pairs / dense:.2%})",
+            f"visited      {self.visited:,}",
+            f"forward      {self.flops / 1e9:.3g} GFLOP",
+            f"score memory {self.score_bytes / 2**20:.3g} MiB at a time",
+        ]
+        lines += [f"{name:<12} {text}" for name, text in self.alternatives.items()]
+        return "\n".join(lines)
+
+
+def explain(
+    pattern: Pattern,
+    length: int,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    requires_grad: bool = True,
+    *,
+    batch: int = 1,
+    heads: int = 8,
+    head_dim: int = 64,
+    window_bias: bool = False,
+    kv_heads: int | None = None,
+    num_queries: int | None = None,
+    head_dim_v: int | None = None,
+    bias: tuple[int, ...] | None = None,
+    pyramid_bias: bool = False,
+    key_mask: bool = False,
+    dropout: bool = False,
+    return_lse: bool = False,
+) -> Explanation:
+    """Which implementation attend() picks for a call, why, and what it costs.
+
+    Nothing is compiled or computed: gains are estimated from the pairs that each visits. That a
+    kernel does not compile, or is wrong on a device, shows when it is first wanted.
+
+    Args:
+        pattern: who attends to whom.
+        length: keys; tokens in the sequence.
+        device, dtype, requires_grad: of the query, key and value tensors.
+        batch, heads, head_dim: their other sizes. A pattern with layouts for each head says itself
+            how many there are.
+        window_bias: the call has a WindowBias (relative positions of a Halo).
+        kv_heads: heads of keys and values; as many as of queries when None.
+        num_queries: queries; as many as the pattern has for its keys when None.
+        head_dim_v: features of values; head_dim when None.
+        bias: the shape of a tensor that is added to the logits, which needs a gradient as q does.
+        pyramid_bias: the call has a PyramidBias.
+        key_mask, dropout, return_lse: whether the call has them.
+
+    Raises:
+        ValueError: sizes do not fit each other or the pattern.
+    """
+    length = as_int("length", length, 0)
+    pattern.check_length(length)
+    queries = pattern.num_queries(length) if num_queries is None else num_queries
+    heads = pattern.heads or heads
+    q = (batch, heads, as_int("num_queries", queries, 0), as_int("head_dim", head_dim, 1))
+    k = (batch, kv_heads or heads, length, head_dim)
+    flags = {"window_bias": window_bias, "pyramid_bias": pyramid_bias, "key_mask": key_mask}
+    flags |= {"dropout": dropout, "return_lse": return_lse, "requires_grad": requires_grad}
+    flags = {name: as_bool(name, value) for name, value in flags.items()}
+    kind = "window" if window_bias else "table" if pyramid_bias else None
+    work = Work(
+        pattern,
+        q,
+        k,
+        (*k[:3], head_dim if head_dim_v is None else as_int("head_dim_v", head_dim_v, 1)),
+        dtype,
+        torch.device(device),
+        kind if bias is None else "tensor",
+        () if bias is None else (1,) * (4 - len(bias)) + tuple(bias),
+        flags["requires_grad"] and (kind is not None or bias is not None),
+        flags["key_mask"],
+        flags["dropout"],
+        flags["return_lse"],
+        flags["requires_grad"],
+        threads=torch.get_num_threads(),
+    )
+    check_sizes(work)
+    return _explanation(work)
+
+
+def _explanation(work: Work) -> Explanation:
+    impl, reason = pick(work, compiled=False)
+    whole = impl in ("reference", "dense")
+    visited = dense_pairs(work) if whole else visited_pairs(work.pattern, work.q[2], work.k[2])
+    return Explanation(
+        impl,
+        reason,
+        work.k[2],
+        _allowed_pairs(work),
+        visited,
+        costs.flops(work, visited),
+        _score_bytes(work, impl, visited),
+        _alternatives(work, impl),
+        work.q[2],
+    )
+
+
+def _allowed_pairs(work: Work) -> int:
+    """Pairs that the pattern allows, the mean over heads that differ."""
+    if work.square and work.q[2] == work.pattern.num_queries(work.k[2]):
+        return work.pattern.num_pairs(work.k[2]) // (work.pattern.heads or 1)
+    keys = torch.arange(work.k[2])[None]
+    parts = torch.arange(work.q[2])[:, None].split(max(1, (1 << 24) // max(1, work.k[2])))
+    pairs = sum(int(work.pattern.allows(rows, keys).sum()) for rows in parts)
+    return pairs // (work.pattern.heads or 1)
+
+
+def _score_bytes(work: Work, impl: str, visited: int) -> int:
+    size = max(4, work.dtype.itemsize)
+    if impl == "reference":
+        return work.heads * visited * size
+    if impl == "tiled":
+        return min(visited * work.heads * size, CHUNK["cpu"])
+    if impl == "dense" and not work.plain:
+        return min(written_out(work), MOST_PAIRS) * size
+    at_once = 2 * 64 * 64 * torch.get_num_threads() if impl == "native" else 1 << 20
+    return min(visited * work.heads, at_once) * size
+
+
+def _alternatives(work: Work, impl: str) -> dict[str, str]:
+    """What each other implementation would mean, and why it refuses where it does."""
+    dense = f"{dense_pairs(work):,} pairs a head"
+    visited = ""
+    if work.square:
+        visited = f": {visited_pairs(work.pattern, work.q[2], work.k[2]):,} pairs a head"
+    means = {
+        "reference": "materialises every score; the definition, for tests",
+        "dense": f"scaled_dot_product_attention under a mask: {dense}",
+        "tiled": f"the tile plan in plain PyTorch{visited}",
+        "native": f"the tile plan in a C++ kernel{visited}",
+        "triton": "a Triton kernel for halo attention",
+        "flex": "compiled FlexAttention on CUDA",
+    }
+    found = {}
+    for name, text in means.items():
+        reason = IMPLEMENTATIONS[name].refuses(work)
+        if name != impl:
+            found[name] = f"{text}; {reason}" if reason else text + _beside(work, impl, name)
+    return found
+
+
+def _beside(work: Work, impl: str, name: str) -> str:
+    """Estimated speed relative to the choice; estimates are for CPUs and calls without extras."""
+    if work.device.type != "cpu" or not {impl, name} <= costs.CALL_SECONDS.keys():
+        return ""
+    return f"; estimated {costs.seconds(work, impl) / costs.seconds(work, name):.2f} of the speed"

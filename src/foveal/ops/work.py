@@ -1,0 +1,133 @@
+"""What a call of attend() asks for: its sizes and options, without and with its tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from foveal.ops.bias import PyramidBias, WindowBias
+from foveal.patterns import Pattern, Pyramid
+from foveal.patterns.subclasses import is_a
+
+Sizes = tuple[int, ...]
+
+
+class Work(NamedTuple):
+    """Sizes and options of one call: all that the choice of an implementation may depend on.
+
+    q, k, v: the shapes of the tensors, (batch, heads, length, features).
+    bias: None; "tensor", whose shape with four dimensions is `bias_shape`; "window" for a
+        WindowBias; "table" for a PyramidBias.
+    bias_grad, requires_grad: gradients are wanted, of the bias, or of anything.
+    threads: of the processor; 0 while compiling, where sizes may be symbols.
+    """
+
+    pattern: Pattern
+    q: Sizes
+    k: Sizes
+    v: Sizes
+    dtype: torch.dtype
+    device: torch.device
+    bias: str | None = None
+    bias_shape: Sizes = ()
+    bias_grad: bool = False
+    key_mask: bool = False
+    dropout: bool = False
+    lse: bool = False
+    requires_grad: bool = False
+    compiling: bool = False
+    exporting: bool = False
+    threads: int = 1
+
+    @property
+    def heads(self) -> int:
+        """Heads of queries, times the batch."""
+        return self.q[0] * self.q[1]
+
+    @property
+    def square(self) -> bool:
+        """Whether there are as many queries as the pattern has for these keys."""
+        if is_a(self.pattern, Pyramid):  # whose queries and keys may differ in number
+            return True
+        return self.q[2] == self.pattern.num_queries(self.k[2])
+
+    @property
+    def lengths(self) -> str:
+        """Queries and keys in words."""
+        return f"{self.q[2]} queries and {self.k[2]} keys"
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but the pattern shapes the weights."""
+        return self.bias is None and not self.key_mask and not self.dropout
+
+
+class Call(NamedTuple):
+    """Work with its tensors, and the numbers that no choice depends on; shapes as in `attend`.
+
+    A tensor bias has four dimensions.
+    """
+
+    work: Work
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | WindowBias | PyramidBias | None
+    key_mask: Tensor | None
+    scale: float
+    dropout_p: float
+
+    @property
+    def pattern(self) -> Pattern:
+        return self.work.pattern
+
+
+Result = tuple[Tensor, Tensor | None]
+"""out and, where the work asks for it, the log-sum-exp; see `attend`."""
+
+
+def work_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    bias: Tensor | WindowBias | PyramidBias | None,
+    key_mask: Tensor | None,
+    dropout_p: float,
+    return_lse: bool,
+) -> Work:
+    """The sizes and options of a call; nothing is checked, and no value looked at."""
+    compiling = torch.compiler.is_compiling()
+    kind, shape, bias_grad = _bias(bias)
+    grad = torch.is_grad_enabled()
+    return Work(
+        pattern,
+        q.shape,
+        k.shape,
+        v.shape,
+        q.dtype,
+        q.device,
+        kind,
+        shape,
+        grad and bias_grad,
+        key_mask is not None,
+        bool(dropout_p),
+        return_lse,
+        grad and (q.requires_grad or k.requires_grad or v.requires_grad or bias_grad),
+        compiling,
+        compiling and torch.compiler.is_exporting(),
+        0 if compiling else torch.get_num_threads(),
+    )
+
+
+def _bias(bias: Tensor | WindowBias | PyramidBias | None) -> tuple[str | None, Sizes, bool]:
+    """(kind, shape with four dimensions, whether it may need a gradient)"""
+    if bias is None:
+        return None, (), False
+    if isinstance(bias, WindowBias):
+        return "window", (), bias.rows.requires_grad or bias.columns.requires_grad
+    if isinstance(bias, PyramidBias):
+        return "table", (), bias.table.requires_grad
+    return "tensor", (1,) * (4 - bias.ndim) + tuple(bias.shape), bias.requires_grad
