@@ -64,6 +64,40 @@ def test_large_differences_stay_finite():
     assert torch.equal(total, lse[0])
 
 
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_a_part_without_keys_holds_does_not_leak(poison, count):
+    """A log-sum-exp of -inf says that a part weighs nothing: its output may be anything."""
+    torch.manual_seed(0)
+    outs = [torch.randn(1, 1, 4, 3, dtype=torch.float64) for _ in range(count)]
+    lses = [torch.randn(1, 1, 4, dtype=torch.float64) for _ in range(count)]
+    outs[0][0, 0, 1] = poison
+    lses[0][0, 0, 1] = -torch.inf
+    for one, lse in zip(outs, lses, strict=True):  # a row that no part has a key for
+        one[0, 0, 2], lse[0, 0, 2] = poison, -torch.inf
+    given = [x.requires_grad_() for x in (*outs, *lses)]
+    out, lse = foveal.merge(list(zip(outs, lses, strict=True)))
+    assert torch.isfinite(out).all()
+    assert not out[0, 0, 2].any()
+    assert lse[0, 0, 2] == -torch.inf
+    total = out.sum() + torch.where(torch.isfinite(lse), lse, 0.0).sum()
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(total, given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_summed_in_float32(dtype):
+    """Many parts in half precision lose no more than the rounding of the result."""
+    torch.manual_seed(0)
+    outs = [torch.randn(1, 1, 4, 3).to(dtype) for _ in range(64)]
+    lses = [torch.randn(1, 1, 4) for _ in outs]
+    out, _ = foveal.merge(list(zip(outs, lses, strict=True)))
+    want, _ = foveal.merge(
+        [(one.double(), lse.double()) for one, lse in zip(outs, lses, strict=True)]
+    )
+    assert out.dtype == dtype
+    assert (out.double() - want).abs().max() <= torch.finfo(dtype).eps * want.abs().max()
+
+
 def test_nonsense():
     """No parts, or parts of different shapes, are named."""
     with pytest.raises(ValueError, match="none"):

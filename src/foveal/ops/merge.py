@@ -12,7 +12,8 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Attention over the union of disjoint sets of keys, from the attention over each set.
 
     Differentiable in every output and every log-sum-exp. A part in which a query has no key
-    carries a log-sum-exp of -inf and weighs nothing.
+    carries a log-sum-exp of -inf and weighs nothing, whatever stands in its output. Sums are kept
+    in float32 at least.
 
     Args:
         parts: (out, lse) pairs; out (..., n_queries, head_dim), lse (..., n_queries).
@@ -34,7 +35,7 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
                 f"{tuple(first_out.shape)} and {tuple(first_lse.shape)}."
             )
     if len(parts) == 1:
-        return first_out, first_lse
+        return first_out.masked_fill((first_lse == -torch.inf)[..., None], 0.0), first_lse
     lse_all = torch.stack([lse for _, lse in parts])
     # rows without any key would compute -inf - -inf: give them a finite maximum instead
     top = lse_all.detach().amax(0)
@@ -43,9 +44,11 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     total = weights.sum(0)
     dead = total == 0
     safe = torch.where(dead, torch.ones_like(total), total)
-    shares = (weights / safe).to(first_out.dtype)
-    out = shares[0][..., None] * first_out
-    for share, (part, _) in zip(shares[1:], parts[1:], strict=True):
-        out = out + share[..., None] * part
+    shares = weights / safe
+    wide = torch.promote_types(shares.dtype, first_out.dtype)
+    out = torch.zeros((), dtype=wide, device=first_out.device)
+    for share, (part, part_lse) in zip(shares, parts, strict=True):
+        empty = (part_lse == -torch.inf)[..., None]
+        out = out + share.to(wide)[..., None] * part.masked_fill(empty, 0.0)
     lse = torch.where(dead, torch.full_like(top, -torch.inf), safe.log() + top)
-    return out, lse
+    return out.to(first_out.dtype), lse
