@@ -41,7 +41,7 @@ def check_tensors(
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}."
         )
-    if dropout_p != 0.0 or type(dropout_p) is not float:
+    if type(dropout_p) is not float or dropout_p != 0.0:
         _check_dropout(dropout_p)
     if return_lse is not True and return_lse is not False:
         as_bool("return_lse", return_lse)
@@ -57,7 +57,9 @@ def as_scale(scale: Any) -> float:
     Raises:
         ValueError: it is none, or not finite.
     """
-    return scale if type(scale) is float and -1e30 < scale < 1e30 else as_number("scale", scale)
+    if type(scale) is float and -1e30 < scale < 1e30:
+        return scale
+    return float(as_number("scale", scale))
 
 
 def fold_scale(q: Tensor, scale: Tensor) -> Tensor:

@@ -182,7 +182,8 @@ def _joined(
         keys = call.key_mask[:, None, None, :]
         allowed = keys if allowed is None else allowed & keys
     if bias is None:
-        assert allowed is not None
+        if allowed is None:
+            return None, None
         dead = ~allowed.any(-1, keepdim=True)
         return allowed | dead, dead
     bias = bias.expand(*bias.shape[:3], call.k.shape[2])
