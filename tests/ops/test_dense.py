@@ -23,7 +23,7 @@ def formula(q, k, v, allowed, bias=0.0, scale=None):
 
 
 def error(got, want):
-    return float((got.detach().double() - want).abs().max())
+    return float((got.detach().double() - want.detach()).abs().max())
 
 
 def qkv(length, dtype, size=1.0, heads=2):
