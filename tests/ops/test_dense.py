@@ -163,14 +163,13 @@ def test_queries_in_turns_give_the_same(pattern, options, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_masks_that_are_kept_are_bounded(monkeypatch):
+def test_masks_that_are_kept_are_bounded():
     """However many patterns come, their masks take no more than the limit."""
-    monkeypatch.setattr(masks.mask_of, "_most", 100_000)
     masks.mask_of.cache_clear()
-    q, k, v = qkv(60, torch.float32)
-    for window in range(1, 30):
-        foveal.attend(q, k, v, P.SlidingWindow(window), impl="dense")
-    assert 0 < masks.mask_of.cache_info()[1] <= 100_000
+    for window in range(1, 35):
+        masks.mask_of(P.SlidingWindow(window), 1024, 1024, torch.device("cpu"), torch.float32)
+    assert 0 < masks.mask_of.cache_info()[1] <= 128 << 20
+    masks.mask_of.cache_clear()
 
 
 def test_masks_of_inference_and_transforms_serve_training():

@@ -6,15 +6,13 @@ mask or the scores of all pairs would have to be written out and are many, the q
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from foveal.common.processor import fast_dtype
-from foveal.ops.bias import Bias, PyramidBias, WindowBias, finite
-from foveal.ops.define import is_beyond_functions, refuse_second_derivatives
+from foveal.ops.bias import PyramidBias, WindowBias, finite
+from foveal.ops.fused import fused_attention
 from foveal.ops.masks import Mask, build, is_all, mask_of
 from foveal.ops.reference import masked_attention, without_unread
 from foveal.ops.trust import ask_once
@@ -60,8 +58,6 @@ def is_causal_or_all(work: Work) -> bool:
 def run(call: Call) -> Result:
     """Dense attention; no log-sum-exp."""
     work = call.work
-    if work.compiling is False and is_beyond_functions(call.q, call.k, call.v, *_parts(call.bias)):
-        return by_definition(call)[0], None  # torch's fused kernels know neither
     dtype = work.dtype
     if dtype not in (torch.float32, torch.float64):
         dtype = _products(work.device.type, dtype)
@@ -84,10 +80,6 @@ def _products(device: str, dtype: torch.dtype) -> torch.dtype:
     return fast_dtype(device, dtype)
 
 
-def _parts(bias: Bias | None) -> tuple[Tensor | None, ...]:
-    return bias if isinstance(bias, tuple) else (bias,)
-
-
 def by_definition(call: Call) -> tuple[Tensor, Tensor]:
     """A call that has no Pyramid by `masked_attention`: all scores of all pairs."""
     work, bias = call.work, call.bias
@@ -107,19 +99,12 @@ def by_definition(call: Call) -> tuple[Tensor, Tensor]:
 
 def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
     q, k, v = call.q, call.k, call.v
-    options: dict[str, Any] = {}
-    if q.shape[1] != k.shape[1]:
-        options["enable_gqa"] = True
+    grouped = q.shape[1] != k.shape[1]
     dim, value_dim = q.shape[3], v.shape[3]
     if dim != value_dim and not call.dropout_p:  # fused kernels want them equal
         wide = max(dim, value_dim)
         q, k, v = (pad(x, (0, wide - x.shape[3])) if x.shape[3] < wide else x for x in (q, k, v))
-    out = scaled_dot_product_attention(
-        q, k, v, mask, call.dropout_p, is_causal, scale=call.scale, **options
-    )
-    recorded = out.requires_grad and not call.work.compiling
-    if recorded and "ScaledDotProduct" in type(out.grad_fn).__name__:
-        refuse_second_derivatives(out, "pass impl='reference' or impl='tiled'")
+    out = fused_attention(q, k, v, mask, call.dropout_p, is_causal, call.scale, grouped)
     return out if out.shape[3] == value_dim else out[..., :value_dim]
 
 
