@@ -69,8 +69,12 @@ class WindowBias(NamedTuple):
                     f"on {q.device}, got {tuple(values.shape)} on {values.device}."
                 )
 
-    def dense(self, pattern: Halo, n_keys: int) -> Tensor:
-        """The same bias as a (batch, heads, n_queries, n_keys) tensor, in float32 at least."""
+    def dense(self, pattern: Halo, n_keys: int | None = None) -> Tensor:
+        """The same bias as a (batch, heads, n_queries, n_keys) tensor, in float32 at least.
+
+        n_keys: the first pixels of the image; all of them when None.
+        """
+        n_keys = pattern.height * pattern.width if n_keys is None else n_keys
         q = torch.arange(self.rows.shape[2], device=self.rows.device)
         k = torch.arange(n_keys, device=self.rows.device)
         total = None
