@@ -170,3 +170,15 @@ def test_dropout_is_drawn_anew_and_repeats_under_a_seed():
     assert abs(float(draws[0].mean()) - 1) < 0.05
     for one, other in itertools.pairwise(draws[1:]):
         assert not torch.equal(one, other)
+
+
+def test_large_biases_keep_the_logits(monkeypatch):
+    """Scores that stay in bfloat16 would lose all digits beside a bias of some hundreds."""
+    monkeypatch.setattr("foveal.ops.tiled.multiplies_bfloat16", lambda: True)
+    q, k, v, bias = inputs((1, 2, LENGTH, LENGTH))
+    half = [x.bfloat16() for x in (q, k, v)]
+    bias = 1e4 + bias
+    pattern = P.SlidingWindow(20)
+    want, _ = dense_attention(*half, pattern.mask(LENGTH), bias)
+    got = foveal.attend(*half, pattern, bias=bias, impl="tiled")
+    assert_close(got, want, rtol=1e-2)

@@ -113,7 +113,9 @@ class Inputs:
     def __post_init__(self) -> None:
         half = self.q.dtype in (torch.float16, torch.bfloat16)
         self.sums = torch.float32 if half else self.q.dtype
-        self.dtype = torch.bfloat16 if _stays_bfloat16(self.q) else self.sums
+        # a bias of some hundreds would leave bfloat16 no digit for the logits
+        exact = self.bias is not None and not self.pattern.biased_by_table
+        self.dtype = torch.bfloat16 if _stays_bfloat16(self.q) and not exact else self.sums
         self.scratch = Scratch(self.dtype, self.q.device)
         self.noise = torch.Generator(self.q.device)
         self.noise.manual_seed(self.seed)
