@@ -7,6 +7,7 @@ Whole tiles are built at once: a layout may be new at every step of a training.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -90,26 +91,31 @@ def _equal_tiles(
     first: (tiles,) their first rows.
     """
     blocks = read[first[:, None] + torch.arange(rows, device="cpu")]  # (tiles, rows, columns)
-    on = blocks.any(1)
-    count = on.sum(1)
-    padded = _rounded(count * size) // size if ROUND_TO % size == 0 else count
-    padded = padded.clamp(max=read.shape[1])
-    ends = (first + rows) * size > length  # the last tile of a sequence may be shorter
-    columns = on.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    shapes = (padded * 2 + ends).tolist()
-    for shape in sorted(set(shapes)):
-        width, ragged = shape // 2, shape % 2
-        if not width:
+    count = blocks.any(1).sum(1)
+    width = _rounded(count * size) // size if ROUND_TO % size == 0 else count
+    width = width.clamp(max=read.shape[1])
+    ragged = (first + rows) * size > length  # the last tile of a sequence may be shorter
+    # tiles of one shape side by side, so that a group is a slice
+    shapes, order = (width * 2 + ragged).sort(stable=True)
+    blocks, count, start = blocks[order], count[order, None], first[order] * size
+    units = blocks.any(1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    known = torch.arange(read.shape[1], device="cpu") < count
+    units = torch.where(known, units, units[:, :1])
+    mask = blocks.gather(2, units[:, None].expand(-1, rows, -1)) & known[:, None]
+    on, begin = mask.sum((1, 2)).tolist(), 0
+    for shape, tiles in itertools.groupby(shapes.tolist()):
+        end = begin + len(list(tiles))
+        here, begin = slice(begin, end), end
+        cut = shape // 2
+        if not cut:
             continue
-        here = torch.tensor([i for i, own in enumerate(shapes) if own == shape], device="cpu")
-        units, own = columns[here, :width], first[here] * size
-        mask = None
-        if rows > 1 or ROUND_TO % size == 0:  # else each tile is a row of blocks that are all read
-            known = torch.arange(width, device="cpu") < count[here, None]
-            units = torch.where(known, units, units[:, :1])
-            mask = blocks[here].gather(2, units[:, None].expand(-1, rows, -1)) & known[:, None]
-        num_queries = min(rows * size, length - int(own[0])) if ragged else rows * size
-        yield _group(own, units, mask, num_queries, size, length, causal)
+        own = start[here]
+        num_queries = min(rows * size, length - int(own[0])) if shape % 2 else rows * size
+        whole = all(number == rows * cut for number in on[here])
+        masked = None if whole else mask[here, :, :cut]
+        yield _group(
+            own, units[here, :cut].contiguous(), masked, num_queries, size, length, causal
+        )
 
 
 def _rounded(keys: Tensor) -> Tensor:
@@ -137,7 +143,7 @@ def _group(
     queries = start[:, None] + torch.arange(num_queries, device="cpu")
     places: Places = Runs(units, size)
     pairs = None
-    if mask is not None and not bool(mask.all()):
+    if mask is not None:
         pairs = mask.repeat_interleave(size, 1)[:, :num_queries].repeat_interleave(size, 2)
     if length % size or causal:
         keys = (units[:, :, None] * size + torch.arange(size, device="cpu")).flatten(1)
