@@ -92,15 +92,27 @@ class _Kept:
 
 
 def _part(argument: Any) -> Hashable:
+    kind = type(argument)
+    if kind in _PLAIN:
+        return kind, argument
     own = getattr(argument, "cache_key", None)
     if own is not None:
         return own()
-    kind = type(argument)
     if isinstance(argument, tuple):
         return kind, *[_part(one) for one in argument]
     if dataclasses.is_dataclass(argument) and kind.__eq__ is not object.__eq__:
-        return kind, *[_part(getattr(argument, f.name)) for f in dataclasses.fields(argument)]
+        return kind, *[_part(getattr(argument, name)) for name in _fields(kind)]
     return kind, argument
+
+
+_PLAIN = (int, str, bool, torch.dtype, torch.device)
+
+
+def _fields(kind: Any) -> tuple[str, ...]:
+    found = vars(kind).get("_memo_fields")
+    if found is None:
+        found = kind._memo_fields = tuple([one.name for one in dataclasses.fields(kind)])
+    return found
 
 
 def num_bytes(value: Any) -> int:
