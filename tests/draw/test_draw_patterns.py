@@ -98,6 +98,20 @@ def test_image_and_natural_length_are_found():
     assert natural_length(SlidingWindow(3) | BlockSparse(LAYOUTS, 8)) == 40
 
 
+def test_a_notebook_shows_a_pattern(monkeypatch):
+    """Its picture; nothing where it is too large, cannot be drawn, or matplotlib is missing."""
+    assert SlidingWindow(4)._repr_png_().startswith(b"\x89PNG")
+    assert (Full() & SlidingWindow(3))._repr_png_().startswith(b"\x89PNG")
+    assert Halo((300, 300), 4, 1)._repr_png_() is None
+    assert Halo(3)._repr_png_() is None or Halo(3)._repr_png_().startswith(b"\x89PNG")
+
+    def missing(*_):
+        raise ModuleNotFoundError(name="matplotlib")
+
+    monkeypatch.setattr("foveal.draw.patterns.draw_pattern", missing)
+    assert SlidingWindow(4)._repr_png_() is None
+
+
 def test_errors():
     """A length that cannot be drawn, or that the pattern cannot bear."""
     with pytest.raises(ValueError, match="length"):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from foveal.training import progress
-from foveal.training.progress import clock, make_progress
+from foveal.training.progress import clock, make_progress, showing, tracked
 
 
 class Terminal(io.StringIO):
@@ -38,6 +38,32 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "50%" in out.getvalue()
     assert "loss 1.234" in out.getvalue()
     assert "a line [not markup]" in out.getvalue()
+
+
+def test_work_shows_how_far_it_is_where_somebody_looks(monkeypatch):
+    """Its parts come unchanged; outside of `showing` nothing is said, the output stays free."""
+    now, err, out = [0.0], io.StringIO(), io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert list(tracked("abc")) == ["a", "b", "c"]
+    with showing("scoring"):
+        for part in tracked(range(50)):
+            now[0] = float(part)
+        assert list(tracked(iter("ab"), 2)) == ["a", "b"]
+        assert list(tracked([])) == []
+    lines = err.getvalue().splitlines()
+    assert lines[0] == "scoring  20%  10 of 50  0:40 left"
+    assert len(lines) == 4
+    assert out.getvalue() == ""
+
+
+def test_a_notebook_gets_a_bar_only_where_it_can_be_drawn(monkeypatch):
+    """A cell's output is no terminal, and rich draws there with the help of widgets."""
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    for found, kind in ((None, progress._Lines), (object(), progress._Bar)):
+        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name, f=found: f)
+        assert type(make_progress("x", out=cell)) is kind
 
 
 def test_other_processes_are_silent():

@@ -130,8 +130,9 @@ def _readable(name: str, hint: Any) -> Any:
         else inner
     )
     if tyro.conf.Positional in marks:
-        shown = name.upper().removesuffix("S") if get_origin(kind) is tuple else name.upper()
-        quiet = "" if get_origin(kind) is tuple else None
+        is_tuple = get_origin(kind) is tuple
+        shown = f"{name.upper().removesuffix('S')} ..." if is_tuple else name.upper()
+        quiet = "" if is_tuple else None
         return Annotated[hint, tyro.conf.arg(metavar=shown, help_behavior_hint=quiet)]
     if kind in _READERS and not any(isinstance(m, _Spec) for m in marks):
         read = Annotated[(hint, _spec(kind, optional))]

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     """Print a table for each picture; 2 if none could be read."""
     options = parse(Options, arguments, "predict")
     if not options.images:
-        raise ValueError("name at least one picture: foveal predict RUN IMAGE")
+        raise ValueError("name at least one picture: foveal predict RUN IMAGE ...")
     from foveal.recipes.image_runs import predict
     from foveal.recipes.runs import find_run
 

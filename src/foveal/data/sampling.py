@@ -113,3 +113,10 @@ def spread(count: int, most: int) -> Tensor:
     """Up to `most` numbers below `count`, evenly spread, (chosen,) int64; 0 means all of them."""
     chosen = min(most or count, count)
     return torch.linspace(0, count - 1, chosen, dtype=torch.float64).long()
+
+
+def sampled(count: int, most: int, unit: str) -> dict[str, str]:
+    """What of the held-out data is scored when a training ends, if that is not all."""
+    if count <= most:
+        return {}
+    return {"scored at the end": f"a sample of {most:,} of {count:,} held-out {unit}"}

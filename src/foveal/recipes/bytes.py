@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.data.sampling import sampled
 from foveal.data.sources import Corpus
 from foveal.data.text import (
     IGNORED,
@@ -100,6 +101,7 @@ class ByteTask:
             "held-out data": f"{self.valid_corpus.name}: {len(self.valid_corpus):,} bytes, "
             f"checksum {self.valid_corpus.checksum()}",
             "context": f"{self.context} bytes",
+            **sampled(len(self.valid_corpus), _MOST_BYTES, "bytes"),
         }
 
 

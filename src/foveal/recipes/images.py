@@ -17,7 +17,7 @@ from foveal.data.augment import to_floats
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageSet, ImageStream
 from foveal.data.pictures import UnreadableImageError, load_square
-from foveal.data.sampling import spread
+from foveal.data.sampling import sampled, spread
 from foveal.recipes.assets import CLASSES, class_names
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -93,6 +93,7 @@ class ImageTask:
             "training data": _describe(self.train_images),
             "held-out data": _describe(self.valid_images),
             "pictures": f"{self.config.size} x {self.config.size} pixels",
+            **sampled(len(self.valid_images), most_images(self.config.views), "pictures"),
         }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.common.checks import as_int
-from foveal.data.sampling import spread
+from foveal.data.sampling import sampled, spread
 from foveal.data.sequence_sources import open_sequences
 from foveal.data.sequences import SequenceSet, SequenceStream
 from foveal.recipes.assets import CLASSES, VOCABULARY, class_names, read_asset
@@ -90,6 +90,7 @@ class SequenceTask:
             "held-out data": _describe(self.valid_data),
             "length": f"{sum(lengths) / len(lengths):,.0f} tokens on average, "
             f"at most {self.config.length:,}",
+            **sampled(len(self.valid_data), MOST_SEQUENCES, "sequences"),
         }
 
 
