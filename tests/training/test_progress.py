@@ -53,7 +53,7 @@ def test_work_shows_how_far_it_is_where_somebody_looks(monkeypatch):
         assert list(tracked(iter("ab"), 2)) == ["a", "b"]
         assert list(tracked([])) == []
     lines = err.getvalue().splitlines()
-    assert lines[0] == "scoring  20%  10 of 50  0:40 left"
+    assert lines[0] == "scoring  22%  11 of 50  0:35 left"
     assert len(lines) == 4
     assert out.getvalue() == ""
 

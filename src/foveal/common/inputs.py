@@ -26,7 +26,7 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (UnicodeError, json.JSONDecodeError) as error:  # ValueErrors that name no file
         raise InputError(f"{what} cannot be used: {reason(error)}") from error
-    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError):
+    except (ValueError, OSError, ImportError, FloatingPointError):
         raise
     except Exception as error:
         raise InputError(f"{what} cannot be used: {reason(error)}") from error
