@@ -97,7 +97,7 @@ struct Tokens {
               bool want_vectors) {
         constexpr bool same = std::is_same<In, E>::value;
         if constexpr (same && Blocking<P::width>::stages) {
-            if (stride != dim || dim != padded) {
+            if (want_vectors && (stride != dim || dim != padded)) {
                 copy_vectors(base, stride, at, n, dim, padded);
                 for (long j = 0; j < n; ++j) row[j] = vector[j];
                 return;
