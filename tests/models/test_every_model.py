@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from zoo import CASES, Case
 
+from foveal.models import load_model
 from foveal.models.registry import _families
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -48,7 +54,7 @@ def test_every_projection_is_called(case):
 
 
 @each
-def test_one_wrapped_projection_changes_what_it_should(case):
+def test_one_wrapped_projection_changes_nothing_else(case):
     """With a hook on one layer alone, the others compute what they did before."""
     model = case.make().eval()
     before = run(case, model)
@@ -56,3 +62,167 @@ def test_one_wrapped_projection_changes_what_it_should(case):
         with_hook = layer.register_forward_hook(lambda module, args, out: out + 0)
         assert torch.allclose(run(case, model), before, atol=1e-5), name
         with_hook.remove()
+
+
+@each
+def test_every_parameter_learns(case):
+    """At odd sizes every parameter that can get a gradient gets a finite one."""
+    model = case.make()
+    run(case, model).square().mean().backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@each
+def test_inference_mode_and_back(case):
+    """After a pass in inference mode the model trains; its weights are normal and in place."""
+    model = case.make().eval()
+    where = {name: p.data_ptr() for name, p in model.named_parameters()}
+    with torch.inference_mode():
+        inferred = run(case, model)
+    assert not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    assert where == {name: p.data_ptr() for name, p in model.named_parameters()}
+    out = run(case, model)
+    assert torch.allclose(out, inferred, atol=1e-6)
+    out.square().mean().backward()
+
+
+@each
+def test_copies_and_pickles(case):
+    """A used model can be copied and pickled; the copies compute the same and share nothing."""
+    model = case.make().eval()
+    before = run(case, model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(run(case, twin), before)
+        with torch.no_grad():
+            for p in twin.parameters():
+                p.zero_()
+    assert torch.equal(run(case, model), before)
+
+
+@each
+def test_meta_and_fake_tensors(case):
+    """Shapes are known without numbers; a model that was tried so still computes afterwards."""
+    model = case.make().eval()
+    shape = run(case, model).shape
+    twin = copy.deepcopy(model).to("meta")
+    meta = case(twin, *(x.to("meta") for x in case.inputs()))
+    assert (meta.shape, meta.device.type) == (shape, "meta")
+    fresh = case.make().eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert case(fresh).shape == shape
+    assert torch.equal(run(case, fresh), run(case, model))
+
+
+@each
+def test_other_defaults_of_the_process(case):
+    """What a model computes does not depend on the process's default dtype and device."""
+    model, fresh = case.make().eval(), case.make().eval()
+    inputs = case.inputs()
+    before = run(case, model, *inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = run(case, fresh, *inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert after.dtype == before.dtype
+    assert torch.allclose(after, before, atol=1e-5)
+
+
+@each
+def test_files(case, tmp_path):
+    """A model comes back from its files in its dtype, with its outputs."""
+    model = case.make().eval()
+    before = run(case, model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(run(case, load_model(tmp_path)), before)
+    stream = io.BytesIO()
+    torch.save(model.state_dict(), stream)
+    stream.seek(0)
+    twin = case.build().eval()
+    twin.load_state_dict(torch.load(stream, weights_only=True))
+    assert torch.equal(run(case, twin), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each
+def test_half_precision(case, dtype):
+    """In half precision and under autocast a model says nearly what it says in float32."""
+    model = case.make().eval()
+    before = run(case, model).detach()
+    tolerance = 0.05 * float(before.abs().max()) + 0.05
+    with torch.autocast("cpu", dtype):
+        mixed = run(case, model)
+    assert (mixed.float() - before).abs().max() <= tolerance
+    mixed.float().square().mean().backward()
+    half = copy.deepcopy(model).to(dtype)
+    small = (x.to(dtype) if x.is_floating_point() else x for x in case.inputs())
+    assert (run(case, half, *small).float() - before).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32]
+)
+def test_tokens_of_any_int_type(dtype):
+    """Tokens may be of any int type, in every pass; those that are no ints are refused."""
+    for name, case in CASES.items():
+        inputs = case.inputs()
+        if inputs[-1].is_floating_point():  # pictures
+            continue
+        model = case.make().eval()
+        small = [x if x.is_floating_point() else x.to(dtype) for x in inputs]
+        assert torch.equal(run(case, model, *small), run(case, model, *inputs)), name
+        if getattr(model, "is_causal", False) and hasattr(model, "prefill"):
+            first = small if len(small) == 1 else (small[0], small[1][:, :4])
+            _, cache = model.prefill(*first)
+            logits, _ = model.step(first[-1][:, 0], cache)
+            assert logits.isfinite().all(), name
+        with pytest.raises(ValueError, match="int type"):
+            case(model, inputs[0] > 0, *inputs[1:])
+
+
+NAN = [name for name, case in CASES.items() if case.takes_mask and "package" not in name]
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_padding_may_hold_anything(name):
+    """NaN in tokens that are not real reaches no output and no gradient of those that are."""
+    case = CASES[name]
+    model = case.make().eval()
+    mask = torch.ones(2, 13, dtype=torch.bool)
+    mask[0, 9:] = mask[1, 4:] = False
+    (tokens,) = case.inputs()
+    grads = []
+    for poison in (0.0, float("nan"), float("inf")):
+        model.zero_grad()
+
+        def spoil(module, args, out, poison=poison):
+            return torch.where(mask[..., None], out, poison) if out.ndim == 3 else out
+
+        hook = model.token_emb.register_forward_hook(spoil)
+        out = model(tokens, mask)
+        hook.remove()
+        real = out[mask] if out.ndim == 3 else out
+        assert real.isfinite().all()
+        real.square().mean().backward()
+        grads.append([real.detach(), *(p.grad.clone() for p in model.parameters())])
+    for other in grads[1:]:
+        for one, two in zip(grads[0], other, strict=True):
+            assert torch.allclose(one, two, atol=1e-6)
+
+
+def test_pictures_as_bytes():
+    """Bytes are pictures from 0 to 1 where a model says what it expects, and refused elsewhere."""
+    for name in ("discrete vae", "vqvae", "clip"):
+        case = CASES[name]
+        model = case.make().eval()
+        *text, images = case.inputs()
+        small = (images * 255).byte()
+        scaled = run(case, model, *text, small.float() / 255)
+        assert torch.equal(run(case, model, *text, small), scaled), name
+        with pytest.raises(ValueError, match="bytes"):
+            case(model, *text, small.int())
+    for name in ("halonet", "sepvit", "sepvit compact"):
+        with pytest.raises(ValueError, match="floating-point images"):
+            CASES[name](CASES[name].make(), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))

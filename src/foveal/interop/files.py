@@ -12,14 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from foveal.interop.wrappers import find_weights, unwrap
 from foveal.models.upstream import Checkpoint
-
-NESTS = ("state_dict", "model_state_dict", "weights", "model", "module", "net")
-"""Keys under which training scripts keep the weights."""
-
-WRAPPERS = ("module.", "_orig_mod.", "net.")
-"""Prefixes that DistributedDataParallel, torch.compile and the packages' AutoregressiveWrapper put
-before every name."""
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:
@@ -66,24 +60,11 @@ def _unpack(content: Any, source: str) -> Checkpoint:
     """Find the weights in what a file holds."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{source} holds a {type(content).__name__}, expected a dict of tensors.")
-    weights = _tensors(content)
-    extra = {name: value for name, value in content.items() if name not in weights}
-    for nest in NESTS:
-        if not weights and isinstance(content.get(nest), Mapping):
-            weights = _tensors(content[nest])
-            extra.pop(nest, None)
+    weights, nest = find_weights(content)
     if not weights:
         keys = ", ".join(sorted(map(str, content))[:5]) or "nothing"
-        raise ValueError(f"{source} holds no weights; its keys are {keys}.")
-    return Checkpoint(_unwrap(weights), extra, source)
-
-
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+        raise ValueError(
+            f"{source} holds no weights; its keys are {keys}. Pass the dict of tensors itself."
+        )
+    extra = {name: value for name, value in content.items() if name not in (nest, *weights)}
+    return Checkpoint(unwrap(weights), extra, source)

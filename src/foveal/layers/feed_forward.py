@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        hidden = int(dim * mult)
+        hidden = int(dim * mult + 1e-6)  # a ratio of two sizes may come out just below
         check_sizes(dim=dim)
         check_dropout(dropout)
         if hidden < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,9 @@ class Rotation(NamedTuple):
                 f"got {turned}."
             )
         angles = torch.nn.functional.pad(angles, (0, dim - turned))[:, None]
-        sign = torch.tensor([-1.0, 1.0], device=angles.device).repeat(-(-dim // 2))[:dim]
+        sign = torch.tensor([-1.0, 1.0], device=angles.device, dtype=angles.dtype).repeat(
+            -(-dim // 2)
+        )[:dim]
         return cls(angles.cos(), angles.sin() * sign)
 
     def at(self, first: int | Tensor, count: int) -> Rotation:
@@ -58,7 +60,9 @@ class Rotation(NamedTuple):
         return torch.addcmul(x * self.cos, swapped, self.sin).to(x.dtype)
 
 
-def text_image_angles(text_length: int, grid: tuple[int, int], dim_head: int) -> Tensor:
+def text_image_angles(
+    text_length: int, grid: tuple[int, int], dim_head: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Angles of DALLE-pytorch's positions: (text_length + height * width, features) float32.
 
     A third of the features turns with the position in the text, a third with the row, a third
@@ -68,6 +72,7 @@ def text_image_angles(text_length: int, grid: tuple[int, int], dim_head: int) ->
         text_length: words in front of the image, the start token included.
         grid: (height, width) of the image in tokens.
         dim_head: features of a head.
+        device: of the angles.
 
     Raises:
         ValueError: dim_head is below 6, which leaves no pair of features for a third.
@@ -76,14 +81,18 @@ def text_image_angles(text_length: int, grid: tuple[int, int], dim_head: int) ->
     third = dim_head // 3
     height, width = grid
     # float32 throughout, as the package computes them: the far position amplifies rounding
-    words = 1.0 / (10_000 ** (torch.arange(0, third, 2)[: third // 2].float() / third))
-    pixels = torch.linspace(1.0, 5.0, third // 2) * math.pi
+    here: Any = {"device": device, "dtype": torch.float32}  # whatever this process's defaults are
+    words = 1.0 / (10_000 ** (torch.arange(0, third, 2, **here)[: third // 2] / third))
+    pixels = torch.linspace(1.0, 5.0, third // 2, **here) * math.pi
     places = torch.cat(
-        (torch.arange(text_length).float(), torch.full((height * width,), IMAGE_AS_TEXT))
+        (
+            torch.arange(text_length, **here),
+            torch.full((height * width,), IMAGE_AS_TEXT, **here),
+        )
     )
-    away = torch.full((text_length,), TEXT_AS_IMAGE)
-    rows = torch.linspace(-1, 1, height).repeat_interleave(width)
-    columns = torch.linspace(-1, 1, width).repeat(height)
+    away = torch.full((text_length,), TEXT_AS_IMAGE, **here)
+    rows = torch.linspace(-1, 1, height, **here).repeat_interleave(width)
+    columns = torch.linspace(-1, 1, width, **here).repeat(height)
     parts = [
         _angles(places, words),
         _angles(torch.cat((away, rows)), pixels),

@@ -143,11 +143,9 @@ def _positions(pos_emb: bool | nn.Module | None, dim_head: int) -> Rotary | None
         return pos_emb
     own = InterleavedRotary(dim_head)
     freqs = getattr(pos_emb, "freqs", None)
-    expected = own.base ** (-torch.arange(0, dim_head, 2) / dim_head)
+    expected = own.base ** (-torch.arange(0, dim_head, 2, device="cpu").float() / dim_head)
     known = pos_emb is True or (
-        isinstance(freqs, Tensor)
-        and freqs.shape == expected.shape
-        and torch.allclose(freqs.detach().cpu().float(), expected, rtol=1e-4)
+        isinstance(freqs, Tensor) and freqs.shape == expected.shape and _are_close(freqs, expected)
     )
     if not known:
         raise ValueError(
@@ -155,6 +153,11 @@ def _positions(pos_emb: bool | nn.Module | None, dim_head: int) -> Rotary | None
             f"default frequencies, got {type(pos_emb).__name__}."
         )
     return own
+
+
+def _are_close(found: Tensor, expected: Tensor) -> bool:
+    rounding = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
+    return torch.allclose(found.detach().cpu().float(), expected, rtol=max(1e-4, rounding))
 
 
 def _drop_buffers(layer: nn.Module, state: dict, prefix: str, *_: Any) -> None:

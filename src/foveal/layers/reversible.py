@@ -59,10 +59,9 @@ class _Replay:
         self.device = x.device
         self.cpu = torch.get_rng_state()
         self.own = torch.cuda.get_rng_state(x.device) if x.is_cuda else None
-        self.autocast = (
-            torch.is_autocast_enabled(x.device.type),
-            torch.get_autocast_dtype(x.device.type),
-        )
+        kind = "cpu" if x.device.type == "meta" else x.device.type  # meta knows no autocast
+        self.kind = kind
+        self.autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
@@ -72,7 +71,7 @@ class _Replay:
             torch.set_rng_state(self.cpu)
             if self.own is not None:
                 torch.cuda.set_rng_state(self.own, self.device)
-            with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
+            with torch.autocast(self.kind, dtype=dtype, enabled=enabled):
                 yield
 
 

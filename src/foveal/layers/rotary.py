@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.common.arguments import checked
+from foveal.layers.weights import is_traced
 
 TABLE_LIMIT = 1 << 17
 """Positions beyond this are computed when needed instead of being kept in a table."""
@@ -61,13 +62,14 @@ class Rotary(nn.Module):
         if isinstance(offset, Tensor):
             return self._angles(offset, count, stride, device)
         end = offset + count * stride
-        if torch.compiler.is_compiling() or end > TABLE_LIMIT:
+        if torch.compiler.is_compiling() or end > TABLE_LIMIT or is_traced():
             return self._angles(offset, count, stride, device)
         table = self._table
         if table is None or table.shape[0] < end or table.device != device:
             rows = max(256, 1 << (end - 1).bit_length())
             with torch.inference_mode(False):  # training must be able to use the table later
-                table = self._table = self._angles(0, rows, 1, device)
+                table = self._angles(0, rows, 1, device)
+            self._table = table
         return table[offset:end:stride]
 
     def _angles(

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from foveal.layers.linear import is_plain
 
@@ -32,7 +33,7 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def state_dtype(layer: nn.Module) -> torch.dtype:
     """What a layer's output will be stored as: its weight's dtype, or autocast's."""
     device = device_of(layer).type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return dtype_of(layer)
 
@@ -61,6 +62,18 @@ def matrix(projection: nn.Module, dim: int) -> Tensor:
     unit = torch.eye(dim + 1, dim, dtype=dtype, device=device)  # and of zero, for its bias
     outputs = projection(unit)
     return (outputs[:-1] - outputs[-1:]).T
+
+
+def is_traced() -> bool:
+    """Whether tensors made now may be stand-ins that must not be kept for later calls.
+
+    Under fake tensors, tracing, the transforms of torch.func, and other modes of dispatch.
+    """
+    return (
+        len(_get_current_dispatch_mode_stack()) > 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.jit.is_tracing()
+    )
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -9,6 +11,21 @@ import torch
 from torch import nn
 
 from foveal.models.config import ModelConfig
+
+
+@contextmanager
+def evaluating(*modules: Any) -> Iterator[None]:
+    """Evaluation mode for modules (what is none is passed over); afterwards each part's own."""
+    parts = [part for one in modules if isinstance(one, nn.Module) for part in one.modules()]
+    modes = [(part, part.training) for part in parts]
+    try:
+        for one in modules:
+            if isinstance(one, nn.Module):
+                one.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class Model(nn.Module):

@@ -14,7 +14,7 @@ from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import Linear, linear
 from foveal.layers.weights import device_of, table
-from foveal.models.base import Model
+from foveal.models.base import Model, evaluating
 from foveal.models.config import ModelConfig
 
 
@@ -91,7 +91,10 @@ class CausalLM(Model):
             ValueError: shapes that do not fit, or more tokens than max_seq_len.
         """
         self._check_tokens(tokens, mask)
-        return self._logits(self._body(self._embed(tokens), mask))
+        x = self._embed(tokens)
+        if getattr(self.settings, "compat", None) is None:  # packages read padding, NaN and all
+            x = only_real(x, mask)
+        return self._logits(self._body(x, mask))
 
     # -- decoding ---------------------------------------------------------------------------
 
@@ -185,9 +188,7 @@ class CausalLM(Model):
         self._check_vocabulary(prompt)
         sampler = Sampler(temperature, top_k, top_p, min_p)
         decoder: Decoder = self if use_cache else Recompute(self)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             tokens, _ = generate(
                 Recorded(decoder) if recorded else decoder,
                 prompt,
@@ -201,8 +202,6 @@ class CausalLM(Model):
                 device=device_of(self.token_emb),
                 progress=progress,
             )
-        finally:
-            self.train(was_training)
         return tokens
 
     # -- cost -------------------------------------------------------------------------------
@@ -215,7 +214,7 @@ class CausalLM(Model):
 
     def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """Tokens (batch, length) at positions from `offset` on -> (batch, length, dim)."""
-        return self.emb_dropout(self.token_emb(tokens))
+        return self.emb_dropout(self.token_emb(as_index(tokens)))
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.to_logits is None:
@@ -229,13 +228,26 @@ class CausalLM(Model):
         check_vocabulary(prompt, self.num_tokens)
 
 
+def as_index(tokens: Tensor) -> Tensor:
+    """Tokens of any int type as those that an embedding reads."""
+    return tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long()
+
+
+def only_real(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (batch, tokens, dim) with zeros where the mask (batch, tokens) says nothing is real.
+
+    What stands there may be anything, even NaN, and must reach no output and no gradient.
+    """
+    return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+
+
 def check_tokens(
     tokens: Tensor, mask: Tensor | None, max_seq_len: int, name: str = "tokens"
 ) -> None:
     """Raise ValueError unless tokens (batch, length) and their mask are fit for a model."""
     if torch.compiler.is_compiling():
         return
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
+    if tokens.ndim != 2 or not _are_ints(tokens) or tokens.shape[1] == 0:
         raise ValueError(
             f"{name} must be (batch, length) of an int type with at least one token, got "
             f"shape {tuple(tokens.shape)} of {tokens.dtype}."
@@ -253,10 +265,17 @@ def check_tokens(
         )
 
 
+def _are_ints(tokens: Tensor) -> bool:
+    return not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+
+
 def check_vocabulary(prompt: Prompts, num_tokens: int) -> None:
     """Raise ValueError for a token of a prompt that the vocabulary does not have."""
     for row in [prompt] if isinstance(prompt, Tensor) else prompt:
         values = torch.as_tensor(row)
+        if values.numel() and not _are_ints(values):
+            raise ValueError(f"prompt must hold tokens of an int type, got {values.dtype}.")
+        values = values.long()  # small unsigned types know no minimum
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_tokens:
             raise ValueError(
                 f"prompt must hold tokens from 0 to {num_tokens - 1}, got values from "

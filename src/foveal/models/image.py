@@ -176,6 +176,11 @@ class ImageModel(Model):
             raise ValueError(
                 f"x must be images (batch, {channels}, height, width), got {tuple(x.shape)}."
             )
+        if not x.is_floating_point():  # how they are normalised, only who trained it knows
+            raise ValueError(
+                f"x must be floating-point images as in training, got {x.dtype}; scale them to "
+                "numbers from 0 to 1 and normalise them."
+            )
 
     def _indices(self, indices: Sequence[int] | int | None) -> list[int]:
         count = len(self.feature_info)

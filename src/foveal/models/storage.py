@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,16 +18,19 @@ from foveal.models.registry import family
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+TIED = "tied"
+"""Note in a file of weights: name of a parameter -> name of the one that it is."""
 
 
 def save_model(model: Model, folder: str | Path) -> None:
     """Write a model's configuration and weights; a reader never sees a half-written file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state, tied = _separate(model.state_dict())
+    notes = {"format": "pt", TIED: json.dumps(tied)} if tied else {"format": "pt"}
     config = {"family": model.family, "config": model.settings.to_json()}
     text = json.dumps(config, indent=2) + "\n"
-    write_file(folder / WEIGHTS, lambda path: save_file(state, path, {"format": "pt"}))
+    write_file(folder / WEIGHTS, lambda path: save_file(state, path, notes))
     write_text(folder / CONFIG, text)
 
 
@@ -40,7 +43,7 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
     """
     folder = Path(folder)
     name, options = _read_config(folder / CONFIG)
-    weights = _read_weights(folder / WEIGHTS, device)
+    weights, tied = _read_weights(folder / WEIGHTS, device)
     try:
         cls = family(name)
         settings = cls.config_class.from_json(options)
@@ -51,7 +54,34 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
     _fit(model, weights, folder / WEIGHTS)
     # copies are aligned as fresh weights are, so that results are the same to the last bit
     model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
+    for name, first in tied.items():
+        _tie(model, name, first)
     return model.eval()
+
+
+def _separate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that share no memory, and of those that are one tensor: name -> its first name."""
+    result: dict[str, Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    tied, memory = {}, set()
+    for name, value in state.items():
+        storage = value.untyped_storage().data_ptr()
+        which = (storage, value.storage_offset(), value.shape, value.stride())
+        if value.numel() and which in seen:
+            tied[name] = seen[which]
+        seen.setdefault(which, name)
+        whole = value.contiguous()
+        result[name] = whole.clone() if storage in memory and whole is value else whole
+        memory.add(storage)
+    return result, tied
+
+
+def _tie(model: Model, name: str, first: str) -> None:
+    """Make a parameter the one that it was when it was saved."""
+    home, _, own = name.rpartition(".")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if name in parameters and first in parameters:
+        setattr(model.get_submodule(home), own, parameters[first])
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
@@ -68,11 +98,16 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _read_weights(path: Path, device: torch.device | str | None) -> dict[str, Tensor]:
+def _read_weights(
+    path: Path, device: torch.device | str | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and which of them are one."""
     _require(path)
     try:
-        return load_file(path, device=str(device or "cpu"))
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            tied = json.loads((file.metadata() or {}).get(TIED, "{}"))
+        return load_file(path, device=str(device or "cpu")), tied
+    except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated or damaged ({error}); copy it again or save the model again."
         ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
@@ -63,13 +65,22 @@ def take(config: dict[str, Any], inferred: dict[str, Any], package: str) -> dict
 
 
 def load(model: nn.Module, weights: Weights, source: str) -> nn.Module:
-    """Copy weights into a model, strictly, and set it to evaluation.
+    """Copy weights into a model, strictly, in their own dtype, and set it to evaluation.
+
+    Weights of several dtypes take the widest of them, since a model computes in one.
 
     Raises:
         ValueError: names or shapes differ.
     """
+    dtypes = [value.dtype for value in weights.values() if value.is_floating_point()]
+    if dtypes:
+        model.to(functools.reduce(torch.promote_types, dtypes))
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the model it describes: {error}") from error
+        faults = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        shown = " ".join(faults[:3]) + (" ..." if len(faults) > 3 else "")
+        raise ValueError(
+            f"{source} does not fit the model it describes: {shown} Check package= and config=."
+        ) from error
     return model.eval()

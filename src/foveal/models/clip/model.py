@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.layers.weights import num_weights, table
+from foveal.layers.weights import dtype_of, num_weights, table
 from foveal.models.base import Model
 from foveal.models.clip.config import CLIPConfig
 from foveal.models.dalle.transformer import Transformer
 from foveal.models.dalle.upstream import INNER
+from foveal.models.pictures import as_pixels
 from foveal.models.registry import register
 
 _DIM_HEAD = 64
@@ -120,6 +121,9 @@ class CLIP(Model):
                 f"text must be (batch, up to text_seq_len={length}), got shape "
                 f"{tuple(text.shape)}; cut it, or build the model with a larger text_seq_len."
             )
+        if text.is_floating_point() or text.dtype == torch.bool:
+            raise ValueError(f"text must hold tokens of an int type, got {text.dtype}.")
+        text = text.long()
         if text_mask is None and self.settings.mask_padding:
             text_mask = text != 0
         x = self.text_emb(text) + table(self.text_pos_emb, 0, text.shape[1])
@@ -163,6 +167,7 @@ class CLIP(Model):
         (height, width), (rows, columns) = c.pixels, c.grid
         image = F.pad(image, (0, columns * size - width, 0, rows * size - height))
         patches = image.unflatten(3, (columns, size)).unflatten(2, (rows, size))
+        patches = as_pixels("image", patches, dtype_of(self.to_visual_embedding))
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 

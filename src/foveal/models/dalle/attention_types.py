@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from foveal.patterns import Axial, BlockSparse, Full, Neighborhood, Pattern, TextImage
 from foveal.patterns.image import ImagePattern
 
@@ -87,11 +89,12 @@ def pattern_of(
 def _block_sparse(text_length: int, length: int, causal: bool, seed: int) -> BlockSparse:
     """DALLE-pytorch's choice among DeepSpeed's layouts."""
     block = 16
-    return BlockSparse.variable(
-        length,
-        block,
-        num_random_blocks=(length - 1) // block // 4,
-        global_block_indices=range(math.ceil((text_length - 1) / block)),
-        attention="unidirectional" if causal else "bidirectional",
-        seed=seed,
-    )
+    with torch.device("cpu"):  # a model may be made on meta, where a layout would hold nothing
+        return BlockSparse.variable(
+            length,
+            block,
+            num_random_blocks=(length - 1) // block // 4,
+            global_block_indices=range(math.ceil((text_length - 1) / block)),
+            attention="unidirectional" if causal else "bidirectional",
+            seed=seed,
+        )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.feed_forward import Activation
 from foveal.models.config import ModelConfig, check_range, read_pattern
-from foveal.models.dalle.attention_types import ATTN_TYPES, AttnType
+from foveal.models.dalle.attention_types import ATTN_TYPES, AttnType, paper_schedule
 from foveal.patterns import Pattern
 
 PACKAGE = "dalle-pytorch-1.6.6"
@@ -28,7 +29,8 @@ class DALLEConfig(ModelConfig):
         num_image_tokens: size of the image vocabulary; the VAE's.
         image_grid: (height, width) of the image in tokens, or an int; the VAE's.
         heads, dim_head: attention heads and the features of each.
-        ff_mult: hidden features of the feed-forwards over dim.
+        ff_mult, activation: hidden features of the feed-forwards over dim, and what is between:
+            "geglu", "gelu" as in the paper, or "swiglu".
         attn_types: cycled over the layers: "full", "axial_row", "axial_col", "conv_like",
             "sparse", "mlp" (no attention), the paper's "paper_row", "paper_col" and "paper_conv",
             or a pattern. A pattern on an image is meant for the image and reads all of the text.
@@ -58,7 +60,8 @@ class DALLEConfig(ModelConfig):
     image_grid: int | tuple[int, int] = 32
     heads: int = 8
     dim_head: int = 64
-    ff_mult: int = 4
+    ff_mult: float = 4
+    activation: Activation = "geglu"
     attn_types: str | Pattern | tuple[AttnType, ...] | None = None
     kernel_size: int = 5
     dilation: int = 1
@@ -81,7 +84,7 @@ class DALLEConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = ("dim", "num_text_tokens", "text_seq_len", "num_image_tokens", "heads", "dim_head")
-        check_sizes(**{name: getattr(self, name) for name in names}, ff_mult=self.ff_mult)
+        check_sizes(**{name: getattr(self, name) for name in names})
         check_range(0, depth=self.depth, loss_img_weight=self.loss_img_weight)
         check_dropout(self.attn_dropout)
         check_dropout(self.ff_dropout)
@@ -155,6 +158,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_image_tokens": 512,
         "image_grid": 8,
         "attn_types": CYCLE,
+    },
+    # appendix B.1 of the paper: 64 layers of 62 heads, learned positions, 12 billion parameters
+    "dalle_12b": {
+        "dim": 3968,
+        "depth": 64,
+        "heads": 62,
+        "num_text_tokens": 16_384,
+        "attn_types": paper_schedule(64),
+        "activation": "gelu",
+        "shift_tokens": False,
+        "rotary_emb": False,
     },
     "dalle_small": {
         "dim": 256,

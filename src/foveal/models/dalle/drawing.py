@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from foveal.caches import DecodingState
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.layers.weights import device_of
+from foveal.models.base import evaluating
 
 if TYPE_CHECKING:
     from foveal.models.dalle.model import DALLE
@@ -117,8 +117,8 @@ class Drawing:
             num_images: pictures a text.
             temperature, top_k, top_p, min_p: see foveal.generation.Sampler.
             guidance: how far to move towards what the text says; 1 = not at all.
-            rerank: a CLIP, called as rerank(text, images); each text's pictures are sorted, best
-                first.
+            rerank: a CLIP, called as rerank(text, images) in evaluation mode; each text's
+                pictures are sorted, best first. It is tried before anything is drawn.
             img: pictures (batch or 1, channels, height, width), or their tokens, whose first
                 tokens are kept.
             num_init_img_tokens, num_init_img_rows: how many tokens or rows of `img` are kept; by
@@ -144,6 +144,10 @@ class Drawing:
         model = cast("DALLE", self)
         vae = model._need_vae()
         text = self._tokenize(texts, tokenizer)
+        judge = clip if rerank is None else rerank
+        full = torch.nn.functional.pad(text, (0, model.text_seq_len - text.shape[1]))
+        if judge is not None:
+            _check_judge(judge, full, model)
         tokens = self.generate_image_tokens(
             text,
             num_images,
@@ -161,11 +165,10 @@ class Drawing:
             progress=progress,
         )
         images = vae.decode(tokens)
-        judge = clip if rerank is None else rerank
         if judge is None:
             return images
-        full = torch.nn.functional.pad(text, (0, model.text_seq_len - text.shape[1]))
-        scores = judge(full.repeat_interleave(num_images, 0), images, return_loss=False)
+        with evaluating(judge):
+            scores = judge(full.repeat_interleave(num_images, 0), images, return_loss=False)
         return (images, scores) if rerank is None else _sorted(images, scores, num_images)
 
     @torch.no_grad()
@@ -197,7 +200,7 @@ class Drawing:
         text = text.repeat_interleave(num_images, 0)
         known = self._known(img, num_init_img_tokens, num_init_img_rows, len(text))
         start = torch.nn.functional.pad(known, (1, 0))  # a token that stands for the text
-        with _decoding(model):
+        with evaluating(model):
             pictures = Pictures(model, text, guidance)
             decoder: Decoder = pictures if use_cache else Recompute(pictures.whole)
             tokens, _ = generate(
@@ -247,7 +250,7 @@ class Drawing:
         prompt = torch.nn.functional.pad(start, (1, 0))[:, :longest]
         padding = range(model.settings.num_text_tokens, model.num_text_tokens)
         sampler = Sampler(temperature, self._top_k(top_k, filter_thres), top_p)
-        with _decoding(model):
+        with evaluating(model):
             tokens, _ = generate(
                 Words(model),
                 prompt,
@@ -318,14 +321,25 @@ class Drawing:
         return tokens[:, :num_tokens].repeat_interleave(batch // len(tokens), 0)
 
 
-@contextmanager
-def _decoding(model: torch.nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
+def _check_judge(judge: Any, texts: Tensor, model: DALLE) -> None:
+    """Raise ValueError unless a CLIP scores these texts with pictures as the VAE makes them.
+
+    Tried on empty pictures before hours are spent on drawing.
+    """
+    device = device_of(model.to_logits)
+    tokens = torch.zeros(len(texts), model.image_seq_len, dtype=torch.long, device=device)
     try:
-        yield
-    finally:
-        model.train(was_training)
+        with evaluating(judge, model):
+            scores = judge(texts, model._need_vae().decode(tokens), return_loss=False)
+    except Exception as error:  # whatever a foreign module raises
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"rerank must score these texts with pictures of the VAE, got a "
+            f"{type(judge).__name__} that fails: {reason}"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.shape != (len(texts),):
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"rerank must give one score a picture, ({len(texts)},), got {found}.")
 
 
 def _sorted(images: Tensor, scores: Tensor, each: int) -> tuple[Tensor, Tensor]:

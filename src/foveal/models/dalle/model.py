@@ -89,6 +89,7 @@ class DALLE(Drawing, Model):
             heads=c.heads,
             dim_head=c.dim_head,
             ff_mult=c.ff_mult,
+            activation=c.activation,
             kernel_size=c.kernel_size,
             dilation=c.dilation,
             reversible=c.reversible,
@@ -239,9 +240,9 @@ class DALLE(Drawing, Model):
             )
         place = cache.position if cache.place is None else cache.place
         if cache.position <= self.text_seq_len:
-            x = self._embed_text(token[:, None], place)
+            x = self._embed_text(token[:, None].long(), place)
         else:
-            x = self._embed_image(token[:, None], place - self.text_seq_len - 1)
+            x = self._embed_image(token[:, None].long(), place - self.text_seq_len - 1)
         x, cache = self.transformer.step(x, cache)
         return self._next_logits(self._finish(x), cache.position), cache
 
@@ -331,7 +332,7 @@ class DALLE(Drawing, Model):
     def _check_text(self, text: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return text.long()
-        if text.ndim != 2 or text.is_floating_point():
+        if text.ndim != 2 or text.is_floating_point() or text.dtype == torch.bool:
             raise ValueError(
                 f"text must be (batch, words) of an int type, got shape {tuple(text.shape)} of "
                 f"{text.dtype}."
@@ -341,8 +342,9 @@ class DALLE(Drawing, Model):
                 f"text must have at most text_seq_len={self.text_seq_len} tokens, got "
                 f"{text.shape[1]}; cut it, or build the model with a larger text_seq_len."
             )
+        text = text.long()
         _check_range("text", text, self.num_text_tokens)
-        return text.long()
+        return text
 
     def _image_tokens(self, image: Tensor | None, batch: int) -> Tensor:
         """Image tokens (batch, any) of pictures or tokens; none for None."""
@@ -362,8 +364,9 @@ class DALLE(Drawing, Model):
                 f"image must have at most {self.image_seq_len} tokens, which is a grid of "
                 f"{self.grid[0]} x {self.grid[1]}, got {image.shape[1]}."
             )
+        image = image.long()
         _check_range("image", image, self.num_image_tokens)
-        return image.long()
+        return image
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (batch, channels, height, width) in [0, 1] -> tokens (batch, image_seq_len).

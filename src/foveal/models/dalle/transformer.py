@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from foveal.caches import DecodingState
 from foveal.layers.checks import Device
 from foveal.layers.dalle import Attention
-from foveal.layers.feed_forward import FeedForward
+from foveal.layers.feed_forward import Activation, FeedForward
 from foveal.layers.grid_rotary import Rotation, check_rotary, text_image_angles
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
-from foveal.layers.weights import device_of, state_dtype
+from foveal.layers.weights import device_of, is_traced, state_dtype
 from foveal.models.dalle.attention_types import AttnType, pattern_of
 
 FIRST = ("to_hidden", "to_qkv")
@@ -73,7 +73,8 @@ class Transformer(nn.Module):
         causal: bool = True,
         heads: int = 8,
         dim_head: int = 64,
-        ff_mult: int = 4,
+        ff_mult: float = 4,
+        activation: Activation = "geglu",
         kernel_size: int = 5,
         dilation: int = 1,
         reversible: bool = False,
@@ -111,7 +112,7 @@ class Transformer(nn.Module):
                 seed=layer,
             )
             if pattern is None:
-                return FeedForward(dim, ff_mult, "geglu", ff_dropout)
+                return FeedForward(dim, ff_mult, activation, ff_dropout)
             sizes = (causal, heads, dim_head, attn_dropout)
             options = {"pattern": pattern, "rotate_values": rotate_values}
             return Attention(dim, self.seq_len, *sizes, **options)  # type: ignore[arg-type]
@@ -123,7 +124,7 @@ class Transformer(nn.Module):
         firsts = {one: attn_ids.index(one) for one in dict.fromkeys(attn_ids)}
         self.attentions = nn.ModuleList(attention(kinds[i], i) for i in firsts.values())
         self.feed_forwards = nn.ModuleList(
-            FeedForward(dim, ff_mult, "geglu", ff_dropout) for _ in dict.fromkeys(ff_ids)
+            FeedForward(dim, ff_mult, activation, ff_dropout) for _ in dict.fromkeys(ff_ids)
         )
         # shared modules stand once in the state dict; the plan says which layer uses which
         places = [list(dict.fromkeys(ids)) for ids in (attn_ids, ff_ids)]
@@ -146,11 +147,19 @@ class Transformer(nn.Module):
         """The rotary positions on a device, or None."""
         if not self.rotary:
             return None
+        if torch.compiler.is_compiling():
+            found = self._rotations.get(device)
+            return self._turning(device) if found is None else found
+        if is_traced():
+            return self._turning(device)
         if device not in self._rotations:
             with torch.inference_mode(False):  # training must be able to use the table later
-                angles = text_image_angles(self.text_length, self.grid, self.dim_head)
-                self._rotations[device] = Rotation.of(angles.to(device), self.dim_head)
+                self._rotations[device] = self._turning(device)
         return self._rotations[device]
+
+    def _turning(self, device: torch.device) -> Rotation:
+        angles = text_image_angles(self.text_length, self.grid, self.dim_head, device)
+        return Rotation.of(angles, self.dim_head)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(batch, tokens, dim) -> same; mask (batch, any) True = real, for the first tokens."""

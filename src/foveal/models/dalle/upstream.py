@@ -1,10 +1,11 @@
-"""Checkpoints of dalle-pytorch: `dalle.pt` and `vae.pt`, or their bare state dicts.
+"""Checkpoints of dalle-pytorch: DALLE, DiscreteVAE and CLIP, or their bare state dicts.
 
 | dalle-pytorch 1.6.6 | corrected (compat=None) |
 |---|---|
 | rotary positions turn the values too | queries and keys only |
 | `stable` divides by the largest feature, even where it is negative | by the largest magnitude |
 | the VAE's `decode` gives normalized pictures | pictures in [0, 1] |
+| CLIP reads padding like a word, unless a mask says otherwise | left out |
 
 Faults that change no checkpoint's meaning are corrected in both: guidance that writes into the
 caller's text, a cache that is not used or is shared between layers, a text mask that text ignores,
@@ -54,6 +55,9 @@ SHELL = {
 }
 
 
+CLIP_DIM_HEAD = 64  # in all of the package's towers
+
+
 def is_vae(weights: Weights) -> bool:
     """Whether weights are those of a DiscreteVAE alone."""
     return {"codebook.weight", "encoder.0.0.weight"} <= weights.keys()
@@ -64,8 +68,15 @@ def is_dalle(weights: Weights) -> bool:
     return "to_logits.1.weight" in weights and any(LAYER.match(name) for name in weights)
 
 
+def is_clip(weights: Weights) -> bool:
+    """Whether weights are those of a CLIP."""
+    return {"to_text_latent.weight", "to_visual_embedding.weight"} <= weights.keys()
+
+
 def build(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -> nn.Module:
-    """The model of a checkpoint, a DALLE or a DiscreteVAE."""
+    """The model of a checkpoint, a DALLE, a DiscreteVAE or a CLIP."""
+    if is_clip(checkpoint.weights):
+        return _build_clip(checkpoint, config, compat)
     if is_vae(checkpoint.weights):
         params = {**_read(checkpoint.extra, "hparams"), **config}
         vae = _make_vae(checkpoint.weights, params, compat)
@@ -119,7 +130,7 @@ def _shapes(w: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
         "share_input_output_emb": "text_emb.linear.weight" in w,
     }
     hidden = next(v for k, v in w.items() if k.endswith("net.3.weight")).shape[1]
-    found["ff_mult"] = hidden // dim
+    found["ff_mult"] = hidden // dim if hidden % dim == 0 else hidden / dim
     inner = next(v for k, v in w.items() if k.endswith("to_qkv.weight")).shape[0] // 3
     if "heads" in given:
         found["dim_head"] = inner // given["heads"]
@@ -238,6 +249,39 @@ def _make_vae(w: Weights, params: dict[str, Any], compat: str | None) -> Any:
     return cls(compat=compat, **options)
 
 
+# -- CLIP ---------------------------------------------------------------------------------------
+
+
+def _build_clip(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -> nn.Module:
+    w, cls = checkpoint.weights, family("clip")
+    given = {**_read(checkpoint.extra, "hparams"), **config}
+    given = {name: value for name, value in given.items() if name in cls.config_class.names()}
+    channels = given.get("channels", 3)
+    patch = math.isqrt(w["to_visual_embedding.weight"].shape[1] // channels)
+    found = {
+        "num_text_tokens": w["text_emb.weight"].shape[0],
+        "dim_text": w["text_emb.weight"].shape[1],
+        "text_seq_len": w["text_pos_emb.weight"].shape[0],
+        "dim_image": w["to_visual_embedding.weight"].shape[0],
+        "dim_latent": w["to_text_latent.weight"].shape[0],
+        "visual_patch_size": patch,
+        "visual_image_size": math.isqrt(len(w["visual_pos_emb.weight"])) * patch,
+    }
+    for tower, depth, heads in (
+        ("text", "text_enc_depth", "text_heads"),
+        ("visual", "visual_enc_depth", "visual_heads"),
+    ):
+        own = [re.match(rf"{tower}_transformer\.layers\.layers\.(\d+)\.", name) for name in w]
+        found[depth] = 1 + max((int(m[1]) for m in own if m), default=-1)
+        inner = next(
+            v for k, v in w.items() if k.startswith(tower) and k.endswith("to_qkv.weight")
+        )
+        found[heads] = len(inner) // 3 // CLIP_DIM_HEAD
+    options = take(given, found, "dalle-pytorch")
+    options.setdefault("mask_padding", compat is None)
+    return load(cls(**options), w, checkpoint.source)
+
+
 def _halvings(w: Weights) -> int:
     return len([name for name in w if re.match(r"encoder\.\d+\.0\.weight", name)])
 
@@ -245,6 +289,6 @@ def _halvings(w: Weights) -> int:
 DALLE_PYTORCH = Upstream(
     package="dalle-pytorch",
     compats=(PACKAGE,),
-    recognises=lambda weights: is_dalle(weights) or is_vae(weights),
+    recognises=lambda weights: is_dalle(weights) or is_vae(weights) or is_clip(weights),
     build=build,
 )

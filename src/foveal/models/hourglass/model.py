@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers import Relative
-from foveal.models.causal import CausalLM
+from foveal.models.causal import CausalLM, as_index
 from foveal.models.hourglass.config import SIZES, HourglassConfig
 from foveal.models.hourglass.package import PackageHourglass
 from foveal.models.hourglass.stage import HourglassTransformer, make_positions
@@ -86,7 +86,7 @@ class HourglassTransformerLM(CausalLM):
         return self
 
     def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        x = self.token_emb(tokens)
+        x = self.token_emb(as_index(tokens))
         if self.pos_emb is not None:
             places = torch.arange(offset, offset + tokens.shape[1], device=tokens.device)
             x = x + self.pos_emb(places)

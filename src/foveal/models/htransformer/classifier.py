@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.weights import num_weights
 from foveal.models.base import Model
-from foveal.models.causal import check_tokens
+from foveal.models.causal import as_index, check_tokens, only_real
 from foveal.models.htransformer.config import HTransformerClassifierConfig
 from foveal.models.htransformer.stack import HStack
 from foveal.models.registry import register
@@ -69,7 +69,9 @@ class HTransformerClassifier(Model):
             ValueError: shapes that do not fit, or more tokens than max_seq_len.
         """
         check_tokens(tokens, mask, self.max_seq_len)
-        x = self.token_emb(tokens)
+        x = self.token_emb(as_index(tokens))
+        if self.settings.compat is None:
+            x = only_real(x, mask)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(len(x), 1, -1), x), 1)
             if mask is not None:

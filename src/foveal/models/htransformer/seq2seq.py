@@ -13,8 +13,8 @@ from foveal.generation import Recompute, Sampler, generate
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import Linear
 from foveal.layers.weights import device_of, num_weights
-from foveal.models.base import Model
-from foveal.models.causal import check_tokens, check_vocabulary
+from foveal.models.base import Model, evaluating
+from foveal.models.causal import as_index, check_tokens, check_vocabulary, only_real
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
 from foveal.models.htransformer.decoder import HDecoder
 from foveal.models.htransformer.stack import HStack
@@ -94,13 +94,16 @@ class HTransformerSeq2Seq(Model):
         """
         check_tokens(target, target_mask, self.max_seq_len, "target")
         memory = self.encode(source, source_mask)
-        x = self.emb_dropout(self.target_emb(target))
-        return self.to_logits(self.decoder(x, memory, target_mask, source_mask))
+        x = self.emb_dropout(self.target_emb(as_index(target)))
+        return self.to_logits(
+            self.decoder(only_real(x, target_mask), memory, target_mask, source_mask)
+        )
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features of a source: (batch, length) int -> (batch, length, dim)."""
         check_tokens(source, mask, self.max_seq_len, "source")
-        return self.encoder(self.emb_dropout(self.source_emb(source)), mask)
+        x = self.emb_dropout(self.source_emb(as_index(source)))
+        return self.encoder(only_real(x, mask), mask)
 
     # -- decoding ---------------------------------------------------------------------------
 
@@ -131,7 +134,7 @@ class HTransformerSeq2Seq(Model):
         check_tokens(target, None, self.max_seq_len, "target")
         memory = self.encode(source, source_mask)
         cache = self.make_cache(len(target), max_length)
-        x = self.emb_dropout(self.target_emb(target))
+        x = self.emb_dropout(self.target_emb(as_index(target)))
         x = self.decoder.prefill(x, memory, source_mask, cache)
         return self.to_logits(x[:, -1]), cache
 
@@ -144,7 +147,7 @@ class HTransformerSeq2Seq(Model):
         """
         if token.ndim != 1:
             raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
-        x = self.decoder.step(self.emb_dropout(self.target_emb(token[:, None])), cache)
+        x = self.decoder.step(self.emb_dropout(self.target_emb(as_index(token[:, None]))), cache)
         return self.to_logits(x[:, -1]), cache
 
     def generate(
@@ -175,14 +178,12 @@ class HTransformerSeq2Seq(Model):
             (batch, length + n): each row its prompt, its new tokens, then padding.
         """
         check_vocabulary(prompt, self.settings.target_tokens)
-        was_training = self.training
-        self.eval()
         decoder = (
             _Conditioned(self, source, source_mask)
             if use_cache
             else Recompute(lambda target: self(source, target, source_mask))
         )
-        try:
+        with evaluating(self):
             tokens, _ = generate(
                 decoder,
                 prompt,
@@ -195,8 +196,6 @@ class HTransformerSeq2Seq(Model):
                 device=device_of(self.target_emb),
                 progress=progress,
             )
-        finally:
-            self.train(was_training)
         return tokens
 
     # -- cost -------------------------------------------------------------------------------

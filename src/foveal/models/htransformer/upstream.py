@@ -95,9 +95,12 @@ def _build(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -
 
 def _check_positions(w: Weights) -> None:
     """Raise ValueError for frequencies other than the package's own."""
-    freqs = w["pos_emb.freqs"].float()
-    usual = 10_000.0 ** (-torch.arange(0, 2 * len(freqs), 2) / (2 * len(freqs)))
-    if not torch.allclose(freqs, usual, rtol=1e-3):
+    freqs = w["pos_emb.freqs"]
+    rounding = torch.finfo(freqs.dtype).eps
+    freqs = freqs.float().cpu()
+    exponents = torch.arange(0, 2 * len(freqs), 2, device="cpu").float()
+    usual = 10_000.0 ** (-exponents / (2 * len(freqs)))
+    if not torch.allclose(freqs, usual, rtol=max(1e-3, rounding)):
         raise ValueError(
             f"pos_emb.freqs must be the default frequencies of {NAME}, got {freqs[:4].tolist()}, "
             "..."

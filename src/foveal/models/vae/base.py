@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foveal.layers.weights import dtype_of
 from foveal.models.base import Model
+from foveal.models.pictures import as_pixels
 from foveal.models.vae.config import ImageTokenizerConfig
 from foveal.models.vae.networks import make_decoder
 
@@ -73,7 +75,7 @@ class ImageTokenizer(Model):
         """The tokens of pictures, row by row.
 
         Args:
-            images: (batch, channels, height, width), values from 0 to 1.
+            images: (batch, channels, height, width), values from 0 to 1; or bytes.
 
         Returns:
             (batch, grid height * grid width) int64.
@@ -120,7 +122,7 @@ class ImageTokenizer(Model):
         step = 2**self.num_layers
         (height, width), (rows, columns) = self.settings.pixels, self.grid
         padding = (0, columns * step - width, 0, rows * step - height)
-        images = self._normalize(images)
+        images = self._normalize(as_pixels("images", images, dtype_of(self.decoder)))
         return F.pad(images, padding, mode="replicate") if any(padding) else images
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ class ImageTokenizer(Model):
                 f"img_seq must be (batch, {rows * columns}) tokens for a grid of {rows} x "
                 f"{columns}, got shape {tuple(img_seq.shape)}."
             )
-        features = self._embed(img_seq).unflatten(1, self.grid).permute(0, 3, 1, 2)
+        features = self._embed(img_seq.long()).unflatten(1, self.grid).permute(0, 3, 1, 2)
         return self._crop(self.decoder(features))
 
     def _crop(self, images: Tensor) -> Tensor:
