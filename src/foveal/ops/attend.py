@@ -95,7 +95,8 @@ def attend(
         >>> foveal.attend(q, k, v, P.SlidingWindow(128)).shape
         torch.Size([1, 8, 1000, 64])
     """
-    if torch.is_autocast_enabled(q.device.type if isinstance(q, Tensor) else "cpu"):
+    device = q.device.type if isinstance(q, Tensor) else "cpu"
+    if device != "meta" and torch.is_autocast_enabled(device):  # meta knows no autocast
         return _without_autocast(
             (q, k, v, pattern),
             bias=bias,
