@@ -13,7 +13,7 @@ from foveal.caches import DecodingState
 from foveal.layers.checks import Device
 from foveal.layers.dalle import Attention
 from foveal.layers.linear import is_plain, linear
-from foveal.layers.weights import device_of, matrix
+from foveal.layers.weights import device_of, is_traced, matrix
 from foveal.models.base import Model
 from foveal.models.dalle.config import SIZES, DALLEConfig
 from foveal.models.dalle.drawing import Drawing
@@ -392,7 +392,8 @@ class DALLE(Drawing, Model):
 
 
 def _check_range(name: str, tokens: Tensor, most: int) -> None:
-    if tokens.device.type != "cpu" or not tokens.numel():  # elsewhere the check would wait
+    # elsewhere than on a CPU the check would wait, and stand-ins hold no values
+    if tokens.device.type != "cpu" or is_traced() or not tokens.numel():
         return
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= most:
