@@ -181,7 +181,7 @@ def test_evaluate_scores_all_or_a_sample_that_it_names(recipe, capsys, tmp_path)
     """Other data are scored whole; many data by pieces spread over them; --full scores all."""
     assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
     other = tmp_path / "other.txt"
-    other.write_bytes(bytes(range(256)) * 40)
+    other.write_bytes(b"0123456789abcdef" * 640)
     capsys.readouterr()
     for options, count in (([], 10240), (["--max-bytes", "999"], 999), (["--full"], 10240)):
         assert main(["evaluate", "run", "--data", str(other), "--json", *options]) == 0
