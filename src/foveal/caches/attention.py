@@ -13,7 +13,7 @@ from torch import Tensor
 from foveal.caches.stores import Log, Ring
 from foveal.common.memo import remember
 from foveal.ops.rows_without_keys import open_dead_rows
-from foveal.patterns import Pattern, Pyramid
+from foveal.patterns import Full, Pattern, Pyramid, SlidingWindow
 from foveal.patterns.subclasses import is_a
 
 
@@ -59,6 +59,9 @@ class AttentionCache:
         heads = _head_patterns(pattern)
         bounds = _horizon(heads)
         self._store: Ring | Log
+        # of these, and not of classes made from them, it is known that a token reads all that is
+        # held: then nobody need ask which keys those are
+        self._reads_held = type(pattern) in (Full, SlidingWindow)
         if bounds is None:
             self._store = Log(empty, functools.partial(_keeps, heads), max_length)
         else:
@@ -107,17 +110,19 @@ class AttentionCache:
         Args:
             k, v: (batch, kv_heads, tokens, head_dim), positions already applied.
         """
-        kv = torch.stack((k, v))
-        self._check_tokens(kv)
-        self._store.write(kv, self.position)
-        self.position += kv.shape[3]
+        self._check_tokens(k, v)
+        self._store.write(torch.stack((k, v)), self.position)
+        self.position += k.shape[2]
         return self
 
     def append(self, k: Tensor, v: Tensor) -> AttentionCache:
         """Load the next token: k, v (batch, kv_heads, 1, head_dim)."""
         if k.shape[2] != 1:
             raise ValueError(f"append takes one token, got {k.shape[2]}; use prefill for many.")
-        return self.prefill(k, v)
+        self._check_tokens(k, v)
+        self._store.push(k, v, self.position)
+        self.position += 1
+        return self
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """What later tokens can read.
@@ -154,6 +159,8 @@ class AttentionCache:
         """
         if self.position == 0:
             raise ValueError("attend needs at least one token in the cache, got position=0.")
+        if self._reads_held and key_mask is None and bias is None:
+            return self._attend_held(q, scale)
         batch, heads, _, head_dim = q.shape
         positions, allowed = _reads(self.pattern, self.position - 1)
         masked = allowed is not None or key_mask is not None
@@ -178,6 +185,20 @@ class AttentionCache:
             out = attend_some(grouped, k, v, mask, scale, added)
         return out.reshape(q.shape).to(q.dtype)
 
+    def _attend_held(self, q: Tensor, scale: float | None) -> Tensor:
+        """`attend` where all that is held is read."""
+        k, v = self._store.held_data()
+        batch, heads, _, head_dim = q.shape
+        if heads % k.shape[1]:
+            raise ValueError(
+                f"heads of q must be a multiple of kv_heads={k.shape[1]}, got {heads} heads."
+            )
+        if k.shape[1] != heads or k.dtype != q.dtype:
+            grouped = q.reshape(batch, k.shape[1], -1, head_dim).to(k.dtype)
+            out = F.scaled_dot_product_attention(grouped, k, v, scale=scale)
+            return out.reshape(q.shape).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
     @staticmethod
     def _mask(
         positions: Tensor, allowed: Tensor | None, key_mask: Tensor | None, grouped: Tensor
@@ -190,14 +211,17 @@ class AttentionCache:
             mask = mask & key_mask[:, positions.to(key_mask.device)][:, None, None]
         return mask
 
-    def _check_tokens(self, kv: Tensor) -> None:
-        expected, got = self._store.data.shape, kv.shape
-        if (*got[:3], got[4]) != (*expected[:3], expected[4]):
+    def _check_tokens(self, k: Tensor, v: Tensor) -> None:
+        _, batch, kv_heads, _, head_dim = self._store.data.shape
+        tokens = k.shape[2]
+        expected = (batch, kv_heads, tokens, head_dim)
+        if k.shape != expected or v.shape != expected:
             raise ValueError(
                 "k and v must be (batch, kv_heads, tokens, head_dim) = "
-                f"({expected[1]}, {expected[2]}, any, {expected[4]}), got {tuple(got[1:])}."
+                f"({batch}, {kv_heads}, any, {head_dim}), got {tuple(k.shape)} and "
+                f"{tuple(v.shape)}."
             )
-        end = self.position + got[3]
+        end = self.position + tokens
         if self.max_length is not None and end > self.max_length:
             raise ValueError(
                 f"the cache holds at most max_length={self.max_length} tokens, got {end}; "

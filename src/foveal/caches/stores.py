@@ -1,7 +1,8 @@
 """Where keys and values lie in memory: a ring with a static prefix, and a log that forgets.
 
-Both hold one tensor `data` (2, batch, kv_heads, places, head_dim), keys first, and answer two
-calls: `write` tokens at consecutive positions, `read` the tokens at given positions.
+Both hold one tensor `data` (2, batch, kv_heads, places, head_dim), keys first, and answer these
+calls: `write` tokens at consecutive positions, `push` the next one, `read` those at given
+positions, or `held_data`, all of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ class _Store:
 
     def _gather(self, places: Tensor) -> Tensor:
         return self.data.index_select(3, places.to(self.data.device))
+
+    def _put(self, k: Tensor, v: Tensor, place: int) -> None:
+        """Store k and v (batch, kv_heads, 1, head_dim) at one place."""
+        column = self.data.select(3, place)
+        column[0] = k.select(2, 0)
+        column[1] = v.select(2, 0)
 
 
 class Ring(_Store):
@@ -71,15 +78,21 @@ class Ring(_Store):
         count = kv.shape[3]
         self.length = first + count
         kv = kv.to(self.whole.dtype)
-        if count == 1:
-            self.data[:, :, :, self._place(first)] = kv[:, :, :, 0]
-            return
         positions = torch.arange(first, self.length, device="cpu")
         stays = (positions < self.prefix) | (positions >= self.length - self.window)
         positions = positions[stays]
         device = self.data.device
         tokens = kv.index_select(3, (positions - first).to(device))
         self.data.index_copy_(3, self._places(positions).to(device), tokens)
+
+    def held_data(self) -> Tensor:
+        """All that is held, in any order."""
+        return self.data.narrow(3, 0, min(self.length, self.prefix + self.window))
+
+    def push(self, k: Tensor, v: Tensor, position: int) -> None:
+        """Store k and v (batch, kv_heads, 1, head_dim) of the next position."""
+        self._put(k, v, self._place(position))
+        self.length = position + 1
 
     def read(self, positions: Tensor, ordered: bool = False) -> Tensor:
         """The tokens at `positions` (2, batch, kv_heads, keys, head_dim).
@@ -161,6 +174,18 @@ class Log(_Store):
         self.data[:, :, :, self.count : end] = kv
         self.held[self.count : end] = positions
         self.count = end
+
+    def held_data(self) -> Tensor:
+        """All that is held, in order."""
+        return self.data.narrow(3, 0, self.count)
+
+    def push(self, k: Tensor, v: Tensor, position: int) -> None:
+        """Store k and v (batch, kv_heads, 1, head_dim) of the next position."""
+        if self.count == self.data.shape[3]:
+            self._make_room(1, position - 1)
+        self._put(k, v, self.count)
+        self.held[self.count] = position
+        self.count += 1
 
     def read(self, positions: Tensor, ordered: bool = False) -> Tensor:
         """The tokens at `positions`, ascending (2, batch, kv_heads, keys, head_dim)."""

@@ -54,7 +54,9 @@ def main(arguments: list[str]) -> int:
     """Score a run and print a small table, or JSON."""
     options = parse(Options, arguments, "evaluate")
     from foveal.recipes.runs import find_run, load_config
+    from foveal.training.machine import keep_freed_memory
 
+    keep_freed_memory()
     folder = find_run(options.run)
     task = load_config(folder).task
     _check(options, task)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveal.generation.sampling import Sampler
+from foveal.generation.threads import fitting_threads
 
 Prompts = Tensor | Sequence[Tensor] | Sequence[Sequence[int]]
 
@@ -95,19 +96,24 @@ def generate(
     ends = _stop_tokens(stop, prompt.device)
     final = length + n
     start, last = int(length.min()), width + n
+    is_even = ends is None and start == width  # every drawn token counts, in every row
     logits, cache = decoder.prefill(tokens[:, :start], max_length=last)
-    for place in range(start, last):
-        drawn = draw(logits, random)
-        is_new = (place >= length) & (place < final)
-        tokens[:, place] = torch.where(is_new, drawn, tokens[:, place])
-        if ends is not None:
-            stopped = is_new & torch.isin(tokens[:, place], ends)
-            final = torch.where(stopped, place + 1, final)
-        if progress is not None:
-            progress(1)
-        if place + 1 == last or (ends is not None and bool((final <= place + 1).all())):
-            break
-        logits, cache = decoder.step(tokens[:, place], cache)
+    with fitting_threads(decoder, len(tokens), prompt.device):
+        for place in range(start, last):
+            drawn = draw(logits, random)
+            if is_even:
+                tokens[:, place] = drawn
+            else:
+                is_new = (place >= length) & (place < final)
+                tokens[:, place] = torch.where(is_new, drawn, tokens[:, place])
+            if ends is not None:
+                stopped = is_new & torch.isin(tokens[:, place], ends)
+                final = torch.where(stopped, place + 1, final)
+            if progress is not None:
+                progress(1)
+            if place + 1 == last or (ends is not None and bool((final <= place + 1).all())):
+                break
+            logits, cache = decoder.step(tokens[:, place], cache)
     return tokens, final
 
 

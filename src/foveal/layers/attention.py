@@ -138,12 +138,12 @@ class SelfAttention(nn.Module):
     def _project(self, x: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (batch, heads, tokens, dim_head); k, v (batch, kv_heads, tokens, dim_head)."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.dim_head))
-        turning = self.heads + self.kv_heads
-        qk, v = qkv[:, :, :turning], qkv[:, :, turning:]
+        # split, whose derivative joins the parts, and not slices, whose derivatives are added
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
         if self.rotary is not None:
             qk = self.rotary(qk, offset)
-        qk = qk.transpose(1, 2)
-        return qk[:, : self.heads], qk[:, self.heads :], v.transpose(1, 2)
+        q, k = qk.transpose(1, 2).split((self.heads, self.kv_heads), 1)
+        return q, k, v.transpose(1, 2)
 
     def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
         return cache.attend(q)

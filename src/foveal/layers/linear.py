@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as _all_modules
 
 _FEW_ROWS, _PARTS = 4, 4
+_FEW_WEIGHTS = 1 << 18
+"""Values of a weight that one core reads from its cache before it could share them out."""
 
 
 class Linear(nn.Linear):
@@ -51,6 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     A step of decoding multiplies each weight with one row, which BLAS does on one core at a third
     of the memory's bandwidth; the same product over parts of the weight as a batch uses them all.
+    A weight that is small is sooner multiplied by one core, as a matrix with a vector.
 
     Args:
         x: (..., in_features).
@@ -62,6 +65,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _decodes(x, weight):
         return F.linear(x, weight, bias)
+    if weight.numel() <= _FEW_WEIGHTS:
+        if x.numel() > weight.shape[1]:
+            return F.linear(x, weight, bias)
+        row = x.reshape(-1)
+        out = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
+        return out.view(*x.shape[:-1], len(weight))
     rows = x.reshape(-1, x.shape[-1]).mT
     parts = weight.unflatten(0, (_PARTS, -1))
     out = torch.bmm(parts, rows.expand(_PARTS, -1, -1)).flatten(0, 1).mT
@@ -72,9 +81,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _decodes(x: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
+        0 < x.numel() <= _FEW_ROWS * weight.shape[1]
+        and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
-        and 0 < x.numel() <= _FEW_ROWS * weight.shape[1]
         and x.shape[-1] == weight.shape[1]
         and weight.shape[0] % _PARTS == 0
         and type(weight) in (nn.Parameter, Tensor)  # not quantised, not distributed

@@ -13,6 +13,7 @@ from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
+from foveal.layers.plain_step import is_plain_block, plain_step
 from foveal.layers.relative import Relative, RelativeAttention
 from foveal.layers.rotary import Rotary
 from foveal.patterns import Pattern
@@ -66,6 +67,8 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """One more token: x (batch, 1, dim) -> same."""
+        if type(self) is Block and is_plain_block(self):
+            return plain_step(self, x, cache)
         y, cache = self.attn.step(self.attn_norm(x), cache)
         return self._add(x, y), cache
 

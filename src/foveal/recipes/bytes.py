@@ -30,9 +30,11 @@ from foveal.training.task import Totals
 
 NUM_TOKENS = 256
 _QUICK_WINDOWS = 96
-_SCORING_BATCH = 32
 _MOST_WRITTEN = 1_000_000
 _MOST_BYTES = 1_000_000  # scored when a training ends; `foveal evaluate` scores more
+_SCORING_TOKENS = {"cpu": 1 << 11}
+"""Tokens that are scored at once, by type of device: what stays in a processor's caches."""
+_MANY_TOKENS = 1 << 15
 
 
 def build_byte_model(config: RunConfig) -> nn.Module:
@@ -121,8 +123,9 @@ def score_windows(
     windows = scoring_windows(corpus, context, stride=stride, limit=limit)
     bits, count = 0.0, 0
     total = limit or -(-len(corpus) // (stride or context))
-    batches = iter(lambda: list(islice(windows, _SCORING_BATCH)), [])
-    for number, batch in enumerate(tracked(batches, -(-total // _SCORING_BATCH))):
+    size = max(1, _SCORING_TOKENS.get(device.type, _MANY_TOKENS) // context)
+    batches = iter(lambda: list(islice(windows, size)), [])
+    for number, batch in enumerate(tracked(batches, -(-total // size))):
         if number % world == rank:
             inputs, targets = (part.to(device) for part in _padded(batch))
             logits = model(inputs).float().flatten(0, 1)

@@ -121,16 +121,16 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _polar(stacks: list[Tensor]) -> list[Tensor]:
-    """`orthogonalize` of stacks (B, rows, columns)."""
+    """`orthogonalize` of stacks (B, rows, columns), which are used up."""
     dtype = fast_dtype(stacks[0].device, torch.bfloat16)
-    wide = [_unit(x if x.shape[1] <= x.shape[2] else x.mT).to(dtype) for x in stacks]
+    wide = [_unit_(x if x.shape[1] <= x.shape[2] else x.mT).to(dtype) for x in stacks]
     done = [_iterate(x) for x in wide] if dtype == torch.bfloat16 else _through_grams(wide)
     return [y if x.shape[1] <= x.shape[2] else y.mT for x, y in zip(stacks, done, strict=True)]
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Matrices (B, M, N) of norm 1, lest their squares leave the range of numbers."""
-    return x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(_TINY)
+def _unit_(x: Tensor) -> Tensor:
+    """Matrices (B, M, N) brought to norm 1, lest their squares leave the range of numbers."""
+    return x.div_(torch.linalg.matrix_norm(x, keepdim=True).clamp_min(_TINY))
 
 
 def _iterate(x: Tensor) -> Tensor:
