@@ -20,7 +20,7 @@ MEBIBYTE = 1 << 20
 
 
 def remember(
-    entries: int, mebibytes: float = 64
+    entries: int, mebibytes: float = 64, key: Callable[..., Hashable] | None = None
 ) -> Callable[[Callable[Args, Result]], Callable[Args, Result]]:
     """Decorator: keep the results of the latest calls, as functools.lru_cache does, but
 
@@ -31,8 +31,10 @@ def remember(
       torch.func), since it will serve others.
 
     While a graph is traced nothing is kept. Two threads that miss at once compute twice.
-    The function gets `cache_clear()` and `cache_info()`, the latter (entries, bytes).
+    `key` gives the key of the arguments where that is quicker than to look at each. The function
+    gets `cache_clear()` and `cache_info()`, the latter (entries, bytes).
     """
+    make_key = key or _key
 
     def decorate(function: Callable[Args, Result]) -> Callable[Args, Result]:
         kept = _Kept(entries, int(mebibytes * MEBIBYTE))
@@ -41,13 +43,13 @@ def remember(
         def wrapped(*args: Args.args, **kwargs: Args.kwargs) -> Result:
             if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
                 return function(*args, **kwargs)
-            key: Hashable = tuple([_part(one) for one in (*args, *kwargs.items())])
-            found = kept.find(key)
+            own = make_key(*args, **kwargs)
+            found = kept.find(own)
             if found is not None:
                 return found[0]
             with outside():
                 result = function(*args, **kwargs)
-            kept.keep(key, result)
+            kept.keep(own, result)
             return result
 
         wrapped.cache_clear = kept.clear  # type: ignore[attr-defined]
@@ -89,6 +91,10 @@ class _Kept:
         with self._lock:
             self.results.clear()
             self.bytes = 0
+
+
+def _key(*args: Any, **kwargs: Any) -> Hashable:
+    return tuple([_part(one) for one in (*args, *kwargs.items())])
 
 
 def _part(argument: Any) -> Hashable:

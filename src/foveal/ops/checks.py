@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveal.common.checks import as_bool, as_number
+from foveal.common.memo import remember
 from foveal.ops.bias import Bias, PyramidBias, WindowBias
 from foveal.ops.work import Work
 from foveal.patterns import Pattern, Pyramid
@@ -142,7 +142,7 @@ def _check_key_mask(q: Tensor, k: Tensor, key_mask: Any) -> None:
         raise ValueError(f"key_mask must be on the device of q, got {key_mask.device}.")
 
 
-@functools.lru_cache(maxsize=512)
+@remember(entries=512, key=Work.cache_key)
 def check_sizes(work: Work) -> None:
     """Raise ValueError naming the first size that does not fit the others."""
     q, k, v = work.q, work.k, work.v

@@ -5,10 +5,10 @@ FOVEAL_IMPL in the environment names an implementation to prefer wherever it can
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import NamedTuple
 
+from foveal.common.memo import remember
 from foveal.ops.costs import FULL_NATIVE, dense_pairs, seconds, visited_pairs
 from foveal.ops.dense import MOST_PAIRS, is_causal_or_all, written_out
 from foveal.ops.implementations import IMPLEMENTATIONS
@@ -49,7 +49,7 @@ def pick(work: Work, compiled: bool = True) -> Choice:
     return Choice("reference", "nothing else can do this call")
 
 
-@functools.lru_cache(maxsize=4096)
+@remember(entries=4096, key=Work.cache_key)
 def ranking(work: Work) -> tuple[Choice, ...]:
     """The implementations worth trying for a call, the best first."""
     if is_a(work.pattern, Pyramid):

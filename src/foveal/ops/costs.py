@@ -6,10 +6,9 @@ so the last bits of a result, is then the same on every machine of a class and i
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
+from foveal.common.memo import remember
 from foveal.common.processor import ProcessorClass, processor_class
 from foveal.ops.dense import is_causal_or_all, written_out
 from foveal.ops.tiled import CHUNK
@@ -64,7 +63,7 @@ def dense_pairs(work: Work) -> int:
     return work.q[2] * work.k[2]
 
 
-@functools.lru_cache(maxsize=1024)
+@remember(entries=1024)
 def visited_pairs(pattern: Pattern, n_queries: int, n_keys: int) -> int:
     """Pairs that a tile plan computes, of a head: the mean over heads that differ."""
     heads = pattern.per_head()

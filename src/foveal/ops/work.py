@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,10 @@ class Work(NamedTuple):
     compiling: bool = False
     exporting: bool = False
     threads: int = 1
+
+    def cache_key(self) -> Hashable:
+        """Equal for calls that are alike; keeps no pattern alive."""
+        return self.pattern.cache_key(), *self[1:]
 
     @property
     def heads(self) -> int:
