@@ -19,7 +19,7 @@ from foveal.recipes import claim
 from foveal.recipes.bytes import Continuation
 from foveal.recipes.claim import ClaimedFolder
 from foveal.recipes.config import load_recipe
-from foveal.recipes.paths import absolute_path, absolute_paths
+from foveal.recipes.paths import absolute_paths
 from foveal.recipes.report import write_run_report
 from foveal.recipes.run import add_sample, evaluate, generate, train
 from foveal.recipes.runs import load_config, load_model
@@ -115,7 +115,7 @@ def test_a_place_where_no_folder_can_be_is_named(config, tmp_path, output):
         (tmp_path / name).write_text("x")
     (tmp_path / "loop").symlink_to("loop")
     with (
-        pytest.raises(OSError, match=(output or "runs").partition("/")[0]) as caught,
+        pytest.raises((OSError, ValueError), match=(output or "runs").partition("/")[0]) as caught,
         ClaimedFolder(config, output, False, ALONE) as claimed,
     ):
         claimed.claim()
@@ -417,51 +417,3 @@ def test_a_file_system_without_locks_still_trains(brief, config, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     train(config, "run")
     train(config, "run", resume=True)
-
-
-# -- paths ----------------------------------------------------------------------------------------
-
-
-def test_a_run_is_used_from_any_folder(brief, recipe, tmp_path, monkeypatch):
-    """Data named by a relative path are found again from elsewhere, on a resume too."""
-    recipe.write_text(recipe.read_text().replace(str(tmp_path) + "/", ""))
-    folder, _ = train(load_recipe("tiny.toml"), "run")
-    (tmp_path / "else").mkdir()
-    monkeypatch.chdir(tmp_path / "else")
-    moved = recipe.rename(tmp_path / "else" / "tiny.toml")
-    assert evaluate(tmp_path / folder).bytes > 0
-    config = load_config(tmp_path / folder)
-    assert config.data.path == str(tmp_path / "text.txt")
-    assert config.recipe == str(tmp_path / "tiny.toml")
-    assert moved.exists()
-    train(config, str(tmp_path / "run"), resume=True)
-
-
-def test_only_paths_become_absolute(tmp_path, monkeypatch):
-    """Embedded data, names of other places and what does not exist keep their names."""
-    (tmp_path / "a [b]").mkdir()
-    monkeypatch.chdir(tmp_path / "a [b]")
-    (tmp_path / "a [b]" / "x.txt").write_text("x")
-    (tmp_path / "a [b]" / "stdlib").mkdir()
-    here = os.getcwd()
-    for name in (
-        "stdlib",
-        "emoji",
-        "listops",
-        "hf:imdb",
-        "hf-stream:c4",
-        "missing",
-        "",
-        "x" * 9999,
-    ):
-        assert absolute_path(name) == name
-    assert absolute_path("x.txt") == f"{here}/x.txt"
-    assert absolute_path("../a [b]/x.txt") == f"{here}/x.txt"
-    assert absolute_path("hf:imagefolder:.") == f"hf:imagefolder:{here}"
-    assert absolute_path("/etc/x*") == "/etc/x*"
-    import glob
-
-    assert glob.glob(absolute_path("*.txt")) == [f"{here}/x.txt"]
-    assert absolute_path("s-{00..09}.tar").endswith("s-{00..09}.tar")
-    config = load_recipe("captions-dalle")
-    assert absolute_paths(config) == config
