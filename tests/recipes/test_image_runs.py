@@ -1,6 +1,7 @@
 """Image runs: train, score, predict and draw attention on pictures that are easy to tell apart."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,29 @@ def pictures(tmp_path_factory):
             pixels[..., 2 - 2 * label] += 150
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.mark.parametrize("changed", ["another class", "another name"])
+def test_a_run_keeps_its_classes_when_the_data_change(pictures, tmp_path, monkeypatch, changed):
+    """It cannot go on with others, and is scored with its own; a damaged list is made again."""
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    config = load_recipe(str(write(tmp_path, data, "HaloNet", HALONET, steps=4)))
+    folder, _ = train(config, str(tmp_path / "run"))
+    if changed == "another class":
+        shutil.copytree(data / "red", data / "green")
+    else:
+        (data / "red").rename(data / "scarlet")
+    with pytest.raises(ValueError, match=r"have changed since it began: classes\.json"):
+        train(config, str(folder), resume=True)
+    assert json.loads((folder / "classes.json").read_text()) == ["blue", "red"]
+    assert not list(folder.glob(".*.partial"))
+    shutil.rmtree(data)
+    shutil.copytree(pictures, data)
+    (folder / "classes.json").write_text("[")
+    assert train(config, str(folder), resume=True)[1].step == 4
+    assert evaluate_images(folder).classes == ["blue", "red"]
 
 
 def write(folder, pictures, model, options, steps=24):

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from foveal.common.files import write_file
 from foveal.data.text_files import decode_text, lines, read_bytes
 
 PADDING = 0
@@ -105,7 +106,7 @@ class CaptionTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write it as tokenizer.json."""
-        self._tokenizer.save(str(path))
+        write_file(Path(path), lambda partial: self._tokenizer.save(str(partial)))
 
     # -- using it ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from foveal.common.checks import check_sizes
 from foveal.common.inputs import reading, reason
 from foveal.common.locks import locked
 from foveal.data.text import text_to_score
+from foveal.recipes.assets import keep_assets
 from foveal.recipes.bytes import ByteTask, Continuation, continue_text, score_windows
 from foveal.recipes.claim import ClaimedFolder
 from foveal.recipes.config import RunConfig
@@ -71,7 +72,12 @@ def train(
         trainer = _make_trainer(task, config, claimed.path, accelerator)
         together(accelerator, trainer.rehearse)
         trainer.folder, trainer.before_saving = claimed.claim(), claimed.check
-        from_first(accelerator, lambda: _save_assets(task, claimed.path))
+        if hasattr(task, "save_assets"):
+            going_on = claimed.last is not None
+            from_first(
+                accelerator,
+                lambda: keep_assets(task.save_assets, claimed.path, has_weights=going_on),
+            )
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         outcome = trainer.fit(resume_from=claimed.last)
@@ -91,12 +97,6 @@ def _make_task(config: RunConfig, accelerator: Accelerator) -> Any:
     if sampler is not None:  # else the task makes its stream later, and checks this by itself
         check_batch(config.training, sampler.num_items)
     return task
-
-
-def _save_assets(task: Any, folder: Path) -> None:
-    """Write what the run needs besides its weights, if its task has such things."""
-    if hasattr(task, "save_assets"):
-        task.save_assets(folder)
 
 
 def _make_trainer(task: Any, config: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
