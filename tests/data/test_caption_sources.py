@@ -134,6 +134,22 @@ def test_parts(tmp_path, names):
     assert (one.captions, two.captions) == ([["five"]], [[valid]])
 
 
+@pytest.mark.parametrize("told", ["beside", "in a table"])
+def test_held_out_pictures_among_the_others_are_not_trained_on(tmp_path, told):
+    """A folder below that of the data, or a table of some of its pictures."""
+    put(tmp_path, {**pictures(4), **{f"{n}.txt": "t" for n in range(4)}})
+    put(tmp_path, {"held/9.png": png(9), "held/9.txt": "nine"})
+    valid = tmp_path / "held"
+    if told == "in a table":
+        valid = tmp_path / "held.csv"
+        valid.write_text("file_name,text\nheld/9.png,nine\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table is no picture
+        train, test = open_captions(config(tmp_path, valid=str(valid)))
+    assert sorted(train.pixels[:, 0, 0, 0].tolist()) == [0, 1, 2, 3]
+    assert test.captions == [["nine"]]
+
+
 def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
     """With max_images only these and the held-out ones; damaged ones are made up for."""
     put(tmp_path, {**pictures(40), **{f"{n}.txt": "t" for n in range(40)}})

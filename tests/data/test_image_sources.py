@@ -297,6 +297,19 @@ def test_held_out_data_are_a_setting(tmp_path):
     assert images_to_score(settings).name == "b, all of it"
 
 
+def test_held_out_pictures_among_the_others_are_not_trained_on(tmp_path):
+    """Class folders of links to pictures of the data, as a split by hand is kept."""
+    tree(tmp_path / "a", *TWO)
+    held = sorted((tmp_path / "a").rglob("*.png"))[::3]
+    for path in held:
+        link = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    train, valid = open_images(config(tmp_path / "a", valid=str(tmp_path / "b")))
+    assert (len(train), len(valid)) == (6 - len(held), len(held))
+    assert sorted([*train.labels.tolist(), *valid.labels.tolist()]) == [0, 0, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize("lazy", [False, True])
 def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch, lazy):
     """With max_images only these and the held-out ones; damaged ones are made up for."""

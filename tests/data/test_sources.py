@@ -176,6 +176,30 @@ def test_held_out_data_are_a_setting(tmp_path):
     assert contents(corpus_to_score(str(a), data=str(a))) == b"a" * 100
 
 
+@pytest.mark.parametrize("path", ["", "*.txt", "**/*.txt", "sub", "link"])
+def test_held_out_files_among_the_others_are_not_trained_on(tmp_path, path):
+    """They may lie in the folder, match the pattern, or be named by a link."""
+    for number in range(25):
+        write(tmp_path, f"sub/{number}.txt", b"%02d." % number)
+    (tmp_path / "link").symlink_to("sub")
+    write(tmp_path, "sub/held.txt", b"held")
+    where = tmp_path / ("sub" if "*" in path else "") / path
+    train, valid = open_corpus(str(where), str(tmp_path / "link" / "held.txt"))
+    assert contents(valid) == b"held"
+    assert contents(train).count(b".") == 25
+    assert b"held" not in contents(train)
+    assert contents(corpus_to_score(str(where), str(tmp_path / "sub/held.txt"))) == b"held"
+
+
+def test_held_out_data_are_not_all_the_data(tmp_path):
+    """Nothing would be left to train on; of the standard library, what is held out is kept."""
+    path = str(write(tmp_path, "a.txt", b"a" * 100))
+    with pytest.raises(ValueError, match="holds out all that"):
+        open_corpus(path, path)
+    train, valid = open_corpus("stdlib", "stdlib")
+    assert not {s.path for s in train.spans} & {s.path for s in valid.spans}
+
+
 def test_only_texts_of_a_folder_are_read(tmp_path):
     """Pictures, archives, compiled files, tables and what has NUL bytes are counted by suffix."""
     write(tmp_path, "a.txt", b"text" * 5)
@@ -227,7 +251,7 @@ def test_packed_and_marked_texts_are_read_as_utf8(tmp_path):
         assert contents(train) + contents(valid) == text.encode()
     whole = corpus_to_score("stdlib", data=str(tmp_path))
     assert contents(whole) == text.encode() * 6
-    assert contents(whole.first(5)) == text.encode()[:5]
+    assert whole.read(0, 5).tobytes() == text.encode()[:5]
 
 
 def test_columns_of_tables(tmp_path):

@@ -1,5 +1,6 @@
 """A run from recipe to report: train, evaluate, generate, and what the folder then holds."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from foveal.data import open_corpus
+from foveal.data.corpus import Corpus
 from foveal.recipes.bytes import continue_text, score_windows
 from foveal.recipes.config import load_recipe
-from foveal.recipes.report import pictures_of
+from foveal.recipes.report import pictures_of, write_run_report
 from foveal.recipes.run import evaluate, generate, train
 from foveal.recipes.runs import choose_folder, find_run, load_config, load_model
 from foveal.training.checkpoints import CheckpointError
@@ -87,13 +89,15 @@ def test_bits_per_byte_are_mean_negative_log_probabilities(trained):
     model, _ = load_model(run, load_config(run))
     _, corpus = open_corpus(str(text))
     data = torch.from_numpy(corpus.read(0, 50).copy()).long()
+    (span,) = corpus.spans
+    head = Corpus("start", [dataclasses.replace(span, stop=span.start + 50)])
     bits = 0.0
     for i in range(1, 50):
         start = (i - 1) // 16 * 16
         logits = model(data[None, start:i])[0, -1].detach()
         bits -= float(logits.log_softmax(-1)[data[i]]) / math.log(2)
     with torch.no_grad():
-        total, count = score_windows(model, corpus.first(50), 16)["bits_per_byte"]
+        total, count = score_windows(model, head, 16)["bits_per_byte"]
     assert count == 49
     assert total == pytest.approx(bits, rel=1e-4)
 
@@ -146,8 +150,22 @@ def test_any_prompt_is_continued(trained):
     assert long.text == continue_text(model, "x" * 50 + "fox jumps over", 20, **options).text
 
 
+def test_a_report_tells_the_newest_score(run):
+    """A score of a checkpoint that training has left behind is not that of the run."""
+    write_run_report(run)
+    final = json.loads((run / "result.json").read_text())["bits_per_byte"]
+    card = "<b>{:.3f}</b>"
+    evaluation = dataclasses.asdict(evaluate(run, max_bytes=100))
+    for step, bits, shown in [(119, 7.125, final), (120, 6.125, 6.125), (121, 5.125, 5.125)]:
+        changed = {**evaluation, "bits_per_byte": bits, "checkpoint": f"step-{step:08d}"}
+        (run / "evaluation.json").write_text(json.dumps(changed))
+        page = write_run_report(run).read_text()
+        assert (card.format(shown) in page, card.format(bits) in page) == (True, shown == bits)
+
+
 def test_a_sample_is_spread_over_the_data_and_named(trained):
     """Pieces from one end to the other, each byte once, of exactly the size that was asked for."""
+    from foveal.data.sampling import ALL
     from foveal.recipes.scoring import sample_bytes
 
     _, text = trained
@@ -156,6 +174,8 @@ def test_a_sample_is_spread_over_the_data_and_named(trained):
         part = sample_bytes(corpus, most)
         assert len(part) == most
         assert f"a sample of {most:,} of {len(corpus):,} bytes" in part.name
+        whole = sample_bytes(Corpus(f"x{ALL}", corpus.spans), most)
+        assert whole.name == f"x, a sample of {most:,} of {len(corpus):,} bytes"
         places = [position for span in part.spans for position in range(span.start, span.stop)]
         assert len(set(places)) == most or most > len(corpus) - 16
         assert places[0] == 0

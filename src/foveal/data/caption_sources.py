@@ -75,7 +75,8 @@ def _pair(
 ) -> tuple[Examples, Examples]:
     if not config.valid:
         return parts.pair(config.held_out)
-    return parts.train, _find(config.valid, config, left).scored()
+    held_out = _find(config.valid, config, left).scored()
+    return parts.train.without(held_out), held_out
 
 
 def _check_some(part: CaptionedSet, path: str, what: str, left: LeftOut) -> None:
@@ -184,7 +185,14 @@ def _examples(name: str, entries: list[Entry], size: int) -> Examples:
         pixels, bad = collect(jobs, len(chosen), size)
         return [(one, e.captions) for one, e in zip(pixels, chosen, strict=True)], bad
 
-    return all_of(name, np.zeros(len(entries), np.int64), [""], load)
+    files = [entry.source for entry in entries if isinstance(entry.source, str)]
+    return all_of(
+        name,
+        np.zeros(len(entries), np.int64),
+        [""],
+        load,
+        files=files if len(files) == len(entries) else (),
+    )
 
 
 def _decode(examples: Examples, size: int, left: LeftOut, limit: int = 0) -> CaptionedSet:

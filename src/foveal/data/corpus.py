@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -83,15 +83,6 @@ class Corpus:
             self._fill(out[filled : filled + piece], span, span.start + offset)
             filled, index = filled + piece, index + 1
         return out
-
-    def first(self, count: int) -> Corpus:
-        """The first `count` bytes, or all where there are no more."""
-        spans, left = [], count
-        for span in self.spans:
-            spans.append(replace(span, stop=span.start + min(left, len(span))))
-            left -= len(spans[-1])
-        cut = count < len(self)
-        return Corpus(f"{self.name}, first {count:,} bytes", spans) if cut else self
 
     def checksum(self) -> str:
         """The first 12 hex digits of the SHA-256 of all bytes: names the data beside a score."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from foveal.data.left_out import LeftOut
+from foveal.data.sampling import ALL
 
 Read = tuple[Any, list[tuple[int, str]]]
 """Examples (an array or a list), and what was wrong with some, by their number in it."""
@@ -66,6 +68,18 @@ class Examples:
             )
         known = np.flatnonzero(labels >= 0)
         return replace(self.subset(known), labels=labels[known], classes=wanted)
+
+    def without(self, other: Examples) -> Examples:
+        """Those whose files are not among those of other examples, which are held out."""
+        taken = {os.path.realpath(other.files[i]) for i in other.places} if other.files else set()
+        if not taken or not self.files:
+            return self
+        index = [
+            number
+            for number, place in enumerate(self.places)
+            if os.path.realpath(self.files[place]) not in taken
+        ]
+        return self if len(index) == len(self) else self.subset(np.array(index, np.int64))
 
     def split(self, held_out: float) -> tuple[Examples, Examples]:
         """Two parts, by a share of every class."""
@@ -134,7 +148,7 @@ class ExampleParts:
     def scored(self) -> Examples:
         """The test part, else the validation part, else all."""
         found = self.test or self.valid
-        return found or replace(self.train, name=f"{self.train.name}, all of it")
+        return found or replace(self.train, name=f"{self.train.name}{ALL}")
 
 
 def all_of(

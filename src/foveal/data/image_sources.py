@@ -88,7 +88,7 @@ def _pair(
     if not config.valid:
         return parts.pair(config.held_out)
     held_out = _find(replace(config, max_images=0), config.valid, left).scored()
-    return parts.train, held_out.with_classes(parts.train.classes, left)
+    return parts.train.without(held_out), held_out.with_classes(parts.train.classes, left)
 
 
 def _check_some(images: ImageSet, path: str, what: str) -> None:

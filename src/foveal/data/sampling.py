@@ -115,8 +115,17 @@ def spread(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, chosen, dtype=torch.float64).long()
 
 
+ALL = ", all of it"
+"""Behind the name of data that have no part to score on and are scored as a whole."""
+
+
+def sample_name(name: str, most: int, count: int, unit: str) -> str:
+    """What to call `most` of the `count` examples of some data."""
+    return f"{name.removesuffix(ALL)}, a sample of {most:,} of {count:,} {unit}"
+
+
 def sampled(count: int, most: int, unit: str) -> dict[str, str]:
-    """What of the held-out data is scored when a training ends, if that is not all."""
-    if count <= most:
+    """What of the held-out data is scored when a training ends, if that is not all (0)."""
+    if not most or count <= most:
         return {}
     return {"scored at the end": f"a sample of {most:,} of {count:,} held-out {unit}"}

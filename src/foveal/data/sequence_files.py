@@ -110,7 +110,8 @@ def _of_classes(
     def load(index: np.ndarray) -> Read:
         return _checked([_start_of(files[i], config.length) for i in index])
 
-    return all_of(name, np.array(labels, np.int64), classes, load)
+    labelled_as = np.array(labels, np.int64)
+    return all_of(name, labelled_as, classes, load, files=[str(path) for path in files])
 
 
 def _start_of(path: Path, length: int) -> bytes | str:

@@ -146,7 +146,7 @@ def _pair(
     if not config.valid:
         return parts.pair(config.held_out)
     held_out = find_texts(config.valid, config, left).scored()
-    return parts.train, held_out.with_classes(parts.train.classes, left)
+    return parts.train.without(held_out), held_out.with_classes(parts.train.classes, left)
 
 
 def _read(examples: Examples, left: LeftOut, limit: int = 0) -> SequenceSet:

@@ -8,6 +8,7 @@ and texts in UTF-16 are held in memory, as UTF-8.
 from __future__ import annotations
 
 import glob
+import os
 import platform
 import sysconfig
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
 from foveal.data.folders import SPELLINGS, Parts, file_parts, folder_parts
 from foveal.data.left_out import LeftOut, printable
+from foveal.data.sampling import ALL
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
 from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes, unpacked_name
 from foveal.data.text_kinds import LOOKED_AT, head_of, keep_texts, looks_binary, why_no_text
@@ -71,7 +73,7 @@ class TextParts:
             return Corpus(f"{self.name}, test part", self.test)
         if self.valid:
             return Corpus(f"{self.name}, validation part", self.valid)
-        return Corpus(f"{self.name}, all of it", self.train)
+        return Corpus(f"{self.name}{ALL}", self.train)
 
 
 def open_corpus(
@@ -83,7 +85,7 @@ def open_corpus(
         path: "stdlib", or a file, a folder (all texts below it, hidden ones left out), or a glob.
             Folders or files named train and valid or test are the parts. Otherwise, with 20
             files or more every 20th is held out; with fewer, the last tenth of each.
-        valid: another source that is held out; then all of `path` is trained on.
+        valid: another source that is held out; then all else of `path` is trained on.
         column: the column of tables (.csv, .tsv, .jsonl, .json, .parquet) that holds the text.
 
     Raises:
@@ -92,9 +94,16 @@ def open_corpus(
     parts = find_text(path, column)
     if not valid:
         return parts.pair()
-    held_out = find_text(valid, column).scored() if valid != STANDARD_LIBRARY else None
-    train = Corpus(f"{parts.name}, training part", parts.train)
-    return train, held_out or find_text(valid, column).pair()[1]
+    other = find_text(valid, column)
+    held_out = other.pair()[1] if valid == STANDARD_LIBRARY else other.scored()
+    # held-out files may lie in the folder of the others
+    taken = {os.path.realpath(span.path) for span in held_out.spans}
+    kept = [span for span in parts.train if os.path.realpath(span.path) not in taken]
+    if not kept:
+        raise ValueError(
+            f"data.valid={valid!r} holds out all that data.path={path!r} names; name other data."
+        )
+    return Corpus(f"{parts.name}, training part", kept), held_out
 
 
 def corpus_to_score(

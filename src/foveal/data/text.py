@@ -25,7 +25,7 @@ class TextConfig:
         path: "stdlib" (the source of Python's standard library), a file (.gz, .bz2, .xz and .zst
             are unpacked), a folder or a glob. Folders or files named train and valid or test are
             the parts.
-        valid: another such path to score on; then all of `path` is trained on.
+        valid: another such path to score on; then all else of `path` is trained on.
         column: the column that holds the text, where the data are tables (.csv, .tsv, .jsonl,
             .json, .parquet).
         context: bytes that a window holds.

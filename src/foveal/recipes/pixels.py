@@ -22,7 +22,7 @@ from foveal.data.pixels import (
     to_pictures,
     to_values,
 )
-from foveal.data.sampling import spread
+from foveal.data.sampling import sample_name, sampled, spread
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
 from foveal.training.progress import tracked
@@ -94,6 +94,7 @@ class PixelTask:
             "held-out data": _describe(self.valid_images),
             "pictures": f"{self.config.size} x {self.config.size} pixels, {self.config.length:,} "
             "values each",
+            **sampled(len(self.valid_images), self.config.scored_images, "pictures"),
         }
 
 
@@ -185,7 +186,7 @@ def evaluate_model(
     bits, count = score_pixels(model, images, chosen)["bits_per_dim"]
     name = images.name
     if len(chosen) < len(images):
-        name += f", a sample of {len(chosen):,} of {len(images):,} pictures"
+        name = sample_name(name, len(chosen), len(images), "pictures")
     return PixelEvaluation(
         bits / count,
         len(chosen),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def pictures_of(folder: Path) -> list[Path]:
 
 
 def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, str]:
-    score = evaluation or result
+    score = evaluation if evaluation and not _is_old(evaluation, result) else result
     cards = {}
     if "bits_per_byte" in score:
         cards["bits per byte, held out"] = f"{score['bits_per_byte']:.3f}"
@@ -79,6 +80,12 @@ def _headline(result: dict[str, Any], evaluation: dict[str, Any] | None) -> dict
         cards["minutes of training"] = f"{result['seconds'] / 60:.1f}"
         cards["parameters"] = result["facts"]["parameters"]
     return cards
+
+
+def _is_old(evaluation: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether training went on after what was scored, and has scored itself since."""
+    found = re.fullmatch(r"step-(\d+)", str(evaluation.get("checkpoint")))
+    return bool(result and found) and int(found[1]) < result["steps"]  # type: ignore[index]
 
 
 def _sections(

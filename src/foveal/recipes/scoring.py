@@ -15,7 +15,7 @@ from torch import nn
 
 from foveal.common.inputs import reading, reason
 from foveal.data.corpus import Corpus
-from foveal.data.sampling import spread
+from foveal.data.sampling import sample_name, spread
 from foveal.recipes.config import RunConfig
 from foveal.recipes.report import write_run_report
 from foveal.recipes.result import EVALUATION
@@ -62,7 +62,7 @@ def sample(data: Any, most: int, unit: str) -> Any:
     if not most or len(data) <= most:
         return data
     chosen = spread(len(data), most)
-    return data.subset(chosen, f"{data.name}, a sample of {most:,} of {len(data):,} {unit}")
+    return data.subset(chosen, sample_name(data.name, most, len(data), unit))
 
 
 def sample_bytes(corpus: Corpus, most: int) -> Corpus:
@@ -75,8 +75,7 @@ def sample_bytes(corpus: Corpus, most: int) -> Corpus:
     for number, start in enumerate(starts.tolist()):
         size = most // pieces + (number < most % pieces)
         spans += _cut(corpus, min(start, len(corpus) - size), size)
-    name = f"{corpus.name}, a sample of {most:,} of {len(corpus):,} bytes"
-    return Corpus(name, spans)
+    return Corpus(sample_name(corpus.name, most, len(corpus), "bytes"), spans)
 
 
 def _cut(corpus: Corpus, start: int, size: int) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveal.data import augment
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet, CaptionStream, PictureDataConfig
-from foveal.data.sampling import spread
+from foveal.data.sampling import sampled, spread
 from foveal.models.vae import ImageTokenizer, codebook_use
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -127,6 +127,7 @@ def describe_sets(train: CaptionedSet, valid: CaptionedSet) -> dict[str, str]:
         name: f"{part.name}: {len(part):,} pictures, checksum {part.checksum()}"
         for name, part in (("training data", train), ("held-out data", valid))
     }
+    rows |= sampled(len(valid), MOST_PICTURES, "pictures")
     skipped = len(set(train.skipped + valid.skipped))
     return rows | ({"skipped files": f"{skipped:,}"} if skipped else {})
 
