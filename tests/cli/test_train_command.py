@@ -103,6 +103,19 @@ def test_a_run_goes_on_with_its_own_settings(recipe, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["tiny-001"]
 
 
+def test_the_same_command_goes_on(recipe, tmp_path, capsys):
+    """Paths that are typed again as they were are those of the run, from the root on."""
+    for name in ("mine.txt", "held.txt"):
+        (tmp_path / name).write_bytes((tmp_path / "text.txt").read_bytes())
+    start = ["train", recipe.name, "--data", "mine.txt", "--data.valid", "./held.txt"]
+    for steps, rest in ((6, []), (8, ["--resume", "auto"]), (9, ["--resume", "runs/tiny-001"])):
+        code, out, lines = foveal(capsys, *start, "--steps", steps, *rest)
+        assert code == 0, lines
+        assert f"trained {steps} steps" in out
+    again = complaint(capsys, *start[:2], "--data", "held.txt", "--resume", "auto")
+    assert "another data.path" in again
+
+
 def test_options_that_cannot_change_are_named(recipe, capsys):
     """What was and what was asked for; nothing is written."""
     assert foveal(capsys, "train", recipe, "--output", "run", "--steps", "6")[0] == 0

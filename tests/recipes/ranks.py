@@ -86,10 +86,13 @@ def wait_for(pattern, patience=60):
 
 
 def start_and_go_on(recipe):
-    """Three processes begin a run and prolong it; another number of them too."""
+    """Three begin a run and prolong it, four the next; two go on, where config.json is lost."""
     results = [finish(start(3, ["train", recipe]))]
     results.append(finish(start(3, ["train", recipe, "--resume", "auto", "--steps", 30])))
     results.append(finish(start(4, ["train", recipe, "--steps", "6"])))
+    Path("runs/tiny-001/config.json").unlink()
+    where = ["--output", "runs/tiny-001", "--resume", "auto"]
+    results.append(finish(start(2, ["train", recipe, *where, "--steps", 32])))
     return results
 
 

@@ -36,13 +36,16 @@ def words_of(result):
 
 
 def test_they_share_a_run_from_start_to_resume(recipe, tmp_path):
-    """Three begin one folder and go on with it, four begin the next; the first one reports."""
-    first, longer, four = play("start_and_go_on", recipe)
-    for result, steps in ((first, 24), (longer, 30), (four, 6)):
+    """Three begin one folder and go on with it, four begin the next; the first one reports.
+
+    All go on from the checkpoint, also where the folder has lost its config.json.
+    """
+    first, longer, four, two = play("start_and_go_on", recipe)
+    for result, steps in ((first, 24), (longer, 30), (four, 6), (two, 32)):
         assert set(result["codes"]) == {0}, result["err"]
         assert [f"trained {steps} steps" in out for out in result["out"]][:2] == [True, False]
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["tiny-001", "tiny-002"]
-    assert last_complete(tmp_path / "runs/tiny-001/checkpoints").name == "step-00000030"
+    assert last_complete(tmp_path / "runs/tiny-001/checkpoints").name == "step-00000032"
     assert not list((tmp_path / "runs").rglob("*.partial"))
 
 

@@ -82,6 +82,21 @@ def test_stages_scale_with_the_run_and_stay_with_it(recipe, tmp_path, monkeypatc
     assert train(dataclasses.replace(config, training=longer), str(run), resume=True)[1].step == 6
 
 
+def test_stages_read_the_captions_that_the_run_reads(recipe, tmp_path):
+    """In a column of a table that the recipes of the stages know nothing of."""
+    lines = ["file_name,title"]
+    for number in range(12):
+        (tmp_path / f"pictures/{number}.txt").unlink()
+        lines.append(f"{number}.png,picture number {number}")
+    (tmp_path / "pictures/captions.csv").write_text("\n".join(lines))
+    config = shortened(recipe, 2)
+    data = dataclasses.replace(config.data, column="title")
+    folder, outcome = train(dataclasses.replace(config, data=data), "run")
+    assert outcome.step == 2
+    for stage in ("vae", "clip"):
+        assert load_config(folder / f"{stage}-training").data.column == "title"
+
+
 def test_a_run_that_is_stopped_in_a_stage_goes_on_there(recipe, tmp_path, monkeypatch):
     """Ctrl-C while the VAE trains saves it; resuming ends as a run that was not stopped."""
     whole, _ = train(shortened(recipe, 20), "whole")

@@ -116,11 +116,14 @@ def _load_start(recipe: str, going_on: Path | None) -> RunConfig:
 def _refuse_other_settings(saved: RunConfig, given: RunConfig, folder: Path) -> None:
     """Raise ValueError for an option that a run which goes on cannot take up."""
     from foveal.recipes.config import first_difference
+    from foveal.recipes.paths import absolute_paths
 
-    name = first_difference(saved.to_dict(), given.to_dict())
+    # the same path may be typed as it was for the start, and stand there from the root on
+    both = [absolute_paths(config).to_dict() for config in (saved, given)]
+    name = first_difference(*both)
     if name is not None:
         section, _, key = name.partition(".")
-        values = [config.to_dict()[section].get(key) for config in (saved, given)]
+        values = [config[section].get(key) for config in both]
         raise ValueError(
             f"the run in {folder} was started with another {name}, {values[0]!r}, got "
             f"{values[1]!r}; leave the option out, or start a new run in another folder."

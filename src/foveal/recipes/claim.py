@@ -60,7 +60,7 @@ class ClaimedFolder:
     def claim(self) -> Path:
         """Make the folder this run's own, with its config.json; the same one at every call."""
         if not self._is_claimed:
-            self.path = from_first(self._accelerator, self._make)
+            self.path, self.last = from_first(self._accelerator, self._make)
             self._is_claimed = True
         return self.path
 
@@ -87,7 +87,7 @@ class ClaimedFolder:
             self._own()
         return self.path, self.last
 
-    def _make(self) -> Path:
+    def _make(self) -> tuple[Path, Path | None]:
         while self._lock is None:
             with contextlib.suppress(FileExistsError):  # somebody was quicker
                 if not self.path.exists():
@@ -99,7 +99,7 @@ class ClaimedFolder:
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         for name, text in self._files().items():
             write_text(self.path / name, text)
-        return self.path
+        return self.path, self.last
 
     def _own(self) -> None:
         """Lock a folder that is there, tidy it, and find where to go on.

@@ -22,7 +22,7 @@ from foveal.recipes.config import RunConfig, load_recipe
 from foveal.training.config import TrainingConfig, check_batch, check_training
 from foveal.training.interrupt import Interrupted
 
-_INHERITED = ("path", "valid", "size", "held_out", "max_images")
+_INHERITED = ("path", "valid", "column", "size", "held_out", "max_images")
 
 
 def check_stage(config: RunConfig, task: str, num_pictures: int) -> nn.Module:

@@ -294,6 +294,7 @@ class _Loop:
         self._first = progress(self.training, trainer.step, trainer.elapsed)
         self._first_at = time.monotonic()
         self._first_step = trainer.step
+        self._warm_at = 0.0  # when the first step was done, which may have compiled something
         self._evaluating = self._evaluation = 0.0  # seconds of all evaluations, and of the last
 
     def run(self) -> None:
@@ -308,6 +309,8 @@ class _Loop:
                 raise trainer.interrupted()
             self._losses.append(trainer.train_step())
             stop = self._tick()
+            if trainer.step == self._first_step + 1:
+                self._warm_at = time.monotonic()
             if self._due(self.training.log_every) or self._finished():
                 self._report()
             if trainer.step == self._first_step + MEASURED_STEPS:
@@ -396,7 +399,7 @@ class _Loop:
         budget, trainer = self.training.time_budget, self.trainer
         if not budget or self._finished():
             return
-        each = (time.monotonic() - self._first_at) / MEASURED_STEPS
+        each = (time.monotonic() - self._warm_at - self._evaluating) / (MEASURED_STEPS - 1)
         steps = trainer.step + max(0, round((budget - trainer.elapsed) / each))
         if self.training.steps is not None:
             steps = min(steps, self.training.steps)
