@@ -108,6 +108,27 @@ def test_a_table_names_no_file_outside_its_folder(tmp_path, name):
         assert 9 not in captions(tmp_path / "data")
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("captions.csv", "file,title\n0.png,a\n1.png,b\n"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "0.png", "title": "a"}\n{"file_name": "1.png", "title": "b"}',
+        ),
+        ("captions.tsv", "image\ttitle\n0.png\ta\n1.png\tb\n"),
+    ],
+)
+def test_captions_under_another_name_are_asked_for(tmp_path, name, raw, alone):
+    """A table whose captions are called otherwise is named, with its columns and the option."""
+    put(tmp_path, {**pictures(2), name: raw})
+    words = r"has no column text or caption, it has \w+, title; name it with --data\.column"
+    with pytest.raises(ValueError, match=words):
+        open_captions(config(tmp_path / name if alone else tmp_path))
+    assert captions(tmp_path, column="title") == {0: ["a"], 1: ["b"]}
+
+
 def test_what_has_no_partner_is_counted(tmp_path):
     """A picture without a caption, a caption without a picture, other files."""
     put(tmp_path, {**pictures(), "0.txt": "a", "1.txt": "b", "7.txt": "lonely", "x.zip": b"PK"})

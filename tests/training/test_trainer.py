@@ -248,6 +248,15 @@ def test_a_time_budget_says_what_it_is_enough_for(tmp_path, capsys, first, every
     assert outcome.step / 2 < int(found[1]) < outcome.step * 2
 
 
+def test_steps_that_need_less_than_the_time_say_how_much(tmp_path, capsys):
+    """Where both budgets are given and the steps end first, the time is that of the steps."""
+    task = Regression(at_step=lambda step: time.sleep(0.02))
+    trainer(tmp_path, task, time_budget=180.0, steps=100).fit()
+    said = capsys.readouterr().out
+    found = re.search(r"about 100 steps of 8 rows in 0:0(\d) on this machine", said)
+    assert 2 <= int(found[1]) <= 5, said
+
+
 def test_evaluations_do_not_eat_a_time_budget(tmp_path):
     """Slow ones are left out once they would take more than a tenth of the time."""
     task = SlowToScore(at_step=lambda step: time.sleep(0.01))

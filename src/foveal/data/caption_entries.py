@@ -140,6 +140,11 @@ def _read_table(table: Path, root: Path, column: str, left: LeftOut) -> dict[Pat
             continue
         good += 1
         listed.setdefault(path, []).extend(captions)
+    if listed and not any(listed.values()) and not column:
+        left.problems.append(
+            f"the table {printable(table)} has no column text or caption, it has "
+            f"{', '.join(keys)}; name it with --data.column."
+        )
     if bad and not good and keys:
         hint = suggest(_FILE_KEYS[0], keys, "name the columns so.")
         raise ValueError(

@@ -399,15 +399,18 @@ class _Loop:
         budget, trainer = self.training.time_budget, self.trainer
         if not budget or self._finished():
             return
-        each = (time.monotonic() - self._warm_at - self._evaluating) / (MEASURED_STEPS - 1)
-        steps = trainer.step + max(0, round((budget - trainer.elapsed) / each))
-        if self.training.steps is not None:
-            steps = min(steps, self.training.steps)
+        taken = max(1e-9, time.monotonic() - self._warm_at - self._evaluating)
+        each = taken / (MEASURED_STEPS - 1)
+        left, most = max(0, round((budget - trainer.elapsed) / each)), self.training.steps
+        if most is not None and trainer.step + left > most:  # the time is more than is needed
+            left = most - trainer.step
+            budget = trainer.elapsed + left * each
         units = self.training.accumulate * trainer.task.units_per_batch
+        units *= trainer.accelerator.num_processes
         products = "bfloat16" if trainer.uses_bfloat16 else "float32"
         self.bar.say(
-            f"about {steps:,} steps of {units * trainer.accelerator.num_processes:,} "
-            f"{trainer.task.unit} in {clock(budget)} on this machine, products in {products}"
+            f"about {trainer.step + left:,} steps of {units:,} {trainer.task.unit} in "
+            f"{clock(budget)} on this machine, products in {products}"
         )
 
     def _show(self, loss: float, speed: float) -> None:
