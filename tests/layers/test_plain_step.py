@@ -59,7 +59,7 @@ class Twice(nn.Module):
 
 
 PARTS = ["attn_norm", "attn.to_qkv", "attn.to_out", "attn.rotary", "ff_norm"]
-PARTS += ["ff", "ff.to_hidden", "ff.to_out"]
+PARTS += ["ff", "ff.to_hidden", "ff.to_out", "ff.dropout", "dropout"]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -30,12 +30,25 @@ def is_plain_block(block: Block) -> bool:
         type(attn) is SelfAttention
         and type(ff) is FeedForward
         and ff.activation == "gelu"
-        and not (block.dropout.training or ff.dropout.training or torch.is_grad_enabled())
+        and not torch.is_grad_enabled()
+        and _does_nothing(block.dropout)
+        and _does_nothing(ff.dropout)
         and is_plain(block.attn_norm, nn.LayerNorm)
         and is_plain(block.ff_norm, nn.LayerNorm)
         and is_plain(ff, FeedForward)
         and all(map(is_plain, (attn.to_qkv, attn.to_out, ff.to_hidden, ff.to_out)))
         and (attn.rotary is None or is_plain(attn.rotary, Rotary))
+    )
+
+
+def _does_nothing(dropout: nn.Module) -> bool:
+    """Whether it is a dropout that is off, with nothing in its place or attached to it."""
+    return not (
+        type(dropout) is not nn.Dropout
+        or dropout.training
+        or dropout._forward_hooks
+        or dropout._forward_pre_hooks
+        or "forward" in vars(dropout)
     )
 
 
