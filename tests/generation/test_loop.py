@@ -1,9 +1,12 @@
 """The generate loop, with a decoder whose next token is known: last token + 1, modulo 50."""
 
+import threading
+
 import pytest
 import torch
 
 from foveal.generation import Recompute, Sampler, generate
+from foveal.generation.threads import fitting_threads
 
 GREEDY = Sampler(temperature=0)
 
@@ -86,6 +89,30 @@ def test_seed_repeats_and_none_does_not():
     assert not torch.equal(one, three)
     assert torch.equal(state, torch.get_rng_state())
     assert not torch.equal(generate(flat, prompt, 20)[0], generate(flat, prompt, 20)[0])
+
+
+def test_a_small_model_takes_one_thread_and_gives_the_others_back():
+    """Also after an error; and a thread that begins meanwhile has the number of the process."""
+
+    class Small:
+        num_parameters = 10
+
+    cpu, before, seen = torch.device("cpu"), torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        with fitting_threads(Small(), 1, cpu):
+            other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+            assert (torch.get_num_threads(), seen) == (1, [3])
+        assert torch.get_num_threads() == 3
+        with pytest.raises(KeyError), fitting_threads(Small(), 1, cpu):
+            raise KeyError
+        assert torch.get_num_threads() == 3
+        with fitting_threads(Small(), 100, cpu):
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nothing_to_do_and_progress():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,10 @@ def fitting_threads(decoder: Any, rows: int, device: torch.device) -> Iterator[N
         yield
         return
     torch.set_num_threads(1)
+    # that is for this thread, and for all that begin from now on, whose number it stays: not ours
+    others = threading.Thread(target=torch.set_num_threads, args=(before,))
+    others.start()
+    others.join()
     try:
         yield
     finally:
