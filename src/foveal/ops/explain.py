@@ -150,8 +150,9 @@ def _allowed_pairs(work: Work) -> int:
     """Pairs that the pattern allows, the mean over heads that differ."""
     if work.square and work.q[2] == work.pattern.num_queries(work.k[2]):
         return work.pattern.num_pairs(work.k[2]) // (work.pattern.heads or 1)
-    keys = torch.arange(work.k[2])[None]
-    parts = torch.arange(work.q[2])[:, None].split(max(1, (1 << 24) // max(1, work.k[2])))
+    keys = torch.arange(work.k[2], device="cpu")[None]
+    queries = torch.arange(work.q[2], device="cpu")[:, None]
+    parts = queries.split(max(1, (1 << 24) // max(1, work.k[2])))
     pairs = sum(int(work.pattern.allows(rows, keys).sum()) for rows in parts)
     return pairs // (work.pattern.heads or 1)
 

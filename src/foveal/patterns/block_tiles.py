@@ -66,7 +66,8 @@ def block_groups(
 def _merged_rows(read: Tensor, size: int) -> Iterator[tuple[int, int]]:
     """(first row, last + 1): rows share a tile while that fetches fewer keys in sum."""
     most, count = MAX_TILE // size, len(read)
-    content = ctypes.string_at(read.contiguous().data_ptr(), read.numel())
+    read = read.contiguous()  # by a name that outlives the pointer into it
+    content = ctypes.string_at(read.data_ptr(), read.numel())
     # a row as one number, a byte for each column: unions and counts then are single steps
     rows = [int.from_bytes(content[i * count : (i + 1) * count], "little") for i in range(count)]
     first = 0
