@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import foveal
 from foveal import patterns as P
@@ -319,6 +320,27 @@ def test_operator_is_well_formed(impl):
     options = (*describe(P.SlidingWindow(9)), 0.25, 0.0, True)
     args = (q, k, v, None, None, None, None, None, *options)
     torch.library.opcheck(getattr(torch.ops.foveal, f"{impl}_forward").default, args)
+
+
+@pytest.mark.parametrize("impl", ["tiled", "native"])
+def test_gradients_lie_as_their_stand_ins(impl):
+    """A bias of transposed tables (T5, Swin) trains in a graph, which relies on the strides."""
+    from foveal.ops.spec import describe
+
+    needs(impl)
+    q, k, v = inputs(70, dtype=torch.float32)
+    bias = torch.randn(70, 70, 4).permute(2, 0, 1)[None]
+    pattern = (*describe(P.SlidingWindow(9)), 0.25, 0.0)
+    forward = getattr(torch.ops.foveal, f"{impl}_forward").default
+    backward = getattr(torch.ops.foveal, f"{impl}_backward").default
+    given = [x.detach() for x in (q, k, v)] + [bias] + 4 * [None]
+    out, lse = forward(*given, *pattern, True)
+    args = (torch.ones_like(out), torch.zeros_like(lse), *given, out, lse, *pattern)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in args]
+        expected = backward(*fake)
+    for real, stand_in in zip(backward(*args), expected, strict=True):
+        assert (real.shape, real.stride()) == (stand_in.shape, stand_in.stride())
 
 
 def test_flex_cross_check():

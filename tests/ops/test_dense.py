@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import foveal
 from foveal import patterns as P
-from foveal.ops import dense, masks
+from foveal.ops import dense, masks, native
 from foveal.ops.work import work_of
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -133,6 +133,31 @@ def test_keys_that_the_pattern_hides_reach_nothing(pattern, queries, read, impl,
     assert not grads[1][:, :, read:].any()
 
 
+@pytest.mark.parametrize("impl", ["dense", "reference", "tiled", "native", None])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (4, 1)])
+def test_keys_that_one_head_hides_reach_nothing(heads, kv_heads, impl):
+    """Where heads differ: NaN in keys of a head that it does not read, but others do."""
+    if impl == "native" and not native.ready():
+        pytest.skip("no kernel here")
+    layout = torch.ones(heads, 4, 4, dtype=torch.bool)
+    layout[: heads // kv_heads, :, 3] = False  # the queries of the first head of keys
+    layout[0, 0, 1] = False
+    pattern = P.BlockSparse(layout, 5)
+    q, k, v = torch.randn(2, heads, 20, 8), *torch.randn(2, 2, kv_heads, 20, 8)
+    key_mask = torch.rand(2, 20) < 0.8
+    results = []
+    for poison in (0.0, math.nan):
+        for x in (k, v):
+            x[:, 0, 15:] = poison
+        given = [x.clone().requires_grad_() for x in (q, k, v)]
+        for mask in (None, key_mask):
+            out = foveal.attend(*given, pattern, key_mask=mask, impl=impl)
+            results.append([out, *torch.autograd.grad(out.square().sum(), given)])
+    for clean, poisoned in zip(results[:2], results[2:], strict=True):
+        for one, other in zip(clean, poisoned, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -161,6 +186,23 @@ def test_queries_in_turns_give_the_same(pattern, options, monkeypatch):
         results.append([out, *torch.autograd.grad(out.square().sum(), given)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_queries_in_turns_under_transforms(monkeypatch):
+    """torch.func, which knows no checkpoints, differentiates the turns as it does the whole."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 40, 8, dtype=torch.float64)
+    key_mask = torch.rand(1, 40) > 0.3
+
+    def loss(q, impl="dense"):
+        out = foveal.attend(q, k, v, P.SlidingWindow(9), key_mask=key_mask, impl=impl)
+        return out.sin().sum()
+
+    monkeypatch.setattr(dense, "MOST_PAIRS", 300)
+    want = torch.func.grad(loss)(q, "reference")
+    torch.testing.assert_close(torch.func.grad(loss)(q), want)
+    losses = torch.func.vmap(torch.func.grad(loss))(torch.stack((q, q)))
+    torch.testing.assert_close(losses, torch.stack((want, want)))
 
 
 def test_masks_that_are_kept_are_bounded():
@@ -304,6 +346,25 @@ def test_a_window_bias_where_an_image_ends_within_a_row(length):
     for other in results[1:]:
         for one, want in zip(other, results[0], strict=True):
             torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["tiled", "native"])
+def test_a_window_bias_in_a_graph_where_an_image_ends_within_a_row(impl):
+    """A compiled call knows as well that such tiles differ in shape, whatever its length."""
+    from foveal.ops import WindowBias
+
+    if impl == "native" and not native.ready():
+        pytest.skip("no kernel here")
+    pattern = P.Halo((8, 8), 4, 2)
+
+    def attention(q, k, v, rows, columns, impl=impl):
+        return foveal.attend(q, k, v, pattern, bias=WindowBias(rows, columns), impl=impl)
+
+    compiled = torch.compile(attention, fullgraph=True, backend="eager", dynamic=True)
+    for length in (37, 40, 63):
+        given = [torch.randn(1, 2, length, n) for n in (8, 8, 8, 8, 8)]
+        want = attention(*given, impl="reference")
+        torch.testing.assert_close(compiled(*given), want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_written_out():

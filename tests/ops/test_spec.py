@@ -125,6 +125,19 @@ def test_a_traced_graph_carries_its_pattern():
         assert_close(graph(q), want)
 
 
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("early", [False, True])
+def test_every_kind_of_trace_is_seen(mode, early):
+    """Whichever way a graph is recorded, it holds no ticket of the call."""
+    q = torch.randn(1, 2, 70, 4)
+
+    def attention(q):
+        return foveal.attend(q, q, q, P.SlidingWindow(9), impl="tiled")
+
+    graph = make_fx(attention, tracing_mode=mode, pre_dispatch=early)(q)
+    assert_close(graph(q), attention(q))
+
+
 def test_compiled_calls_tell_patterns_apart():
     """One compiled function, several patterns: each call gets its own."""
     q = torch.randn(1, 2, 40, 4)

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from foveal.common.processor import fast_dtype
 from foveal.ops.bias import PyramidBias, WindowBias, finite
+from foveal.ops.define import is_beyond_functions
 from foveal.ops.fused import fused_attention
 from foveal.ops.masks import Mask, build, is_all, mask_of
 from foveal.ops.reference import masked_attention, without_unread
@@ -114,10 +115,12 @@ def _in_turns(call: Call, turns: int) -> Tensor:
 
     count = call.work.q[2]
     size = max(1, count // turns)
+    # torch.func knows no checkpoints
+    again = call.work.requires_grad and not is_beyond_functions(call.q, call.k, call.v)
     parts = []
     for first in range(0, count, size):
         part = (call, first, min(size, count - first))
-        if call.work.requires_grad:
+        if again:
             parts.append(checkpoint(_rows, *part, use_reentrant=False))
         else:
             parts.append(_rows(*part))
@@ -181,6 +184,6 @@ def _joined(
 
 def _clean(call: Call, found: Mask | None) -> Call:
     """Zeros in the keys and values that nobody may read."""
-    unread = None if found is None or found.unread is None else ~found.unread[None]
+    unread = None if found is None or found.unread is None else ~found.unread[..., None, :]
     k, v = without_unread(call.k, call.v, unread, call.key_mask)
     return call._replace(k=k, v=v)

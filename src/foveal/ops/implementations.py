@@ -210,7 +210,7 @@ def _whole_rows(work: Work, bias: WindowBias) -> WindowBias | Tensor:
     """The same, or as a tensor for an image that ends within a row: its tiles differ in shape."""
     pattern = work.pattern
     assert isinstance(pattern, Halo)
-    if work.compiling or work.k[2] % pattern.width == 0:
+    if work.k[2] % pattern.width == 0:
         return bias
     return bias.dense(pattern, work.k[2])
 

@@ -18,7 +18,8 @@ class Mask(NamedTuple):
     allowed: (n_queries, n_keys) or (heads, n_queries, n_keys) bool.
     added: the same as numbers, 0 or -inf; all zeros in the rows without keys.
     dead: (..., n_queries, 1) bool, the queries without keys; None where there are none.
-    unread: (n_keys) bool, the keys that no query reads; None where there are none.
+    unread: (n_keys) or (heads, n_keys) bool, the keys that no query reads; None where there are
+        none.
     """
 
     allowed: Tensor
@@ -41,7 +42,7 @@ def build(
     heads = () if pattern.heads is None else (pattern.heads,)
     allowed = allowed.expand(*heads, count, n_keys)
     dead = ~allowed.any(-1, keepdim=True)
-    unread = ~allowed.flatten(0, -2).any(0)
+    unread = ~allowed.any(-2)
     added = torch.zeros(allowed.shape, dtype=dtype, device=device)
     added = added.masked_fill(~(allowed | dead), -torch.inf)
     if torch.compiler.is_compiling() or device.type == "meta" or _is_watched():

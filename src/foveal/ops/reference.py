@@ -56,12 +56,12 @@ def without_unread(
     k: Tensor, v: Tensor, mask: Tensor | None, key_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Keys and values with zeros where nobody may read them: a weight of zero times NaN is NaN."""
-    unread = None if key_mask is None else ~key_mask
+    unread = None if key_mask is None else ~key_mask[:, None]
     if mask is not None:
-        mask = mask.expand(*mask.shape[:-1], k.shape[2])
-        nobody = ~mask.flatten(0, -2).any(0) if mask.ndim < 4 else ~mask.any(2).any(1)
-        unread = nobody if unread is None else unread | nobody
+        read = mask.expand(*mask.shape[:-1], k.shape[2]).any(-2)
+        if read.ndim > 1 and read.shape[-2] > 1:  # heads that differ read keys of their own
+            read = read.unflatten(-2, (k.shape[1], -1)).any(-2)
+        unread = ~read if unread is None else unread | ~read
     if unread is None:
         return k, v
-    unread = unread[..., None, :, None]
-    return k.masked_fill(unread, 0.0), v.masked_fill(unread, 0.0)
+    return k.masked_fill(unread[..., None], 0.0), v.masked_fill(unread[..., None], 0.0)

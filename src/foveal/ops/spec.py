@@ -37,6 +37,7 @@ def is_tracing() -> bool:
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
     )
 
 

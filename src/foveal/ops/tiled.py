@@ -390,7 +390,8 @@ class Gradients:
             zero(inputs.q, inputs.q.dtype),
             zero(inputs.k),
             zero(inputs.v),
-            None if inputs.bias is None else torch.zeros_like(inputs.bias),
+            # not as the bias lies in memory, which may be transposed: graphs expect rows
+            None if inputs.bias is None else inputs.bias.new_zeros(inputs.bias.shape),
             None if inputs.window is None else WindowBias(*(zero(x) for x in inputs.window)),
         )
 
