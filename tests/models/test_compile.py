@@ -134,7 +134,8 @@ def results(model, run, inputs):
     return [out.detach(), *grads]
 
 
-# what inductor is given: one layer of each kind, since it compiles each for seconds
+# what inductor is given: one layer of each kind, since it compiles each for seconds; the encoder
+# of a classifier is that of the sequence-to-sequence model
 SMALLEST = {
     "transformer": lambda: (
         TransformerLM(**LM, depth=1, pattern=P.SlidingWindow(5)),
@@ -142,7 +143,7 @@ SMALLEST = {
     ),
     "halonet": lambda: (HaloNet(**STAGE, strides=(4,)), [image(49, 70)]),
     "sepvit": lambda: (
-        SepVisionTransformer(**STAGE, strides=(4,), window_sizes=((7, 14),)),
+        SepVisionTransformer(**STAGE, strides=(4,), window_sizes=((7,),)),
         [image(49, 70)],
     ),
     "sepvit, compact": lambda: (
@@ -157,7 +158,6 @@ SMALLEST = {
         name: MODELS[name]
         for name in (
             "hourglass, linear",
-            "h-transformer classifier",
             "h-transformer seq2seq",
             "clip",
             "vae",
@@ -199,6 +199,6 @@ def test_inductor(name, monkeypatch, fresh_cache):
     if name == "dalle" and os.environ.get("FOVEAL_IMPL") == "reference":
         pytest.skip("inductor stops at the materialised masks: 'vr must not be None' (torch 2.13)")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(fresh_cache))
-    # the draws of eager mode
-    with torch._inductor.config.patch(fallback_random=True):
+    # the draws of eager mode; loops of numbers, not of vectors, which compile sooner
+    with torch._inductor.config.patch({"fallback_random": True, "cpp.simdlen": 1}):
         check(SMALLEST, name, "inductor")

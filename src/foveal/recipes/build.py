@@ -107,12 +107,15 @@ def _check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], where: str
         with on_meta():
             model = cls(**arguments)
         needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    except _REFUSALS:  # on the device itself it may be made, or say why not
-        return
-    if needed > total:
+        size = f"{needed / 1e9:,.1f} GB"
+    except _REFUSALS as error:
+        if "overflow" not in str(error):  # on the device itself it may be made, or say why not
+            return
+        needed, size = math.inf, "more bytes than can be counted"
+    if needed > total or needed == math.inf:
         raise ValueError(
-            f"the {cls.__name__} of {where} has weights of {needed / 1e9:,.1f} GB, and this "
-            f"machine has {total / 1e9:,.1f} GB of memory; make it smaller."
+            f"the {cls.__name__} of {where} has weights of {size}, and this machine has "
+            f"{total / 1e9:,.1f} GB of memory; make it smaller."
         )
 
 
