@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import pytest
 import report
@@ -91,7 +92,8 @@ def test_the_command_prints_a_table(capsys, monkeypatch):
     """foveal bench names the machine, its limits and the cases; a misspelt case is one line."""
     limits = {"float32": 1e11, "bfloat16": 1e11, "bytes": 1e10}
     monkeypatch.setattr("foveal.bench.machine.limits", lambda device: limits)
-    monkeypatch.setattr("foveal.bench.measure.fresh_memory", lambda *_: 2_000_000)
+    module = sys.modules["foveal.bench.measure"]
+    monkeypatch.setattr(module, "fresh_memory", lambda *_: 2_000_000)
     assert main(["bench", "length-00128", "--device", "cpu", "--rounds", "1"]) == 0
     said = capsys.readouterr().out
     assert "limits measured now" in said

@@ -96,7 +96,7 @@ def _check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], where: str
 
     The system would not refuse the memory but end the process once it is written to.
     """
-    total = _memory()
+    total, needed = _memory(), 0.0
     for name in _DEEP:
         value = arguments.get(name)
         if isinstance(value, int) and value > _MOST_LAYERS:
@@ -106,7 +106,7 @@ def _check_memory(cls: type[nn.Module], arguments: Mapping[str, Any], where: str
     try:
         with on_meta():
             model = cls(**arguments)
-        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        needed = float(sum(p.numel() * p.element_size() for p in model.parameters()))
         size = f"{needed / 1e9:,.1f} GB"
     except _REFUSALS as error:
         if "overflow" not in str(error):  # on the device itself it may be made, or say why not
