@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 
 from foveal.recipes.config import load_recipe
 from foveal.recipes.run import train
@@ -95,6 +96,19 @@ def test_stages_read_the_captions_that_the_run_reads(recipe, tmp_path):
     assert outcome.step == 2
     for stage in ("vae", "clip"):
         assert load_config(folder / f"{stage}-training").data.column == "title"
+
+
+def test_pictures_are_encoded_on_the_device_that_was_asked_for(recipe, monkeypatch):
+    """On the CPU, whatever accelerator there is."""
+    asked = []
+
+    def pick(name):
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("foveal.recipes.dalle.pick_device", pick)
+    assert train(shortened(recipe, 2), "run")[1].step == 2
+    assert asked == ["cpu", "cpu"]
 
 
 def test_a_run_that_is_stopped_in_a_stage_goes_on_there(recipe, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from foveal.recipes.config import RunConfig
 from foveal.recipes.stages import check_stage, prepare_stage
 from foveal.recipes.vae import MOST_PICTURES, check_size, describe_sets, encode_all
 from foveal.training.config import check_batch
+from foveal.training.machine import pick_device
 from foveal.training.task import Totals
 
 _QUICK_PICTURES = 100
@@ -170,8 +171,7 @@ class DalleTask:
 
     def _encode(self, pictures: CaptionedSet) -> Tensor:
         assert isinstance(self.vae, ImageTokenizer)
-        device = torch.accelerator.current_accelerator(check_available=True)
-        return encode_all(self.vae.to(device or "cpu"), pictures.images())
+        return encode_all(self.vae.to(pick_device(self.run.training.device)), pictures.images())
 
     def _held_out(self) -> tuple[Tensor, Tensor]:
         """Captions (n, text_length) and image tokens (n, grid tokens) to score."""
