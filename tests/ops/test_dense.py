@@ -10,6 +10,7 @@ import foveal
 from foveal import patterns as P
 from foveal.ops import dense, masks, native
 from foveal.ops.work import work_of
+from foveal.testing import assert_close, dense_attention
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -382,3 +383,65 @@ def test_what_is_written_out():
     assert count(P.Full(), bias=torch.zeros(1, 4, 1, 100)) == 4 * 100
     assert count(P.SlidingWindow(3), bias=torch.zeros(1, 1, 1, 100)) == 100 * 100
     assert count(P.Full(), dropout=0.1) == 8 * 100 * 100
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7, -2.0])
+@pytest.mark.parametrize("length", [1, 40, 153, 600])
+def test_causal_attention_with_a_scale_that_is_not_positive(scale, length):
+    """torch's causal kernel multiplies the -inf of the future with the scale, and gives NaN."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, length, 8, requires_grad=True) for _ in range(3))
+    got = foveal.attend(q, k, v, P.Full(causal=True), scale=scale, impl="dense")
+    want, _ = dense_attention(q, k, v, P.Full(causal=True), scale=scale)
+    assert_close(got, want, rtol=1e-5)
+    grads = (torch.autograd.grad(x.double().square().sum(), (q, k, v)) for x in (got, want))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled", "dense", "native"])
+@pytest.mark.parametrize(
+    ("pattern", "length"),
+    [
+        (P.BlockSparse(torch.tensor([[0, 1, 0], [0, 1, 1], [0, 0, 1]]), 16), 48),
+        (P.SlidingWindow(9, causal=False) & P.BlockSparse(1 - torch.eye(5).long(), 16), 77),
+        (P.Fixed(27, 2, causal=False) & P.BlockSparse(torch.eye(7).flip(0).long(), 16), 109),
+    ],
+)
+def test_keys_that_no_query_reads_may_hold_anything(pattern, length, impl):
+    """Also where a short sequence is computed as one tile that holds it whole."""
+    if impl == "native" and (reason := native.why_not("cpu", torch.float32)):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, length, 8) for _ in range(3))
+    unread = ~pattern.mask(length).any(0)
+    want = foveal.attend(q, k, v, pattern, impl=impl)
+    k, v = (x.masked_fill(unread[:, None], torch.nan).requires_grad_() for x in (k, v))
+    got = foveal.attend(q, k, v, pattern, impl=impl)
+    assert torch.equal(got, want)
+    for grad in torch.autograd.grad(got.square().sum(), (k, v)):
+        assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("queries", ["fine", "coarse"])
+def test_the_definition_of_a_pyramid_reads_no_masked_token(queries):
+    """NaN behind a key_mask reaches no mean of keys."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 45, 8) for _ in range(3))
+    real = torch.rand(2, 45) < 0.7
+    pattern = P.Pyramid(4, causal=True, queries=queries)
+    want = foveal.attend(q, k, v, pattern, key_mask=real, impl="reference")
+    k, v = (x.masked_fill(~real[:, None, :, None], torch.nan) for x in (k, v))
+    assert torch.equal(foveal.attend(q, k, v, pattern, key_mask=real, impl="reference"), want)
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_at_the_lowest_number_pass_the_gradient_of_a_mean(impl, dtype):
+    """Of the log-sum-exp too, whose logarithm their rounding hides."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 6, 4, requires_grad=True) for _ in range(3))
+    bias = torch.full((1, 1, 6, 6), torch.finfo(dtype).min, dtype=dtype, requires_grad=True)
+    out, lse = foveal.attend(q, k, v, P.Full(), bias=bias, impl=impl, return_lse=True)
+    (grad,) = torch.autograd.grad(lse.sum() + 0 * out.sum(), bias)
+    torch.testing.assert_close(grad, torch.full_like(grad, 1 / 6))

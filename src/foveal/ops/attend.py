@@ -110,11 +110,11 @@ def attend(
     if not compiling:
         check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse)
     work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse)
-    if not compiling:
-        check_sizes(work)
     if impl is None:
         impl = pick(work).name
     else:
+        if not compiling:
+            check_sizes(work)
         _check_impl(impl, work)
     if scale is None:
         scale = q.shape[3] ** -0.5

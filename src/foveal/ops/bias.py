@@ -24,9 +24,11 @@ def finite(bias: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if torch.promote_types(bias.dtype, dtype) == dtype:
         return bias.to(dtype)
-    limits = torch.finfo(dtype)
-    inside = bias.clamp(limits.min, limits.max).to(dtype)
-    return inside.masked_fill(bias == -torch.inf, -torch.inf)
+    limits, kept = torch.finfo(dtype), bias.detach()
+    outside = ((kept < limits.min) & (kept > -torch.inf)) | (kept > limits.max)
+    # what is clamped has a gradient as well
+    clamped = kept.clamp(limits.min, limits.max) + (bias - kept)
+    return torch.where(outside, clamped, bias).to(dtype)
 
 
 LOWEST = MASKED / 4

@@ -9,6 +9,7 @@ import os
 from typing import NamedTuple
 
 from foveal.common.memo import remember
+from foveal.ops.checks import check_sizes
 from foveal.ops.costs import FULL_NATIVE, dense_pairs, seconds, visited_pairs
 from foveal.ops.dense import MOST_PAIRS, is_causal_or_all, written_out
 from foveal.ops.implementations import IMPLEMENTATIONS
@@ -36,12 +37,12 @@ def pick(work: Work, compiled: bool = True) -> Choice:
         compiled: ask also whether it compiles and is right here, which may compile it.
 
     Raises:
-        ValueError: FOVEAL_IMPL names no implementation.
+        ValueError: a size does not fit the others; FOVEAL_IMPL names no implementation.
     """
+    order = ranking_of_symbols(work) if work.compiling else ranking(work)
     wanted = forced()
     if wanted and IMPLEMENTATIONS[wanted].refuses(work) is None:
         return Choice(wanted, "FOVEAL_IMPL names it, for calls that it can do")
-    order = ranking_of_symbols(work) if work.compiling else ranking(work)
     for choice in order:
         one = IMPLEMENTATIONS[choice.name]
         if one.refuses(work) is None and (not compiled or one.ready(work)):
@@ -51,7 +52,8 @@ def pick(work: Work, compiled: bool = True) -> Choice:
 
 @remember(entries=4096, key=Work.cache_key)
 def ranking(work: Work) -> tuple[Choice, ...]:
-    """The implementations worth trying for a call, the best first."""
+    """The implementations worth trying for a call, the best first; its sizes are checked."""
+    check_sizes(work)
     if is_a(work.pattern, Pyramid):
         return _pyramid(work)
     if work.bias == "window":

@@ -44,6 +44,8 @@ def fused_attention(
             q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
         )
         return out
+    if is_causal and scale is not None and scale <= 0:
+        q, scale = q * scale, 1.0  # torch multiplies its -inf of the future, too: inf or NaN
     out = scaled_dot_product_attention(
         q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

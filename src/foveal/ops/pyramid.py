@@ -14,6 +14,7 @@ from foveal.ops.bias import PyramidBias
 from foveal.ops.merge import merge
 from foveal.ops.operator import Attention
 from foveal.ops.pooling import pool_keys, pool_queries
+from foveal.ops.reference import without_unread
 from foveal.ops.rows_without_keys import softmax_rows
 from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns import Pyramid
@@ -94,6 +95,8 @@ def pyramid_reference(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = q.dtype
     q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
+    read = pattern.mask(q.shape[2], k.shape[2], q.device)
+    k, v = without_unread(k, v, read, key_mask)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale)

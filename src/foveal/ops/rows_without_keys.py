@@ -20,11 +20,15 @@ def softmax_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
     dead = (logits == -torch.inf).all(-1, keepdim=True)
     logits = logits.masked_fill(dead, 0.0)
     weights = logits.softmax(-1).masked_fill(dead, 0.0)
-    return weights, logits.logsumexp(-1).masked_fill(dead[..., 0], -torch.inf)
+    return weights, logsumexp_rows(logits).masked_fill(dead[..., 0], -torch.inf)
 
 
 def logsumexp_rows(logits: Tensor) -> Tensor:
-    """The log-sum-exp of `softmax_rows` alone."""
+    """The log-sum-exp of `softmax_rows` alone.
+
+    Its gradient is that of the weights, also where logits are so large that their own rounding
+    hides the logarithm; torch's would be exp(logits - lse) then, one for each key.
+    """
     top = logits.detach().amax(-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0.0)
     total = (logits - top).exp().sum(-1)

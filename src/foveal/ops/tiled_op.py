@@ -60,7 +60,7 @@ def _readable(operands: Operands) -> tuple[Tensor, Tensor]:
     k, v, mask = operands.k, operands.v, operands.key_mask
     if mask is not None and mask.dtype == torch.bool:
         k, v = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (k, v))
-    unread = operands.pattern.tiles(k.shape[2]).unread
+    unread = tiled.plan(operands.pattern, k.shape[2]).unread
     if unread is not None:
         k, v = (x.index_fill(2, unread.to(x.device), 0.0) for x in (k, v))
     return k, v
