@@ -29,6 +29,8 @@ def logsumexp_rows(logits: Tensor) -> Tensor:
     Its gradient is that of the weights, also where logits are so large that their own rounding
     hides the logarithm; torch's would be exp(logits - lse) then, one for each key.
     """
+    if logits.shape[-1] == 0:
+        return logits.sum(-1) - torch.inf
     top = logits.detach().amax(-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0.0)
     total = (logits - top).exp().sum(-1)
