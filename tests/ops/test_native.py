@@ -21,9 +21,14 @@ from foveal.testing import assert_close
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
-needs_kernel = pytest.mark.skipif(
+_skip = pytest.mark.skipif(
     native.why_not("cpu", torch.float32) is not None, reason="no native kernel here"
 )
+
+
+def needs_kernel(test):
+    """For tests of what the kernel computes; `make aarch64` runs them on an emulator."""
+    return pytest.mark.kernel(_skip(test))
 
 
 @pytest.fixture
