@@ -5,6 +5,8 @@ A new one is an object here and a place in `choose.ranking`.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -49,18 +51,8 @@ class Reference:
         return True
 
     def run(self, call: Call) -> Result:
-        work, bias = call.work, call.bias
-        if is_a(work.pattern, Pyramid):
-            assert not isinstance(bias, Tensor | WindowBias)
-            return pyramid_reference(
-                *call[1:4],
-                work.pattern,
-                bias=bias,
-                key_mask=call.key_mask,
-                query_mask=query_mask(call),
-                scale=call.scale,
-                dropout_p=call.dropout_p,
-            )
+        if is_a(call.pattern, Pyramid):
+            return _of_pyramid(pyramid_reference, call)
         return dense.by_definition(call)
 
 
@@ -103,17 +95,7 @@ class Planned:
     def run(self, call: Call) -> Result:
         work, bias = call.work, call.bias
         if is_a(work.pattern, Pyramid):
-            assert not isinstance(bias, Tensor | WindowBias)
-            return pyramid_attend(
-                *call[1:4],
-                work.pattern,
-                bias=bias,
-                key_mask=call.key_mask,
-                query_mask=query_mask(call),
-                scale=call.scale,
-                dropout_p=call.dropout_p,
-                engine=self.engine,
-            )
+            return _of_pyramid(functools.partial(pyramid_attend, engine=self.engine), call)
         if work.pattern.heads is not None and not self.takes_heads:
             return _by_head(self.engine, call)
         if isinstance(bias, WindowBias) and not self.takes_any_window:
@@ -199,6 +181,20 @@ class Flex(Planned):
     def ready(self, work: Work) -> bool:
         dims = (work.q[3], work.v[3])
         return flex.trusted(work.pattern, work.k[2], dims, work.dtype, str(work.device))
+
+
+def _of_pyramid(run: Callable[..., Result], call: Call) -> Result:
+    """A call with a Pyramid, by its definition or by an engine."""
+    assert not isinstance(call.bias, Tensor | WindowBias)
+    return run(
+        *call[1:4],
+        call.pattern,
+        bias=call.bias,
+        key_mask=call.key_mask,
+        query_mask=query_mask(call),
+        scale=call.scale,
+        dropout_p=call.dropout_p,
+    )
 
 
 def query_mask(call: Call) -> Tensor | None:
