@@ -78,7 +78,9 @@ def test_every_core_module_imports_without_optional_packages():
     run(f"{BLOCK}\nimport importlib\nfor name in {core}: importlib.import_module(name)")
 
 
-@pytest.mark.parametrize("room", ["data", "draw", "interop", "recipes", "training", "cli"])
+@pytest.mark.parametrize(
+    "room", ["compat", "data", "draw", "interop", "recipes", "training", "cli"]
+)
 def test_every_other_module_imports(room):
     """In an environment with the extras, each module can be imported by itself."""
     mine = [name for name in modules() if name.split(".")[1] == room]

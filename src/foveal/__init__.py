@@ -9,25 +9,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from foveal.common.lazy import import_beside
+from foveal.common.lazy import import_beside, is_provided, provide, provided
 from foveal.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
-    from foveal import caches, generation, layers, models, patterns, testing
+    from foveal import caches, compat, generation, layers, models, patterns, testing
     from foveal import interop as interop
     from foveal import ops as ops
+    from foveal.compat.dalle_pytorch.attention import (
+        Attention,
+        SparseAttention,
+        SparseAxialCausalAttention,
+        SparseConvCausalAttention,
+    )
+    from foveal.compat.packages import list_upstreams, load_upstream
+    from foveal.compat.vit_pytorch.network import SepViT
     from foveal.generation import generate
-    from foveal.interop import list_upstreams, load_upstream
     from foveal.layers import (
         DSSA,
-        Attention,
         CausalHAttention1D,
         HaloAttention,
         HAttention1D,
         RelPosEmb,
-        SparseAttention,
-        SparseAxialCausalAttention,
-        SparseConvCausalAttention,
     )
     from foveal.models import (
         CLIP,
@@ -40,7 +43,6 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         HTransformer1D,
         HTransformerClassifier,
         HTransformerSeq2Seq,
-        SepViT,
         TransformerLM,
         create_model,
         list_models,
@@ -58,6 +60,7 @@ __all__ = [
     "caches",
     "generation",
     "testing",
+    "compat",
     # attention
     "attend",
     "explain",
@@ -100,7 +103,41 @@ __all__ = [
     "__version__",
 ]
 
-_ROOMS = ("patterns", "ops", "caches", "layers", "generation", "models", "interop", "testing")
+_ROOMS = (
+    "patterns",
+    "ops",
+    "caches",
+    "layers",
+    "generation",
+    "models",
+    "interop",
+    "testing",
+    "compat",
+)
+
+_LAYERS, _PACKAGES = "foveal.compat.dalle_pytorch.attention", "foveal.compat.packages"
+provide(
+    {
+        # names of rooms below
+        "Attention": f"{_LAYERS}:Attention",
+        "SparseAttention": f"{_LAYERS}:SparseAttention",
+        "SparseConvCausalAttention": f"{_LAYERS}:SparseConvCausalAttention",
+        "SparseAxialCausalAttention": f"{_LAYERS}:SparseAxialCausalAttention",
+        "SepViT": "foveal.compat.vit_pytorch.network:SepViT",
+        "SepViTConfig": "foveal.compat.vit_pytorch.network:SepViTConfig",
+        **{
+            name: f"{_PACKAGES}:{name}"
+            for name in ("load_upstream", "list_upstreams", "register_upstream")
+        },
+        # a family of models, and values of `compat`
+        "sepvit-compact": "foveal.compat.vit_pytorch.network:SepViT",
+        "h-transformer-1d-0.1.9": "foveal.compat.h_transformer_1d.attention:PackageAttention",
+        "hourglass-transformer-pytorch-0.0.6": (
+            "foveal.compat.hourglass_transformer_pytorch.stage:PackageHourglass"
+        ),
+        "clip-of-dalle-pytorch": "foveal.compat.dalle_pytorch.checkpoints:rename_towers",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -108,6 +145,9 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         importlib.import_module("foveal.ops")  # operators are there once anything is named
         return importlib.import_module(f"foveal.{name}")
+    if name in __all__ and is_provided(name):
+        globals()[name] = found = provided(name)
+        return found
     if name in __all__:
         for room in _ROOMS:  # the lowest first
             module = importlib.import_module(f"foveal.{room}")

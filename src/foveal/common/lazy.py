@@ -1,10 +1,11 @@
-"""Imports that wait until another module is loaded."""
+"""Imports that wait: for another module, or until something is asked for."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
+from collections.abc import Container
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -52,3 +53,33 @@ def _is_loading(package: str) -> bool:
     loaded = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] == package]
     specs = [getattr(module, "__spec__", None) for module in loaded]
     return any(getattr(spec, "_initializing", False) for spec in specs)
+
+
+# -- from the rooms above -----------------------------------------------------------------------
+
+_homes: dict[str, str] = {}
+
+
+def provide(homes: dict[str, str]) -> None:
+    """Say where a room above keeps what rooms below may be asked for: name -> "module:attribute".
+
+    So that a module need not import those that build on it: they load when a name is asked for.
+    """
+    _homes.update(homes)
+
+
+def is_provided(name: str) -> bool:
+    """Whether anything above has this name."""
+    return name in _homes
+
+
+def provided(name: str, room: str = "foveal", names: Container[str] = _homes) -> Any:
+    """What a room above provides under a name, which must be among `names`.
+
+    Raises:
+        AttributeError: nothing, in words for whoever asked `room` for it.
+    """
+    if name not in names or name not in _homes:
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+    module, _, attribute = _homes[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,6 +1,17 @@
 """Checkpoints of other packages."""
 
-from foveal.interop.files import read_checkpoint
-from foveal.interop.packages import list_upstreams, load_upstream, register_upstream
+from typing import Any
 
-__all__ = ["load_upstream", "list_upstreams", "register_upstream", "read_checkpoint"]
+from foveal.common.lazy import provided
+from foveal.interop.files import read_checkpoint
+
+__all__ = [
+    "load_upstream",
+    "list_upstreams",
+    "register_upstream",
+    "read_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return provided(name, "foveal.interop", __all__)

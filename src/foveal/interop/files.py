@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveal.interop.wrappers import find_weights, unwrap
-from foveal.models.upstream import Checkpoint
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        weights: parameter name -> tensor, as the package named them.
+        extra: what else the file held, such as hyper-parameters.
+        source: where it came from, for messages.
+    """
+
+    weights: Weights
+    extra: dict[str, Any] = field(default_factory=dict)
+    source: str = "the state dict"
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:

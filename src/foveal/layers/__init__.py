@@ -1,13 +1,10 @@
 """Layers: attention with a pattern, positions, feed-forward, and stacks of them."""
 
+from typing import Any
+
+from foveal.common.lazy import provided
 from foveal.layers.attention import SelfAttention
 from foveal.layers.cross_attention import CrossAttention
-from foveal.layers.dalle import (
-    Attention,
-    SparseAttention,
-    SparseAxialCausalAttention,
-    SparseConvCausalAttention,
-)
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
@@ -47,3 +44,7 @@ __all__ = [
     "ChanLayerNorm",
     "DropPath",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return provided(name, "foveal.layers", __all__)  # the layers of dalle-pytorch

@@ -1,5 +1,8 @@
 """Model families built on attend(), each with its published sizes."""
 
+from typing import Any
+
+from foveal.common.lazy import provided
 from foveal.models.base import Model
 from foveal.models.causal import CausalLM
 from foveal.models.clip import CLIP, CLIPConfig
@@ -17,12 +20,7 @@ from foveal.models.htransformer import (
 )
 from foveal.models.image import ImageModel
 from foveal.models.registry import create_model, list_models
-from foveal.models.sepvit import (
-    SepVisionTransformer,
-    SepVisionTransformerConfig,
-    SepViT,
-    SepViTConfig,
-)
+from foveal.models.sepvit import SepVisionTransformer, SepVisionTransformerConfig
 from foveal.models.storage import load_model, save_model
 from foveal.models.transformer import TransformerConfig, TransformerLM
 from foveal.models.vae import VQVAE, DiscreteVAE, DiscreteVAEConfig, ImageTokenizer, VQVAEConfig
@@ -64,3 +62,7 @@ __all__ = [
     "Cost",
     "cost",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return provided(name, "foveal.models", __all__)  # the network of vit-pytorch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from typing import Any, TypeVar
 
+from foveal.common.lazy import is_provided, provided
 from foveal.common.words import suggest
 from foveal.models.base import Model
 
@@ -36,6 +37,8 @@ def family(name: str) -> type[Model]:
     Raises:
         ValueError: no such family.
     """
+    if name not in _families and is_provided(name):
+        return provided(name)  # of a room above
     if name not in _families:
         raise ValueError(f"unknown model family {name!r}; known: {', '.join(sorted(_families))}.")
     return _families[name]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.lazy import provided
 from foveal.layers.weights import dtype_of, num_weights, table
 from foveal.models.base import Model
 from foveal.models.clip.config import CLIPConfig
 from foveal.models.dalle.transformer import Transformer
-from foveal.models.dalle.upstream import INNER
 from foveal.models.pictures import as_pixels
 from foveal.models.registry import register
 
 _DIM_HEAD = 64
-_PACKAGE_LAYER = re.compile(
-    r"(?P<tower>.*_transformer\.)layers\.layers\.(?P<i>\d+)\.(?P<b>[01])\."
-)
 
 
 @register({"clip": {}})
@@ -73,7 +69,7 @@ class CLIP(Model):
         self.visual_transformer = _tower(c.dim_image, *patches)
         self.to_visual_latent = nn.Linear(c.dim_image, c.dim_latent, bias=False)
         self.temperature = nn.Parameter(torch.tensor(0.07).log().neg())
-        self.register_load_state_dict_pre_hook(_rename)
+        self.register_load_state_dict_pre_hook(_accept_package)
 
     def forward(
         self,
@@ -189,19 +185,7 @@ def _tower(
     )
 
 
-def _rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _accept_package(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Names of dalle-pytorch to ours, in place."""
-    for name in list(state):
-        match = _PACKAGE_LAYER.match(name)
-        if not match:
-            continue
-        layer, which, rest = int(match["i"]), int(match["b"]), name[match.end() :]
-        value = state.pop(name)
-        if rest == "scale":
-            value = value.flatten()
-        inner = next((INNER[tail] for tail in INNER if rest.endswith(f"fn.{tail}")), None)
-        if inner is None:
-            ours = f"branches.{2 * layer + which}.{rest.removeprefix('fn.')}"
-        else:
-            ours = f"{'feed_forwards' if which else 'attentions'}.{layer}.{inner}"
-        state[match["tower"] + ours] = value
+    if any("_transformer.layers.layers." in name for name in state):
+        provided("clip-of-dalle-pytorch")(state)

@@ -69,7 +69,7 @@ def pattern_of(
     if kind == "full":
         return Full(causal)
     if kind == "sparse":
-        return _block_sparse(text_length, text_length + math.prod(grid), causal, seed)
+        return block_sparse(text_length - 1, text_length + math.prod(grid) - 1, causal, seed)
     corner = "corner" if causal else None
     images: dict[str, Pattern] = {
         "axial_row": Axial(grid, "row", causal=causal),
@@ -86,15 +86,27 @@ def pattern_of(
     return TextImage(text_length, images[kind], causal_text=causal)
 
 
-def _block_sparse(text_length: int, length: int, causal: bool, seed: int) -> BlockSparse:
-    """DALLE-pytorch's choice among DeepSpeed's layouts."""
-    block = 16
+def block_sparse(
+    text_seq_len: int,
+    seq_len: int,
+    causal: bool = True,
+    seed: int = 0,
+    block_size: int = 16,
+    num_random_blocks: int | None = None,
+) -> BlockSparse:
+    """DALLE-pytorch's choice among DeepSpeed's layouts; None = a quarter of the blocks at random.
+
+    Args:
+        text_seq_len, seq_len: words, and all tokens, without the start token.
+    """
+    if num_random_blocks is None:
+        num_random_blocks = seq_len // block_size // 4
     with torch.device("cpu"):  # a model may be made on meta, where a layout would hold nothing
         return BlockSparse.variable(
-            length,
-            block,
-            num_random_blocks=(length - 1) // block // 4,
-            global_block_indices=range(math.ceil((text_length - 1) / block)),
+            seq_len + 1,
+            block_size,
+            num_random_blocks=num_random_blocks,
+            global_block_indices=range(math.ceil(text_seq_len / block_size)),
             attention="unidirectional" if causal else "bidirectional",
             seed=seed,
         )

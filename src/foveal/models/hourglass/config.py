@@ -66,7 +66,7 @@ class HourglassConfig(ModelConfig):
             an ordinary pre-norm block (models saved before 0.1); "single": pre-norm blocks and one
             LayerNorm at the end (hourglass-transformer-pytorch).
         compat: None, or "hourglass-transformer-pytorch-0.0.6" to compute as that package does,
-            faults included. See foveal.models.hourglass.upstream.
+            faults included. See foveal.compat.hourglass_transformer_pytorch.
     """
 
     num_tokens: int = 256

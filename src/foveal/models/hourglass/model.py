@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from foveal.common.lazy import provided
 from foveal.layers import Relative
 from foveal.models.causal import CausalLM, as_index
 from foveal.models.hourglass.config import SIZES, HourglassConfig
-from foveal.models.hourglass.package import PackageHourglass
 from foveal.models.hourglass.stage import HourglassTransformer, make_positions
 from foveal.models.registry import register
 
@@ -52,7 +52,7 @@ class HourglassTransformerLM(CausalLM):
     def __init__(self, config: HourglassConfig | None = None, /, **options: Any) -> None:
         c = HourglassConfig.resolve(config, options)
         positions = make_positions(c)
-        body_class = HourglassTransformer if c.compat is None else PackageHourglass
+        body_class = HourglassTransformer if c.compat is None else provided(c.compat)
         super().__init__(
             c,
             body_class.build(c, shared=positions, norm_out=True),

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
+from foveal.common.lazy import provided
 from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import Device, head_size
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.hierarchical import HAttention1D, InterleavedRotary, shift_tokens
 from foveal.layers.reversible import Half, reversible
-from foveal.models.htransformer.compat import PackageAttention
 from foveal.models.htransformer.config import HTransformerConfig
 
 
@@ -24,6 +24,7 @@ class HBlock(nn.Module):
     def __init__(self, c: HTransformerConfig, rotary: InterleavedRotary | None) -> None:
         super().__init__()
         self.shifts = c.shifts
+        self.masks_ff = c.compat is None  # the package sends the mask to attention only
         self.attn_norm = nn.LayerNorm(c.dim)
         self.attn = _attention(c, rotary)
         self.ff_norm = nn.LayerNorm(c.dim)
@@ -36,7 +37,9 @@ class HBlock(nn.Module):
 
     def feed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The second branch."""
-        return self.dropout(self.ff(self._shifted(self.ff_norm(x), self._ff_mask(mask))))
+        return self.dropout(
+            self.ff(self._shifted(self.ff_norm(x), mask if self.masks_ff else None))
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(batch, tokens, dim) -> same; mask (batch, tokens) True = real."""
@@ -51,10 +54,6 @@ class HBlock(nn.Module):
             Half(lambda x: self.attend(x, mask), attn),
             Half(lambda x: self.feed(x, mask), ff),
         )
-
-    def _ff_mask(self, mask: Tensor | None) -> Tensor | None:
-        # the package sends the mask to attention only
-        return None if isinstance(self.attn, PackageAttention) else mask
 
     def _shifted(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return x if self.shifts is None else shift_tokens(x, self.shifts, mask)
@@ -87,11 +86,9 @@ class HBlock(nn.Module):
         return shift_tokens(longer, self.shifts)[:, longer.shape[1] - x.shape[1] :]
 
 
-def _attention(
-    c: HTransformerConfig, rotary: InterleavedRotary | None
-) -> SelfAttention | PackageAttention:
+def _attention(c: HTransformerConfig, rotary: InterleavedRotary | None) -> nn.Module:
     if c.compat:
-        return PackageAttention(c.dim, c.heads, c.dim_head, c.block_size, c.causal)
+        return provided(c.compat)(c.dim, c.heads, c.dim_head, c.block_size, c.causal)
     if c.attention == "full":
         return SelfAttention(
             c.dim, c.pattern, c.heads, c.dim_head, c.kv_heads, rotary or False, c.dropout

@@ -1,13 +1,12 @@
-"""Configurations and named sizes of the two SepViT networks."""
+"""Configuration and named sizes of SepVisionTransformer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import Size
-from foveal.models.config import ModelConfig, check_entries, check_range
+from foveal.models.config import ModelConfig, check_entries
 from foveal.models.image import ImageConfig
 from foveal.patterns.sizes import pair
 
@@ -69,59 +68,6 @@ class SepVisionTransformerConfig(ImageConfig):
             size = (-(-size[0] // stride), -(-size[1] // stride))
             sizes.append(size)
         return sizes
-
-
-@dataclass(frozen=True, kw_only=True)
-class SepViTConfig(ModelConfig):
-    """Keywords of SepViT, those of vit-pytorch and some more.
-
-    Attributes:
-        num_classes: outputs of the classifier; 0 for none.
-        dim: features of the first stage; each later stage doubles them.
-        depth: blocks of each stage.
-        heads: attention heads, for all stages or each.
-        window_size: side of a window, for all stages or each.
-        dim_head: features of a head.
-        ff_mult: hidden features of the feed-forward layers, as a multiple.
-        channels: of an image.
-        dropout: on attention weights and features.
-        drop_rate, drop_path_rate, features_only, out_indices: as in ImageConfig.
-    """
-
-    num_classes: int = 1000
-    dim: int = 32
-    depth: tuple[int, ...] = (1, 2, 6, 2)
-    heads: int | tuple[int, ...] = (1, 2, 4, 8)
-    window_size: int | tuple[int, ...] = 7
-    dim_head: int = 32
-    ff_mult: float = 4
-    channels: int = 3
-    dropout: float = 0.0
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    features_only: bool = False
-    out_indices: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_sizes(dim=self.dim, dim_head=self.dim_head, channels=self.channels)
-        check_dropout(self.dropout)
-        check_dropout(self.drop_rate)
-        check_dropout(self.drop_path_rate)
-        check_range(0, num_classes=self.num_classes)
-        check_stages(self, len(self.depth), ("heads", "window_size"))
-        check_entries(1, heads=self.per_stage("heads"), window_size=self.per_stage("window_size"))
-        check_entries(0, depth=self.depth)
-
-    @property
-    def in_chans(self) -> int:
-        """The same as channels."""
-        return self.channels
-
-    def per_stage(self, name: str) -> tuple[int, ...]:
-        """The values of a keyword, one for each stage."""
-        value = getattr(self, name)
-        return (value,) * len(self.depth) if isinstance(value, int) else value
 
 
 def check_stages(config: ModelConfig, stages: int, names: tuple[str, ...]) -> None:

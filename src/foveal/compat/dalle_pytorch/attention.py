@@ -1,37 +1,45 @@
-"""The attention layers of DALL-E: text followed by an image, over any pattern.
+"""The attention layers of dalle-pytorch 1.6.6, over `attend`.
 
-Thin shells over `attend`: a layer projects, turns by the positions, attends over its pattern and
-projects back. Names, keywords and parameter names are those of dalle-pytorch 1.6.6.
+Differs from the package in: no sequence is padded; a text mask holds for text too; decoding is
+cached in every layer; images of any rectangle; "sparse" needs no DeepSpeed.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import inspect
+from collections.abc import Iterable, Sequence
+from inspect import isfunction
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveal.caches import AttentionCache
 from foveal.common.arguments import checked
-from foveal.layers.checks import (
-    Device,
-    check_dropout,
-    check_sizes,
-    head_size,
-    join_heads,
-)
+from foveal.common.checks import as_bool
+from foveal.compat.helpers import exists
+from foveal.layers.checks import check_sizes
 from foveal.layers.grid_rotary import Rotation
-from foveal.layers.linear import Linear
-from foveal.layers.weights import device_of, num_weights, state_dtype
-from foveal.ops import attend
-from foveal.patterns import Axial, BlockSparse, Full, Neighborhood, Pattern, TextImage
+from foveal.layers.rotated_attention import RotatedAttention
+from foveal.models.dalle.attention_types import block_sparse, pattern_of
+from foveal.patterns import BlockSparse, Full, Pattern
+
+__all__ = [
+    "Attention",
+    "SparseConvCausalAttention",
+    "SparseAxialCausalAttention",
+    "SparseAttention",
+    "exists",
+    "uniq",
+    "default",
+    "max_neg_value",
+    "stable_softmax",
+    "apply_pos_emb",
+]
 
 Grid = int | tuple[int, int]
 
 
-class Attention(nn.Module):
+class Attention(RotatedAttention):
     """Multi-head self-attention; dense, or over any pattern.
 
     Args:
@@ -43,8 +51,7 @@ class Attention(nn.Module):
         stable: accepted for compatibility; the softmax is always computed stably.
         static_mask: (tokens, tokens) bool, True = may be read.
         pattern: who reads whom, in place of causal and static_mask.
-        rotate_values: rotary positions turn the values too, as dalle-pytorch does; False turns
-            queries and keys only, as RoFormer (Su et al., 2021).
+        rotate_values: see RotatedAttention.
 
     Raises:
         ValueError: sizes that make no sense, or a pattern whose own heads are not `heads`.
@@ -55,7 +62,7 @@ class Attention(nn.Module):
         self,
         dim: int,
         seq_len: int,
-        causal: bool = True,
+        causal: Any = True,
         heads: int = 8,
         dim_head: int | None = 64,
         dropout: float = 0.0,
@@ -65,24 +72,11 @@ class Attention(nn.Module):
         pattern: Pattern | None = None,
         rotate_values: bool = True,
     ) -> None:
-        super().__init__()
         check_sizes(seq_len=seq_len)
-        check_dropout(dropout)
-        self.dim_head = head_size(dim, heads, dim_head)
-        self.heads, self.seq_len, self.causal = heads, seq_len, causal
-        self.stable, self.rotate_values = stable, rotate_values
-        self.pattern = _pattern(causal, static_mask) if pattern is None else pattern
-        if self.pattern.heads not in (None, heads):
-            raise ValueError(
-                f"the pattern has {self.pattern.heads} heads of its own, got {heads=}; they must "
-                "be equal."
-            )
-        inner = heads * self.dim_head
-        self.to_qkv = Linear(dim, inner * 3, bias=False)
-        self.to_out = nn.Sequential(Linear(inner, dim), nn.Dropout(dropout))
-
-    def extra_repr(self) -> str:
-        return f"pattern={self.pattern}, heads={self.heads}"
+        causal = _as_causal(causal)
+        pattern = _pattern(causal, static_mask) if pattern is None else pattern
+        super().__init__(dim, pattern, heads, dim_head, dropout, rotate_values)
+        self.seq_len, self.causal, self.stable = seq_len, causal, stable
 
     def forward(
         self,
@@ -111,7 +105,7 @@ class Attention(nn.Module):
         if isinstance(rotary_pos_emb, Tensor):
             rotary_pos_emb = Rotation.of(rotary_pos_emb, self.dim_head)
         if cache is None:
-            return self._attend(*self._project(x, rotary_pos_emb, 0), mask)
+            return super().forward(x, mask, rotary_pos_emb)
         if offset == 0:
             empty = self.make_cache(x.shape[0], self.seq_len + 1, x.device)
             out, cache[cache_key] = self.prefill(x, empty, rotary_pos_emb, mask)
@@ -129,76 +123,6 @@ class Attention(nn.Module):
             steps.append(out)
         return torch.cat(steps, 1)
 
-    # -- decoding ---------------------------------------------------------------------------
-
-    def make_cache(
-        self, batch: int, max_length: int | None = None, device: Device = None
-    ) -> AttentionCache:
-        """An empty decoding state for `batch` rows; on the layer's device if None is given."""
-        return AttentionCache(
-            self.pattern,
-            batch,
-            self.heads,
-            self.dim_head,
-            max_length,
-            dtype=state_dtype(self.to_qkv),
-            device=device or device_of(self.to_qkv),
-        )
-
-    def prefill(
-        self,
-        x: Tensor,
-        cache: AttentionCache,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, AttentionCache]:
-        """The forward pass over the first tokens, remembered in an empty cache."""
-        q, k, v = self._project(x, rotation, 0)
-        return self._attend(q, k, v, mask), cache.prefill(k, v)
-
-    def step(
-        self,
-        x: Tensor,
-        cache: AttentionCache,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, AttentionCache]:
-        """One more token: x (batch, 1, dim) -> same."""
-        q, k, v = self._project(x, rotation, cache.position)
-        cache = cache.append(k, v)
-        real = None if mask is None else _fit_mask(mask, cache.position)
-        return self.to_out(join_heads(cache.attend(q, key_mask=real))), cache
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        weights = num_weights(self.to_qkv) * 4 // 3  # to_out has a third of them
-        pairs = self.pattern.num_pairs(length)
-        if self.pattern.heads is None:
-            pairs *= self.heads
-        return 2 * length * weights + 4 * self.dim_head * pairs
-
-    # -- parts ------------------------------------------------------------------------------
-
-    def _project(
-        self, x: Tensor, rotation: Rotation | None, offset: int | Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (batch, heads, tokens, dim_head)."""
-        qkv = self.to_qkv(x).unflatten(-1, (-1, self.dim_head))
-        if rotation is None:
-            q, k, v = qkv.transpose(1, 2).chunk(3, 1)
-            return q, k, v
-        here = rotation.at(offset, x.shape[1])
-        if self.rotate_values:
-            q, k, v = here.turn(qkv).transpose(1, 2).chunk(3, 1)
-            return q, k, v
-        turning = 2 * self.heads
-        q, k = here.turn(qkv[:, :, :turning]).transpose(1, 2).chunk(2, 1)
-        return q, k, qkv[:, :, turning:].transpose(1, 2)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        real = None if mask is None else _fit_mask(mask, k.shape[2])
-        return self.to_out(join_heads(attend(q, k, v, self.pattern, key_mask=real)))
-
     def _check(self, x: Tensor, mask: Tensor | None, offset: int) -> None:
         if torch.compiler.is_compiling():
             return
@@ -215,9 +139,14 @@ class Attention(nn.Module):
             )
 
 
-def _fit_mask(mask: Tensor, length: int) -> Tensor:
-    """A mask of the first tokens -> one of `length` tokens."""
-    return F.pad(mask[:, :length], (0, max(0, length - mask.shape[1])), value=True)
+def _as_causal(causal: Any) -> bool:
+    try:
+        return as_bool("causal", causal)
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error)[:-1]}; the Attention(dim, heads, dim_head) of hourglass-transformer-"
+            "pytorch is foveal.compat.hourglass_transformer_pytorch.Attention."
+        ) from None
 
 
 def _pattern(causal: bool, static_mask: Tensor | None) -> Pattern:
@@ -251,7 +180,8 @@ class SparseConvCausalAttention(Attention):
         dim, seq_len, heads, dim_head, dropout, stable: as in Attention.
         image_size: (height, width) of the image in tokens, or an int for a square.
         kernel_size, dilation: of the window; its last pixel is the query.
-        causal: False reads all text everywhere and the centred window.
+        kwargs: causal=False reads all text everywhere and the centred window; rotate_values as
+            in Attention; others are ignored, as the package ignores all.
 
     Raises:
         ValueError: an even kernel_size, or an image that does not fit into seq_len.
@@ -269,26 +199,13 @@ class SparseConvCausalAttention(Attention):
         dim_head: int | None = 64,
         dropout: float = 0.0,
         stable: bool = False,
-        *,
-        causal: bool = True,
-        rotate_values: bool = True,
+        **kwargs: Any,
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size=}.")
-        text_length, grid = image_places(seq_len, image_size)
-        corner = "corner" if causal else None
-        image = Neighborhood(grid, kernel_size, dilation, causal=corner)  # type: ignore[arg-type]
-        super().__init__(
-            dim,
-            seq_len,
-            causal,
-            heads,
-            dim_head,
-            dropout,
-            stable,
-            pattern=TextImage(text_length, image, causal_text=causal),
-            rotate_values=rotate_values,
-        )
+        own = {"kernel_size": kernel_size, "dilation": dilation}
+        over = _over_image("conv_like", seq_len, image_size, kwargs, **own)
+        super().__init__(dim, seq_len, over.causal, heads, dim_head, dropout, stable, **over.rest)
         self.image_size, self.kernel_size, self.dilation = image_size, kernel_size, dilation
 
 
@@ -299,7 +216,8 @@ class SparseAxialCausalAttention(Attention):
         dim, seq_len, heads, dim_head, dropout, stable: as in Attention.
         image_size: (height, width) of the image in tokens, or an int for a square.
         axis: 0 = pixels of the same row, 1 = pixels of the same column.
-        causal: False reads all text everywhere and the whole row or column.
+        kwargs: causal=False reads all text everywhere and the whole row or column; others as in
+            SparseConvCausalAttention.
 
     Raises:
         ValueError: axis is neither 0 nor 1, or the image does not fit into seq_len.
@@ -316,26 +234,31 @@ class SparseAxialCausalAttention(Attention):
         dim_head: int | None = 64,
         dropout: float = 0.0,
         stable: bool = False,
-        *,
-        causal: bool = True,
-        rotate_values: bool = True,
+        **kwargs: Any,
     ) -> None:
         if axis not in (0, 1):
             raise ValueError(f"axis must be 0 (along a row) or 1 (along a column), got {axis=}.")
-        text_length, grid = image_places(seq_len, image_size)
-        image = Axial(grid, "column" if axis else "row", causal=causal)
-        super().__init__(
-            dim,
-            seq_len,
-            causal,
-            heads,
-            dim_head,
-            dropout,
-            stable,
-            pattern=TextImage(text_length, image, causal_text=causal),
-            rotate_values=rotate_values,
-        )
+        kind = "axial_col" if axis else "axial_row"
+        over = _over_image(kind, seq_len, image_size, kwargs)
+        super().__init__(dim, seq_len, over.causal, heads, dim_head, dropout, stable, **over.rest)
         self.image_size, self.axis = image_size, axis
+
+
+class _OverImage(NamedTuple):
+    """What a layer over text and image gives to Attention."""
+
+    causal: bool
+    rest: dict[str, Any]
+
+
+def _over_image(
+    kind: str, seq_len: int, image_size: Grid, kwargs: dict[str, Any], **window: int
+) -> _OverImage:
+    causal = _as_causal(kwargs.get("causal", True))
+    text_length, grid = image_places(seq_len, image_size)
+    pattern = pattern_of(kind, text_length, grid, causal=causal, **window)
+    turned = as_bool("rotate_values", kwargs.get("rotate_values", True))
+    return _OverImage(causal, {"pattern": pattern, "rotate_values": turned})
 
 
 class SparseAttention(Attention):
@@ -344,53 +267,63 @@ class SparseAttention(Attention):
     Windows of four blocks, the blocks of the text read by all, and random blocks.
 
     Args:
-        dim, seq_len, causal, heads, dim_head, dropout, stable: as in Attention.
+        args, kwargs: as in Attention; and seed=0, of the random blocks.
         block_size: tokens in a block.
         text_seq_len: length of the text, whose blocks every token reads.
         num_random_blocks: random blocks a row; None = seq_len // block_size // 4.
-        seed: of the random blocks.
     """
 
     @checked
     def __init__(
         self,
-        dim: int,
-        seq_len: int,
-        causal: bool = True,
-        heads: int = 8,
-        dim_head: int | None = 64,
-        dropout: float = 0.0,
-        stable: bool = False,
-        static_mask: Tensor | None = None,
-        *,
+        *args: Any,
         block_size: int = 16,
         text_seq_len: int = 256,
         num_random_blocks: int | None = None,
-        seed: int = 0,
-        rotate_values: bool = True,
+        **kwargs: Any,
     ) -> None:
-        check_sizes(seq_len=seq_len, block_size=block_size, text_seq_len=text_seq_len)
-        if num_random_blocks is None:
-            num_random_blocks = seq_len // block_size // 4
-        if static_mask is not None:
+        seed = kwargs.pop("seed", 0)
+        call = inspect.signature(Attention.__init__).bind(self, *args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        check_sizes(seq_len=given["seq_len"], block_size=block_size, text_seq_len=text_seq_len)
+        if given["static_mask"] is not None:
             raise ValueError("static_mask does not combine with a block layout; use Attention.")
-        layout = BlockSparse.variable(
-            seq_len + 1,
-            block_size,
-            num_random_blocks=num_random_blocks,
-            global_block_indices=range(math.ceil(text_seq_len / block_size)),
-            attention="unidirectional" if causal else "bidirectional",
-            seed=seed,
+        causal = _as_causal(given["causal"])
+        given["pattern"] = block_sparse(
+            text_seq_len, given["seq_len"], causal, seed, block_size, num_random_blocks
         )
-        super().__init__(
-            dim,
-            seq_len,
-            causal,
-            heads,
-            dim_head,
-            dropout,
-            stable,
-            pattern=layout,
-            rotate_values=rotate_values,
-        )
+        super().__init__(*call.args[1:], **call.kwargs)
         self.block_size = block_size
+
+
+# -- helpers ------------------------------------------------------------------------------------
+
+
+def uniq(arr: Iterable[Any]) -> Any:
+    """The different elements, in the order in which they come first."""
+    return dict.fromkeys(arr, True).keys()
+
+
+def default(val: Any, d: Any) -> Any:
+    """`val`, or where it is None `d`, which a function makes."""
+    if val is not None:
+        return val
+    return d() if isfunction(d) else d
+
+
+def max_neg_value(t: Tensor) -> float:
+    """The lowest finite value of a tensor's dtype."""
+    return torch.finfo(t.dtype).min
+
+
+def stable_softmax(t: Tensor, dim: int = -1, alpha: float = 32**2) -> Tensor:
+    """softmax(t); torch's subtracts the maximum, so there is nothing for `alpha` to help."""
+    return t.softmax(dim)
+
+
+def apply_pos_emb(pos_emb: Tensor, qkv: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Turn queries, keys and values (..., tokens, features) by angles (1, any, features)."""
+    rotation = Rotation.of(pos_emb, qkv[0].shape[-1]).at(0, qkv[0].shape[-2])
+    turned = (rotation.turn(t.unsqueeze(-2)) for t in qkv)
+    return tuple(t.squeeze(-2) for t in turned)

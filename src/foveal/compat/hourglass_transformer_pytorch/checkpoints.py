@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.compat.upstream import Upstream, load, take
+from foveal.interop.files import Checkpoint, Weights
 from foveal.models.hourglass.config import PACKAGE
 from foveal.models.hourglass.model import HourglassTransformerLM
-from foveal.models.upstream import Checkpoint, Upstream, Weights, load, take
 
 NAME = "hourglass-transformer-pytorch"
 ROOT, VALLEY = "transformer.", "valley_transformer."

@@ -1,6 +1,6 @@
 """Checkpoints of h-transformer-1d 0.1.9: plain, causal, reversible, with shifted tokens.
 
-The table of what the package does otherwise stands in `compat.py`, which reproduces it. With
+The table of what the package does otherwise stands in `attention.py`, which reproduces it. With
 compat=None the corrected attention runs on the same weights; tokens are shifted as the weights
 were trained, one place to later positions.
 """
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.compat.upstream import Upstream, load, take
+from foveal.interop.files import Checkpoint, Weights
 from foveal.models.htransformer.config import BACKWARD, PACKAGE
 from foveal.models.htransformer.model import HTransformer1D
-from foveal.models.upstream import Checkpoint, Upstream, Weights, load, take
 
 NAME = "h-transformer-1d"
 

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.compat.upstream import Upstream, load, take
+from foveal.interop.files import Checkpoint, Weights
 from foveal.models.config import check_keywords
 from foveal.models.dalle.config import PACKAGE, DALLEConfig
 from foveal.models.dalle.model import DALLE
 from foveal.models.registry import family
-from foveal.models.upstream import Checkpoint, Upstream, Weights, load, take
 
 LAYER = re.compile(
     r"transformer\.layers\.(?:layers\.(?P<i>\d+)\.(?P<b>[01])|blocks\.(?P<j>\d+)\.(?P<fg>[fg])\.net)"
@@ -55,6 +56,7 @@ SHELL = {
 }
 
 
+TOWER_LAYER = re.compile(r"(?P<tower>.*_transformer\.)layers\.layers\.(?P<i>\d+)\.(?P<b>[01])\.")
 CLIP_DIM_HEAD = 64  # in all of the package's towers
 
 
@@ -280,6 +282,24 @@ def _build_clip(checkpoint: Checkpoint, config: dict[str, Any], compat: str | No
     options = take(given, found, "dalle-pytorch")
     options.setdefault("mask_padding", compat is None)
     return load(cls(**options), w, checkpoint.source)
+
+
+def rename_towers(state: dict[str, Any]) -> None:
+    """Names of dalle-pytorch to ours in the state dict of a CLIP, in place."""
+    for name in list(state):
+        match = TOWER_LAYER.match(name)
+        if not match:
+            continue
+        layer, which, rest = int(match["i"]), int(match["b"]), name[match.end() :]
+        value = state.pop(name)
+        if rest == "scale":
+            value = value.flatten()
+        inner = next((INNER[tail] for tail in INNER if rest.endswith(f"fn.{tail}")), None)
+        if inner is None:
+            ours = f"branches.{2 * layer + which}.{rest.removeprefix('fn.')}"
+        else:
+            ours = f"{'feed_forwards' if which else 'attentions'}.{layer}.{inner}"
+        state[match["tower"] + ours] = value
 
 
 def _halvings(w: Weights) -> int:

@@ -9,13 +9,15 @@ from typing import Any
 from torch import nn
 
 from foveal.common.words import suggest
-from foveal.interop.files import read_checkpoint
-from foveal.models.dalle import upstream as dalle
-from foveal.models.halonet import upstream as halonet
-from foveal.models.hourglass import upstream as hourglass
-from foveal.models.htransformer import upstream as htransformer
-from foveal.models.sepvit import upstream as sepvit
-from foveal.models.upstream import Checkpoint, Upstream
+from foveal.compat.dalle_pytorch.checkpoints import DALLE_PYTORCH
+from foveal.compat.h_transformer_1d.checkpoints import H_TRANSFORMER_1D
+from foveal.compat.halonet_pytorch.checkpoints import HALONET_PYTORCH
+from foveal.compat.hourglass_transformer_pytorch.checkpoints import HOURGLASS_PYTORCH
+from foveal.compat.sepvit import AUTHORS
+from foveal.compat.timm import TIMM
+from foveal.compat.upstream import Upstream
+from foveal.compat.vit_pytorch.checkpoints import VIT_PYTORCH
+from foveal.interop.files import Checkpoint, read_checkpoint
 
 PACKAGE_DEFAULT = "package"
 """Default of `compat`: the mathematics of the package that wrote the checkpoint."""
@@ -29,13 +31,13 @@ def register_upstream(upstream: Upstream) -> None:
 
 
 for _known in (
-    dalle.DALLE_PYTORCH,
-    halonet.HALONET_PYTORCH,
-    halonet.TIMM,
-    hourglass.HOURGLASS_PYTORCH,
-    htransformer.H_TRANSFORMER_1D,
-    sepvit.VIT_PYTORCH,
-    sepvit.AUTHORS,
+    DALLE_PYTORCH,
+    HALONET_PYTORCH,
+    TIMM,
+    HOURGLASS_PYTORCH,
+    H_TRANSFORMER_1D,
+    VIT_PYTORCH,
+    AUTHORS,
 ):
     register_upstream(_known)
 

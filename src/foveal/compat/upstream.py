@@ -1,36 +1,21 @@
-"""What a family says about checkpoints of public packages that it can read."""
+"""What is said of a public package whose checkpoints can be read."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint in memory.
-
-    Attributes:
-        weights: parameter name -> tensor, as the package named them.
-        extra: what else the file held, such as hyper-parameters.
-        source: where it came from, for messages.
-    """
-
-    weights: Weights
-    extra: dict[str, Any] = field(default_factory=dict)
-    source: str = "the state dict"
+from foveal.interop.files import Checkpoint, Weights
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A public package whose checkpoints a family reads.
+    """A public package whose checkpoints we read.
 
     Attributes:
         package: its name on the package index.

@@ -1,0 +1,1 @@
+"""dalle-pytorch 1.6.6, computed by foveal."""

@@ -1,0 +1,1 @@
+"""halonet-pytorch 0.0.5, computed by foveal."""

@@ -1,0 +1,1 @@
+"""hourglass-transformer-pytorch 0.0.6, computed by foveal."""

@@ -1,0 +1,1 @@
+"""The SepViT of vit-pytorch 1.26.11, computed by foveal."""
