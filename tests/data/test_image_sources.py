@@ -11,7 +11,8 @@ from PIL import Image
 from foveal.data import image_examples
 from foveal.data.emoji import list_emoji, load_emoji
 from foveal.data.image_sources import images_to_score, open_images
-from foveal.data.images import ImageDataConfig, ImageStream
+from foveal.data.images import AugmentedImages, ImageDataConfig
+from foveal.data.stream import Stream
 
 
 def save(path, colour):
@@ -204,7 +205,7 @@ def test_a_stream_goes_on_where_it_was(folder):
     """Its state is one number, and the augmented batches after it are the same."""
     train = open_images(config(folder))[0]
     settings = config(folder, rand_augment=0.5, mixup=0.2, cutmix=1.0)
-    stream, other = (ImageStream(train, settings, 4, seed=3) for _ in range(2))
+    stream, other = (Stream(AugmentedImages(train, settings), 4, seed=3) for _ in range(2))
     for _ in range(3):
         stream.next()
     other.load_state_dict(stream.state_dict())

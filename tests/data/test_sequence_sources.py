@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from foveal.data.sequence_sources import open_sequences, sequences_to_score
-from foveal.data.sequences import SequenceDataConfig, SequenceSet, SequenceStream
+from foveal.data.sequences import SequenceDataConfig, SequenceSet
+from foveal.data.stream import Stream
 
 
 def config(path, **options):
@@ -80,11 +81,11 @@ def test_stream_resumes():
     """The place in the stream is one integer; a resumed stream repeats what would have come."""
     rows = [np.full(i + 1, i, np.uint8) for i in range(10)]
     data = SequenceSet("ten", rows, list(range(10)), [str(i) for i in range(10)])
-    stream = SequenceStream(data, batch_size=3, seed=1)
+    stream = Stream(data, batch_size=3, seed=1)
     stream.next()
     state = stream.state_dict()
     wanted = stream.next()
-    again = SequenceStream(data, batch_size=3, seed=1)
+    again = Stream(data, batch_size=3, seed=1)
     again.load_state_dict(state)
     for a, b in zip(again.next(), wanted, strict=True):
         assert torch.equal(a, b)

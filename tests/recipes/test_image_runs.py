@@ -194,14 +194,15 @@ def test_bad_data_are_one_line_and_exit_code_2(tmp_path, pictures, path, words, 
 def test_stop_and_resume_continue_the_stream(pictures):
     """A stream that loads a saved position deals the very same augmented batch."""
     from foveal.data.image_sources import open_images
-    from foveal.data.images import ImageDataConfig, ImageStream
+    from foveal.data.images import AugmentedImages, ImageDataConfig
+    from foveal.data.stream import Stream
 
     config = ImageDataConfig(path=str(pictures), size=16, mixup=0.5, cutmix=1.0, erasing=0.5)
-    one = ImageStream(open_images(config)[0], config, 4, seed=3)
+    one = Stream(AugmentedImages(open_images(config)[0], config), 4, seed=3)
     one.next()
     state = one.state_dict()
     expected = one.next()
-    two = ImageStream(open_images(config)[0], config, 4, seed=3)
+    two = Stream(AugmentedImages(open_images(config)[0], config), 4, seed=3)
     two.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(expected, two.next(), strict=True))
 

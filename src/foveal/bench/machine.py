@@ -6,10 +6,11 @@ import datetime
 import importlib.metadata
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from foveal.common.processor import processor_name
 
 PEERS = (
     "halonet-pytorch",
@@ -27,7 +28,7 @@ def describe(device: str) -> dict[str, Any]:
     from foveal.ops.native import build
 
     return {
-        "processor": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "processor": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         "device": device,
         "threads": torch.get_num_threads(),
         "vectors": build.level() if device == "cpu" else "",
@@ -37,15 +38,6 @@ def describe(device: str) -> dict[str, Any]:
         "packages": _versions(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -62,10 +62,18 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def processor_name() -> str:
+    """What the processor is called, or what kind it is where the system does not say."""
+    for line in cpu_info():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def cpu_info() -> list[str]:
     """The lines of /proc/cpuinfo, or none."""
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
 

@@ -1,9 +1,10 @@
-"""Data: bytes, pictures, captions; shuffled samplers that resume; tokenizers."""
+"""Data: bytes, pictures, captions; one stream over them that resumes; tokenizers."""
 
 from foveal.data.caption_sources import open_captions
 from foveal.data.captions import CaptionedSet
 from foveal.data.sampling import ShuffledSampler
 from foveal.data.sources import Corpus, open_corpus
+from foveal.data.stream import Draw, Source, Stream, VariedSource
 from foveal.data.text import TextConfig, TextStream, decode, encode, scoring_windows
 from foveal.data.tokens import CaptionTokenizer, ClipTokenizer
 
@@ -12,9 +13,13 @@ __all__ = [
     "CaptionedSet",
     "ClipTokenizer",
     "Corpus",
+    "Draw",
     "ShuffledSampler",
+    "Source",
+    "Stream",
     "TextConfig",
     "TextStream",
+    "VariedSource",
     "decode",
     "encode",
     "open_captions",

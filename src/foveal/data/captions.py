@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from foveal.data import augment
 from foveal.data.emoji import EMOJI
-from foveal.data.images import seed_of
-from foveal.data.sampling import ShuffledSampler
+from foveal.data.stream import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,35 +140,58 @@ class CaptionedSet:
         return digest.hexdigest()[:8]
 
 
-class CaptionStream:
-    """Endless choices of pictures, whose position is one integer.
+class Pictures:
+    """The pictures of a captioned set alone, (batch, 3, size, size), float from 0 to 1.
 
     Args:
-        count: number of pictures.
-        batch_size, seed, rank, world_size: as in ShuffledSampler.
+        pictures: where they come from.
+        flip: mirror half of them left to right.
+    """
+
+    def __init__(self, pictures: CaptionedSet, flip: bool) -> None:
+        self.pictures, self.flip = pictures, flip
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def draw(self, draw: Draw) -> Tensor:
+        """The pictures of a batch."""
+        images = self.pictures.images(draw.indices)
+        return augment.flip(images, draw.generator) if self.flip else images
+
+
+class CaptionedPictures:
+    """Pictures, or tokens of them, each with one of its captions.
+
+    Args:
+        pictures: where they come from.
+        captions: tokens (captions of all pictures, text_length), in the order of the pictures.
+        tokens: of the pictures (pictures, grid tokens); the pictures themselves unless given.
+        shuffle: give each picture the caption of any picture, another one each time.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        pictures: CaptionedSet,
+        captions: Tensor,
+        tokens: Tensor | None = None,
+        shuffle: bool = False,
     ) -> None:
-        self.sampler = ShuffledSampler(count, batch_size, seed, rank, world_size)
+        self.pictures, self.captions = pictures, captions
+        self.tokens, self.shuffle = tokens, shuffle
+        counts = torch.tensor([len(texts) for texts in pictures.captions])
+        self._counts, self._first = counts, counts.cumsum(0) - counts
 
-    def draw(self) -> tuple[Tensor, Generator]:
-        """Numbers of pictures (batch,), and a generator for all that is random about them."""
-        sampler = self.sampler
-        # the draw depends on the place in the stream alone, so a resumed run repeats it
-        generator = torch.Generator()
-        generator.manual_seed(seed_of(sampler.seed, sampler.position, sampler.rank))
-        return torch.from_numpy(sampler.next()[0]), generator
+    def __len__(self) -> int:
+        return len(self.pictures)
 
-    def next(self) -> Any:
-        """The next batch."""
-        return self.draw()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position."""
-        self.sampler.load_state_dict(state)
+    def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Captions (batch, text_length), and pictures or their tokens."""
+        index = told = draw.indices
+        if self.shuffle:
+            told = torch.randint(len(self), index.shape, generator=draw.generator)
+        place = torch.rand(len(told), generator=draw.generator) * self._counts[told]
+        captions = self.captions[self._first[told] + place.long()]
+        if self.tokens is not None:
+            return captions, self.tokens[index]
+        return captions, self.pictures.images(index)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from foveal.data import augment
-from foveal.data.sampling import ShuffledSampler
+from foveal.data.stream import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,48 +125,29 @@ class ImageSet:
         return digest.hexdigest()[:8]
 
 
-class ImageStream:
-    """Endless augmented batches whose position is one integer.
+class AugmentedImages:
+    """Pictures to train on, varied anew in every pass, rare classes more often.
 
     Args:
         images: where they come from.
         config: how they are varied.
-        batch_size, seed, rank, world_size: as in ShuffledSampler.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        config: ImageDataConfig,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, images: ImageSet, config: ImageDataConfig) -> None:
         self.images, self.config = images, config
         self.shown = shown_in_a_pass(images.labels, config.balance)
-        self.sampler = ShuffledSampler(len(self.shown), batch_size, seed, rank, world_size)
 
-    def next(self) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, size, size) float, and targets (batch, classes) that sum to 1."""
-        sampler = self.sampler
-        # the draw depends on the place in the stream alone, so a resumed run repeats it
-        generator = torch.Generator()
-        generator.manual_seed(seed_of(sampler.seed, sampler.position, sampler.rank))
-        index = self.shown[torch.from_numpy(sampler.next()[0])]
+        index = self.shown[draw.indices]
         images = augment.to_floats(self.images.read(index))
         targets = torch.nn.functional.one_hot(
             self.images.labels[index], len(self.images.classes)
         ).float()
-        return vary(images, targets, self.config, generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position."""
-        self.sampler.load_state_dict(state)
+        return vary(images, targets, self.config, draw.generator)
 
 
 def shown_in_a_pass(labels: Tensor, balance: float) -> Tensor:
@@ -192,9 +173,3 @@ def vary(
     if use_cutmix:
         return augment.cutmix(images, targets, config.cutmix, generator)
     return augment.mixup(images, targets, config.mixup, generator)
-
-
-def seed_of(seed: int, position: int, rank: int) -> int:
-    """A seed for what is random about the batch at a place of a stream."""
-    words = np.random.SeedSequence([seed, position, rank, 7]).generate_state(1, np.uint64)
-    return int(words[0] >> 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from foveal.data import augment
 from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import ImageDataConfig, ImageSet
-from foveal.data.sampling import ShuffledSampler
+from foveal.data.stream import Draw
 
 CHANNELS = 3
 START = 0
@@ -84,43 +83,26 @@ def to_inputs(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values[:, :-1], (1, 0), value=START)
 
 
-class PixelStream:
-    """Endless shuffled batches whose position is one integer.
+class PixelValues:
+    """Pictures to train on as values, half of them mirrored where that is wished.
 
     Args:
         images: where they come from.
-        config: whether they are mirrored.
-        batch_size, seed, rank, world_size: as in ShuffledSampler.
+        flip: mirror half of them left to right.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        config: PixelDataConfig,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.images, self.config = images, config
-        self.sampler = ShuffledSampler(len(images), batch_size, seed, rank, world_size)
+    def __init__(self, images: ImageSet, flip: bool) -> None:
+        self.images, self.flip = images, flip
+        # their seeds once depended on the number of processes
+        self.refuses_old_draws = flip
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each int64 of shape (batch_size, length)."""
-        sampler = self.sampler
-        # the place in the stream alone decides, so a resumed run repeats it
-        place = (sampler.seed * 1_000_003 + sampler.position) * sampler.world_size + sampler.rank
-        generator = torch.Generator().manual_seed(place)
-        images = self.images.read(torch.from_numpy(sampler.next()[0]))
-        if self.config.flip:
-            images = augment.flip(images, generator)
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each int64 of shape (batch, length)."""
+        images = self.images.read(draw.indices)
+        if self.flip:
+            images = augment.flip(images, draw.generator)
         values = to_values(images)
         return to_inputs(values), values
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position."""
-        self.sampler.load_state_dict(state)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.data.sampling import ShuffledSampler
+from foveal.data.stream import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,10 @@ class SequenceSet:
             place[: len(row)] = torch.from_numpy(row.astype(np.int64))
         return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
+    def draw(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch to train on: tokens and mask (batch, longest), labels (batch,)."""
+        return *self.read(draw.indices), self.labels[draw.indices]
+
     def subset(self, index: Tensor, name: str) -> SequenceSet:
         """Some of the sequences, in the order of `index`."""
         chosen = [self.sequences[i] for i in index.tolist()]
@@ -107,36 +111,3 @@ class SequenceSet:
         for sequence in self.sequences[:: max(1, len(self) // 64)]:
             digest.update(sequence.tobytes())
         return digest.hexdigest()[:8]
-
-
-class SequenceStream:
-    """Endless shuffled batches whose position is one integer.
-
-    Args:
-        data: where they come from.
-        batch_size, seed, rank, world_size: as in ShuffledSampler.
-    """
-
-    def __init__(
-        self,
-        data: SequenceSet,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.data = data
-        self.sampler = ShuffledSampler(len(data), batch_size, seed, rank, world_size)
-
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens and mask (batch, longest), labels (batch,)."""
-        index = torch.from_numpy(self.sampler.next()[0])
-        return *self.data.read(index), self.data.labels[index]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position."""
-        self.sampler.load_state_dict(state)

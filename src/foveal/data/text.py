@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.data.sampling import ShuffledSampler, permute
+from foveal.data.sampling import permute
 from foveal.data.sources import Corpus, corpus_to_score, open_corpus
+from foveal.data.stream import Draw, Stream
 
 IGNORED = -100
 """Target of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
@@ -47,14 +47,40 @@ def text_to_score(config: TextConfig, data: str | None = None) -> Corpus:
     return corpus_to_score(config.path, config.valid, config.column, data)
 
 
-class TextStream:
-    """Endless batches of windows in shuffled order, resumable to the bit.
+class TextWindows:
+    """The windows of a corpus, cut at a new random offset in every pass.
 
-    Each pass cuts the corpus at a new random offset, so that windows differ from pass to pass.
+    So windows differ from pass to pass, and every byte meets every position.
 
     Args:
         corpus: the bytes to train on.
         context: bytes per window; the window's successor byte is the last target.
+    """
+
+    def __init__(self, corpus: Corpus, context: int) -> None:
+        check_context(corpus, context)
+        self.corpus, self.context = corpus, context
+        # one window is kept in reserve for the offset, where the corpus is long enough for it
+        self._count = max(1, (len(corpus) - 1) // context - 1)
+        self._slack = max(1, min(context, len(corpus) - self._count * context))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), each int64 of shape (batch, context)."""
+        offsets = permute(draw.passes.numpy() % self._slack, self._slack, draw.seed + 1)
+        starts = draw.indices.numpy() * self.context + offsets
+        rows = [self.corpus.read(int(start), self.context + 1) for start in starts]
+        tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+class TextStream(Stream):
+    """Endless batches of `TextWindows` in shuffled order, resumable to the bit.
+
+    Args:
+        corpus, context: see `TextWindows`.
         batch_size, seed, rank, world_size: see `ShuffledSampler`.
     """
 
@@ -67,33 +93,7 @@ class TextStream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_context(corpus, context)
-        self.corpus, self.context = corpus, context
-        # one window is kept in reserve for the offset, where the corpus is long enough for it
-        windows = max(1, (len(corpus) - 1) // context - 1)
-        self._slack = min(context, len(corpus) - windows * context)
-        self.sampler = ShuffledSampler(windows, batch_size, seed, rank, world_size)
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each int64 of shape (batch_size, context)."""
-        indices, passes = self.sampler.next()
-        starts = indices * self.context + self._offsets(passes)
-        rows = [self.corpus.read(int(start), self.context + 1) for start in starts]
-        tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the data."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position; ValueError if it belongs to other data."""
-        self.sampler.load_state_dict(state)
-
-    def _offsets(self, passes: np.ndarray) -> np.ndarray:
-        size = max(1, self._slack)
-        key = self.sampler.seed + 1
-        return permute(passes % size, size, key)
+        super().__init__(TextWindows(corpus, context), batch_size, seed, rank, world_size)
 
 
 def check_context(corpus: Corpus, context: int) -> None:

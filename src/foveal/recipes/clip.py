@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from foveal.data.caption_sources import open_captions
-from foveal.data.captions import CaptionedSet, CaptionStream
+from foveal.data.captions import CaptionedPictures
 from foveal.data.sampling import spread
+from foveal.data.stream import Stream
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models.clip import CLIP
 from foveal.recipes.assets import TOKENIZER, tokenizer_of
@@ -22,39 +23,6 @@ from foveal.training.task import Totals
 
 CANDIDATES = 100
 """Captions among which the right one has to be found."""
-
-
-class PairStream(CaptionStream):
-    """Endless batches of (caption tokens, pictures).
-
-    Args:
-        pictures: where they come from.
-        captions: tokens (captions of all pictures, text_length), in the order of the pictures.
-    """
-
-    def __init__(
-        self,
-        pictures: CaptionedSet,
-        captions: Tensor,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(len(pictures), batch_size, seed, rank, world_size)
-        self.pictures, self.captions = pictures, captions
-        counts = torch.tensor([len(texts) for texts in pictures.captions])
-        self._counts, self._first = counts, counts.cumsum(0) - counts
-
-    def choose(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """One caption of each picture: tokens (batch, text_length)."""
-        place = torch.rand(len(index), generator=generator) * self._counts[index]
-        return self.captions[self._first[index] + place.long()]
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch."""
-        index, generator = self.draw()
-        return self.choose(index, generator), self.pictures.images(index)
 
 
 def caption_tokens(
@@ -100,9 +68,8 @@ class ClipTask:
         self.train_set, self.valid_set = open_captions(data)
         self.tokenizer = CaptionTokenizer.train(self.train_set.all_captions, data.vocabulary)
         captions = caption_tokens(self.tokenizer, self.train_set.all_captions, data.text_length)
-        self.stream = PairStream(
-            self.train_set, captions, training.batch_size, training.seed, rank, world_size
-        )
+        source = CaptionedPictures(self.train_set, captions)
+        self.stream = Stream(source, training.batch_size, training.seed, rank, world_size)
         self.units_per_batch = training.batch_size
         self.model = build_clip(config, self.tokenizer)
 

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from foveal.common.meta import on_meta
 from foveal.data.caption_sources import open_captions
-from foveal.data.captions import CaptionedSet
+from foveal.data.captions import CaptionedPictures, CaptionedSet
 from foveal.data.sampling import spread
+from foveal.data.stream import Stream
 from foveal.data.tokens import CaptionTokenizer
 from foveal.models import load_model
 from foveal.models.dalle import DALLE
 from foveal.models.vae import ImageTokenizer
 from foveal.recipes.assets import TOKENIZER, tokenizer_of
 from foveal.recipes.build import build_model
-from foveal.recipes.clip import PairStream, caption_tokens
+from foveal.recipes.clip import caption_tokens
 from foveal.recipes.config import RunConfig
 from foveal.recipes.stages import check_stage, prepare_stage
 from foveal.recipes.vae import MOST_PICTURES, check_size, describe_sets, encode_all
@@ -31,29 +32,6 @@ from foveal.training.task import Totals
 
 _QUICK_PICTURES = 100
 _BATCH = 50
-
-
-class TokenStream(PairStream):
-    """Endless batches of (caption tokens, image tokens).
-
-    Args:
-        tokens: (pictures, grid tokens).
-        shuffle: give each picture the caption of any picture, another one each time.
-    """
-
-    def __init__(
-        self, pictures: CaptionedSet, captions: Tensor, tokens: Tensor, shuffle: bool, *rest: int
-    ) -> None:
-        super().__init__(pictures, captions, *rest)
-        self.tokens, self.shuffle = tokens, shuffle
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch."""
-        index, generator = self.draw()
-        told = index
-        if self.shuffle:
-            told = torch.randint(len(self.tokens), index.shape, generator=generator)
-        return self.choose(told, generator), self.tokens[index]
 
 
 def build_dalle(config: RunConfig, vae: ImageTokenizer, tokenizer: CaptionTokenizer) -> DALLE:
@@ -112,15 +90,9 @@ class DalleTask:
             prepare_stage(config, folder, "clip")
         self.model = build_dalle(config, self.vae, self.tokenizer)  # type: ignore[arg-type]
         captions = caption_tokens(self.tokenizer, self.train_set.all_captions, data.text_length)
-        self.stream = TokenStream(
-            self.train_set,
-            captions,
-            self._encode(self.train_set),
-            data.shuffle_captions,
-            training.batch_size,
-            training.seed,
-            *self._place,
-        )
+        tokens = self._encode(self.train_set)
+        source = CaptionedPictures(self.train_set, captions, tokens, data.shuffle_captions)
+        self.stream = Stream(source, training.batch_size, training.seed, *self._place)
         self.valid = self._held_out()
         self.units_per_batch = training.batch_size * self.model.max_seq_len
 

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from foveal.data.augment import to_floats
 from foveal.data.image_sources import open_images
-from foveal.data.images import ImageSet, ImageStream
+from foveal.data.images import AugmentedImages, ImageSet
 from foveal.data.pictures import UnreadableImageError, load_square
 from foveal.data.sampling import sampled, spread
+from foveal.data.stream import Stream
 from foveal.recipes.assets import CLASSES, class_names
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -57,9 +58,8 @@ class ImageTask:
         data, training = config.data, config.training
         self.config = data
         self.train_images, self.valid_images = open_images(data)
-        self.stream = ImageStream(
-            self.train_images, data, training.batch_size, training.seed, rank, world_size
-        )
+        source = AugmentedImages(self.train_images, data)
+        self.stream = Stream(source, training.batch_size, training.seed, rank, world_size)
         self.units_per_batch = training.batch_size
         self.classes = self.train_images.classes
         self.model = build_image_model(config, len(self.classes))

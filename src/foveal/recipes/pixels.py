@@ -16,13 +16,14 @@ from foveal.data.images import ImageSet
 from foveal.data.pixels import (
     CHANNELS,
     START,
-    PixelStream,
+    PixelValues,
     open_pixels,
     to_inputs,
     to_pictures,
     to_values,
 )
 from foveal.data.sampling import sample_name, sampled, spread
+from foveal.data.stream import Stream
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
 from foveal.training.progress import tracked
@@ -69,9 +70,8 @@ class PixelTask:
         data, training = config.data, config.training
         self.config = data
         self.train_images, self.valid_images = open_pixels(data)
-        self.stream = PixelStream(
-            self.train_images, data, training.batch_size, training.seed, rank, world_size
-        )
+        source = PixelValues(self.train_images, data.flip)
+        self.stream = Stream(source, training.batch_size, training.seed, rank, world_size)
         self.units_per_batch = training.batch_size * data.length
         self.model = build_pixel_model(config)
 

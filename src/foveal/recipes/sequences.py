@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from foveal.common.checks import as_int
 from foveal.data.sampling import sampled, spread
 from foveal.data.sequence_sources import open_sequences
-from foveal.data.sequences import SequenceSet, SequenceStream
+from foveal.data.sequences import SequenceSet
+from foveal.data.stream import Stream
 from foveal.recipes.assets import CLASSES, VOCABULARY, class_names, read_asset
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -54,9 +55,7 @@ class SequenceTask:
         training = config.training
         self.config = config.data
         self.train_data, self.valid_data = open_sequences(config.data)
-        self.stream = SequenceStream(
-            self.train_data, training.batch_size, training.seed, rank, world_size
-        )
+        self.stream = Stream(self.train_data, training.batch_size, training.seed, rank, world_size)
         self.units_per_batch = training.batch_size
         self.classes, self.num_tokens = self.train_data.classes, self.train_data.num_tokens
         self.model = build_sequence_model(config, len(self.classes), self.num_tokens)

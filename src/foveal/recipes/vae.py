@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.data import augment
 from foveal.data.caption_sources import open_captions
-from foveal.data.captions import CaptionedSet, CaptionStream, PictureDataConfig
+from foveal.data.captions import CaptionedSet, Pictures
 from foveal.data.sampling import sampled, spread
+from foveal.data.stream import Stream
 from foveal.models.vae import ImageTokenizer, codebook_use
 from foveal.recipes.build import build_model
 from foveal.recipes.config import RunConfig
@@ -24,28 +24,6 @@ MOST_PICTURES = 2000
 """Captioned pictures that are scored at most, unless all are asked for."""
 _BATCH = 100
 _LEAST_ERROR = 1e-10  # of a perfect picture, so that its PSNR is a number
-
-
-class PictureStream(CaptionStream):
-    """Endless batches of pictures (batch, 3, size, size), float from 0 to 1."""
-
-    def __init__(
-        self,
-        pictures: CaptionedSet,
-        config: PictureDataConfig,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(len(pictures), batch_size, seed, rank, world_size)
-        self.pictures, self.config = pictures, config
-
-    def next(self) -> Tensor:
-        """The next batch."""
-        index, generator = self.draw()
-        images = self.pictures.images(index)
-        return augment.flip(images, generator) if self.config.flip else images
 
 
 def build_vae(config: RunConfig) -> ImageTokenizer:
@@ -89,9 +67,8 @@ class VAETask:
     def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
         data, training = config.data, config.training
         self.train_set, self.valid_set = open_captions(data)
-        self.stream = PictureStream(
-            self.train_set, data, training.batch_size, training.seed, rank, world_size
-        )
+        source = Pictures(self.train_set, data.flip)
+        self.stream = Stream(source, training.batch_size, training.seed, rank, world_size)
         self.units_per_batch = training.batch_size
         self.model = build_vae(config)
 

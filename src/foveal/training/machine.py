@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from foveal.common.processor import cpu_info, multiplies_bfloat16
+from foveal.common.processor import multiplies_bfloat16, processor_name
 from foveal.version import __version__
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
@@ -21,7 +21,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str]:
     device = torch.device(device)
     facts = {
         "device": _device_name(device),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
         "foveal": __version__,
@@ -80,10 +80,3 @@ def native_bfloat16(device: torch.device) -> bool:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _processor() -> str:
-    for line in cpu_info():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
