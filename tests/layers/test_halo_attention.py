@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from foveal.layers import HaloAttention, RelPosEmb
 from foveal.testing import assert_close, dense_attention
 
-SIZES = [(8, 8), (37, 53), (1, 200)]
+SIZES = [(8, 8), (19, 29), (1, 200)]  # a block; a whole block amid cut ones; a flat map
 
 
 def make(**options: Any) -> HaloAttention:
@@ -233,7 +233,7 @@ def test_dropout_only_while_training() -> None:
     assert_close(layer.eval()(x), plain(x), 1e-12)
     layer.train()
     assert not torch.allclose(layer(x), plain(x))
-    mean = torch.stack([layer(x) for _ in range(200)]).mean(0)
+    mean = layer(x.expand(200, -1, -1, -1)).mean(0, keepdim=True)
     assert_close(mean, plain(x), 0.2)
 
 

@@ -134,12 +134,27 @@ def results(model, run, inputs):
     return [out.detach(), *grads]
 
 
-# what inductor is given: one layer of each kind, since it compiles each for seconds; the encoder
-# of a classifier is that of the sequence-to-sequence model
+# what inductor is given: one layer of each kind, since it compiles each for seconds, with the same
+# sizes wherever they agree, since equal kernels are compiled once; the encoder of a classifier is
+# that of the sequence-to-sequence model
 SMALLEST = {
     "transformer": lambda: (
         TransformerLM(**LM, depth=1, pattern=P.SlidingWindow(5)),
         [tokens(2, 21)],
+    ),
+    "hourglass, linear": lambda: (
+        HourglassTransformerLM(
+            **LM,
+            depth=(0, 1, 0),
+            shorten_factor=2,
+            attn_resampling=False,
+            updown_sample_type="linear",
+        ),
+        [tokens(2, 41)],  # 21 groups, of which one is short
+    ),
+    "h-transformer seq2seq": lambda: (
+        HTransformerSeq2Seq(**LM, enc_depth=1, dec_depth=1, enc_block_size=4, dec_block_size=4),
+        [tokens(2, 21), tokens(2, 21)],
     ),
     "halonet": lambda: (HaloNet(**STAGE, strides=(4,)), [image(49, 70)]),
     "sepvit": lambda: (
@@ -154,16 +169,16 @@ SMALLEST = {
         DALLE(**DRAWING, depth=1, attn_types=("conv_like",)),
         [tokens(2, 6), tokens(2, 12)],
     ),
-    **{
-        name: MODELS[name]
-        for name in (
-            "hourglass, linear",
-            "h-transformer seq2seq",
-            "clip",
-            "vae",
-            "vqvae",
-        )
-    },
+    "clip": lambda: (
+        CLIP(
+            **{**MATCHING, "dim_image": 8, "text_seq_len": 21},
+            visual_image_size=(12, 28),  # 21 patches
+            visual_patch_size=4,
+        ),
+        [tokens(2, 21), image(12, 28)],
+    ),
+    "vae": MODELS["vae"],
+    "vqvae": MODELS["vqvae"],
 }
 
 

@@ -11,14 +11,18 @@ from foveal.ops import PyramidBias, native, pyramid_attend
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 
 
-def level_of(i, j, block, neighbors):
-    """Lowest level at which the blocks of two tokens are neighbours."""
-    level = 0
-    while True:
-        a, b = i // (block << level), j // (block << level)
-        if (abs(a - b) <= 1) if neighbors == "adjacent" else (a // 2 == b // 2):
-            return level
+def levels_of(n, m, block, neighbors):
+    """(n, m): the lowest level at which the blocks of two tokens are neighbours."""
+    found, level = torch.full((n, m), -1), 0
+    while (found < 0).any():
+        a, b = (torch.arange(count) // (block << level) for count in (n, m))
+        if neighbors == "adjacent":
+            near = (a[:, None] - b).abs() <= 1
+        else:
+            near = a[:, None] // 2 == b // 2
+        found = torch.where((found < 0) & near, level, found)
         level += 1
+    return found
 
 
 def cluster_means(x, real, levels):
@@ -50,9 +54,7 @@ def oracle(q, k, v, pattern, mask=None, table=None):
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     real = torch.ones(batch, m, dtype=torch.bool) if mask is None else mask
-    level = torch.tensor(
-        [[level_of(i, j, block, pattern.neighbors) for j in range(m)] for i in range(n)]
-    )
+    level = levels_of(n, m, block, pattern.neighbors)
     deepest = int(level.max()) + 1
     keys = cluster_means(k, real, deepest)
     own = real if n == m else torch.ones(batch, n, dtype=torch.bool)
