@@ -234,21 +234,58 @@ def test_pooling():
     assert_close(torch.func.vmap(torch.func.grad(means))(many), want)
 
 
-def test_dropout_says_what_it_lacks():
-    """A second derivative through dropped weights is one clear error with a way out."""
+@pytest.mark.parametrize("impl", ["dense", None])
+@pytest.mark.parametrize(("pattern", "length"), PATTERNS, ids=repr)
+def test_second_order_of_dense_attention(pattern, length, impl):
+    """torch's fused kernels have no second derivative: theirs is that of plain operations."""
+    qkv = inputs(length)
+    bias = torch.randn(length, length, dtype=qkv[0].dtype)
+    key_mask = torch.arange(length)[None] < length - 7
+    given = {"bias": bias, "key_mask": key_mask}
+    for options in ({}, given):
+        want = penalty(dense(pattern, **options), *qkv)
+        for got, right in zip(penalty(sparse(pattern, impl, **options), *qkv), want, strict=True):
+            assert_close(got, right, rtol=1e-6)
+    want = penalty(lambda x: dense(pattern)(x, x, x), qkv[1])
+    assert_close(penalty(lambda x: sparse(pattern, impl)(x, x, x), qkv[1])[0], want[0], rtol=1e-6)
+
+
+def test_second_order_of_half_precision_on_the_dense_path():
+    """The same in float32 products of bfloat16 and float16, to their rounding."""
+    for dtype, rtol in ((torch.bfloat16, 3e-2), (torch.float16, 5e-3)):
+        qkv = [x.to(dtype) for x in inputs(40)]
+        want = penalty(dense(P.SlidingWindow(8)), *(x.double() for x in qkv))
+        for got, right in zip(penalty(sparse(P.SlidingWindow(8), None), *qkv), want, strict=True):
+            assert got.dtype == dtype
+            assert_close(got.double(), right, rtol=rtol)
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_dropout_says_what_it_lacks(impl):
+    """A second derivative through dropped weights is one clear error, or the value."""
     q, k, v = (x.requires_grad_() for x in inputs(70))
-    out = foveal.attend(q, k, v, P.SlidingWindow(9), dropout_p=0.5, impl="tiled")
-    with pytest.raises(RuntimeError, match=r"impl='reference'"):
-        torch.autograd.grad(out.sum(), q, create_graph=True)
+    out = fused_attention(q, k, v, dropout_p=0.5, enable_gqa=True)
+    if impl == "tiled":
+        out = foveal.attend(q, k, v, P.SlidingWindow(9), dropout_p=0.5, impl="tiled")
+        with pytest.raises(RuntimeError, match=r"impl='reference'"):
+            torch.autograd.grad(out.sum(), q, create_graph=True)
+        return
+    (grad,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    assert torch.autograd.grad(grad.pow(2).sum(), k)[0].any()
 
 
-def test_dense_says_what_it_lacks():
-    """torch's fused attention has no second derivative; the error names the way out."""
+def test_a_checkpoint_says_what_it_lacks():
+    """It gives what was saved only once: one clear error; first derivatives are its own."""
     q, k, v = (x.requires_grad_() for x in inputs(70, 2, 2))
-    out = foveal.attend(q, k, v, P.SlidingWindow(9), impl="dense")
-    torch.autograd.grad(out.sum(), q, retain_graph=True)
-    with pytest.raises(RuntimeError, match=r"impl='reference'"):
-        torch.autograd.grad(out.sum(), q, create_graph=True)
+
+    def run():
+        call = sparse(P.SlidingWindow(9), "dense")
+        return torch.utils.checkpoint.checkpoint(call, q, k, v, use_reentrant=False).sum()
+
+    (want,) = torch.autograd.grad(dense(P.SlidingWindow(9))(q, k, v).sum(), q)
+    assert_close(torch.autograd.grad(run(), q)[0], want, rtol=1e-6)
+    with pytest.raises(RuntimeError, match=r"checkpoint has no second .*impl='reference'"):
+        torch.autograd.grad(run(), q, create_graph=True)
 
 
 def layers():

@@ -109,7 +109,7 @@ def attend(
     compiling = torch.compiler.is_compiling()
     if not compiling:
         check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse)
-    work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse)
+    work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale)
     if impl is None:
         impl = pick(work).name
     else:

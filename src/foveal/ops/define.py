@@ -103,14 +103,3 @@ def _is_dual(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-
-
-def refuse_second_derivatives(out: Tensor, way_out: str) -> None:
-    """Let the backward pass of `out` raise where it would itself be differentiated."""
-    if out.grad_fn is not None and not torch.compiler.is_compiling():
-        out.grad_fn.register_prehook(lambda grads: _refuse(way_out))
-
-
-def _refuse(way_out: str) -> None:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(f"this attention has no second derivative; {way_out}.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from foveal.ops.define import is_beyond_functions, refuse_second_derivatives
+from foveal.ops.define import is_beyond_functions
 
-WAY_OUT = (
-    "pass impl='reference' or impl='tiled' to attend, or compute under "
-    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
-)
+Gradients = tuple[Tensor | None, ...]
 
 
 def fused_attention(
@@ -24,10 +23,11 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention`, whose derivatives are right or refused.
+    """`scaled_dot_product_attention`, which has every derivative.
 
-    Under torch.func and in forward mode its plain operations are taken; a backward pass that is to
-    be differentiated raises, and says what to do.
+    Under torch.func and in forward mode its plain operations are taken; so are they in a backward
+    pass that is to be differentiated (create_graph=True). Where weights were dropped, and within a
+    checkpoint, that raises RuntimeError, which says what to do.
 
     Args:
         q, k, v: (..., heads, length, head_dim), as torch takes them; so are the other arguments.
@@ -36,14 +36,7 @@ def fused_attention(
         (..., heads, n_queries, head_dim_v)
     """
     if is_beyond_functions(q, k, v, attn_mask):
-        if attn_mask is not None and attn_mask.dtype == torch.bool:  # it would be added as numbers
-            attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(
-                ~attn_mask, -torch.inf
-            )
-        out, _ = torch.ops.aten._scaled_dot_product_attention_math(
-            q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-        )
-        return out
+        return _plainly(q, k, v, attn_mask, dropout_p, is_causal, scale)
     if is_causal and scale is not None and scale <= 0:
         q, scale = q * scale, 1.0  # torch multiplies its -inf of the future, too: inf or NaN
     out = scaled_dot_product_attention(
@@ -51,5 +44,56 @@ def fused_attention(
     )
     recorded = out.requires_grad and not torch.compiler.is_compiling()
     if recorded and "ScaledDotProduct" in type(out.grad_fn).__name__:
-        refuse_second_derivatives(out, WAY_OUT)
+        assert out.grad_fn is not None
+        out.grad_fn.register_hook(_differentiable)
     return out
+
+
+def _plainly(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # it would be added as numbers
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -torch.inf)
+    out, _ = torch.ops.aten._scaled_dot_product_attention_math(
+        q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=True
+    )
+    return out
+
+
+def _differentiable(found: Gradients, grads: Gradients) -> Gradients | None:
+    """Hook of a fused kernel's backward: gradients that have derivatives, where they are wanted.
+
+    What it needs it takes from the node, as the kernel does: to hold tensors of its own would
+    undo checkpoints.
+    """
+    if not torch.is_grad_enabled():  # no create_graph=True
+        return None
+    node: Any = torch._C._current_autograd_node()
+    if node._saved_dropout_p:
+        raise _refusal("with dropout")
+    try:
+        mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
+        given = (node._saved_query, node._saved_key, node._saved_value, mask)
+    except RuntimeError as error:  # a checkpoint gives what was saved only once
+        raise _refusal("within torch.utils.checkpoint") from error
+    # views, so that q, k and v may be one tensor and have gradients of their own
+    own = [None if x is None else x.view_as(x) for x in given]
+    out = _plainly(*own, 0.0, node._saved_is_causal, node._saved_scale)
+    needed = [at for at, grad in enumerate(found) if grad is not None]
+    wanted = torch.autograd.grad(out, [own[at] for at in needed], grads[0], create_graph=True)
+    of = dict(zip(needed, wanted, strict=True))
+    return tuple(of.get(at) for at in range(len(found)))
+
+
+def _refusal(case: str) -> RuntimeError:
+    return RuntimeError(
+        f"attention {case} has no second derivative in this implementation; pass impl='reference' "
+        "to attend, or compute under "
+        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)."
+    )

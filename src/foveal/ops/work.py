@@ -102,11 +102,13 @@ def work_of(
     key_mask: Tensor | None,
     dropout_p: float,
     return_lse: bool,
+    scale: float | Tensor | None = None,
 ) -> Work:
     """The sizes and options of a call; nothing is checked, and no value looked at."""
     compiling = torch.compiler.is_compiling()
     kind, shape, bias_grad = _bias(bias)
     grad = torch.is_grad_enabled()
+    learned = bias_grad or (isinstance(scale, Tensor) and scale.requires_grad)
     return Work(
         pattern,
         q.shape,
@@ -120,7 +122,7 @@ def work_of(
         key_mask is not None,
         bool(dropout_p),
         return_lse,
-        grad and (q.requires_grad or k.requires_grad or v.requires_grad or bias_grad),
+        grad and (q.requires_grad or k.requires_grad or v.requires_grad or learned),
         compiling,
         compiling and torch.compiler.is_exporting(),
         0 if compiling else torch.get_num_threads(),
