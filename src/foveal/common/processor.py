@@ -54,6 +54,10 @@ def fast_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 and multiplies_bfloat16() else torch.float32
 
 
+# the compiler takes the answer as a constant and does not trace the question
+fast_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def cpu_flags() -> set[str]:
     """Names of instruction sets in /proc/cpuinfo; empty where there is none."""
     for line in cpu_info():

@@ -13,7 +13,7 @@ from foveal.layers.checks import (
     head_size,
     join_heads,
 )
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, num_weights, state_dtype
 from foveal.ops import attend
@@ -67,8 +67,8 @@ class SelfAttention(nn.Module):
         self.pattern = pattern
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
-        self.to_qkv = Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
-        self.to_out = Linear(heads * self.dim_head, dim)
+        self.to_qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
+        self.to_out = nn.Linear(heads * self.dim_head, dim)
 
     def extra_repr(self) -> str:
         return f"pattern={self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}"
@@ -125,7 +125,7 @@ class SelfAttention(nn.Module):
         """One more token: x (batch, 1, dim) -> same."""
         q, k, v = self._project(x, cache.position)
         cache = cache.append(k, v)
-        return self.to_out(join_heads(self._attend_newest(q, cache))), cache
+        return project(self.to_out, join_heads(self._attend_newest(q, cache))), cache
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
@@ -137,7 +137,7 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (batch, heads, tokens, dim_head); k, v (batch, kv_heads, tokens, dim_head)."""
-        qkv = self.to_qkv(x).unflatten(-1, (-1, self.dim_head))
+        qkv = project(self.to_qkv, x).unflatten(-1, (-1, self.dim_head))
         # split, whose derivative joins the parts, and not slices, whose derivatives are added
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
         if self.rotary is not None:
@@ -151,4 +151,4 @@ class SelfAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, self.pattern, key_mask=mask, dropout_p=dropout)
-        return self.to_out(join_heads(out))
+        return project(self.to_out, join_heads(out))

@@ -15,7 +15,7 @@ from foveal.layers.checks import (
     join_heads,
     split_heads,
 )
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, num_weights, state_dtype
@@ -61,9 +61,9 @@ class CrossAttention(nn.Module):
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.dropout = dropout
         self.stride = 1
-        self.to_q = Linear(dim, heads * self.dim_head, bias=False)
-        self.to_kv = Linear(dim, 2 * heads * self.dim_head, bias=False)
-        self.to_out = Linear(heads * self.dim_head, dim)
+        self.to_q = nn.Linear(dim, heads * self.dim_head, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * heads * self.dim_head, bias=False)
+        self.to_out = nn.Linear(heads * self.dim_head, dim)
 
     def forward(
         self,
@@ -99,15 +99,17 @@ class CrossAttention(nn.Module):
             scale=self.dim_head**-0.5,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.to_out(join_heads(_ungrouped(out, group, self.heads)[:, :, : x.shape[1]]))
+        return project(
+            self.to_out, join_heads(_ungrouped(out, group, self.heads)[:, :, : x.shape[1]])
+        )
 
     def queries(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
         """(batch, tokens, dim) -> (batch, heads, tokens, dim_head)."""
-        return self._turn(self.to_q(x), offset, stride)
+        return self._turn(project(self.to_q, x), offset, stride)
 
     def keys(self, context: Tensor, offset: int = 0, stride: int = 1) -> tuple[Tensor, Tensor]:
         """(batch, tokens, dim) -> keys and values (batch, heads, tokens, dim_head)."""
-        k, v = self.to_kv(context).chunk(2, dim=-1)
+        k, v = project(self.to_kv, context).chunk(2, dim=-1)
         return self._turn(k, offset, stride), split_heads(v, self.dim_head)
 
     def make_cache(
@@ -131,13 +133,13 @@ class CrossAttention(nn.Module):
         """Attention of one token x (batch, 1, dim) at position `offset` over all cached keys."""
         q, terms = self.queries(x, offset), self.relative
         if terms is None:
-            return self.to_out(join_heads(cache.attend(q)))
+            return project(self.to_out, join_heads(cache.attend(q)))
 
         def bias(positions: Tensor) -> Tensor:
             distances = (offset - positions.to(q.device) * context_stride) * self.stride
             return terms.logits(q, distances) * self.dim_head**-0.5
 
-        return self.to_out(join_heads(cache.attend(terms.content(q), bias=bias)))
+        return project(self.to_out, join_heads(cache.attend(terms.content(q), bias=bias)))
 
     def flops(self, num_queries: int, num_keys: int, num_pairs: int) -> int:
         """Floating-point operations of a forward pass that attends to `num_pairs` pairs."""

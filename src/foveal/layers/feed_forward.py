@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.layers.weights import num_weights
 from foveal.ops.define import is_beyond_functions
 
@@ -82,13 +82,13 @@ class FeedForward(nn.Module):
         if hidden < 1:
             raise ValueError(f"ff_mult must give at least one hidden feature, got {mult=}.")
         self.activation = activation
-        self.to_hidden = Linear(dim, hidden if activation == "gelu" else 2 * hidden)
+        self.to_hidden = nn.Linear(dim, hidden if activation == "gelu" else 2 * hidden)
         self.dropout = nn.Dropout(dropout)
-        self.to_out = Linear(hidden, dim)
+        self.to_out = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, dim) -> same."""
-        x = self.to_hidden(x)
+        x = project(self.to_hidden, x)
         if self.activation == "gelu":
             x = gelu(x)
         elif self.activation == "geglu":
@@ -96,7 +96,7 @@ class FeedForward(nn.Module):
         else:
             x, gate = x.chunk(2, dim=-1)
             x = x * F.silu(gate)
-        return self.to_out(self.dropout(x))
+        return project(self.to_out, self.dropout(x))
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""

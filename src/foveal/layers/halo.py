@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, linear, pad
+from torch.nn.functional import avg_pool2d, pad
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.linear import Linear, is_plain
+from foveal.layers.linear import is_plain, linear
 from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
 from foveal.layers.windowed import windowed_attention
 from foveal.layers.windows import fold, known
@@ -251,7 +251,7 @@ class HaloAttention(nn.Module):
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return is_plain(layer, nn.Linear, Linear, nn.Identity)
+    return is_plain(layer, nn.Linear, nn.Identity)
 
 
 def _called(layer: nn.Module, x: Tensor) -> Tensor:

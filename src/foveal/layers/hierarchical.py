@@ -12,6 +12,7 @@ from foveal.caches import PyramidCache
 from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import check_sizes
+from foveal.layers.linear import project
 from foveal.layers.rotary import Rotary
 from foveal.ops import PyramidBias, attend
 from foveal.patterns import Pyramid
@@ -80,7 +81,7 @@ class HAttention1D(SelfAttention):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, self.pattern, bias=self._bias, key_mask=mask, dropout_p=dropout)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return project(self.to_out, out.transpose(1, 2).flatten(2))
 
     def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
         assert isinstance(cache, PyramidCache)

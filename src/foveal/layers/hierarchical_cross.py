@@ -9,6 +9,7 @@ from foveal.common.arguments import checked
 from foveal.layers.checks import join_heads
 from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.hierarchical import InterleavedRotary, relative_table
+from foveal.layers.linear import project
 from foveal.ops import PyramidBias, attend
 from foveal.patterns import Pyramid
 
@@ -70,7 +71,7 @@ class HCrossAttention1D(CrossAttention):
         out = attend(
             self.queries(x), k, v, self.pattern, bias=self._bias, key_mask=mask, dropout_p=dropout
         )
-        return self.to_out(join_heads(out))
+        return project(self.to_out, join_heads(out))
 
     def remember(
         self, context: Tensor, mask: Tensor | None = None, max_queries: int | None = None
@@ -83,4 +84,4 @@ class HCrossAttention1D(CrossAttention):
     ) -> Tensor:
         """Attention of one token x (batch, 1, dim) at position `offset` -> same."""
         out = memory.attend(self.queries(x, offset), offset, bias=self._bias)
-        return self.to_out(join_heads(out))
+        return project(self.to_out, join_heads(out))

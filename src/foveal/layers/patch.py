@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.linear import is_plain
+from foveal.layers.linear import is_plain, linear
 
 
 def tokens(x: Tensor) -> Tensor:

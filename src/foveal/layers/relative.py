@@ -22,6 +22,7 @@ from foveal.caches import AttentionCache
 from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.checks import check_sizes, join_heads
+from foveal.layers.linear import project
 from foveal.layers.weights import dtype_of, matrix, num_weights
 from foveal.ops import attend
 from foveal.patterns import Full, Pattern
@@ -201,4 +202,4 @@ class RelativeAttention(SelfAttention):
         out = attend(
             q, k, v, self.pattern, bias=bias, key_mask=mask, scale=scale, dropout_p=dropout
         )
-        return self.to_out(join_heads(out))
+        return project(self.to_out, join_heads(out))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_sizes
+from foveal.layers.linear import linear
 from foveal.layers.windows import fold, known, take_first
 from foveal.patterns.sizes import pair
 
@@ -97,9 +98,9 @@ class RelPosEmb(nn.Module):
         ]
         if self.mode == "split":
             pairs = zip(q.chunk(2, -1), tables, strict=True)
-            logits = [half @ table.t() for half, table in pairs]
+            logits = [linear(half, table) for half, table in pairs]
         else:
-            logits = list((q @ torch.cat(tables).t()).split([len(t) for t in tables], -1))
+            logits = list(linear(q, torch.cat(tables)).split([len(t) for t in tables], -1))
         step = stride if true_offsets else 1
         rows, columns = (
             _windows(

@@ -9,7 +9,7 @@ from foveal.caches import AttentionCache
 from foveal.common.arguments import checked
 from foveal.layers.checks import Device, check_dropout, head_size, join_heads
 from foveal.layers.grid_rotary import Rotation
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.layers.weights import device_of, num_weights, state_dtype
 from foveal.ops import attend
 from foveal.patterns import Pattern
@@ -50,8 +50,8 @@ class RotatedAttention(nn.Module):
                 "be equal."
             )
         inner = heads * self.dim_head
-        self.to_qkv = Linear(dim, inner * 3, bias=False)
-        self.to_out = nn.Sequential(Linear(inner, dim), nn.Dropout(dropout))
+        self.to_qkv = nn.Linear(dim, inner * 3, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout))
 
     def extra_repr(self) -> str:
         return f"pattern={self.pattern}, heads={self.heads}"
@@ -106,7 +106,7 @@ class RotatedAttention(nn.Module):
         q, k, v = self._project(x, rotation, cache.position)
         cache = cache.append(k, v)
         real = None if mask is None else fit_mask(mask, cache.position)
-        return self.to_out(join_heads(cache.attend(q, key_mask=real))), cache
+        return project(self.to_out, join_heads(cache.attend(q, key_mask=real))), cache
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
@@ -122,7 +122,7 @@ class RotatedAttention(nn.Module):
         self, x: Tensor, rotation: Rotation | None, offset: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (batch, heads, tokens, dim_head)."""
-        qkv = self.to_qkv(x).unflatten(-1, (-1, self.dim_head))
+        qkv = project(self.to_qkv, x).unflatten(-1, (-1, self.dim_head))
         if rotation is None:
             q, k, v = qkv.transpose(1, 2).chunk(3, 1)
             return q, k, v
@@ -136,7 +136,7 @@ class RotatedAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         real = None if mask is None else fit_mask(mask, k.shape[2])
-        return self.to_out(join_heads(attend(q, k, v, self.pattern, key_mask=real)))
+        return project(self.to_out, join_heads(attend(q, k, v, self.pattern, key_mask=real)))
 
 
 def fit_mask(mask: Tensor, length: int) -> Tensor:

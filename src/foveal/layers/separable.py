@@ -14,7 +14,7 @@ from torch.nn.functional import gelu
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.linear import is_plain
+from foveal.layers.linear import is_plain, linear
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
 from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
@@ -107,7 +107,7 @@ class DSSA(nn.Module):
 def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
     """A convolution of width 1 over tokens (batch, tokens, dim_in) -> (..., dim_out)."""
     if is_plain(layer, nn.Conv1d):
-        return nn.functional.linear(x, layer.weight.flatten(1), layer.bias)  # type: ignore
+        return linear(x, layer.weight.flatten(1), layer.bias)  # type: ignore
     return layer(x.mT).mT
 
 

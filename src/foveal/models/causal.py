@@ -12,7 +12,7 @@ from foveal.caches import DecodingState
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
-from foveal.layers.linear import Linear, linear
+from foveal.layers.linear import linear, project
 from foveal.layers.weights import device_of, table
 from foveal.models.base import Model, evaluating
 from foveal.models.config import ModelConfig
@@ -71,7 +71,7 @@ class CausalLM(Model):
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.emb_dropout = nn.Dropout(dropout)
         self.transformer = body
-        self.to_logits = None if tie_embeddings else Linear(dim, num_tokens)
+        self.to_logits = None if tie_embeddings else nn.Linear(dim, num_tokens)
 
     @property
     def _body(self) -> Body:
@@ -219,7 +219,7 @@ class CausalLM(Model):
     def _logits(self, x: Tensor) -> Tensor:
         if self.to_logits is None:
             return linear(x, table(self.token_emb, 0, self.num_tokens))
-        return self.to_logits(x)
+        return project(self.to_logits, x)
 
     def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> None:
         check_tokens(tokens, mask, self.max_seq_len)

@@ -16,7 +16,6 @@ from foveal.ops.define import is_beyond_functions
 from foveal.ops.fused import fused_attention
 from foveal.ops.masks import Mask, build, is_all, mask_of
 from foveal.ops.reference import masked_attention, without_unread
-from foveal.ops.trust import ask_once
 from foveal.ops.work import Call, Result, Work
 from foveal.patterns import Full, Halo, Pyramid
 from foveal.patterns.subclasses import is_a
@@ -61,7 +60,7 @@ def run(call: Call) -> Result:
     work = call.work
     dtype = work.dtype
     if dtype not in (torch.float32, torch.float64):
-        dtype = _products(work.device.type, dtype)
+        dtype = fast_dtype(work.device.type, dtype)
     if call.bias is not None and (isinstance(call.bias, tuple) or call.bias.dtype != dtype):
         dtype = torch.promote_types(dtype, torch.float32)
     if dtype != work.dtype:
@@ -74,11 +73,6 @@ def run(call: Call) -> Result:
     else:
         out = _rows(call, 0, work.q[2])
     return (out if dtype == work.dtype else out.to(work.dtype)), None
-
-
-@ask_once
-def _products(device: str, dtype: torch.dtype) -> torch.dtype:
-    return fast_dtype(device, dtype)
 
 
 def by_definition(call: Call) -> tuple[Tensor, Tensor]:

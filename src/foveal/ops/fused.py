@@ -83,8 +83,9 @@ def _differentiable(found: Gradients, grads: Gradients) -> Gradients | None:
     except RuntimeError as error:  # a checkpoint gives what was saved only once
         raise _refusal("within torch.utils.checkpoint") from error
     # views, so that q, k and v may be one tensor and have gradients of their own
-    own = [None if x is None else x.view_as(x) for x in given]
-    out = _plainly(*own, 0.0, node._saved_is_causal, node._saved_scale)
+    own: list[Any] = [None if x is None else x.view_as(x) for x in given]
+    q, k, v, mask = own
+    out = _plainly(q, k, v, mask, 0.0, node._saved_is_causal, node._saved_scale)
     needed = [at for at, grad in enumerate(found) if grad is not None]
     wanted = torch.autograd.grad(out, [own[at] for at in needed], grads[0], create_graph=True)
     of = dict(zip(needed, wanted, strict=True))

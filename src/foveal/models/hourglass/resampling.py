@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.layers.weights import num_weights
 
 
@@ -62,11 +62,11 @@ class LinearShorten(nn.Module):
 
     def __init__(self, dim: int, factor: int) -> None:
         super().__init__()
-        self.proj = Linear(dim * factor, dim)
+        self.proj = nn.Linear(dim * factor, dim)
 
     def forward(self, groups: Groups) -> Tensor:
         """-> (B, M, D)"""
-        return self.proj(groups.x.flatten(2))
+        return project(self.proj, groups.x.flatten(2))
 
     def flops(self, num_groups: int) -> int:
         return 2 * num_groups * num_weights(self.proj)
@@ -90,11 +90,11 @@ class LinearUpsample(nn.Module):
     def __init__(self, dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        self.proj = Linear(dim, dim * factor)
+        self.proj = nn.Linear(dim, dim * factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M K, D)"""
-        return self.proj(x).unflatten(2, (self.factor, -1)).flatten(1, 2)
+        return project(self.proj, x).unflatten(2, (self.factor, -1)).flatten(1, 2)
 
     def flops(self, num_groups: int) -> int:
         return 2 * num_groups * num_weights(self.proj)

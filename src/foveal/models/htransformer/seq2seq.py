@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.layers.checks import Device, check_dropout, check_sizes
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.layers.weights import device_of, num_weights
 from foveal.models.base import Model, evaluating
 from foveal.models.causal import as_index, check_tokens, check_vocabulary, only_real
@@ -70,7 +70,7 @@ class HTransformerSeq2Seq(Model):
         self.emb_dropout = nn.Dropout(c.dropout)
         self.encoder = HStack(c.stack(causal=False))
         self.decoder = HDecoder(c.stack(causal=True))
-        self.to_logits = Linear(c.dim, c.target_tokens)
+        self.to_logits = nn.Linear(c.dim, c.target_tokens)
 
     def forward(
         self,
@@ -95,8 +95,9 @@ class HTransformerSeq2Seq(Model):
         check_tokens(target, target_mask, self.max_seq_len, "target")
         memory = self.encode(source, source_mask)
         x = self.emb_dropout(self.target_emb(as_index(target)))
-        return self.to_logits(
-            self.decoder(only_real(x, target_mask), memory, target_mask, source_mask)
+        return project(
+            self.to_logits,
+            self.decoder(only_real(x, target_mask), memory, target_mask, source_mask),
         )
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -136,7 +137,7 @@ class HTransformerSeq2Seq(Model):
         cache = self.make_cache(len(target), max_length)
         x = self.emb_dropout(self.target_emb(as_index(target)))
         x = self.decoder.prefill(x, memory, source_mask, cache)
-        return self.to_logits(x[:, -1]), cache
+        return project(self.to_logits, x[:, -1]), cache
 
     @torch.no_grad()
     def step(self, token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
@@ -148,7 +149,7 @@ class HTransformerSeq2Seq(Model):
         if token.ndim != 1:
             raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
         x = self.decoder.step(self.emb_dropout(self.target_emb(as_index(token[:, None]))), cache)
-        return self.to_logits(x[:, -1]), cache
+        return project(self.to_logits, x[:, -1]), cache
 
     def generate(
         self,
