@@ -3,14 +3,14 @@
 from typing import Any
 
 from foveal.common.lazy import provided
-from foveal.layers.attention import SelfAttention
+from foveal.layers.attention import RelativeAttention, SelfAttention
 from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
 from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
-from foveal.layers.relative import Relative, RelativeAttention
+from foveal.layers.relative import Relative
 from foveal.layers.relative_position import RelPosEmb
 from foveal.layers.reversible import ReversibleSequence
 from foveal.layers.rotary import Rotary

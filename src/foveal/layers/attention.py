@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache, PyramidCache
 from foveal.common.arguments import checked
-from foveal.layers.checks import (
-    Device,
-    check_dropout,
-    check_sizes,
-    head_size,
-    join_heads,
-)
+from foveal.layers.checks import Device, check_dropout, check_sizes, head_size, join_heads
+from foveal.layers.grid_rotary import Rotation
 from foveal.layers.linear import project
+from foveal.layers.positions import Positions, relative_table
+from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, num_weights, state_dtype
-from foveal.ops import attend
+from foveal.ops import PyramidBias, attend
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
 
 AttentionState = AttentionCache | PyramidCache
+Turn = Positions | Rotation
+"""What turns projections from a position on: an object that layers share, or a table."""
 
 
 class SelfAttention(nn.Module):
@@ -33,8 +34,17 @@ class SelfAttention(nn.Module):
         dim_head: features of a head; None = dim / heads.
         kv_heads: number of key and value heads, each shared by heads / kv_heads queries
             (grouped-query attention); None = heads.
-        rotary: rotary positions on queries and keys; a Rotary to share its table.
+        rotary: positions: True = a Rotary of its own; any Positions to share their table, a
+            Relative for relative attention in their place; False = none.
         dropout: on the attention weights.
+        relative_bias: over a Pyramid, learn a table of hierarchical relative positions: True =
+            one a head, "shared" = one for all heads.
+        rotate_values: rotary positions turn the values too, as dalle-pytorch does; False turns
+            queries and keys only, as RoFormer (Su et al., 2021).
+        out_dropout: dropout on the output, as a second part of `to_out`; None = no such part.
+
+    Attributes:
+        stride: step from one token to the next, in the positions of relative attention.
 
     Raises:
         ValueError: sizes that do not divide, or a pattern whose own heads are not `heads`.
@@ -48,8 +58,12 @@ class SelfAttention(nn.Module):
         heads: int = 8,
         dim_head: int | None = 64,
         kv_heads: int | None = None,
-        rotary: bool | Rotary = True,
+        rotary: bool | Positions | Relative = True,
         dropout: float = 0.0,
+        *,
+        relative_bias: bool | str = False,
+        rotate_values: bool = False,
+        out_dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.dim_head = head_size(dim, heads, dim_head)
@@ -64,68 +78,98 @@ class SelfAttention(nn.Module):
                 f"the pattern has {pattern.heads} heads of its own, got {heads=}; they must be "
                 "equal."
             )
-        self.pattern = pattern
+        self.pattern, self.dropout, self.rotate_values = pattern, dropout, rotate_values
+        relative = rotary if isinstance(rotary, Relative) else None
+        rotary = False if isinstance(rotary, Relative) else rotary
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
-        self.dropout = dropout
         self.to_qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
         self.to_out = nn.Linear(heads * self.dim_head, dim)
+        if out_dropout is not None:
+            check_dropout(out_dropout)
+            parts = (self.to_out, nn.Dropout(out_dropout))
+            self.to_out = nn.Sequential(*parts)  # type: ignore[assignment]
+        self.relative = None if relative is None else RelativeTerms(relative)
+        self.rel_bias = relative_table(pattern, relative_bias, heads)
+        self.stride = 1
 
     def extra_repr(self) -> str:
         return f"pattern={self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}"
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotary: Turn | None = None) -> Tensor:
         """(batch, tokens, dim) -> same.
 
         Args:
             mask: (batch, tokens) bool, True = real; keys that are not real are read by nobody.
+            rotary: positions in place of the layer's own.
         """
-        q, k, v = self._project(x, 0)
-        return self._attend(q, k, v, mask)
+        return self._attend(*self._project(x, 0, rotary), mask)
 
     def make_cache(
         self, batch: int, max_length: int | None = None, device: Device = None
     ) -> AttentionState:
-        """An empty decoding state for `batch` rows; on the layer's device if None is given."""
-        if is_a(self.pattern, Pyramid):
-            return PyramidCache(
-                self.pattern,
-                batch,
-                self.kv_heads,
-                self.dim_head,
-                max_length,
-                heads=self.heads,
-                dtype=state_dtype(self.to_qkv),
-                device=device or device_of(self.to_qkv),
-            )
-        return AttentionCache(
-            self.pattern,
-            batch,
-            self.kv_heads,
-            self.dim_head,
-            max_length,
-            dtype=state_dtype(self.to_qkv),
-            device=device or device_of(self.to_qkv),
-        )
+        """An empty decoding state for `batch` rows; on the layer's device if None is given.
 
-    def prefill(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
+        Its keys and values are (batch, kv_heads, tokens that can still be read, dim_head).
+        """
+        device = device or device_of(self.to_qkv)
+        where: Any = {"dtype": state_dtype(self.to_qkv), "device": device}
+        sizes = (batch, self.kv_heads, self.dim_head, max_length)
+        if is_a(self.pattern, Pyramid):
+            return PyramidCache(self.pattern, *sizes, heads=self.heads, **where)
+        return AttentionCache(self.pattern, *sizes, **where)
+
+    def prefill(
+        self,
+        x: Tensor,
+        cache: AttentionState,
+        mask: Tensor | None = None,
+        rotary: Turn | None = None,
+    ) -> tuple[Tensor, AttentionState]:
         """The forward pass over the first tokens, remembered in an empty cache.
+
+        Args:
+            x: (batch, tokens, dim).
+            mask: (batch, tokens) bool, as in `forward`; the cache remembers all tokens.
+
+        Returns:
+            (batch, tokens, dim), and the cache.
 
         Raises:
             ValueError: the cache has seen tokens already.
         """
         if cache.position:
             raise ValueError(f"prefill needs an empty cache, got position={cache.position}.")
-        q, k, v = self._project(x, 0)
-        out = self._attend(q, k, v, None)
+        q, k, v = self._project(x, 0, rotary)
+        out = self._attend(q, k, v, mask)
         if isinstance(cache, PyramidCache):
             return out, cache.prefill(k, v, q)
         return out, cache.prefill(k, v)
 
-    def step(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
-        """One more token: x (batch, 1, dim) -> same."""
-        q, k, v = self._project(x, cache.position)
+    def step(
+        self,
+        x: Tensor,
+        cache: AttentionState,
+        mask: Tensor | None = None,
+        rotary: Turn | None = None,
+    ) -> tuple[Tensor, AttentionState]:
+        """One more token.
+
+        Args:
+            x: (batch, 1, dim).
+            mask: (batch, tokens seen, this one included) bool, True = real.
+
+        Returns:
+            (batch, 1, dim), and the cache.
+        """
+        q, k, v = self._project(x, cache.position, rotary)
         cache = cache.append(k, v)
-        return project(self.to_out, join_heads(self._attend_newest(q, cache))), cache
+        options: Any = {} if mask is None else {"key_mask": mask}
+        if self.relative is not None:
+            now = cache.position - 1
+            q, options["bias"] = self.relative.newest(q, now, self.stride)
+        elif self.rel_bias is not None:
+            options["bias"] = PyramidBias(self.rel_bias)
+        return project(self.to_out, join_heads(cache.attend(q, **options))), cache
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
@@ -133,22 +177,51 @@ class SelfAttention(nn.Module):
         pairs = self.pattern.num_pairs(length)
         if self.pattern.heads is None:
             pairs *= self.heads
-        return 2 * length * weights + 4 * self.dim_head * pairs
+        per_pair = 4 * self.dim_head
+        if self.relative is not None:
+            weights, per_pair = weights + num_weights(self.relative.to_r), 6 * self.dim_head
+        return 2 * length * weights + per_pair * pairs
 
-    def _project(self, x: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, offset: int | Tensor, rotary: Turn | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q (batch, heads, tokens, dim_head); k, v (batch, kv_heads, tokens, dim_head)."""
+        turn = self.rotary if rotary is None else rotary
         qkv = project(self.to_qkv, x).unflatten(-1, (-1, self.dim_head))
+        if turn is not None and self.rotate_values:
+            qkv, turn = turn(qkv, offset), None
         # split, whose derivative joins the parts, and not slices, whose derivatives are added
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
-        if self.rotary is not None:
-            qk = self.rotary(qk, offset)
+        if turn is not None:
+            qk = turn(qk, offset)
         q, k = qk.transpose(1, 2).split((self.heads, self.kv_heads), 1)
         return q, k, v.transpose(1, 2)
 
-    def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
-        return cache.attend(q)
-
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q, k, v as from `_project`, mask (batch, tokens) -> (batch, tokens, dim)."""
+        bias: Any = None if self.rel_bias is None else PyramidBias(self.rel_bias)
+        scale = None
+        if self.relative is not None:
+            scale = self.dim_head**-0.5
+            q, k, bias = self.relative.relate(q, k, self.pattern, self.stride)
         dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, self.pattern, key_mask=mask, dropout_p=dropout)
+        out = attend(
+            q, k, v, self.pattern, bias=bias, key_mask=mask, scale=scale, dropout_p=dropout
+        )
         return project(self.to_out, join_heads(out))
+
+
+class RelativeAttention(SelfAttention):
+    """SelfAttention with the relative positions `shared` in place of rotary ones."""
+
+    def __init__(
+        self,
+        dim: int,
+        pattern: Pattern,
+        heads: int,
+        dim_head: int | None,
+        kv_heads: int | None,
+        shared: Relative,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dim, pattern, heads, dim_head, kv_heads, shared, dropout)

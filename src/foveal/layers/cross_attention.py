@@ -16,6 +16,7 @@ from foveal.layers.checks import (
     split_heads,
 )
 from foveal.layers.linear import project
+from foveal.layers.positions import Positions
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, num_weights, state_dtype
@@ -31,8 +32,7 @@ class CrossAttention(nn.Module):
     Args:
         dim: features of both sequences, and of the output.
         heads, dim_head: as in SelfAttention.
-        rotary: rotary positions on queries and keys; a Rotary to share its table, a Relative for
-            relative attention in its place.
+        rotary: as in SelfAttention.
         dropout: on the attention weights.
 
     Attributes:
@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         dim: int,
         heads: int = 8,
         dim_head: int | None = 64,
-        rotary: bool | Rotary | Relative = True,
+        rotary: bool | Positions | Relative = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -99,9 +99,8 @@ class CrossAttention(nn.Module):
             scale=self.dim_head**-0.5,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return project(
-            self.to_out, join_heads(_ungrouped(out, group, self.heads)[:, :, : x.shape[1]])
-        )
+        out = _ungrouped(out, group, self.heads)[:, :, : x.shape[1]]
+        return project(self.to_out, join_heads(out))
 
     def queries(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
         """(batch, tokens, dim) -> (batch, heads, tokens, dim_head)."""
@@ -131,15 +130,10 @@ class CrossAttention(nn.Module):
         self, x: Tensor, cache: AttentionCache, offset: int, context_stride: int = 1
     ) -> Tensor:
         """Attention of one token x (batch, 1, dim) at position `offset` over all cached keys."""
-        q, terms = self.queries(x, offset), self.relative
-        if terms is None:
-            return project(self.to_out, join_heads(cache.attend(q)))
-
-        def bias(positions: Tensor) -> Tensor:
-            distances = (offset - positions.to(q.device) * context_stride) * self.stride
-            return terms.logits(q, distances) * self.dim_head**-0.5
-
-        return project(self.to_out, join_heads(cache.attend(terms.content(q), bias=bias)))
+        q, bias = self.queries(x, offset), None
+        if self.relative is not None:
+            q, bias = self.relative.newest(q, offset, self.stride, context_stride)
+        return project(self.to_out, join_heads(cache.attend(q, bias=bias)))
 
     def flops(self, num_queries: int, num_keys: int, num_pairs: int) -> int:
         """Floating-point operations of a forward pass that attends to `num_pairs` pairs."""

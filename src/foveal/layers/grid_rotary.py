@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from foveal.layers.positions import Positions
+from foveal.layers.weights import is_traced
+
 IMAGE_AS_TEXT = 8192.0
 """Text position given to every pixel: far away from the text."""
 
@@ -44,6 +47,10 @@ class Rotation(NamedTuple):
         )[:dim]
         return cls(angles.cos(), angles.sin() * sign)
 
+    def __call__(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
+        """x (batch, tokens, heads, dim) from position `offset` on -> same, turned."""
+        return self.at(offset, x.shape[1]).turn(x)
+
     def at(self, first: int | Tensor, count: int) -> Rotation:
         """The rotation of `count` tokens from position `first` on, an int or a tensor ()."""
         if isinstance(first, Tensor):
@@ -58,6 +65,40 @@ class Rotation(NamedTuple):
         if even != x.shape[-1]:  # the last feature has no partner and sine 0
             swapped = torch.cat((swapped, x[..., even:]), -1)
         return torch.addcmul(x * self.cos, swapped, self.sin).to(x.dtype)
+
+
+class GridRotary(Positions):
+    """Positions of text followed by an image, as DALLE-pytorch has them; see text_image_angles.
+
+    Args:
+        text_length, grid, dim_head: as in text_image_angles.
+    """
+
+    def __init__(self, text_length: int, grid: tuple[int, int], dim_head: int) -> None:
+        super().__init__()
+        check_rotary(dim_head)
+        self.text_length, self.grid, self.dim_head = text_length, grid, dim_head
+        self._rotations: dict[torch.device, Rotation] = {}
+
+    def forward(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
+        """As in Positions, for a stride of 1: x (batch, tokens, heads, dim_head) -> same."""
+        return self.rotation(x.device)(x, offset)
+
+    def rotation(self, device: torch.device) -> Rotation:
+        """That of all positions, on a device."""
+        if torch.compiler.is_compiling():
+            found = self._rotations.get(device)
+            return self._turning(device) if found is None else found
+        if is_traced():
+            return self._turning(device)
+        if device not in self._rotations:
+            with torch.inference_mode(False):  # training must be able to use the table later
+                self._rotations[device] = self._turning(device)
+        return self._rotations[device]
+
+    def _turning(self, device: torch.device) -> Rotation:
+        angles = text_image_angles(self.text_length, self.grid, self.dim_head, device)
+        return Rotation.of(angles, self.dim_head)
 
 
 def text_image_angles(

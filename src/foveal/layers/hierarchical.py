@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.caches import PyramidCache
 from foveal.common.arguments import checked
-from foveal.layers.attention import AttentionState, SelfAttention
-from foveal.layers.checks import check_sizes
-from foveal.layers.linear import project
+from foveal.layers.attention import SelfAttention
+from foveal.layers.checks import check_sizes, head_size
+from foveal.layers.positions import Positions
 from foveal.layers.rotary import Rotary
-from foveal.ops import PyramidBias, attend
 from foveal.patterns import Pyramid
 
 
@@ -69,23 +67,10 @@ class HAttention1D(SelfAttention):
         dropout: float = 0.0,
     ) -> None:
         pattern = Pyramid(block_size, causal, neighbors, queries)
-        super().__init__(dim, pattern, heads, dim_head, kv_heads, False, dropout)
-        self.rotary = _positions(pos_emb, self.dim_head)
-        self.rel_bias = relative_table(pattern, relative_bias, heads)
+        rotary = _positions(pos_emb, head_size(dim, heads, dim_head))
+        sizes = (heads, dim_head, kv_heads, rotary or False, dropout)
+        super().__init__(dim, pattern, *sizes, relative_bias=relative_bias)
         self.register_load_state_dict_pre_hook(_drop_buffers)
-
-    @property
-    def _bias(self) -> PyramidBias | None:
-        return None if self.rel_bias is None else PyramidBias(self.rel_bias)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, self.pattern, bias=self._bias, key_mask=mask, dropout_p=dropout)
-        return project(self.to_out, out.transpose(1, 2).flatten(2))
-
-    def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
-        assert isinstance(cache, PyramidCache)
-        return cache.attend(q, bias=self._bias)
 
 
 class CausalHAttention1D(HAttention1D):
@@ -123,24 +108,10 @@ class CausalHAttention1D(HAttention1D):
         )
 
 
-def relative_table(pattern: Pyramid, wanted: bool | str, heads: int) -> nn.Parameter | None:
-    """A table of hierarchical relative positions (rows, heads or 1), or None.
-
-    Raises:
-        ValueError: another word than "shared".
-    """
-    if wanted not in (True, False, "shared"):
-        raise ValueError(f"relative_bias must be True, False or 'shared', got {wanted!r}.")
-    if not wanted:
-        return None
-    tables = 1 if wanted == "shared" else heads
-    return nn.Parameter(torch.randn(pattern.bias_size, tables) * 0.1)
-
-
-def _positions(pos_emb: bool | nn.Module | None, dim_head: int) -> Rotary | None:
+def _positions(pos_emb: bool | nn.Module | None, dim_head: int) -> Positions | None:
     if pos_emb is None or pos_emb is False:
         return None
-    if isinstance(pos_emb, Rotary):
+    if isinstance(pos_emb, Positions):
         return pos_emb
     own = InterleavedRotary(dim_head)
     freqs = getattr(pos_emb, "freqs", None)

@@ -8,8 +8,8 @@ from foveal.caches import PyramidMemory
 from foveal.common.arguments import checked
 from foveal.layers.checks import join_heads
 from foveal.layers.cross_attention import CrossAttention
-from foveal.layers.hierarchical import InterleavedRotary, relative_table
 from foveal.layers.linear import project
+from foveal.layers.positions import Positions, relative_table
 from foveal.ops import PyramidBias, attend
 from foveal.patterns import Pyramid
 
@@ -43,7 +43,7 @@ class HCrossAttention1D(CrossAttention):
         dim_head: int | None = 64,
         block_size: int = 16,
         neighbors: str = "adjacent",
-        pos_emb: bool | InterleavedRotary = False,
+        pos_emb: bool | Positions = False,
         relative_bias: bool | str = False,
         dropout: float = 0.0,
     ) -> None:

@@ -38,6 +38,9 @@ def is_plain_block(block: Block) -> bool:
         and is_plain(ff, FeedForward)
         and all(map(is_plain, (attn.to_qkv, attn.to_out, ff.to_hidden, ff.to_out)))
         and (attn.rotary is None or is_plain(attn.rotary, Rotary))
+        and not attn.rotate_values
+        and attn.relative is None
+        and attn.rel_bias is None
     )
 
 

@@ -14,17 +14,15 @@ Legend of shapes: B batch, H heads, N queries, M keys, D features of a head, S s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.caches import AttentionCache
 from foveal.common.arguments import checked
-from foveal.layers.attention import AttentionState, SelfAttention
-from foveal.layers.checks import check_sizes, join_heads
-from foveal.layers.linear import project
-from foveal.layers.weights import dtype_of, matrix, num_weights
-from foveal.ops import attend
+from foveal.layers.checks import check_sizes
+from foveal.layers.weights import dtype_of, matrix
 from foveal.patterns import Full, Pattern
 from foveal.patterns.subclasses import is_a
 
@@ -81,6 +79,31 @@ class RelativeTerms(nn.Module):
     def shared(self) -> Relative:
         """Where u, w and the sinusoids live."""
         return self._shared[0]
+
+    def relate(
+        self, q: Tensor, k: Tensor, pattern: Pattern, stride: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What one sequence attends with: queries (B, H, N, D or D + S), keys as wide, and a bias
+        (B, H, N, N) or None. Tokens stand `stride` positions apart."""
+        if is_a(pattern, Full):
+            bias = self.distance_logits(q, stride, pattern.causal) * self.shared.dim_head**-0.5
+            return self.content(q), k, bias
+        places = torch.arange(q.shape[2], device=q.device) * stride
+        return *self.extended(q, k, places, places), None
+
+    def newest(
+        self, q: Tensor, position: int, stride: int, key_stride: int = 1
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """One query (B, H, 1, D) at a position, and the bias of keys at places (M,): (B, H, M).
+
+        Keys stand `key_stride` positions apart, and positions `stride` of the sinusoids'.
+        """
+
+        def bias(places: Tensor) -> Tensor:
+            distances = (position - places.to(q.device) * key_stride) * stride
+            return self.logits(q, distances) * self.shared.dim_head**-0.5
+
+        return self.content(q), bias
 
     def content(self, q: Tensor) -> Tensor:
         """q + u: (B, H, N, D)."""
@@ -142,64 +165,3 @@ def _shift_rows(x: Tensor, length: int) -> Tensor:
     missing = length * (width - 1) - flat.shape[-1]
     flat = F.pad(flat, (0, max(0, missing)))[..., : length * (width - 1)]
     return flat.unflatten(-1, (length, width - 1))[..., :length]
-
-
-class RelativeAttention(SelfAttention):
-    """SelfAttention with relative positions in place of rotary ones.
-
-    Args:
-        shared: the model's u, w and sinusoids.
-        Others as in SelfAttention.
-
-    Attributes:
-        stride: step from one token to the next, in positions: the total shortening.
-    """
-
-    @checked
-    def __init__(
-        self,
-        dim: int,
-        pattern: Pattern,
-        heads: int,
-        dim_head: int | None,
-        kv_heads: int | None,
-        shared: Relative,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(dim, pattern, heads, dim_head, kv_heads, False, dropout)
-        self.relative = RelativeTerms(shared)
-        self.stride = 1
-
-    def _attend_newest(self, q: Tensor, cache: AttentionState) -> Tensor:
-        if not isinstance(cache, AttentionCache):
-            raise ValueError(f"relative positions need an AttentionCache, got {type(cache)}.")
-        now = cache.position - 1
-
-        def bias(positions: Tensor) -> Tensor:
-            distances = (now - positions.to(q.device)) * self.stride
-            return self.relative.logits(q, distances) * self.dim_head**-0.5
-
-        return cache.attend(self.relative.content(q), bias=bias)
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        pairs = self.pattern.num_pairs(length) * (1 if self.pattern.heads else self.heads)
-        return (
-            super().flops(length)
-            + 2 * length * num_weights(self.relative.to_r)
-            + (2 * self.dim_head * pairs)
-        )
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        scale, bias = self.dim_head**-0.5, None
-        if is_a(self.pattern, Full):
-            bias = self.relative.distance_logits(q, self.stride, self.pattern.causal) * scale
-            q = self.relative.content(q)
-        else:
-            places = torch.arange(q.shape[2], device=q.device) * self.stride
-            q, k = self.relative.extended(q, k, places, places)
-        dropout = self.dropout if self.training else 0.0
-        out = attend(
-            q, k, v, self.pattern, bias=bias, key_mask=mask, scale=scale, dropout_p=dropout
-        )
-        return project(self.to_out, join_heads(out))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.common.arguments import checked
+from foveal.layers.positions import Positions
 from foveal.layers.weights import is_traced
 
 TABLE_LIMIT = 1 << 17
 """Positions beyond this are computed when needed instead of being kept in a table."""
 
 
-class Rotary(nn.Module):
+class Rotary(Positions):
     """Turns pairs of features by angles that grow with the position, so that scores see distance.
 
     Su et al., "RoFormer" (2021). Feature i is paired with feature i + dim / 2. Without weights;
@@ -41,15 +42,7 @@ class Rotary(nn.Module):
         return f"dim={self.dim}, base={self.base:g}"
 
     def forward(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
-        """Turn the tokens at positions offset, offset + stride, ...
-
-        Args:
-            x: (batch, tokens, heads, dim).
-            offset: an int, or a tensor () whose value no shape depends on.
-
-        Returns:
-            tensor of the shape and dtype of x.
-        """
+        """As in Positions: x (batch, tokens, heads, dim) -> same, turned."""
         wide = torch.promote_types(x.dtype, torch.float32)
         cos, sin = self._rows(offset, x.shape[1], stride, x.device).to(wide).unbind(1)
         y = x.to(wide)

@@ -10,11 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
 from foveal.common.arguments import checked
-from foveal.layers.attention import AttentionState, SelfAttention
+from foveal.layers.attention import AttentionState, RelativeAttention, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
 from foveal.layers.plain_step import is_plain_block, plain_step
-from foveal.layers.relative import Relative, RelativeAttention
+from foveal.layers.relative import Relative
 from foveal.layers.rotary import Rotary
 from foveal.patterns import Pattern
 

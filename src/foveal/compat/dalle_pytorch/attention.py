@@ -12,14 +12,15 @@ from inspect import isfunction
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.common.arguments import checked
 from foveal.common.checks import as_bool
 from foveal.compat.helpers import exists
+from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import check_sizes
 from foveal.layers.grid_rotary import Rotation
-from foveal.layers.rotated_attention import RotatedAttention
 from foveal.models.dalle.attention_types import block_sparse, pattern_of
 from foveal.patterns import BlockSparse, Full, Pattern
 
@@ -39,7 +40,7 @@ __all__ = [
 Grid = int | tuple[int, int]
 
 
-class Attention(RotatedAttention):
+class Attention(SelfAttention):
     """Multi-head self-attention; dense, or over any pattern.
 
     Args:
@@ -51,7 +52,7 @@ class Attention(RotatedAttention):
         stable: accepted for compatibility; the softmax is always computed stably.
         static_mask: (tokens, tokens) bool, True = may be read.
         pattern: who reads whom, in place of causal and static_mask.
-        rotate_values: see RotatedAttention.
+        rotate_values: as in SelfAttention.
 
     Raises:
         ValueError: sizes that make no sense, or a pattern whose own heads are not `heads`.
@@ -75,10 +76,11 @@ class Attention(RotatedAttention):
         check_sizes(seq_len=seq_len)
         causal = _as_causal(causal)
         pattern = _pattern(causal, static_mask) if pattern is None else pattern
-        super().__init__(dim, pattern, heads, dim_head, dropout, rotate_values)
+        options: Any = {"rotate_values": rotate_values, "out_dropout": dropout}
+        super().__init__(dim, pattern, heads, dim_head, rotary=False, **options)
         self.seq_len, self.causal, self.stable = seq_len, causal, stable
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         mask: Tensor | None = None,
@@ -105,10 +107,11 @@ class Attention(RotatedAttention):
         if isinstance(rotary_pos_emb, Tensor):
             rotary_pos_emb = Rotation.of(rotary_pos_emb, self.dim_head)
         if cache is None:
-            return super().forward(x, mask, rotary_pos_emb)
+            return super().forward(x, _fit(mask, x.shape[1]), rotary_pos_emb)
         if offset == 0:
             empty = self.make_cache(x.shape[0], self.seq_len + 1, x.device)
-            out, cache[cache_key] = self.prefill(x, empty, rotary_pos_emb, mask)
+            real = _fit(mask, x.shape[1])
+            out, cache[cache_key] = self.prefill(x, empty, real, rotary_pos_emb)
             return out
         state = cache.get(cache_key)
         if state is None or state.position != offset:
@@ -119,7 +122,8 @@ class Attention(RotatedAttention):
             )
         steps = []
         for token in x.split(1, 1):
-            out, state = self.step(token, state, rotary_pos_emb, mask)
+            real = _fit(mask, state.position + 1)
+            out, state = self.step(token, state, real, rotary_pos_emb)
             steps.append(out)
         return torch.cat(steps, 1)
 
@@ -137,6 +141,13 @@ class Attention(RotatedAttention):
                 f"mask must be (batch, tokens) bool with batch={x.shape[0]}, True = real; got "
                 f"shape {tuple(mask.shape)} of {mask.dtype}."
             )
+
+
+def _fit(mask: Tensor | None, length: int) -> Tensor | None:
+    """A mask of the first tokens (batch, any) -> one of `length` tokens."""
+    if mask is None:
+        return None
+    return F.pad(mask[:, :length], (0, max(0, length - mask.shape[1])), value=True)
 
 
 def _as_causal(causal: Any) -> bool:

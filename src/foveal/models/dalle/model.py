@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
+from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.linear import is_plain, linear
-from foveal.layers.rotated_attention import RotatedAttention
 from foveal.layers.weights import device_of, is_traced, matrix
 from foveal.models.base import Model
 from foveal.models.dalle.config import SIZES, DALLEConfig
@@ -123,7 +123,7 @@ class DALLE(Drawing, Model):
     def is_causal(self) -> bool:
         """Whether the model can be decoded a token at a time."""
         layers = self.transformer.attentions
-        return all(one.pattern.is_causal for one in layers if isinstance(one, RotatedAttention))
+        return all(one.pattern.is_causal for one in layers if isinstance(one, SelfAttention))
 
     # -- training ---------------------------------------------------------------------------
 

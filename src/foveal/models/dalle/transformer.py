@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
+from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
 from foveal.layers.grid_rotary import Rotation, check_rotary, text_image_angles
 from foveal.layers.reversible import Half, reversible
-from foveal.layers.rotated_attention import RotatedAttention
 from foveal.layers.token_shift import TokenShift
 from foveal.layers.weights import device_of, is_traced, state_dtype
 from foveal.models.dalle.attention_types import AttnType, pattern_of
@@ -113,7 +113,15 @@ class Transformer(nn.Module):
             )
             if pattern is None:
                 return FeedForward(dim, ff_mult, activation, ff_dropout)
-            return RotatedAttention(dim, pattern, heads, dim_head, attn_dropout, rotate_values)
+            return SelfAttention(
+                dim,
+                pattern,
+                heads,
+                dim_head,
+                rotary=False,
+                rotate_values=rotate_values,
+                out_dropout=attn_dropout,
+            )
 
         kinds = list(itertools.islice(itertools.cycle(attn_types), depth))
         attn_ids = _ids(shared_attn_ids, depth)
@@ -160,7 +168,7 @@ class Transformer(nn.Module):
         return Rotation.of(angles, self.dim_head)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(batch, tokens, dim) -> same; mask (batch, any) True = real, for the first tokens."""
+        """(batch, tokens, dim) -> same; mask (batch, tokens) True = real."""
         rotation = self.rotation(x.device)
 
         def apply(branch: int, x: Tensor) -> Tensor:
@@ -168,7 +176,7 @@ class Transformer(nn.Module):
             y = around.norm(x)
             y = y if self.shift is None else self.shift(y)
             inner = self.inner(branch)
-            y = inner(y, mask, rotation) if isinstance(inner, RotatedAttention) else inner(y)
+            y = inner(y, mask, rotation) if isinstance(inner, SelfAttention) else inner(y)
             return around.norm_out(y)
 
         if self.reversible and self.training:
@@ -186,11 +194,11 @@ class Transformer(nn.Module):
         parts: list[Any] = []
         for branch in range(2 * self.depth):
             inner, own = self.inner(branch), list[Any]()
-            like = inner.get_submodule(FIRST[isinstance(inner, RotatedAttention)])
+            like = inner.get_submodule(FIRST[isinstance(inner, SelfAttention)])
             if self.shift is not None:
                 where = device or device_of(like)
                 own.append(self.shift.make_cache(batch, state_dtype(like), where))
-            if isinstance(inner, RotatedAttention):
+            if isinstance(inner, SelfAttention):
                 own.append(inner.make_cache(batch, self.seq_len + 1, device))
             parts.append(DecodingState(own))
         return DecodingState(parts)
@@ -204,8 +212,8 @@ class Transformer(nn.Module):
             y = around.norm(x)
             if self.shift is not None:
                 y = self.shift.prefill(y, state.parts[0])
-            if isinstance(inner, RotatedAttention):
-                y, state.parts[-1] = inner.prefill(y, state.parts[-1], rotation)
+            if isinstance(inner, SelfAttention):
+                y, state.parts[-1] = inner.prefill(y, state.parts[-1], rotary=rotation)
             else:
                 y = inner(y)
             return around.norm_out(y)
@@ -223,8 +231,8 @@ class Transformer(nn.Module):
             y = around.norm(x)
             if self.shift is not None:
                 y = self.shift.step(y, state.parts[0])
-            if isinstance(inner, RotatedAttention):
-                y, state.parts[-1] = inner.step(y, state.parts[-1], rotation)
+            if isinstance(inner, SelfAttention):
+                y, state.parts[-1] = inner.step(y, state.parts[-1], rotary=rotation)
             else:
                 y = inner(y)
             return around.norm_out(y)
@@ -236,7 +244,7 @@ class Transformer(nn.Module):
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
         inner = [self.inner(branch) for branch in range(2 * self.depth)]
-        return sum(cast(RotatedAttention | FeedForward, one).flops(length) for one in inner)
+        return sum(cast(SelfAttention | FeedForward, one).flops(length) for one in inner)
 
     # -- parts ------------------------------------------------------------------------------
 
