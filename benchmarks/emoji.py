@@ -70,10 +70,9 @@ def main() -> None:
     best = baseline(args.size)
     print(f"best balanced accuracy of a logistic regression: {best:.1%}")
     if args.run:
-        from foveal.recipes.image_runs import evaluate_images
-        from foveal.recipes.runs import find_run
+        from foveal.recipes.score import evaluate
 
-        ours = evaluate_images(find_run(args.run)).balanced_accuracy
+        ours = evaluate(args.run)["balanced_accuracy"]
         print(f"balanced accuracy of the run: {ours:.1%} ({100 * (ours - best):+.1f} points)")
 
 

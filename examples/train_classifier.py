@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from foveal.recipes.config import load_recipe
-from foveal.recipes.image_runs import predict
+from foveal.recipes.images.look import predict
 from foveal.recipes.run import train
 
 

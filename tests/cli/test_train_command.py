@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from foveal.cli import main
-from foveal.recipes.bytes import ByteTask
+from foveal.recipes.bytes.kind import Bytes
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +38,16 @@ def complaint(capsys, *arguments):
 
 def interrupt_at(monkeypatch, step):
     """Send this process a Ctrl-C in the midst of a step."""
-    loss, calls = ByteTask.loss, []
+    loss, calls = Bytes.loss, []
 
-    def signalling(self, model, batch):
-        if self.model.training:
+    def signalling(self, task, model, batch):
+        if model.training:
             calls.append(1)
             if len(calls) == step:
                 os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, model, batch)
+        return loss(self, task, model, batch)
 
-    monkeypatch.setattr(ByteTask, "loss", signalling)
+    monkeypatch.setattr(Bytes, "loss", signalling)
 
 
 @pytest.mark.parametrize(

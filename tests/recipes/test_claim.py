@@ -16,12 +16,12 @@ from torch import nn
 from foveal.common import locks
 from foveal.common.files import partial_path, write_text
 from foveal.recipes import claim
-from foveal.recipes.bytes import Continuation
+from foveal.recipes.bytes.writing import Continuation, add_sample
 from foveal.recipes.claim import ClaimedFolder
 from foveal.recipes.config import load_recipe
 from foveal.recipes.paths import absolute_paths
 from foveal.recipes.report import write_run_report
-from foveal.recipes.run import add_sample, evaluate, generate, train
+from foveal.recipes.run import evaluate, generate, train
 from foveal.recipes.runs import load_config, load_model
 from foveal.training.checkpoints import checkpoints, last_complete, read_last, save_checkpoint
 

@@ -11,8 +11,8 @@ from PIL import Image
 from foveal.cli import main
 from foveal.data.images import ImageDataConfig, check_image_config
 from foveal.recipes.config import load_recipe
-from foveal.recipes.image_runs import evaluate_images, predict
-from foveal.recipes.images import probabilities
+from foveal.recipes.images.kind import probabilities
+from foveal.recipes.images.look import predict
 from foveal.recipes.run import evaluate, generate, train
 
 RECIPE = """# Tiny
@@ -91,7 +91,7 @@ def test_a_run_keeps_its_classes_when_the_data_change(pictures, tmp_path, monkey
     shutil.copytree(pictures, data)
     (folder / "classes.json").write_text("[")
     assert train(config, str(folder), resume=True)[1].step == 4
-    assert evaluate_images(folder).classes == ["blue", "red"]
+    assert evaluate(folder)["classes"] == ["blue", "red"]
 
 
 def write(folder, pictures, model, options, steps=24):
@@ -114,9 +114,9 @@ def test_a_run_learns_and_evaluate_says_how_well(run, capsys):
     """Easy pictures are told apart, and the score comes with a table and a picture."""
     assert main(["evaluate", str(run)]) == 0
     said = capsys.readouterr().out
-    result = evaluate_images(run)
-    assert result.balanced_accuracy > 0.7
-    assert sum(map(sum, result.confusion)) == result.images == 4
+    result = evaluate(run)
+    assert result["balanced_accuracy"] > 0.7
+    assert sum(map(sum, result["confusion"])) == result["images"] == 4
     for words in ("top-1", "balanced", "recall", "confusion.png", "blue"):
         assert words in said
     assert "top-5" not in said  # of two classes it would always be right
@@ -158,7 +158,7 @@ def test_commands_for_text_refuse_an_image_run(run):
     with pytest.raises(ValueError, match="trains 'images'"):
         generate(run, "a", 3)
     with pytest.raises(ValueError, match="trains 'images'"):
-        evaluate(run)
+        evaluate(run, stride=4)
 
 
 def test_a_resumed_run_equals_one_in_one_go(tmp_path, pictures):

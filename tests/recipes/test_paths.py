@@ -19,7 +19,7 @@ def test_a_run_is_used_from_any_folder(recipe, tmp_path, monkeypatch):
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
     moved = recipe.rename(tmp_path / "else" / "tiny.toml")
-    assert evaluate(tmp_path / folder).bytes > 0
+    assert evaluate(tmp_path / folder)["bytes"] > 0
     config = load_config(tmp_path / folder)
     assert config.data.path == str(tmp_path / "text.txt")
     assert config.recipe == str(tmp_path / "tiny.toml")

@@ -9,9 +9,8 @@ import torch
 from foveal.cli import main
 from foveal.data.pixels import to_inputs, to_pictures, to_values
 from foveal.recipes.config import load_recipe
-from foveal.recipes.pixel_runs import evaluate_pixels
-from foveal.recipes.pixels import complete_pictures, draw_pictures
-from foveal.recipes.run import train
+from foveal.recipes.pixels.kind import complete_pictures, draw_pictures
+from foveal.recipes.run import evaluate, train
 
 RECIPE = """# Tiny
 task = "pixels"
@@ -71,9 +70,9 @@ def test_a_run_learns_scores_and_draws(run):
     """Bits per dimension fall far below the eight of noise; report and pictures are there."""
     folder, outcome = run
     assert outcome.metrics["bits_per_dim"] < 1
-    result = evaluate_pixels(folder)
-    assert result.images == 3
-    assert result.bits_per_dim == pytest.approx(outcome.metrics["bits_per_dim"], abs=1e-4)
+    result = evaluate(folder)
+    assert result["images"] == 3
+    assert result["bits_per_dim"] == pytest.approx(outcome.metrics["bits_per_dim"], abs=1e-4)
     for name in ("samples.png", "completions.png", "training.png"):
         assert (folder / "pictures" / name).stat().st_size > 0
     assert json.loads((folder / "result.json").read_text())["facts"]["pictures"]

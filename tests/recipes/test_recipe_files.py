@@ -5,20 +5,14 @@ import torch
 
 from foveal.data.tokens import CaptionTokenizer
 from foveal.recipes.build import build_model
-from foveal.recipes.bytes import build_byte_model
-from foveal.recipes.clip import build_clip
-from foveal.recipes.config import (
-    config_from_dict,
-    first_difference,
-    load_recipe,
-    read_recipe,
-    recipe_names,
-)
-from foveal.recipes.dalle import build_dalle
-from foveal.recipes.images import build_image_model
-from foveal.recipes.pixels import build_pixel_model
-from foveal.recipes.sequences import build_sequence_model
-from foveal.recipes.vae import build_vae
+from foveal.recipes.config import config_from_dict, load_recipe, read_recipe, recipe_names
+from foveal.recipes.kind import find_kind
+from foveal.recipes.settings import first_difference
+
+
+def build(config, **assets):
+    """The model of a configuration."""
+    return find_kind(config.task).build(config, **assets)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -34,37 +28,39 @@ def test_shipped_recipes_say_what_to_expect_and_build(name):
 
 
 def check_bytes(config):
-    assert build_byte_model(config).max_seq_len >= config.data.context
+    assert build(config).max_seq_len >= config.data.context
 
 
 def check_images(config):
-    model = build_image_model(config, 7).eval()
+    model = build(config, classes=list("abcdefg")).eval()
     assert model(torch.zeros(1, 3, config.data.size, config.data.size)).shape == (1, 7)
 
 
 def check_sequences(config):
-    model = build_sequence_model(config, 7, 16).eval()
+    model = build(config, classes=list("abcdefg"), num_tokens=16).eval()
     assert model(torch.zeros(1, 50, dtype=torch.long)).shape == (1, 7)
     assert model.max_seq_len >= config.data.length
 
 
 def check_pixels(config):
-    assert build_pixel_model(config).max_seq_len == config.data.length + 1
+    assert build(config).max_seq_len == config.data.length + 1
 
 
 def check_vae(config):
     images = torch.zeros(1, 3, config.data.size, config.data.size)
-    vae = build_vae(config).eval()
+    vae = build(config).eval()
     assert vae.decode(vae.get_codebook_indices(images)).shape == images.shape
 
 
 def check_clip(config):
-    assert build_clip(config, CaptionTokenizer.train(["a red ball"])).num_parameters > 0
+    assert build(config, tokenizer=CaptionTokenizer.train(["a red ball"])).num_parameters > 0
 
 
 def check_captions(config):
-    vae = build_vae(load_recipe("vae-emoji"))
-    assert build_dalle(config, vae, CaptionTokenizer.train(["a red ball"])).num_parameters > 0
+    vae = build(load_recipe("vae-emoji"))
+    assert (
+        build(config, vae=vae, tokenizer=CaptionTokenizer.train(["a red ball"])).num_parameters > 0
+    )
 
 
 CHECKS = {
@@ -80,7 +76,7 @@ CHECKS = {
 
 def test_the_same_seed_draws_the_same_weights(recipe):
     """A run starts from weights that its seed alone decides."""
-    one, two = (build_byte_model(load_recipe(str(recipe))).state_dict() for _ in range(2))
+    one, two = (build(load_recipe(str(recipe))).state_dict() for _ in range(2))
     assert all((one[name] == two[name]).all() for name in one)
 
 
@@ -138,7 +134,7 @@ def test_a_language_model_must_be_causal(recipe):
     """A pattern that looks ahead is refused before the training starts."""
     recipe.write_text(recipe.read_text().replace("causal = true", "causal = false"))
     with pytest.raises(ValueError, match="must be causal"):
-        build_byte_model(load_recipe(str(recipe)))
+        build(load_recipe(str(recipe)))
 
 
 def test_only_what_changes_training_counts_as_different(recipe):

@@ -11,7 +11,8 @@ import torch
 
 from foveal.data import open_corpus
 from foveal.data.corpus import Corpus
-from foveal.recipes.bytes import continue_text, score_windows
+from foveal.recipes.bytes.kind import score_windows
+from foveal.recipes.bytes.writing import continue_text
 from foveal.recipes.config import load_recipe
 from foveal.recipes.report import pictures_of, write_run_report
 from foveal.recipes.run import evaluate, generate, train
@@ -73,14 +74,14 @@ def test_evaluation_stands_beside_compressors_on_the_same_bytes(run, trained):
     result = evaluate(run)
     _, held_out = open_corpus(str(trained[1]))
     raw = held_out.read(0, len(held_out)).tobytes()
-    assert result.bytes == len(raw)
-    assert result.gzip == 8 * len(gzip.compress(raw, 9)) / len(raw)
+    assert result["bytes"] == len(raw)
+    assert result["gzip"] == 8 * len(gzip.compress(raw, 9)) / len(raw)
     assert result.checksum == held_out.checksum()
-    assert result.bits_per_byte == pytest.approx(
+    assert result["bits_per_byte"] == pytest.approx(
         json.loads((run / "result.json").read_text())["bits_per_byte"], rel=1e-5
     )
     assert "gzip -9" in (run / "report.html").read_text()
-    assert evaluate(run, max_bytes=100).bytes == 100
+    assert evaluate(run, max_bytes=100)["bytes"] == 100
 
 
 def test_bits_per_byte_are_mean_negative_log_probabilities(trained):
@@ -155,7 +156,7 @@ def test_a_report_tells_the_newest_score(run):
     write_run_report(run)
     final = json.loads((run / "result.json").read_text())["bits_per_byte"]
     card = "<b>{:.3f}</b>"
-    evaluation = dataclasses.asdict(evaluate(run, max_bytes=100))
+    evaluation = evaluate(run, max_bytes=100).to_dict()
     for step, bits, shown in [(119, 7.125, final), (120, 6.125, 6.125), (121, 5.125, 5.125)]:
         changed = {**evaluation, "bits_per_byte": bits, "checkpoint": f"step-{step:08d}"}
         (run / "evaluation.json").write_text(json.dumps(changed))
@@ -165,8 +166,8 @@ def test_a_report_tells_the_newest_score(run):
 
 def test_a_sample_is_spread_over_the_data_and_named(trained):
     """Pieces from one end to the other, each byte once, of exactly the size that was asked for."""
+    from foveal.data.corpus import sample_bytes
     from foveal.data.sampling import ALL
-    from foveal.recipes.scoring import sample_bytes
 
     _, text = trained
     corpus, _ = open_corpus(str(text))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from foveal.recipes.captions.stages import scale_budget
 from foveal.recipes.config import load_recipe
 from foveal.recipes.run import train
 from foveal.recipes.runs import load_config, load_model
-from foveal.recipes.stages import scale_budget
-from foveal.recipes.vae import VAETask
+from foveal.recipes.vae.kind import VAE as VAE_KIND
 from foveal.training.config import TrainingConfig
 from foveal.training.interrupt import Interrupted
 
@@ -106,7 +106,7 @@ def test_pictures_are_encoded_on_the_device_that_was_asked_for(recipe, monkeypat
         asked.append(name)
         return torch.device("cpu")
 
-    monkeypatch.setattr("foveal.recipes.dalle.pick_device", pick)
+    monkeypatch.setattr("foveal.recipes.captions.kind.pick_device", pick)
     assert train(shortened(recipe, 2), "run")[1].step == 2
     assert asked == ["cpu", "cpu"]
 
@@ -114,16 +114,16 @@ def test_pictures_are_encoded_on_the_device_that_was_asked_for(recipe, monkeypat
 def test_a_run_that_is_stopped_in_a_stage_goes_on_there(recipe, tmp_path, monkeypatch):
     """Ctrl-C while the VAE trains saves it; resuming ends as a run that was not stopped."""
     whole, _ = train(shortened(recipe, 20), "whole")
-    loss, calls = VAETask.loss, []
+    loss, calls = VAE_KIND.loss, []
 
-    def signalling(self, model, batch):
-        if self.model.training:
+    def signalling(self, task, model, batch):
+        if model.training:
             calls.append(1)
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, model, batch)
+        return loss(self, task, model, batch)
 
-    monkeypatch.setattr(VAETask, "loss", signalling)
+    monkeypatch.setattr(VAE_KIND, "loss", signalling)
     with pytest.raises(Interrupted) as stop:
         train(shortened(recipe, 20), "stopped")
     assert str(stop.value.folder) == "stopped"

@@ -35,12 +35,11 @@ def main(arguments: list[str]) -> int:
     """Draw and print the paths of the pictures."""
     options = parse(Options, arguments, "draw attention")
     check_output(options.output)
-    from foveal.recipes.image_runs import draw_run_attention
-    from foveal.recipes.runs import find_run
+    from foveal.recipes.images.look import draw_run_attention
 
     at = [_pixel(text) for text in options.at]
-    folder = find_run(options.run)
-    for path in draw_run_attention(folder, options.image, at, options.output, options.device):
+    drawn = draw_run_attention(options.run, options.image, at, options.output, options.device)
+    for path in drawn:
         print(path)
     return 0
 

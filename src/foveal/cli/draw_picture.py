@@ -48,11 +48,10 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, arguments, "draw picture")
     path = Path(_file_name(options.text)) if options.output is None else options.output
     check_output(path)
-    from foveal.recipes.caption_runs import draw_pictures
-    from foveal.recipes.runs import find_run
+    from foveal.recipes.captions.draw import draw_pictures
 
     sheet = draw_pictures(
-        find_run(options.run),
+        options.run,
         options.text,
         path,
         num=options.num,

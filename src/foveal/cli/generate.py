@@ -7,8 +7,8 @@ import os
 import select
 import stat
 import sys
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -53,36 +53,24 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the prompt, its continuation and the speed; or the path of the pictures."""
     options = parse(Options, arguments, "generate")
-    from foveal.recipes.runs import find_run, load_config
-
-    folder = find_run(options.run)
-    pixels = load_config(folder).task == "pixels"
-    default = 1.0 if pixels else 0.7
-    sampling: dict[str, Any] = {
-        "seed": options.seed,
-        "temperature": default if options.temperature is None else options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "device": options.device,
-    }
-    if pixels:
-        from foveal.recipes.pixel_runs import generate_pictures
-
-        count = 8 if options.length is None else options.length
-        path = generate_pictures(folder, options.prompt or "", count=count, **sampling)
-        print(json.dumps({"picture": str(path)}) if options.json else path)
-        return 0
     from foveal.recipes.run import generate
+    from foveal.recipes.runs import open_run
 
-    length = 400 if options.length is None else options.length
-    written = generate(folder, _read_prompt(options.prompt), length, **sampling)
-    if options.json:
-        print(json.dumps(asdict(written), indent=2))
-        return 0
-    print(written.prompt + written.text)
-    speed = written.tokens / max(written.seconds, 1e-9)
-    print(f"\n[{written.tokens} tokens in {written.seconds:.1f} s: {speed:,.0f} tokens/s]")
+    run = open_run(options.run)
+    kind, temperature = run.kind, options.temperature
+    written = generate(
+        run,
+        _read_prompt(options.prompt) if kind.continues_text else options.prompt or "",
+        options.length,
+        device=options.device,
+        seed=options.seed,
+        temperature=kind.temperature if temperature is None else temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+    )
+    found = written.to_dict()
+    print(json.dumps(found, indent=2 if len(found) > 1 else None) if options.json else written)
     return 0
 
 

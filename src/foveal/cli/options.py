@@ -13,7 +13,8 @@ import tyro
 
 from foveal.cli.parsing import parse, plain
 from foveal.recipes.build import model_arguments, model_class
-from foveal.recipes.config import RunConfig, config_from_dict
+from foveal.recipes.config import config_from_dict
+from foveal.recipes.settings import RunConfig
 
 _ALIASES = {
     "data": {"path": "--data", "shuffle_captions": "--shuffle-captions"},

@@ -12,7 +12,7 @@ import tyro
 from foveal.cli.parsing import parse
 
 if TYPE_CHECKING:
-    from foveal.recipes.images import Prediction
+    from foveal.recipes.images.look import Prediction
 
 
 @dataclass(kw_only=True)
@@ -39,10 +39,9 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, arguments, "predict")
     if not options.images:
         raise ValueError("name at least one picture: foveal predict RUN IMAGE ...")
-    from foveal.recipes.image_runs import predict
-    from foveal.recipes.runs import find_run
+    from foveal.recipes.images.look import predict
 
-    found = predict(find_run(options.run), options.images, options.top, options.device)
+    found = predict(options.run, options.images, options.top, options.device)
     if options.json:
         print(json.dumps([_plain(one) for one in found], indent=2))
         return 0 if any(one.ranking for one in found) else 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from foveal.recipes.config import RunConfig
+    from foveal.recipes.settings import RunConfig
     from foveal.training import Outcome
 
 _HELP = """usage: foveal train RECIPE [OPTIONS]
@@ -115,8 +115,8 @@ def _load_start(recipe: str, going_on: Path | None) -> RunConfig:
 
 def _refuse_other_settings(saved: RunConfig, given: RunConfig, folder: Path) -> None:
     """Raise ValueError for an option that a run which goes on cannot take up."""
-    from foveal.recipes.config import first_difference
     from foveal.recipes.paths import absolute_paths
+    from foveal.recipes.settings import first_difference
 
     # the same path may be typed as it was for the start, and stand there from the root on
     both = [absolute_paths(config).to_dict() for config in (saved, given)]

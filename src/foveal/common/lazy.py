@@ -11,6 +11,12 @@ from types import ModuleType
 from typing import Any
 
 
+def named(path: str) -> Any:
+    """What 'package.module:Name' stands for, where somebody names it instead of importing it."""
+    home, _, name = path.rpartition(":")
+    return getattr(importlib.import_module(home), name)
+
+
 def import_beside(trigger: str, follower: str) -> None:
     """Import `follower` now if `trigger` is loaded, else as soon as anybody has loaded it.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from foveal.data.file_reader import FileReader, Stamp
+from foveal.data.sampling import sample_name
 
 _MAX_OPEN_FILES = 512
+_PIECES = 16
 
 
 def _may_open() -> int:
@@ -99,3 +102,27 @@ class Corpus:
 
     def _open(self, path: Path) -> FileReader:
         return FileReader(path, self._stamps[path])
+
+
+def sample_bytes(corpus: Corpus, most: int) -> Corpus:
+    """The bytes, or 16 pieces spread evenly over them, with the same end; 0 means all of them."""
+    if not most or len(corpus) <= most:
+        return corpus
+    pieces = min(_PIECES, most)
+    starts = torch.linspace(0, len(corpus) - most // pieces, pieces, dtype=torch.float64).long()
+    spans = []
+    for number, start in enumerate(starts.tolist()):
+        size = most // pieces + (number < most % pieces)
+        spans += _cut(corpus, min(start, len(corpus) - size), size)
+    return Corpus(sample_name(corpus.name, most, len(corpus), "bytes"), spans)
+
+
+def _cut(corpus: Corpus, start: int, size: int) -> list[Span]:
+    """The spans of `size` bytes from `start`."""
+    found, before = [], 0
+    for span in corpus.spans:
+        first, last = max(start - before, 0), min(start + size - before, len(span))
+        if first < last:
+            found.append(replace(span, start=span.start + first, stop=span.start + last))
+        before += len(span)
+    return found

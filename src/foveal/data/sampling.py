@@ -124,8 +124,13 @@ def sample_name(name: str, most: int, count: int, unit: str) -> str:
     return f"{name.removesuffix(ALL)}, a sample of {most:,} of {count:,} {unit}"
 
 
-def sampled(count: int, most: int, unit: str) -> dict[str, str]:
-    """What of the held-out data is scored when a training ends, if that is not all (0)."""
-    if not most or count <= most:
-        return {}
-    return {"scored at the end": f"a sample of {most:,} of {count:,} held-out {unit}"}
+def sample(data: Any, most: int, unit: str) -> Any:
+    """The data, or a sample of them that says so in its name; all of them where `most` is 0.
+
+    Args:
+        data: a set of examples with `name` and `subset(index, name)`.
+    """
+    if not most or len(data) <= most:
+        return data
+    chosen = spread(len(data), most)
+    return data.subset(chosen, sample_name(data.name, most, len(data), unit))

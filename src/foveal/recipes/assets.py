@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from foveal.common.files import read_json, write_file
+from foveal.common.checks import as_int
+from foveal.common.files import read_json, write_file, write_text
+from foveal.data.tokens import CaptionTokenizer
 
-if TYPE_CHECKING:
-    from foveal.data.tokens import CaptionTokenizer
+FILES = {"classes": "classes.json", "num_tokens": "num_tokens.json", "tokenizer": "tokenizer.json"}
+"""Names of a classifier's classes; size of a vocabulary; byte pairs of captions."""
 
-CLASSES = "classes.json"
-"""Names of a classifier's classes."""
+TOKENIZER = FILES["tokenizer"]
 
-VOCABULARY = "num_tokens.json"
-"""Size of the vocabulary of a classifier of sequences."""
 
-TOKENIZER = "tokenizer.json"
-"""Byte pairs of the captions."""
+def write_asset(name: str, value: Any, folder: Path) -> None:
+    """Write an asset into a folder, as JSON."""
+    if name == "tokenizer":
+        value.save(folder / TOKENIZER)
+    else:
+        write_text(folder / FILES[name], json.dumps(value, indent=2) + "\n")
+
+
+def read_asset(name: str, folder: Path) -> Any:
+    """An asset of a run.
+
+    Raises:
+        ValueError: the run has none, or the file is damaged.
+    """
+    path = folder / FILES[name]
+    if name == "tokenizer":
+        return CaptionTokenizer.from_file(path)
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"the run {folder} has no {path.name}; train it again.") from None
+    if name == "num_tokens":
+        return as_int(str(path), value, 1)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{path} must hold the names of classes; train it again.")
+    return [str(one) for one in value]
 
 
 def keep_assets(save: Callable[[Path], None], folder: Path, *, has_weights: bool) -> None:
@@ -52,38 +76,3 @@ def _is_readable(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def class_names(folder: Path) -> list[str]:
-    """The classes of a classifier's run.
-
-    Raises:
-        ValueError: the run has none, or the file is damaged.
-    """
-    names = read_asset(folder / CLASSES)
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{folder / CLASSES} must hold the names of classes; train it again.")
-    return [str(name) for name in names]
-
-
-def tokenizer_of(folder: Path) -> CaptionTokenizer:
-    """The byte pairs of a run on captions.
-
-    Raises:
-        ValueError: the run has none, or the file is damaged.
-    """
-    from foveal.data.tokens import CaptionTokenizer
-
-    return CaptionTokenizer.from_file(folder / TOKENIZER)
-
-
-def read_asset(path: Path) -> Any:
-    """The contents of a JSON file that a run must have.
-
-    Raises:
-        ValueError: it has none, or the file is damaged.
-    """
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise ValueError(f"the run {path.parent} has no {path.name}; train it again.") from None

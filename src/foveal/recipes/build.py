@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import os
@@ -11,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from foveal import models
+from foveal.common.lazy import named
 from foveal.common.meta import on_meta
 from foveal.common.words import suggest
 from foveal.training.config import check_keys
@@ -23,7 +24,6 @@ _DEEP, _MOST_LAYERS = ("depth", "num_layers", "enc_depth", "dec_depth"), 10_000
 
 def model_names() -> list[str]:
     """The model classes that a recipe may name."""
-    models = importlib.import_module("foveal.models")
     return sorted(
         name
         for name in models.__all__
@@ -41,7 +41,7 @@ def model_class(name: str) -> type[nn.Module]:
     if not home and name not in model_names():
         raise ValueError(f"unknown model name {name!r}; {suggest(name, model_names())}")
     try:
-        found = getattr(importlib.import_module(home or "foveal.models"), own)
+        found = named(name) if home else getattr(models, own)
     except (ImportError, AttributeError, ValueError, TypeError):
         raise ValueError(f"cannot import the model class {name!r}.") from None
     if not _is_model(found):  # a run's settings must not be able to call anything else

@@ -1,25 +1,20 @@
-"""The complete configuration of a run, and the TOML recipes it starts from."""
+"""Recipes: the TOML that a run starts from, and strict reading of settings."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from foveal.common.files import read_text
 from foveal.common.words import suggest
-from foveal.data.captions import CaptionDataConfig, DalleDataConfig, PictureDataConfig
-from foveal.data.images import ImageDataConfig
-from foveal.data.pixels import PixelDataConfig
-from foveal.data.sequences import SequenceDataConfig
-from foveal.data.text import TextConfig
+from foveal.recipes.kind import TASKS, find_kind
+from foveal.recipes.settings import RunConfig
 from foveal.training.config import (
     OptimizerConfig,
     TrainingConfig,
@@ -28,16 +23,7 @@ from foveal.training.config import (
     show,
 )
 
-DATA_OF_TASK: dict[str, type] = {
-    "bytes": TextConfig,
-    "images": ImageDataConfig,
-    "sequences": SequenceDataConfig,
-    "vae": PictureDataConfig,
-    "clip": CaptionDataConfig,
-    "captions": DalleDataConfig,
-    "pixels": PixelDataConfig,
-}
-"""The dataclass of the [data] section, by task."""
+__all__ = ["RunConfig", "config_from_dict", "load_recipe", "read_recipe", "recipe_names"]
 
 _LARGEST_RECIPE = 1 << 20
 _LARGEST_INT = 2**63
@@ -45,39 +31,18 @@ _DEEPEST = 20
 _SECTIONS = ("task", "model", "data", "optimizer", "training")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides a run.
-
-    Attributes:
-        recipe: the recipe it came from: a shipped name, or a path.
-        task: what is trained; a key of `DATA_OF_TASK`.
-        model: `name` of a model, and its constructor's arguments as TOML and JSON can hold them.
-        data: where the examples come from; the task's own dataclass.
-        optimizer, training: see there.
-    """
-
-    recipe: str
-    task: str = "bytes"
-    model: dict[str, Any] = field(default_factory=dict)
-    data: Any = field(default_factory=TextConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
-
-
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    folder = resources.files("foveal.recipes")
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    )
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Traversable]:
+    """The recipes that lie in the folders of the tasks, by name."""
+    home = resources.files("foveal.recipes")
+    found = [entry for task in TASKS for entry in (home / task).iterdir()]
+    return {
+        entry.name.removesuffix(".toml"): entry for entry in found if entry.name.endswith(".toml")
+    }
 
 
 def read_recipe(name: str) -> str:
@@ -86,14 +51,15 @@ def read_recipe(name: str) -> str:
     Raises:
         ValueError: there is no such recipe.
     """
-    if name in recipe_names():
-        return (resources.files("foveal.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    shipped = _shipped()
+    if name in shipped:
+        return shipped[name].read_text(encoding="utf-8")
     path = Path(name).expanduser()
     if os.path.lexists(path):
         return read_text(path, _LARGEST_RECIPE)
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ValueError(f"the recipe file must exist, got recipe={show(name)}.")
-    raise ValueError(f"unknown recipe {show(name)}; {suggest(name, recipe_names())}")
+    raise ValueError(f"unknown recipe {show(name)}; {suggest(name, shipped)}")
 
 
 def load_recipe(name: str) -> RunConfig:
@@ -122,9 +88,7 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
     """Build a configuration from a dictionary, strictly; `where` names its origin in errors."""
     check_keys(values, ("recipe", *_SECTIONS), where)
     task = values.get("task", "bytes")
-    if not isinstance(task, str) or task not in DATA_OF_TASK:
-        hint = suggest(show(task), DATA_OF_TASK)
-        raise ValueError(f"unknown task {show(task)} in {where}; {hint}")
+    kind = find_kind(task, where)
     for section in _SECTIONS[1:]:
         if not isinstance(values.get(section, {}), Mapping):
             got = show(values[section])
@@ -142,7 +106,7 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
         recipe=recipe,
         task=task,
         model=model,
-        data=from_dict(DATA_OF_TASK[task], values.get("data", {}), f"[data] of {where}"),
+        data=from_dict(kind.data, values.get("data", {}), f"[data] of {where}"),
         optimizer=from_dict(
             OptimizerConfig, values.get("optimizer", {}), f"[optimizer] of {where}"
         ),
@@ -168,27 +132,3 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
             f"{show(value)}."
         )
     return value
-
-
-def first_difference(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """The first setting, as 'a.b', in which two configurations would train differently.
-
-    Budgets may differ, so that a finished run can be prolonged, and so may what only watches.
-    """
-    for section in sorted({*saved, *given} - {"recipe"}):
-        left, right = saved.get(section), given.get(section)
-        if not isinstance(left, Mapping) or not isinstance(right, Mapping):
-            if left != right:
-                return section
-            continue
-        for key in sorted({*left, *right}):
-            if f"{section}.{key}" not in _MAY_CHANGE and left.get(key) != right.get(key):
-                return f"{section}.{key}"
-    return None
-
-
-_MAY_CHANGE = {
-    *("training.steps", "training.time_budget", "training.log_every", "training.evaluate_every"),
-    *("training.checkpoint_every", "training.checkpoint_seconds", "training.keep"),
-    *("training.device", "training.compile"),
-}

@@ -10,7 +10,8 @@ from pathlib import Path
 from foveal.data.emoji import EMOJI
 from foveal.data.sequence_sources import LISTOPS
 from foveal.data.sources import STANDARD_LIBRARY
-from foveal.recipes.config import RunConfig, recipe_names
+from foveal.recipes.config import recipe_names
+from foveal.recipes.settings import RunConfig
 
 _EMBEDDED = (STANDARD_LIBRARY, EMOJI, LISTOPS)
 _FOLDER = "hf:imagefolder:"
@@ -23,7 +24,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: an empty path, which would mean the present folder.
     """
-    if config.data.path == "":
+    if getattr(config.data, "path", None) == "":
         raise ValueError("data.path must name the data, got data.path=''.")
     given = {name: getattr(config.data, name, None) for name in (*_PATHS, *_STAGES)}
     data = {

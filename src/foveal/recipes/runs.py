@@ -10,9 +10,12 @@ from typing import Any
 from torch import nn
 
 from foveal.common import files
-from foveal.recipes.config import RunConfig, config_from_dict
-from foveal.recipes.tasks import build_task_model
+from foveal.common.inputs import reading
+from foveal.recipes.config import config_from_dict
+from foveal.recipes.kind import Run, find_kind
+from foveal.recipes.settings import RunConfig
 from foveal.training import checkpoints
+from foveal.training.machine import pick_device
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -84,6 +87,18 @@ def find_run(run: str) -> Path:
     return folder
 
 
+def open_run(run: Run | Path | str) -> Run:
+    """A run by its folder, or by what a command calls it; see `find_run`.
+
+    Raises:
+        ValueError: there is no such run, or its settings are damaged.
+    """
+    if isinstance(run, Run):
+        return run
+    folder = find_run(run) if isinstance(run, str) else run
+    return Run(folder, load_config(folder))
+
+
 def load_config(folder: Path) -> RunConfig:
     """The configuration of a run.
 
@@ -111,7 +126,8 @@ def load_model(folder: Path, config: RunConfig) -> tuple[nn.Module, Path]:
     root = folder / CHECKPOINTS
     if not checkpoints.checkpoints(root):
         raise ValueError(f"the run {folder} has no checkpoint yet; train it first.")
-    model = build_task_model(config, folder)
+    kind = find_kind(config.task)
+    model = kind.build(config, **kind.read_assets(folder))
 
     def read(checkpoint: Path) -> Path:
         checkpoints.load_weights(model, checkpoint)
@@ -121,6 +137,25 @@ def load_model(folder: Path, config: RunConfig) -> tuple[nn.Module, Path]:
     if last is None:
         raise ValueError(f"the run {folder} has no checkpoint any more; train it again.")
     return model.eval(), last
+
+
+def open_model(run: Run, device: str = "auto") -> tuple[Any, str]:
+    """The model of a run in evaluation mode on a device, and the name of its checkpoint.
+
+    Raises:
+        ValueError: the run has no whole checkpoint, or one whose weights are no numbers; a device
+            that is not there.
+    """
+    chosen = pick_device(device)
+    with reading(f"the run {run.folder}"):
+        model, checkpoint = load_model(run.folder, run.config)
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(
+                    f"the weights of {checkpoint} are damaged: {name} holds NaN or infinity; use "
+                    "an earlier checkpoint, or train again with a lower learning rate."
+                )
+        return model.to(chosen), checkpoint.name
 
 
 def read_json(path: Path) -> Any:

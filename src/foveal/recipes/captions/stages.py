@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from foveal.common.files import write_folder
 from foveal.models import Model, load_model
 from foveal.recipes.assets import TOKENIZER
 from foveal.recipes.build import build_model
-from foveal.recipes.config import RunConfig, load_recipe
+from foveal.recipes.config import load_recipe
+from foveal.recipes.kind import require_task
+from foveal.recipes.runs import load_config
+from foveal.recipes.runs import load_model as load_run
+from foveal.recipes.settings import RunConfig
 from foveal.training.config import TrainingConfig, check_batch, check_training
 from foveal.training.interrupt import Interrupted
 
@@ -50,7 +55,7 @@ def check_stage(config: RunConfig, task: str, num_pictures: int) -> nn.Module:
     )
 
 
-def prepare_stage(config: RunConfig, folder: Path, task: str) -> Model:
+def prepare_stage(config: RunConfig, folder: Path, task: str, train: Callable[..., Any]) -> Model:
     """The model of a stage, from `folder`/`task`; found or trained first if it is not there.
 
     Args:
@@ -58,6 +63,7 @@ def prepare_stage(config: RunConfig, folder: Path, task: str) -> Model:
             run folder, a folder written by save_pretrained, or a recipe.
         folder: of the run that needs it.
         task: "vae" or "clip".
+        train: `foveal.recipes.run.train`.
 
     Raises:
         ValueError: the setting names none of these, or a run of another kind.
@@ -67,7 +73,7 @@ def prepare_stage(config: RunConfig, folder: Path, task: str) -> Model:
     if not (home / "model.safetensors").is_file():
         source = _source(config, task)
         if not (source / "config.json").is_file():
-            source = _train(config, folder, task)
+            source = _train(config, folder, task, train)
         with PartialState().main_process_first():
             if not (home / "model.safetensors").is_file():
                 _copy(source, home, config, task)
@@ -118,23 +124,18 @@ def scale_budget(stage: TrainingConfig, config: RunConfig) -> TrainingConfig:
     return dataclasses.replace(stage, time_budget=time, steps=steps)
 
 
-def _train(config: RunConfig, folder: Path, task: str) -> Path:
+def _train(config: RunConfig, folder: Path, task: str, train: Callable[..., Any]) -> Path:
     """Train a recipe on the same data in a run folder inside the run's."""
-    from foveal.recipes.run import train
-
     stage = _stage_config(config, task)
     try:
-        return train(stage, str(folder / f"{task}-training"), resume=True)[0]
+        home: Path = train(stage, str(folder / f"{task}-training"), resume=True)[0]
+        return home
     except Interrupted as stop:
         raise Interrupted(stop.step, folder, stop.is_main) from None
 
 
 def _load(source: Path, config: RunConfig, task: str) -> nn.Module:
     """A saved model, or the model of a run of the right kind."""
-    from foveal.recipes.runs import load_config
-    from foveal.recipes.runs import load_model as load_run
-    from foveal.recipes.tasks import require_task
-
     if (source / "model.safetensors").is_file():
         return load_model(source)
     of_run = load_config(source)

@@ -1,0 +1,1 @@
+"""Byte language models: next-byte loss, bits per byte, continuations."""

@@ -1,0 +1,1 @@
+"""CLIP: which caption goes with which picture."""

@@ -1,0 +1,1 @@
+"""Image classifiers: cross-entropy, how often they are right, and where they look."""

@@ -1,0 +1,109 @@
+"""The task of image classifiers: cross-entropy, and how often they are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveal.data.augment import to_floats
+from foveal.data.image_sources import images_to_score, open_images
+from foveal.data.images import AugmentedImages, ImageDataConfig, ImageSet
+from foveal.recipes.assets import read_asset
+from foveal.recipes.classify import Classifier, list_classes
+from foveal.recipes.kind import KindTask, Run, seeded_model
+from foveal.recipes.settings import RunConfig
+from foveal.training.progress import tracked
+
+_MOST_PASSES = 10_000
+_SCORING_BATCH = 250
+_SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+
+
+class Images(Classifier):
+    """Classifiers of pictures."""
+
+    data = ImageDataConfig
+    unit, things = "images", "pictures"
+    quick = 1000
+
+    def open(self, data: ImageDataConfig) -> tuple[ImageSet, ImageSet]:
+        """Pictures to train on, and to score on."""
+        return open_images(data)
+
+    def build(self, config: RunConfig, **assets: Any) -> nn.Module:
+        """The model of a configuration."""
+        return seeded_model(
+            config, num_classes=len(assets["classes"]), image_size=config.data.size
+        )
+
+    def source(self, task: KindTask) -> AugmentedImages:
+        """Varied pictures."""
+        return AugmentedImages(task.train, task.config.data)
+
+    def most(self, data: ImageDataConfig) -> int:
+        """10,000 passes over pictures."""
+        return max(self.quick, _MOST_PASSES // data.views)
+
+    def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy in nats; images (batch, 3, h, w), targets (batch, classes)."""
+        images, targets = batch
+        smoothing = task.config.data.label_smoothing
+        return F.cross_entropy(model(images).float(), targets, label_smoothing=smoothing)
+
+    def answers(
+        self,
+        model: nn.Module,
+        examples: ImageSet,
+        index: Tensor,
+        data: ImageDataConfig,
+        *,
+        quick: bool = False,
+    ) -> Tensor:
+        """Shares (len(index), classes); of one view each where it shall be quick."""
+        parts = [torch.zeros(0, len(examples.classes))]
+        for part in tracked(index.split(_SCORING_BATCH)):
+            parts.append(probabilities(model, examples.read(part), 1 if quick else data.views))
+        return torch.cat(parts)
+
+    def facts(self, task: KindTask) -> dict[str, str]:
+        """Classes, data, and how large the pictures are."""
+        size = task.config.data.size
+        rows = self.describe(task, {"pictures": f"{size} x {size} pixels"})
+        return {"classes": list_classes(task.train.classes), **rows}
+
+    def open_to_score(self, run: Run, data: str | None) -> ImageSet:
+        """Pictures with classes of the run."""
+        return images_to_score(run.config.data, data, read_asset("classes", run.folder))
+
+
+KIND = Images()
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, pixels: Tensor, views: int = 1) -> Tensor:
+    """What a model says of pictures, averaged over views of each.
+
+    Args:
+        pixels: (batch, 3, h, w), bytes.
+        views: as `ImageDataConfig.views`.
+
+    Returns:
+        Shares of (batch, classes), float32 on the CPU.
+    """
+    images = to_floats(pixels).to(next(model.parameters()).device)
+    mirrored = (images, images.flip(-1))[: min(views, 2)]
+    shifts = _SHIFTS if views == 10 else _SHIFTS[:1]
+    shares = [model(_shift(image, *by)).float().softmax(1) for image in mirrored for by in shifts]
+    return torch.stack(shares).mean(0).cpu()
+
+
+def _shift(images: Tensor, down: int, right: int) -> Tensor:
+    """Move pictures by at most a pixel; the border is repeated where nothing moves in."""
+    if not down and not right:
+        return images
+    rows, columns = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return padded[..., 1 - down : 1 - down + rows, 1 - right : 1 - right + columns]

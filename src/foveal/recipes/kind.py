@@ -1,0 +1,293 @@
+"""What a task is. A new one is a subclass of `Kind`, in a folder beside its recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveal.common.lazy import named
+from foveal.common.words import suggest
+from foveal.data.sampling import sample
+from foveal.data.stream import Source, Stream, VariedSource
+from foveal.recipes.assets import read_asset, write_asset
+from foveal.recipes.build import build_model, model_class
+from foveal.recipes.settings import RunConfig
+from foveal.training.config import check_batch, show
+from foveal.training.task import Totals
+
+TASKS = ("bytes", "images", "sequences", "pixels", "vae", "clip", "captions")
+"""The tasks that recipes may name: each a folder with a `kind.py` that holds its KIND."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, and the settings that it was trained with."""
+
+    folder: Path
+    config: RunConfig
+
+    @property
+    def kind(self) -> Kind:
+        """What its task is."""
+        return find_kind(self.config.task)
+
+
+class Kind:
+    """One task: what it reads, builds, trains on, scores and shows.
+
+    A recipe can name it: one of `TASKS`, or 'package.module:NAME' of one's own. `open`, `build`,
+    `loss` and `evaluate` are all that a training needs; the rest has a meaning for many tasks, or
+    does nothing.
+
+    Attributes:
+        data: dataclass of the recipe's [data]; `path` names the data.
+        unit: what the model consumes, in the plural, for the speed: "tokens", "images".
+        score: the metric of `evaluate` that describes a run.
+        things: what the examples are called, in the plural.
+        assets: what a run keeps because the model cannot be made without it; see `assets.FILES`.
+        forms: label and format of the scores that a report opens with, by name.
+        options: of `foveal evaluate`, those that this task alone knows.
+        length, temperature: of what `generate` writes, unless told otherwise.
+        continues_text: whether the prompt of `generate` is a text, and no picture.
+    """
+
+    data: ClassVar[Any]
+    unit = "examples"
+    score: str
+    things = "examples"
+    assets: tuple[str, ...] = ()
+    forms: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    options: tuple[str, ...] = ()
+    length, temperature, continues_text = 400, 0.7, True
+
+    # -- training
+
+    def open(self, data: Any) -> tuple[Any, Any]:
+        """What is trained on, and what is held out to score on meanwhile."""
+        raise NotImplementedError
+
+    def path(self, data: Any) -> str:
+        """What names the data."""
+        return str(getattr(data, "path", type(data).__name__))
+
+    def make_assets(self, train: Any, data: Any) -> dict[str, Any]:
+        """What the model is made of besides the settings; of that name in the data by default."""
+        return {name: getattr(train, name) for name in self.assets}
+
+    def build(self, config: RunConfig, **assets: Any) -> nn.Module:
+        """The model, its weights drawn from the run's seed."""
+        return seeded_model(config)
+
+    def source(self, task: KindTask) -> Source | VariedSource:
+        """The examples that are dealt while training."""
+        source: Source | VariedSource = task.train
+        return source
+
+    def units(self, task: KindTask) -> int:
+        """Units in one example."""
+        return 1
+
+    def loss(self, task: KindTask, model: nn.Module, batch: Any) -> Tensor:
+        """Scalar loss of a batch."""
+        raise NotImplementedError
+
+    def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
+        """Sums and counts over this process's share of the held-out data."""
+        raise NotImplementedError
+
+    def most(self, data: Any) -> int:
+        """Held-out examples that are scored at most, unless all are asked for; 0 is all."""
+        return 0
+
+    def facts(self, task: KindTask) -> dict[str, str]:
+        """What a report should say about data and model besides its size."""
+        return self.describe(task)
+
+    def describe(self, task: KindTask, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The data with checksums, `more`, and how much is scored when a training ends."""
+        rows = {
+            label: f"{part.name}: {len(part):,} {self.things}, checksum {part.checksum()}"
+            for label, part in (("training data", task.train), ("held-out data", task.held_out))
+            if hasattr(part, "checksum")
+        }
+        rows |= more or {}
+        count, most = len(task.held_out), self.most(task.config.data)
+        if most and count > most:
+            told = f"a sample of {most:,} of {count:,} held-out {self.things}"
+            rows["scored at the end"] = told
+        return rows
+
+    def check_stages(self, task: KindTask) -> None:
+        """Find what is wrong with the models that a run needs first, before they are trained."""
+
+    def prepare(self, task: KindTask, folder: Path, train: Callable[..., Any]) -> dict[str, Any]:
+        """Find or train them, in the folder of the run; further assets of its model.
+
+        Args:
+            train: `foveal.recipes.run.train`.
+        """
+        return {}
+
+    def finish(self, task: KindTask, folder: Path) -> None:
+        """Add samples or pictures to the folder of a run that has ended."""
+
+    # -- a run that is there
+
+    def read_assets(self, folder: Path) -> dict[str, Any]:
+        """What `make_assets` and `prepare` gave, as a run's folder keeps it.
+
+        Raises:
+            ValueError: it lacks something, or that is damaged.
+        """
+        return {name: read_asset(name, folder) for name in self.assets}
+
+    def open_to_score(self, run: Run, data: str | None) -> Any:
+        """The run's own held-out examples, or others: a set with `subset`, name and checksum."""
+        raise refusal(run.config, "a score")
+
+    def to_score(self, run: Run, data: str | None, full: bool, **options: Any) -> Any:
+        """What `foveal evaluate` scores: all of `open_to_score`, or a sample.
+
+        Args:
+            options: of `self.options`.
+        """
+        most = 0 if full else self.most(run.config.data)
+        return sample(self.open_to_score(run, data), most, self.things)
+
+    def measure(self, run: Run, model: Any, found: Any, **options: Any) -> dict[str, Any]:
+        """The scores of a model on what `to_score` found, as JSON can hold them."""
+        raise NotImplementedError
+
+    def beside(self, found: Any) -> dict[str, Any]:
+        """Further scores of the same examples, without the model."""
+        return {}
+
+    def table(self, score: Mapping[str, Any], folder: Path) -> list[str]:
+        """The lines that `foveal evaluate` prints about a score."""
+        return [f"{name}  {value}" for name, value in score.items()]
+
+    def sections(
+        self, pictures: Path, entries: Sequence[Mapping[str, float]], score: dict[str, Any] | None
+    ) -> Iterator[Any]:
+        """What a report shows besides patterns, facts and settings.
+
+        Args:
+            pictures: the folder for pictures.
+            entries: of metrics.jsonl.
+            score: of evaluation.json, if the run has been scored.
+        """
+        return iter(())
+
+    def generate(self, run: Run, prompt: str, length: int, *, device: str, **sampling: Any) -> Any:
+        """What the model writes after a prompt; has `to_dict()`, and is text for people."""
+        raise refusal(run.config, "generate", "bytes")
+
+
+class KindTask:
+    """The `foveal.training.task.Task` of a recipe, of whatever kind.
+
+    Making it writes nothing, and finds every fault of the settings but those of models that have
+    to be trained first.
+
+    Attributes:
+        train, held_out: data; see `Kind.open`.
+        assets: what the model is made of.
+        model, stream: see there; of a kind with stages only when they are prepared.
+    """
+
+    model: nn.Module
+    stream: Stream
+
+    def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+        self.config, self.kind = config, find_kind(config.task)
+        self.unit, self.score, self._place = self.kind.unit, self.kind.score, (rank, world_size)
+        self.train, self.held_out = self.kind.open(config.data)
+        self.assets = self.kind.make_assets(self.train, config.data)
+        self.has_stages = type(self.kind).prepare is not Kind.prepare
+        if not self.has_stages:
+            self._set_up()
+
+    def prepare(self, folder: Path, train: Callable[..., Any]) -> None:
+        """See `Kind.prepare`."""
+        self.assets |= self.kind.prepare(self, folder, train)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        training = self.config.training
+        source = self.kind.source(self)
+        self.stream = Stream(source, training.batch_size, training.seed, *self._place)
+        self.model = self.kind.build(self.config, **self.assets)
+        self.units_per_batch = training.batch_size * self.kind.units(self)
+        check_batch(training, len(source))
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """See `Kind.loss`."""
+        return self.kind.loss(self, model, batch)
+
+    def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
+        """See `Kind.evaluate`."""
+        return self.kind.evaluate(self, quick=quick, rank=rank, world_size=world_size)
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the run needs besides its weights."""
+        for name in self.kind.assets:
+            write_asset(name, self.assets[name], folder)
+
+    def facts(self) -> dict[str, str]:
+        """What a report should say about the data and the model."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {"parameters": f"{trained:,}", **self.kind.facts(self)}
+
+
+def find_kind(task: Any, where: str = "the settings") -> Kind:
+    """The kind of a task: one of `TASKS`, or 'package.module:NAME' of one's own.
+
+    By name, so that a run of text does not wait for the models of pictures.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    home = task.rpartition(":")[0] if isinstance(task, str) else ""
+    if not home and task not in TASKS:
+        hint = suggest(show(task), TASKS)
+        raise ValueError(f"unknown task {show(task)} in {where}; {hint}")
+    if not home:
+        built_in: Kind = named(f"foveal.recipes.{task}.kind:KIND")
+        return built_in
+    try:
+        found = named(task)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        raise ValueError(f"cannot import the task {task!r} of {where}.") from None
+    if not isinstance(found, Kind):
+        raise ValueError(f"the task {task!r} of {where} is not a foveal.recipes.kind.Kind.")
+    return found
+
+
+def seeded_model(config: RunConfig, **defaults: Any) -> nn.Module:
+    """The model of a configuration, its weights drawn from the run's seed.
+
+    Args:
+        defaults: arguments that the task knows; see `build_model`.
+    """
+    model_class(config.model["name"])  # importing it may draw numbers
+    torch.manual_seed(config.training.seed)
+    return build_model(config.model, f"recipe {config.recipe}", **defaults)
+
+
+def require_task(config: RunConfig, task: str, what: str) -> None:
+    """Raise ValueError unless a run is of the kind that a command works on."""
+    if config.task != task:
+        raise refusal(config, what, task)
+
+
+def refusal(config: RunConfig, what: str, task: str = "") -> ValueError:
+    """What to raise for a run of another task than `what` needs."""
+    wanted = f"the task {task!r}" if task else "another task"
+    return ValueError(
+        f"{what} needs a run of {wanted}, but this one trains {config.task!r}; name another run."
+    )

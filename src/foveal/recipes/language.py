@@ -1,0 +1,69 @@
+"""What tasks share whose models say which token comes next: bytes, and values of pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveal.draw.report import Section
+from foveal.recipes.charts import Entries, chart, loss_curves, score_curve
+from foveal.recipes.kind import Kind, KindTask, seeded_model
+from foveal.recipes.settings import RunConfig
+
+NUM_TOKENS = 256
+
+
+class NextToken(Kind):
+    """Language models of tokens below 256, scored in bits.
+
+    Attributes:
+        must, seen: what "must be causal", and what it would see otherwise.
+        trained: what the loss is of, in a report.
+    """
+
+    unit = "tokens"
+    must = seen = trained = ""
+
+    def max_seq_len(self, data: Any) -> int:
+        """Tokens that the model looks at, unless the recipe says so."""
+        raise NotImplementedError
+
+    def build(self, config: RunConfig, **assets: Any) -> nn.Module:
+        """The model of a configuration; ValueError if it is not causal."""
+        longest = self.max_seq_len(config.data)
+        model = seeded_model(config, num_tokens=NUM_TOKENS, max_seq_len=longest)
+        if not getattr(model, "is_causal", True):
+            raise ValueError(
+                f"{self.must} must be causal, or it would see {self.seen}; use causal patterns, "
+                f"got {config.model.get('pattern')!r}."
+            )
+        return model
+
+    def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy in nats of the next token; inputs and targets (batch, length)."""
+        inputs, targets = batch
+        return F.cross_entropy(model(inputs).float().flatten(0, 1), targets.flatten())
+
+    def sections(
+        self, pictures: Path, entries: Entries, score: dict[str, Any] | None
+    ) -> Iterator[Section]:
+        """The loss on training and held-out data, in bits."""
+        curves = loss_curves(entries, 1 / math.log(2))
+        if curves[0].x:
+            curves += score_curve(entries, self.score, "held out")
+            title = f"Loss on training and held-out {self.trained}"
+            label = self.score.replace("_", " ")
+            yield Section(
+                "Training", pictures=chart(title, curves, pictures / "training.png", label)
+            )
+
+
+def sum_of_bits(logits: Tensor, targets: Tensor) -> float:
+    """Bits of targets (batch, length) under logits (batch, length, tokens), in all."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return float(losses.double().sum()) / math.log(2)

@@ -1,0 +1,1 @@
+"""Pixel language models: bits per dimension, drawing pictures and completing them."""

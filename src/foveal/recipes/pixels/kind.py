@@ -1,0 +1,210 @@
+"""The task of pixel language models: bits per dimension, drawing pictures and completing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveal.data.images import ImageSet
+from foveal.data.pictures import load_square
+from foveal.data.pixels import (
+    CHANNELS,
+    START,
+    PixelDataConfig,
+    PixelValues,
+    open_pixels,
+    pixels_to_score,
+    to_inputs,
+    to_pictures,
+    to_values,
+)
+from foveal.data.sampling import sample, spread
+from foveal.draw.grid import draw_grid
+from foveal.draw.report import Section
+from foveal.recipes.charts import Entries, scored
+from foveal.recipes.kind import KindTask, Run
+from foveal.recipes.language import NextToken, sum_of_bits
+from foveal.recipes.runs import open_model
+from foveal.training.progress import tracked
+from foveal.training.task import Totals
+
+_QUICK_IMAGES = 32
+_SCORING_BATCH = 8
+_SHOWN, _COLUMNS, _MOST_DRAWN = 8, 4, 256
+SAMPLES, COMPLETIONS = "samples.png", "completions.png"
+"""Names of the pictures that a model draws, in the run's folder of pictures."""
+
+_TITLES = {
+    SAMPLES: "Drawn value by value",
+    COMPLETIONS: "Pictures, and their lower halves drawn by the model",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Where a model has drawn."""
+
+    path: Path
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON can hold it."""
+        return {"picture": str(self.path)}
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+class Pixels(NextToken):
+    """Language models of pictures, value by value."""
+
+    data = PixelDataConfig
+    score = "bits_per_dim"
+    things, trained = "pictures", "pixels"
+    must, seen = "a model of pixels", "what it predicts"
+    forms: ClassVar = {"bits_per_dim": ("bits per dimension, held out", "{:.3f}")}
+    length, temperature, continues_text = _SHOWN, 1.0, False
+
+    def open(self, data: PixelDataConfig) -> tuple[ImageSet, ImageSet]:
+        """Pictures to train on, and to score on."""
+        return open_pixels(data)
+
+    def source(self, task: KindTask) -> PixelValues:
+        """Values of pictures."""
+        return PixelValues(task.train, task.config.data.flip)
+
+    def units(self, task: KindTask) -> int:
+        """Values of a picture."""
+        return int(task.config.data.length)
+
+    def max_seq_len(self, data: PixelDataConfig) -> int:
+        """START, and every value while drawing."""
+        return data.length + 1
+
+    def most(self, data: PixelDataConfig) -> int:
+        """As the recipe says."""
+        return data.scored_images
+
+    def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
+        """Bits per dimension over held-out pictures; quick: over 32 of them."""
+        limit = _QUICK_IMAGES if quick else self.most(task.config.data)
+        index = spread(len(task.held_out), limit)[rank::world_size]
+        return score_pixels(task.model, task.held_out, index)
+
+    def facts(self, task: KindTask) -> dict[str, str]:
+        """Data, and how large the pictures are."""
+        data = task.config.data
+        size = f"{data.size} x {data.size} pixels, {data.length:,} values each"
+        return self.describe(task, {"pictures": size})
+
+    def finish(self, task: KindTask, folder: Path) -> None:
+        """Draw some pictures, and complete some."""
+        model, size = task.model.eval(), task.config.data.size
+        _draw_grid(draw_pictures(model, _SHOWN, size, seed=0), folder, SAMPLES)
+        originals = task.held_out.read(spread(len(task.held_out), _COLUMNS))
+        completed = complete_pictures(model, originals, size // 2, seed=0)
+        _draw_grid(torch.cat((originals, completed)), folder, COMPLETIONS)
+
+    def open_to_score(self, run: Run, data: str | None) -> ImageSet:
+        """Held-out pictures."""
+        return pixels_to_score(run.config.data, data)
+
+    def to_score(self, run: Run, data: str | None, full: bool, **options: Any) -> ImageSet:
+        """A sample has the checksum of all that it was taken from."""
+        whole = self.open_to_score(run, data)
+        part: ImageSet = sample(whole, 0 if full else self.most(run.config.data), self.things)
+        part.checksum = whole.checksum  # type: ignore[method-assign]
+        return part
+
+    def measure(self, run: Run, model: Any, found: ImageSet, **options: Any) -> dict[str, Any]:
+        """Bits for each channel value."""
+        bits, count = score_pixels(model, found, torch.arange(len(found)))["bits_per_dim"]
+        return {"bits_per_dim": bits / count, "images": len(found)}
+
+    def table(self, score: Mapping[str, Any], folder: Path) -> list[str]:
+        """What was scored, and the score."""
+        return [
+            f"{score['data']} (checksum {score['checksum']}), {score['images']:,} pictures",
+            f"bits per dimension  {score['bits_per_dim']:.3f}  ({score['checkpoint']})",
+        ]
+
+    def sections(
+        self, pictures: Path, entries: Entries, score: dict[str, Any] | None
+    ) -> Iterator[Section]:
+        """Curves, what the model has drawn, and the score."""
+        yield from super().sections(pictures, entries, score)
+        drawn = [(title, pictures / name) for name, title in _TITLES.items()]
+        drawn = [(title, path) for title, path in drawn if path.exists()]
+        if drawn:
+            yield Section("Pictures", pictures=drawn)
+        if score:
+            rows = {"bits per dimension": f"{score['bits_per_dim']:.3f}"}
+            yield Section("Held-out score", rows=rows | scored(score, score["images"], "pictures"))
+
+    def generate(
+        self, run: Run, prompt: str, length: int, *, device: str, **sampling: Any
+    ) -> Drawing:
+        """Draw `length` pictures, or complete the lower half of the picture file `prompt`."""
+        if not 1 <= length <= _MOST_DRAWN:
+            raise ValueError(f"length must be from 1 to {_MOST_DRAWN} pictures, got {length}.")
+        (model, _), size = open_model(run, device), run.config.data.size
+        if not prompt:
+            drawn = draw_pictures(model, length, size, **sampling)
+            return Drawing(_draw_grid(drawn, run.folder, SAMPLES))
+        given = torch.from_numpy(load_square(prompt, size)).permute(2, 0, 1)
+        images = given.expand(length, -1, -1, -1)
+        drawn = complete_pictures(model, images, size // 2, **sampling)
+        return Drawing(_draw_grid(drawn, run.folder, COMPLETIONS))
+
+
+KIND = Pixels()
+
+
+@torch.no_grad()
+def score_pixels(model: nn.Module, images: ImageSet, index: Tensor) -> Totals:
+    """Sum of bits and number of values of the pictures at `index`."""
+    device, bits, count = next(model.parameters()).device, 0.0, 0
+    for part in tracked(index.split(_SCORING_BATCH)) if len(index) else ():
+        values = to_values(images.read(part)).to(device)
+        bits += sum_of_bits(model(to_inputs(values)), values)
+        count += values.numel()
+    return {"bits_per_dim": (bits, count)}
+
+
+def draw_pictures(model: Any, count: int, size: int, **sampling: Any) -> Tensor:
+    """Pictures out of nothing: uint8 (count, 3, size, size).
+
+    Args:
+        sampling: temperature, top_k, top_p, min_p, seed.
+    """
+    return _continue(model, torch.empty(count, 0, dtype=torch.long), size, **sampling)
+
+
+def complete_pictures(model: Any, images: Tensor, rows: int, **sampling: Any) -> Tensor:
+    """Keep the first rows of pictures uint8 (n, 3, size, size) and draw the others.
+
+    Raises:
+        ValueError: rows outside of the picture.
+    """
+    size = images.shape[-1]
+    if not 0 <= rows <= size:
+        raise ValueError(f"rows must be from 0 to {size}, got {rows=}.")
+    return _continue(model, to_values(images)[:, : rows * size * CHANNELS], size, **sampling)
+
+
+def _continue(model: Any, values: Tensor, size: int, **sampling: Any) -> Tensor:
+    device = next(model.parameters()).device
+    prompt = F.pad(values, (1, 0), value=START).to(device)
+    written = model.generate(prompt, size * size * CHANNELS - values.shape[1], **sampling)
+    return to_pictures(written[:, 1:].cpu(), size)
+
+
+def _draw_grid(images: Tensor, folder: Path, name: str) -> Path:
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    return draw_grid(images.permute(0, 2, 3, 1).numpy(), pictures / name, columns=_COLUMNS)

@@ -1,0 +1,98 @@
+"""How good a run is: what is measured, on what, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveal.common.inputs import reading, reason
+from foveal.recipes.kind import Run
+from foveal.recipes.report import write_run_report
+from foveal.recipes.result import EVALUATION
+from foveal.recipes.runs import open_model, open_run, write_json
+from foveal.training.progress import showing
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of a run, and what they must be read beside; `score["accuracy"]` is one.
+
+    Attributes:
+        values: by name; see `measure` and `beside` of the run's `Kind`.
+        data, checksum: what was scored.
+        seconds: time that the scoring took.
+        checkpoint: the weights that were scored.
+    """
+
+    values: dict[str, Any]
+    data: str
+    checksum: str
+    seconds: float
+    checkpoint: str
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As evaluation.json holds it."""
+        about = {name: value for name, value in vars(self).items() if name != "values"}
+        return self.values | about
+
+
+def evaluate(
+    run: Run | Path | str,
+    *,
+    data: str | None = None,
+    full: bool = False,
+    device: str = "auto",
+    **options: Any,
+) -> Score:
+    """Score a run on held-out data, in float32, and keep the result in its folder.
+
+    Args:
+        data: score other data than the run's own: their test or validation part, or all of them.
+        full: score everything, and not a sample.
+        device: see `foveal.training.machine.pick_device`.
+        options: what the task alone knows; of text context, stride and max_bytes.
+
+    Raises:
+        ValueError: no such run or data, or options that mean nothing for its task.
+        FloatingPointError: the model says nothing that is a number.
+    """
+    run = open_run(run)
+    kind, options = run.kind, {name: value for name, value in options.items() if value is not None}
+    for name in options.keys() - set(kind.options):
+        raise ValueError(
+            f"--{name.replace('_', '-')} is for runs on text, but this one trains "
+            f"{run.config.task!r}; leave it out."
+        )
+    model, checkpoint = open_model(run, device)
+    named = kind.path(run.config.data) if data is None else data
+    with showing("reading"), reading(f"data={named!r}"):
+        found = kind.to_score(run, data, full, **options)
+    started = time.perf_counter()
+    with showing("scoring"):
+        values = kind.measure(run, model, found, **options)
+    seconds = time.perf_counter() - started
+    values |= kind.beside(found)
+    score = Score(values, found.name, found.checksum(), seconds, checkpoint)
+    _keep(run.folder, score.to_dict())
+    return score
+
+
+def _keep(folder: Path, result: dict[str, Any]) -> None:
+    """Write a score into the run's folder, and its report; a folder that is read-only stays."""
+    for name, value in result.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FloatingPointError(
+                f"the score {name} of {folder} is {value}: the model's outputs are no numbers."
+            )
+    try:
+        write_json(folder / EVALUATION, result)
+        write_run_report(folder)
+    except OSError as error:
+        warnings.warn(f"the score was not kept in {folder}: {reason(error)}", stacklevel=2)
