@@ -172,6 +172,10 @@ class ReversibleSequence(nn.Module):
         self.blocks = nn.ModuleList(_Pair(f, g) for f, g in blocks)
         self.args_route = dict(args_route or {})
         self.layer_dropout = layer_dropout
+        self.check_routes()
+
+    def check_routes(self) -> None:
+        """Raise ValueError for a route that is not as long as the blocks."""
         for name, route in self.args_route.items():
             if len(route) != len(self.blocks):
                 raise ValueError(

@@ -42,7 +42,7 @@ class PackageAttention(nn.Module):
                 "compat=None takes any even one."
             )
         self.heads, self.dim_head = heads, head_size(dim, heads, dim_head)
-        self.block_size, self.causal = block_size, causal
+        self.block_size, self.causal, self.eps = block_size, causal, EPS
         self.to_qkv = nn.Linear(dim, 3 * heads * self.dim_head, bias=False)
         self.to_out = nn.Linear(heads * self.dim_head, dim)
 
@@ -51,7 +51,7 @@ class PackageAttention(nn.Module):
         length = x.shape[1]
         padded = 1 << (length - 1).bit_length()
         x = F.pad(x, (0, 0, 0, padded - length))
-        q, k, v = (_turn(split_heads(t, self.dim_head)) for t in self.to_qkv(x).chunk(3, -1))
+        q, k, v = (self.turned(split_heads(t, self.dim_head)) for t in self.to_qkv(x).chunk(3, -1))
         q = q * self.dim_head**-0.5
         levels = (padded // self.block_size).bit_length() - (2 if self.causal else 3)
         self._check(padded, levels)
@@ -61,6 +61,10 @@ class PackageAttention(nn.Module):
             real = None if mask is None else F.pad(mask, (0, padded - length))[:, None]
             out = self._encoder(q, k, v, real, levels)
         return self.to_out(join_heads(out)[:, :length])
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Rotary positions on pairs of neighbouring features: x (batch, heads, n, dim_head)."""
+        return turn(x, positions(x.shape[-2], x.shape[-1], x.device))
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass, one block of keys a level counted."""
@@ -90,7 +94,7 @@ class PackageAttention(nn.Module):
             more, count = self._level(q, k, v, mask, sibling=True)
             total = total + more.repeat_interleave(1 << level, 2)
             weight = weight + count.repeat_interleave(1 << level, 2)
-        return total / (weight + EPS)[..., None]
+        return total / (weight + self.eps)[..., None]
 
     def _level(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sibling: bool
@@ -127,7 +131,7 @@ class PackageAttention(nn.Module):
             count = count.repeat_interleave(1 << level, 2)
             total = total + more.masked_fill(~last[:, None], 0.0)
             weight = weight + count.masked_fill(~last, 0.0)
-        return total / (weight + EPS)[..., None]
+        return total / (weight + self.eps)[..., None]
 
     def _left_sibling(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Every second block reads the one before it; the others read nothing."""
@@ -142,11 +146,14 @@ class PackageAttention(nn.Module):
         return x.unflatten(2, (-1, self.block_size))
 
 
-def _turn(x: Tensor) -> Tensor:
-    """Rotary positions on pairs of neighbouring features: x (batch, heads, n, dim_head)."""
-    length, dim = x.shape[-2:]
-    rates = 10_000.0 ** (-torch.arange(0, dim, 2, device=x.device).float() / dim)
-    angles = torch.arange(length, device=x.device).float()[:, None] * rates
+def positions(length: int, dim: int, device: torch.device) -> Tensor:
+    """Angles (length, dim / 2) of rotary positions, float32."""
+    rates = 10_000.0 ** (-torch.arange(0, dim, 2, device=device).float() / dim)
+    return torch.arange(length, device=device).float()[:, None] * rates
+
+
+def turn(x: Tensor, angles: Tensor) -> Tensor:
+    """Features 2i and 2i + 1 of x (batch, heads, n, dim) turned by angles (n, dim / 2)."""
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     even, odd = x[..., ::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)

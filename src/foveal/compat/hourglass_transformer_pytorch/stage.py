@@ -32,10 +32,19 @@ class FilledAttention(SelfAttention):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         out = attend(q, k, v, self.pattern, key_mask=mask)
         if mask is not None:
-            some = self.pattern.mask(q.shape[2], device=q.device) & mask[:, None]
-            empty = ~some.any(-1)[:, None, :, None]
-            out = torch.where(empty, v.mean(2, keepdim=True), out)
+            out = fill_empty(
+                out, v, self.pattern.mask(q.shape[2], device=q.device) & mask[:, None]
+            )
         return self.to_out(join_heads(out))
+
+
+def fill_empty(out: Tensor, v: Tensor, some: Tensor) -> Tensor:
+    """out (batch, heads, queries, dim) with the mean of all values where nothing can be read.
+
+    some: (batch, queries or 1, keys) bool, who may read what.
+    """
+    empty = ~some.any(-1)[:, None, :, None]
+    return torch.where(empty, v.mean(2, keepdim=True), out)
 
 
 class FilledBlock(Block):
@@ -65,8 +74,7 @@ class GroupAttention(ResamplingAttention):
             allowed = allowed | ~allowed.any(-1, keepdim=True)
         out = fused_attention(q, k, v, attn_mask=allowed)
         if mask is not None:
-            empty = ~mask.flatten(0, 1).any(-1)[:, None, None, None]
-            out = torch.where(empty, v.mean(2, keepdim=True), out)
+            out = fill_empty(out, v, mask.flatten(0, 1)[:, None])
         return self._add(x, self.attn.to_out(join_heads(out))).unflatten(0, (batch, num_groups))
 
     def from_one(self, x: Tensor, coarse: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -119,8 +119,16 @@ class SepViT(ImageModel):
         dim_in = c.channels
         for stage in range(stages):
             dim = c.dim * 2**stage
-            last = stage == stages - 1
-            body = Stage(c, dim, heads[stage], windows[stage], rates[stage], norm_output=not last)
+            body = Stage(
+                dim,
+                rates[stage],
+                c.dim_head,
+                heads[stage],
+                c.ff_mult,
+                c.dropout,
+                norm_output=stage < stages - 1,
+                window_size=windows[stage],
+            )
             embed = OverlappingPatchEmbed(dim_in, dim, 4 if stage == 0 else 2)
             self.layers.append(nn.ModuleList([embed, PEG(dim), body]))
             self.feature_info.append(
@@ -155,27 +163,29 @@ class Stage(nn.Module):
     """Blocks of separable attention and feed-forward layers.
 
     Args:
-        c: configuration of the network.
         dim, heads, window_size: of the stage.
         rates: stochastic depth of each block.
+        dim_head, ff_mult, dropout: as in SepViTConfig.
         norm_output: end in a layer norm.
     """
 
     def __init__(
         self,
-        c: SepViTConfig,
         dim: int,
-        heads: int,
-        window_size: int,
-        rates: list[float],
-        norm_output: bool,
+        rates: Sequence[float],
+        dim_head: int = 32,
+        heads: int = 8,
+        ff_mult: float = 4,
+        dropout: float = 0.0,
+        norm_output: bool = True,
+        window_size: int = 7,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    DSSA(dim, heads, c.dim_head, c.dropout, window_size),
-                    ConvFeedForward(dim, c.ff_mult, c.dropout),
+                    DSSA(dim, heads, dim_head, dropout, window_size),
+                    FeedForward(dim, ff_mult, dropout),
                 ]
             )
             for _ in rates
@@ -191,7 +201,7 @@ class Stage(nn.Module):
         return self.norm(x)
 
 
-class ConvFeedForward(nn.Module):
+class FeedForward(nn.Module):
     """Norm, 1 x 1 convolution, GELU, 1 x 1 convolution, on maps.
 
     Args:
