@@ -18,7 +18,7 @@ from foveal.compat.h_transformer_1d.attention import PackageAttention, turn
 from foveal.compat.h_transformer_1d.reversible import ReversibleSequence, SequentialSequence
 from foveal.compat.helpers import exists
 from foveal.layers.hierarchical import PreShiftTokens, shift_tokens
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 
 __all__ = [
     "HTransformer1D",
@@ -170,11 +170,11 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, *, mult: float = 4) -> None:
         super().__init__()
         hidden = int(dim * mult)
-        self.net = nn.Sequential(Linear(dim, hidden), nn.GELU(), Linear(hidden, dim))
+        self.net = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, dim) -> same."""
-        return self.net(x)
+        return project(self.net, x)
 
 
 class HTransformer1D(nn.Module):
@@ -232,7 +232,7 @@ class HTransformer1D(nn.Module):
         )
         run = ReversibleSequence if reversible else SequentialSequence
         self.layers = run(layers, args_route={"mask": ((True, False),) * depth})
-        self.to_logits = nn.Sequential(nn.LayerNorm(dim), Linear(dim, num_tokens))
+        self.to_logits = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_tokens))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (batch, length) -> logits (batch, length, num_tokens).
@@ -247,7 +247,7 @@ class HTransformer1D(nn.Module):
             raise ValueError(
                 f"x must fit into max_seq_len={self.max_seq_len}, got {x.shape[1]} tokens."
             )
-        return self.to_logits(self.layers(self.token_emb(x), mask=mask))
+        return project(self.to_logits, self.layers(self.token_emb(x), mask=mask))
 
 
 # -- helpers ------------------------------------------------------------------------------------

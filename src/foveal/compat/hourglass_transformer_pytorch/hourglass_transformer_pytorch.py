@@ -16,7 +16,7 @@ from foveal.compat.helpers import cast_tuple, default, exists
 from foveal.compat.hourglass_transformer_pytorch.stage import fill_empty
 from foveal.layers.checks import join_heads
 from foveal.layers.cross_attention import CrossAttention
-from foveal.layers.linear import Linear
+from foveal.layers.linear import project
 from foveal.models.hourglass import resampling
 from foveal.ops import attend
 from foveal.ops.fused import fused_attention
@@ -110,12 +110,12 @@ class LinearDownsample(nn.Module):
 
     def __init__(self, dim: int, shorten_factor: int) -> None:
         super().__init__()
-        self.proj = Linear(dim * shorten_factor, dim)
+        self.proj = nn.Linear(dim * shorten_factor, dim)
         self.shorten_factor = shorten_factor
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, groups * shorten_factor, dim) -> (batch, groups, dim)"""
-        return self.proj(x.unflatten(1, (-1, self.shorten_factor)).flatten(2))
+        return project(self.proj, x.unflatten(1, (-1, self.shorten_factor)).flatten(2))
 
 
 class LinearUpsample(resampling.LinearUpsample):
@@ -192,13 +192,15 @@ class Attention(CrossAttention):
             out = fused_attention(q, k, v, attn_mask=read[:, None], dropout_p=dropout)
         else:
             out = attend(q, k, v, Full(self.causal), key_mask=mask, dropout_p=dropout)
-        return self.to_out(join_heads(out if some is None else fill_empty(out, v, some)))
+        return project(self.to_out, join_heads(out if some is None else fill_empty(out, v, some)))
 
 
 def FeedForward(dim: int, mult: float = 4, dropout: float = 0.0) -> nn.Sequential:  # noqa: N802
     """Linear, GELU, dropout, linear; `mult * dim` hidden features."""
     hidden = int(dim * mult)
-    return nn.Sequential(Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), Linear(hidden, dim))
+    return nn.Sequential(
+        nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+    )
 
 
 class Transformer(nn.Module):
@@ -386,7 +388,7 @@ class HourglassTransformerLM(nn.Module):
             causal=causal,
             norm_out=True,
         )
-        self.to_logits = Linear(dim, num_tokens)
+        self.to_logits = nn.Linear(dim, num_tokens)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (batch, length) -> logits (batch, length, num_tokens).
@@ -403,4 +405,4 @@ class HourglassTransformerLM(nn.Module):
             )
         places = torch.arange(x.shape[1], device=x.device)
         x = self.token_emb(x) + self.pos_emb(places)
-        return self.to_logits(self.transformer(x, mask=mask))
+        return project(self.to_logits, self.transformer(x, mask=mask))
