@@ -19,6 +19,7 @@ class Decoder(Protocol):
     """What the loop needs of a model.
 
     One whose step does the same at every position says so by `recordable = True`; see Recorded.
+    One that can prepare for many steps has a `stepper(rows)`, which gives a function like `step`.
     """
 
     def prefill(self, tokens: Tensor, max_length: int | None = None) -> tuple[Tensor, Any]:
@@ -98,6 +99,8 @@ def generate(
     start, last = int(length.min()), width + n
     is_even = ends is None and start == width  # every drawn token counts, in every row
     logits, cache = decoder.prefill(tokens[:, :start], max_length=last)
+    make = getattr(decoder, "stepper", None)
+    step = decoder.step if make is None else make(len(tokens))
     with fitting_threads(decoder, len(tokens), prompt.device):
         for place in range(start, last):
             drawn = draw(logits, random)
@@ -113,7 +116,7 @@ def generate(
                 progress(1)
             if place + 1 == last or (ends is not None and bool((final <= place + 1).all())):
                 break
-            logits, cache = decoder.step(tokens[:, place], cache)
+            logits, cache = step(tokens[:, place], cache)
     return tokens, final
 
 

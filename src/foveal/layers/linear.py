@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import NoneType
 from typing import cast
 
@@ -112,6 +114,16 @@ def _is_emulated(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and fast_dtype("cpu", x.dtype) == torch.float32
     )
+
+
+def row_product(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """`linear` of these weights for many rows, each (in_features,) or (rows, in_features)."""
+    row = weight[:1].expand(rows, -1)  # as those to come
+    if rows == 1 and weight.numel() <= _FEW_WEIGHTS and _decodes(row, weight):
+        if bias is None:
+            return functools.partial(torch.mv, weight)
+        return functools.partial(torch.addmv, bias, weight)
+    return lambda x: linear(x, weight, bias)
 
 
 def _decodes(x: Tensor, weight: Tensor) -> bool:

@@ -50,6 +50,15 @@ class Rotary(Positions):
         out = torch.addcmul(y * cos, y.roll(self.dim // 2, -1), sin)
         return out.to(x.dtype)
 
+    def parts(self, offset: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What turns tokens x (..., dim) of one position: x cos + x[..., partners] sin.
+
+        Returns:
+            cos and signed sin (dim,) in the dtype of x, and the place of each feature's partner.
+        """
+        cos, sin = self._rows(offset, 1, 1, x.device).to(x.dtype).view(2, self.dim).unbind(0)
+        return cos, sin, torch.arange(self.dim, device=x.device).roll(self.dim // 2)
+
     def _rows(self, offset: int | Tensor, count: int, stride: int, device: torch.device) -> Tensor:
         """Cosines and signed sines: (count, 2, 1, dim) float32."""
         if isinstance(offset, Tensor):

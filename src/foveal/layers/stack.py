@@ -13,7 +13,16 @@ from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, RelativeAttention, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
-from foveal.layers.plain_step import is_plain_block, plain_step
+from foveal.layers.prepared import (
+    Step,
+    Turns,
+    as_row,
+    can_prepare,
+    can_prepare_attention,
+    in_order,
+    prepared,
+    prepared_block,
+)
 from foveal.layers.relative import Relative
 from foveal.layers.rotary import Rotary
 from foveal.patterns import Pattern
@@ -67,10 +76,25 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
         """One more token: x (batch, 1, dim) -> same."""
-        if type(self) is Block and is_plain_block(self):
-            return plain_step(self, x, cache)
+        if self._is_known():
+            y, cache = prepared_block(self, len(x), Turns())(as_row(x), cache)
+            return y.view(x.shape), cache
         y, cache = self.attn.step(self.attn_norm(x), cache)
         return self._add(x, y), cache
+
+    def stepper(self, rows: int, turns: Turns) -> Step:
+        """`step` over rows, as in foveal.layers.prepared, for many tokens."""
+        if self._is_known():
+            return prepared_block(self, rows, turns)
+
+        def step(x: Tensor, cache: AttentionState) -> tuple[Tensor, AttentionState]:
+            y, cache = self.step(x.view(rows, 1, -1), cache)
+            return as_row(y), cache
+
+        return step
+
+    def _is_known(self) -> bool:
+        return type(self) is Block and can_prepare_attention(self.attn)
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""
@@ -159,6 +183,23 @@ class Stack(nn.Module):
             x, cache.parts[i] = layer.step(x, cache.parts[i])
         cache.position += 1
         return self.norm(x), cache
+
+    def stepper(self, rows: int, turns: Turns | None = None) -> Step:
+        """`step` for many tokens of `rows` rows, prepared: see foveal.layers.prepared."""
+        if type(self).step is not Stack.step or not can_prepare():
+            return self.step
+        turns = turns or Turns()
+        blocks = [block.stepper(rows, turns) for block in self.blocks]
+        norm = in_order(prepared(self.norm, rows))
+
+        def step(x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+            y, parts = as_row(x), cache.parts
+            for i, block in enumerate(blocks):
+                y, parts[i] = block(y, parts[i])
+            cache.position += 1
+            return norm(y).view(rows, 1, -1), cache
+
+        return step
 
     def flops(self, length: int) -> int:
         """Floating-point operations of a forward pass over `length` tokens."""

@@ -13,6 +13,15 @@ from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import linear, project
+from foveal.layers.prepared import (
+    Step,
+    as_row,
+    can_prepare,
+    does_something,
+    in_order,
+    prepared,
+    prepared_embedding,
+)
 from foveal.layers.weights import device_of, table
 from foveal.models.base import Model, evaluating
 from foveal.models.config import ModelConfig
@@ -135,13 +144,34 @@ class CausalLM(Model):
         """
         if token.ndim != 1:
             raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
+        self._check_room(cache)
+        x, cache = self._body.step(self._embed(token[:, None], cache.position), cache)
+        return self._logits(x[:, -1]), cache
+
+    def stepper(self, rows: int) -> Step:
+        """`step` for many tokens of `rows` rows: quicker, while nothing about the model changes.
+
+        Modules that are attached, exchanged or switched to training afterwards may not be seen;
+        weights may change in place.
+        """
+        make = getattr(self._body, "stepper", None)
+        if type(self).step is not CausalLM.step or make is None or not can_prepare():
+            return self.step
+        body, embed, logits = make(rows), self._embedder(), self._projector(rows)
+
+        def step(token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+            self._check_room(cache)
+            x, cache = body(embed(token[:, None], cache.position), cache)
+            return logits(x), cache
+
+        return step
+
+    def _check_room(self, cache: DecodingState) -> None:
         if cache.position >= self.max_seq_len:
             raise ValueError(
                 f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
                 f"at position {cache.position}."
             )
-        x, cache = self._body.step(self._embed(token[:, None], cache.position), cache)
-        return self._logits(x[:, -1]), cache
 
     def generate(
         self,
@@ -214,7 +244,25 @@ class CausalLM(Model):
 
     def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """Tokens (batch, length) at positions from `offset` on -> (batch, length, dim)."""
-        return self.emb_dropout(self.token_emb(as_index(tokens)))
+        return self.emb_dropout(self._placed(self.token_emb(as_index(tokens)), offset))
+
+    def _placed(self, x: Tensor, offset: int) -> Tensor:
+        """Embedded tokens (batch, length, dim), told the positions from `offset` on."""
+        return x
+
+    def _embedder(self) -> Callable[[Tensor, int], Tensor]:
+        """`_embed`, prepared."""
+        if type(self)._embed is not CausalLM._embed or does_something(self.emb_dropout):
+            return self._embed
+        look_up = prepared_embedding(self.token_emb)
+        return lambda token, offset: self._placed(look_up(as_index(token)), offset)
+
+    def _projector(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """`_logits` of x (rows, 1, dim), prepared."""
+        if type(self)._logits is not CausalLM._logits or self.to_logits is None:
+            return lambda x: self._logits(x[:, -1])
+        product = in_order(prepared(self.to_logits, rows))
+        return lambda x: product(as_row(x)).view(rows, -1)
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.to_logits is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveal.common.lazy import provided
 from foveal.layers import Relative
-from foveal.models.causal import CausalLM, as_index
+from foveal.models.causal import CausalLM
 from foveal.models.hourglass.config import SIZES, HourglassConfig
 from foveal.models.hourglass.stage import HourglassTransformer, make_positions
 from foveal.models.registry import register
@@ -85,9 +85,7 @@ class HourglassTransformerLM(CausalLM):
             self.settings.factors_from(factor)
         return self
 
-    def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        x = self.token_emb(as_index(tokens))
-        if self.pos_emb is not None:
-            places = torch.arange(offset, offset + tokens.shape[1], device=tokens.device)
-            x = x + self.pos_emb(places)
-        return self.emb_dropout(x)
+    def _placed(self, x: Tensor, offset: int) -> Tensor:
+        if self.pos_emb is None:
+            return x
+        return x + self.pos_emb(torch.arange(offset, offset + x.shape[1], device=x.device))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from foveal.caches import DecodingState
 from foveal.layers import CrossAttention, Relative, RelativeAttention, Rotary, Stack
 from foveal.layers.checks import Device, head_size
+from foveal.layers.linear import is_plain
+from foveal.layers.prepared import Step, Turns
 from foveal.models.hourglass.attention import ResamplingAttention
 from foveal.models.hourglass.config import HourglassConfig
 from foveal.models.hourglass.resampling import (
@@ -304,7 +306,23 @@ class HourglassTransformer(nn.Module):
 
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
         """One more token x (batch, 1, dim) -> same; the inner level steps every k-th time."""
-        x, cache.parts[0] = self.pre_transformer.step(x, cache.parts[0])
+        parts = (self.pre_transformer, self.valley_transformer, self.post_transformer)
+        return self._step(x, cache, *(part.step for part in parts))
+
+    def stepper(self, rows: int) -> Step:
+        """`step` for many tokens of `rows` rows, prepared: see foveal.layers.prepared."""
+        if type(self).step is not HourglassTransformer.step:
+            return self.step
+        turns = Turns()
+        before, after = self.pre_transformer, self.post_transformer
+        inner = self.valley_transformer.stepper(rows)  # stands at other positions
+        steps = (before.stepper(rows, turns), inner, after.stepper(rows, turns))
+        return lambda x, cache: self._step(x, cache, *steps)
+
+    def _step(
+        self, x: Tensor, cache: DecodingState, before: Step, inner: Step, after: Step
+    ) -> tuple[Tensor, DecodingState]:
+        x, cache.parts[0] = before(x, cache.parts[0])
         newest = x
         if self.attn_shorten is not None:
             newest, context = self.attn_shorten.source(x)
@@ -313,9 +331,9 @@ class HourglassTransformer(nn.Module):
         cache.tensors["recent"] = recent
         place = cache.position % self.factor
         if place == 0:
-            cache = self._step_inner(recent, cache)
+            cache = self._step_inner(recent, cache, inner)
         x = self._join(x, self._told(x, cache, place))
-        x, cache.parts[2] = self.post_transformer.step(x, cache.parts[2])
+        x, cache.parts[2] = after(x, cache.parts[2])
         cache.position += 1
         return self.norm_out(x), cache
 
@@ -327,19 +345,25 @@ class HourglassTransformer(nn.Module):
         assert wide is not None
         return wide
 
-    def _step_inner(self, recent: Tensor, cache: DecodingState) -> DecodingState:
+    def _step_inner(self, recent: Tensor, cache: DecodingState, inner: Step) -> DecodingState:
         """A new coarse token from the last k fine ones (batch, k, dim)."""
         position = cache.position
-        place = torch.arange(position - self.factor + 1, position + 1, device=recent.device)
-        coarse = self.shorten(Groups(recent[:, None], (place >= 0)[None, None]))
+        coarse = self._pooled(recent, position)
         if self.attn_shorten is not None:
             coarse = self.attn_shorten.step(coarse, None, cache.parts[3], position)
-        coarse, cache.parts[1] = self.valley_transformer.step(coarse, cache.parts[1])
+        coarse, cache.parts[1] = inner(coarse, cache.parts[1])
         if self.attn_upsample is not None:
             coarse, context = self.attn_upsample.source(coarse)
             cache.parts[4] = self.attn_upsample.remember(context, cache.parts[4])
         self._tell(coarse, cache)
         return cache
+
+    def _pooled(self, recent: Tensor, position: int) -> Tensor:
+        """The coarse token of a group (batch, k, dim) whose last token stands at a position."""
+        if position >= self.factor - 1 and is_plain(self.shorten, NaiveShorten):
+            return recent.mean(1, keepdim=True)
+        place = torch.arange(position - self.factor + 1, position + 1, device=recent.device)
+        return self.shorten(Groups(recent[:, None], (place >= 0)[None, None]))
 
     def _tell(self, coarse: Tensor, cache: DecodingState) -> None:
         """Keep what a coarse token (batch, 1, dim) says to the tokens of its group."""
