@@ -17,6 +17,7 @@ from foveal.models import (
     ImageModel,
     SepVisionTransformer,
     SepViT,
+    cost,
     create_model,
     list_models,
     load_model,
@@ -247,12 +248,14 @@ def test_save_and_load(kind: str, tmp_path: Path) -> None:
 
 
 def test_operations_are_counted() -> None:
-    """flops() is what PyTorch counts, with attention over the pairs of the pattern."""
-    assert abs(create_model("sepvit_lite").flops((224, 224)) / 2e9 / 0.57 - 1) < 0.02
+    """cost() is what PyTorch counts, with attention over the pairs of the pattern."""
+    assert abs(cost(create_model("sepvit_lite"), (224, 224)).flops / 2e9 / 0.57 - 1) < 0.02
     halonet = small("halonet")
-    attention = halonet.stages[0][0].mix.attention_flops(16, 16)
-    assert halonet.flops(64) > attention > 0
-    assert halonet.flops(128) > 3.5 * halonet.flops(64)
+    layer = halonet.stages[0][0].mix
+    attention = 2 * layer.heads * (layer.dim_qk + layer.dim_v)
+    attention *= layer.pattern(16, 16).num_pairs(256)
+    assert cost(halonet, 64).flops > attention > 0
+    assert cost(halonet, 128).flops > 3.5 * cost(halonet, 64).flops
 
 
 @kinds

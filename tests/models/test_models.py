@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveal import patterns as P
 from foveal.models import (
@@ -16,6 +17,7 @@ from foveal.models import (
     list_models,
     load_model,
 )
+from foveal.ops import choose
 
 SMALL = {"num_tokens": 20, "dim": 8, "heads": 2, "dim_head": 4, "max_seq_len": 64}
 
@@ -160,9 +162,17 @@ def test_every_parameter_gets_a_gradient(index):
 
 @each_model
 def test_cost(index):
-    """Parameters are counted, and operations agree with what torch counts for dense layers."""
-    model = models()[index]
+    """Parameters are counted, operations agree with what torch counts, the cache with a real one.
+
+    The tile plan counts the pairs of the pattern, as cost() does.
+    """
+    model = models()[index].eval()
     found = cost(model, 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "forced", lambda: "tiled")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 60, dtype=torch.long))
+    assert found.flops == counter.get_total_flops() == 60 * found.flops_per_token
     assert found.parameters == sum(p.numel() for p in model.parameters())
     _, cache = model.prefill(torch.zeros(1, 60, dtype=torch.long), max_length=60)
     assert found.cache_bytes_per_token * 60 == pytest.approx(cache.num_bytes)
@@ -175,7 +185,7 @@ def test_flops_by_hand():
     model = TransformerLM(**SMALL, depth=1, pattern=P.SlidingWindow(5))
     linear = 8 * 24 + 8 * 8 + 2 * 8 * 32 + 8 * 20
     pairs = P.SlidingWindow(5).num_pairs(60)
-    assert model.flops(60) == 2 * linear * 60 + 4 * 8 * pairs
+    assert cost(model, 60).flops == 2 * linear * 60 + 4 * 8 * pairs
     assert model.num_parameters == cost(model).parameters
 
 

@@ -14,7 +14,7 @@ from foveal.layers.linear import project
 from foveal.layers.positions import Positions, relative_table
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
-from foveal.layers.weights import device_of, num_weights, state_dtype
+from foveal.layers.weights import device_of, state_dtype
 from foveal.ops import PyramidBias, attend
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
@@ -170,17 +170,6 @@ class SelfAttention(nn.Module):
         elif self.rel_bias is not None:
             options["bias"] = PyramidBias(self.rel_bias)
         return project(self.to_out, join_heads(cache.attend(q, **options))), cache
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        weights = num_weights(self.to_qkv) + num_weights(self.to_out)
-        pairs = self.pattern.num_pairs(length)
-        if self.pattern.heads is None:
-            pairs *= self.heads
-        per_pair = 4 * self.dim_head
-        if self.relative is not None:
-            weights, per_pair = weights + num_weights(self.relative.to_r), 6 * self.dim_head
-        return 2 * length * weights + per_pair * pairs
 
     def _project(
         self, x: Tensor, offset: int | Tensor, rotary: Turn | None = None

@@ -19,7 +19,7 @@ from foveal.layers.linear import project
 from foveal.layers.positions import Positions
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
-from foveal.layers.weights import device_of, num_weights, state_dtype
+from foveal.layers.weights import device_of, state_dtype
 from foveal.ops import attend
 from foveal.patterns import Full, Pattern
 
@@ -134,16 +134,6 @@ class CrossAttention(nn.Module):
         if self.relative is not None:
             q, bias = self.relative.newest(q, offset, self.stride, context_stride)
         return project(self.to_out, join_heads(cache.attend(q, bias=bias)))
-
-    def flops(self, num_queries: int, num_keys: int, num_pairs: int) -> int:
-        """Floating-point operations of a forward pass that attends to `num_pairs` pairs."""
-        projections = num_queries * (num_weights(self.to_q) + num_weights(self.to_out))
-        projections += num_keys * num_weights(self.to_kv)
-        per_pair = 4 * self.dim_head
-        if self.relative is not None:
-            projections += num_queries * num_weights(self.relative.to_r)
-            per_pair += 2 * self.relative.shared.dim
-        return 2 * projections + self.heads * per_pair * num_pairs
 
     def _turn(self, x: Tensor, offset: int, stride: int) -> Tensor:
         x = x.unflatten(-1, (self.heads, self.dim_head))

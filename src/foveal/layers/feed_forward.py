@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import project
-from foveal.layers.weights import num_weights
 from foveal.ops.define import is_beyond_functions
 
 Activation = Literal["gelu", "geglu", "swiglu"]
@@ -97,7 +96,3 @@ class FeedForward(nn.Module):
             x, gate = x.chunk(2, dim=-1)
             x = x * F.silu(gate)
         return project(self.to_out, self.dropout(x))
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        return 2 * length * (num_weights(self.to_hidden) + num_weights(self.to_out))

@@ -162,11 +162,6 @@ class HaloAttention(nn.Module):
         """Who attends to whom in a map of this size."""
         return Halo((height, width), self.block_size, self.halo_size, self.stride)
 
-    def attention_flops(self, height: int, width: int) -> int:
-        """Floating-point operations of the two products with the windows, one map forward."""
-        pairs = self.pattern(height, width).num_pairs(height * width)
-        return 2 * self.heads * (self.dim_qk + self.dim_v) * pairs
-
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as (batch, height, width, heads, features); the queries strided."""
         x = x.permute(0, 2, 3, 1)

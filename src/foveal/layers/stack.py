@@ -96,10 +96,6 @@ class Block(nn.Module):
     def _is_known(self) -> bool:
         return type(self) is Block and can_prepare_attention(self.attn)
 
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        return self.attn.flops(length) + self.ff.flops(length)
-
     def _add(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(attended)
         return x + self.dropout(self.ff(self.ff_norm(x)))
@@ -200,7 +196,3 @@ class Stack(nn.Module):
             return norm(y).view(rows, 1, -1), cache
 
         return step
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        return sum(layer.flops(length) for layer in self.blocks)

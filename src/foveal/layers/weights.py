@@ -6,7 +6,6 @@ Adapters, pruning, parametrisations and quantisation put other modules in a laye
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import cast
@@ -36,14 +35,6 @@ def state_dtype(layer: nn.Module) -> torch.dtype:
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return dtype_of(layer)
-
-
-def num_weights(layer: nn.Module) -> int:
-    """Multiply-adds that a projection does for one token: the numbers of its matrix."""
-    sizes = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
-    if None not in sizes:
-        return math.prod(sizes)  # type: ignore[arg-type]
-    return sum(one.numel() for one in layer.parameters() if one.ndim > 1)
 
 
 def table(embedding: nn.Module, first: int, stop: int) -> Tensor:

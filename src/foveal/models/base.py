@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveal.models.config import ModelConfig
 
@@ -39,6 +39,7 @@ class Model(nn.Module):
     family: ClassVar[str]
     config_class: ClassVar[type[ModelConfig]]
     settings: ModelConfig
+    max_seq_len: int  # of models that read tokens
 
     @property
     def config(self) -> dict[str, Any]:
@@ -50,9 +51,14 @@ class Model(nn.Module):
         """Number of trained values."""
         return sum(p.numel() for p in self.parameters())
 
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
-        raise NotImplementedError
+    def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
+        """Inputs of `forward` without values, on the meta device: one sequence, or one picture.
+
+        Args:
+            length: tokens, or (height, width) of the picture; the model's own when None.
+        """
+        count = self.max_seq_len if length is None else length
+        return (torch.empty(1, count, dtype=torch.long, device="meta"),)
 
     def activation_checkpointing(self, enabled: bool = True) -> Self:
         """Recompute blocks in the backward pass: less memory, about a third more time."""

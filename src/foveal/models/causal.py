@@ -40,8 +40,6 @@ class Body(Protocol):
 
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]: ...
 
-    def flops(self, length: int) -> int: ...
-
 
 class CausalLM(Model):
     """A language model: embedding, body, logits.
@@ -233,12 +231,6 @@ class CausalLM(Model):
                 progress=progress,
             )
         return tokens
-
-    # -- cost -------------------------------------------------------------------------------
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
-        return self._body.flops(length) + 2 * length * self.num_tokens * self.dim
 
     # -- parts ------------------------------------------------------------------------------
 

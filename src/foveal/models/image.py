@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.halo import HaloAttention
+from foveal.layers.weights import dtype_of
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
+from foveal.patterns.sizes import pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +152,11 @@ class ImageModel(Model):
             classifier(self.num_features, num_classes).to(weight.device, weight.dtype)
         )
 
-    def flops(self, length: int | tuple[int, int] = 224) -> int:
-        """Floating-point operations of a forward pass over one image.
-
-        Args:
-            length: (height, width) of the image, or the side of a square one.
-        """
-        from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
-
-        size = (length, length) if isinstance(length, int) else tuple(length)
-        twin = copy.deepcopy(self).to("meta").eval()
-        layers = [layer for layer in twin.modules() if isinstance(layer, HaloAttention)]
-        counts = [_PairCounter(layer) for layer in layers]
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            twin(torch.empty(1, self.settings.in_chans, *size, device="meta"))
-        return counter.get_total_flops() + sum(count.flops for count in counts)
+    def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
+        """A picture without values, of 224 x 224 pixels unless its size is given."""
+        size = pair(224 if length is None else length, "length")
+        shape = (1, self.settings.in_chans, *size)
+        return (torch.empty(shape, dtype=dtype_of(self), device="meta"),)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -200,16 +190,3 @@ def classifier(features: int, num_classes: int) -> nn.Module:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class _PairCounter:
-    """Stands in for the attention of a HaloAttention: counts the pairs of its pattern."""
-
-    def __init__(self, layer: HaloAttention) -> None:
-        self._layer, self.flops = layer, 0
-        layer._attend = self.attend  # type: ignore[method-assign]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The result's shape: (batch, query height, query width, heads, dim_v)."""
-        self.flops += self._layer.attention_flops(k.shape[1], k.shape[2])
-        return q.new_empty(*q.shape[:4], v.shape[4])

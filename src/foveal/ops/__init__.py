@@ -1,5 +1,6 @@
 """How attention is computed: attend(), its implementations, and merging by log-sum-exp."""
 
+from foveal.common.lazy import import_beside
 from foveal.ops.attend import attend
 from foveal.ops.bias import PyramidBias, WindowBias
 from foveal.ops.explain import Explanation, explain
@@ -15,3 +16,5 @@ __all__ = [
     "PyramidBias",
     "pyramid_attend",
 ]
+
+import_beside("torch.utils.flop_counter", "foveal.ops.flops")

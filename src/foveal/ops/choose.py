@@ -40,7 +40,7 @@ def pick(work: Work, compiled: bool = True) -> Choice:
         ValueError: a size does not fit the others; FOVEAL_IMPL names no implementation.
     """
     order = ranking_of_symbols(work) if work.compiling else ranking(work)
-    wanted = forced()
+    wanted = None if work.device.type == "meta" else forced()
     if wanted and IMPLEMENTATIONS[wanted].refuses(work) is None:
         return Choice(wanted, "FOVEAL_IMPL names it, for calls that it can do")
     for choice in order:
@@ -60,6 +60,8 @@ def ranking(work: Work) -> tuple[Choice, ...]:
         return _windowed(work)
     if not work.square:
         return (Choice("dense", f"no tile plan serves {work.lengths}"),)
+    if work.device.type == "meta":
+        return _tiles("nothing is computed, and its operations count by the pairs of the pattern")
     tiles = _tiles("the tile plan is the fastest that can do this call")
     if work.q[2] <= SHORT and work.k[2] <= SHORT:
         return Choice("dense", f"{work.k[2]} tokens are one tile"), *tiles

@@ -14,6 +14,9 @@ from foveal.ops.formula import attend_plainly, plain_gradients
 from foveal.ops.spec import describe, is_ticket, is_tracing, lend, rebuild, take_back
 from foveal.patterns import Pattern
 
+OPERATORS: list[str] = []
+"""Names of the engines that are registered."""
+
 
 class Operands(NamedTuple):
     """One call of an engine; shapes as in `attend`, the parts of a WindowBias one by one."""
@@ -108,6 +111,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         return new_output(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=dtype)
 
+    OPERATORS.append(name)
     forward_op = define(f"{name}_forward", run_forward, fake_forward)
 
     def run_backward(

@@ -105,4 +105,4 @@ class Pyramid(Pattern):
         """Scores that are computed: (query or its cluster, key cluster) pairs of all levels."""
         from foveal.patterns.pyramid_tiles import _PyramidTiles
 
-        return _PyramidTiles(self, length, length).num_scores()
+        return _PyramidTiles(self, length, length).num_pairs(length)

@@ -281,7 +281,7 @@ class _PyramidTiles(Pattern):
 
     # -- counting ---------------------------------------------------------------------------
 
-    def num_scores(self) -> int:
+    def num_pairs(self, length: int) -> int:
         """Pairs of (query or its cluster, key cluster) that meet."""
         total = 0
         for level in range(self.levels):

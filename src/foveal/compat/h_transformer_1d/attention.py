@@ -66,11 +66,6 @@ class PackageAttention(nn.Module):
         """Rotary positions on pairs of neighbouring features: x (batch, heads, n, dim_head)."""
         return turn(x, positions(x.shape[-2], x.shape[-1], x.device))
 
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass, one block of keys a level counted."""
-        weights = self.to_qkv.weight.numel() + self.to_out.weight.numel()
-        return 2 * length * (weights + 6 * self.heads * self.dim_head * self.block_size)
-
     def _check(self, padded: int, levels: int) -> None:
         least = self.block_size if self.causal else 4 * self.block_size
         if padded < least:

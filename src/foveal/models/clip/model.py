@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.common.lazy import provided
-from foveal.layers.weights import dtype_of, num_weights, table
+from foveal.layers.weights import dtype_of, table
 from foveal.models.base import Model
 from foveal.models.clip.config import CLIPConfig
 from foveal.models.dalle.transformer import Transformer
@@ -141,14 +141,12 @@ class CLIP(Model):
         x = self.to_visual_embedding(self._patches(image)) + places
         return F.normalize(self.to_visual_latent(self.visual_transformer(x).mean(1)), dim=-1)
 
-    def flops(self, length: int = 1) -> int:
-        """Floating-point operations of a forward pass over `length` pairs."""
+    def example_inputs(self, length: int | None = None) -> tuple[Tensor, ...]:
+        """A text of `length` tokens and a picture, without values."""
         c = self.settings
-        words = self.text_transformer.flops(c.text_seq_len)
-        patches = self.visual_transformer.flops(c.grid[0] * c.grid[1])
-        embedding = 2 * c.grid[0] * c.grid[1] * num_weights(self.to_visual_embedding)
-        latent = 2 * (num_weights(self.to_text_latent) + num_weights(self.to_visual_latent))
-        return length * (words + patches + embedding + latent)
+        count = c.text_seq_len if length is None else length
+        text = torch.empty(1, count, dtype=torch.long, device="meta")
+        return text, torch.empty(1, c.channels, *c.pixels, dtype=dtype_of(self), device="meta")
 
     def _patches(self, image: Tensor) -> Tensor:
         """(batch, patches, pixels and channels of a patch)."""

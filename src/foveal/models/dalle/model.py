@@ -246,11 +246,11 @@ class DALLE(Drawing, Model):
         x, cache = self.transformer.step(x, cache)
         return self._next_logits(self._finish(x), cache.position), cache
 
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
-        words = min(length, self.text_seq_len)
-        logits = words * self.num_text_tokens + (length - words) * self.num_image_tokens
-        return self.transformer.flops(length) + 2 * self.settings.dim * logits
+    def example_inputs(self, length: int | None = None) -> tuple[Tensor, ...]:
+        """A whole text and the tokens of a picture, or of its beginning, without values."""
+        words, length = self.text_seq_len, self.max_seq_len if length is None else length
+        sizes = (words, max(0, length - words))
+        return tuple(torch.empty(1, n, dtype=torch.long, device="meta") for n in sizes)
 
     # -- embeddings -------------------------------------------------------------------------
 

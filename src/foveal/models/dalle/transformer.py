@@ -241,11 +241,6 @@ class Transformer(nn.Module):
         cache.position += 1
         return x, cache
 
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        inner = [self.inner(branch) for branch in range(2 * self.depth)]
-        return sum(cast(SelfAttention | FeedForward, one).flops(length) for one in inner)
-
     # -- parts ------------------------------------------------------------------------------
 
     def _around(self, branch: int) -> Branch:

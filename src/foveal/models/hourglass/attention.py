@@ -105,18 +105,6 @@ class ResamplingAttention(nn.Module):
         stride = 1 if self.shortening else self.factor
         return self._add(base, self.attn.step(q, cache, position, stride))
 
-    def flops(self, num_fine: int, num_coarse: int) -> int:
-        """Floating-point operations for sequences of these lengths."""
-        sizes = (num_coarse, num_fine) if self.shortening else (num_fine, num_coarse)
-        pairs = sizes[0] * sizes[1]
-        if self.causal:
-            pairs = sum(self._num_read(i, sizes[1]) for i in range(sizes[0]))
-        return self.attn.flops(*sizes, pairs) + self.ff.flops(sizes[0])
-
-    def _num_read(self, query: int, num_keys: int) -> int:
-        last = query * self.factor if self.shortening else query // self.factor
-        return min(last + 1, num_keys)
-
     def _queries(self, resampled: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
         """What attention is added to, and what asks: (B, queries, D) each."""
         parts = [part for part in (resampled, x) if part is not None]

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.layers.linear import project
-from foveal.layers.weights import num_weights
 
 
 class Groups(NamedTuple):
@@ -68,9 +67,6 @@ class LinearShorten(nn.Module):
         """-> (B, M, D)"""
         return project(self.proj, groups.x.flatten(2))
 
-    def flops(self, num_groups: int) -> int:
-        return 2 * num_groups * num_weights(self.proj)
-
 
 class NaiveUpsample(nn.Module):
     """Every coarse token once for each token of its group."""
@@ -95,6 +91,3 @@ class LinearUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, M, D) -> (B, M K, D)"""
         return project(self.proj, x).unflatten(2, (self.factor, -1)).flatten(1, 2)
-
-    def flops(self, num_groups: int) -> int:
-        return 2 * num_groups * num_weights(self.proj)

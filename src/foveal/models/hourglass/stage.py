@@ -370,21 +370,6 @@ class HourglassTransformer(nn.Module):
         if self.upsample is not None:
             cache.tensors["wide"] = self.upsample(coarse)
 
-    # -- cost -------------------------------------------------------------------------------
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        num_groups = -(-length // self.factor)
-        total = self.pre_transformer.flops(length) + self.post_transformer.flops(length)
-        total += self.valley_transformer.flops(num_groups)
-        for resample in (self.shorten, self.upsample):
-            if isinstance(resample, LinearShorten | LinearUpsample):
-                total += resample.flops(num_groups)
-        for attention in (self.attn_shorten, self.attn_upsample):
-            if attention is not None:
-                total += attention.flops(length, num_groups)
-        return total
-
 
 def _set_stride(part: nn.Module | None, stride: int) -> None:
     """Tell relative attention how far apart its tokens stand."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
-from foveal.layers.weights import num_weights
 from foveal.models.base import Model
 from foveal.models.causal import as_index, check_tokens, only_real
 from foveal.models.htransformer.config import HTransformerClassifierConfig
@@ -78,11 +77,6 @@ class HTransformerClassifier(Model):
                 mask = torch.cat((mask.new_ones(len(x), 1), mask), 1)
         x = self.transformer(self.emb_dropout(x), mask)
         return self.head(x[:, 0] if self.cls_token is not None else _mean(x, mask))
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over one sequence of `length` tokens."""
-        read = length + (self.cls_token is not None)
-        return self.transformer.flops(read) + 2 * num_weights(self.head)
 
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -78,12 +78,6 @@ class HDecoderBlock(nn.Module):
         x = x + self.dropout(y)
         return self._finish(x, self.cross.step(self.cross_norm(x), state.parts[1], position))
 
-    def flops(self, length: int, source: int) -> int:
-        """Floating-point operations of a forward pass over `length` and `source` tokens."""
-        pairs = self.cross.pattern.num_pairs(max(length, source))
-        cross = self.cross.flops(length, source, pairs)
-        return self.attn.flops(length) + cross + self.ff.flops(length)
-
     def _finish(self, x: Tensor, read: Tensor) -> Tensor:
         x = x + self.dropout(read)
         return x + self.dropout(self.ff(self.ff_norm(x)))

@@ -12,7 +12,7 @@ from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import project
-from foveal.layers.weights import device_of, num_weights
+from foveal.layers.weights import device_of
 from foveal.models.base import Model, evaluating
 from foveal.models.causal import as_index, check_tokens, check_vocabulary, only_real
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
@@ -199,12 +199,9 @@ class HTransformerSeq2Seq(Model):
             )
         return tokens
 
-    # -- cost -------------------------------------------------------------------------------
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a pass over a source and a target of `length` tokens."""
-        decoder = sum(block.flops(length, length) for block in self.decoder.blocks)
-        return self.encoder.flops(length) + decoder + 2 * length * num_weights(self.to_logits)
+    def example_inputs(self, length: int | None = None) -> tuple[Tensor, ...]:
+        """A source and a target of as many tokens, without values."""
+        return super().example_inputs(length) * 2
 
 
 class _Conditioned(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -163,9 +163,3 @@ class HStack(nn.Module):
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
         """One more token: x (batch, 1, dim) -> same."""
         return self.prefill(x, cache)
-
-    def flops(self, length: int) -> int:
-        """Floating-point operations of a forward pass over `length` tokens."""
-        return sum(
-            cast(Any, block.attn).flops(length) + block.ff.flops(length) for block in self.blocks
-        )

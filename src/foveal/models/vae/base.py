@@ -15,6 +15,7 @@ from foveal.models.base import Model
 from foveal.models.pictures import as_pixels
 from foveal.models.vae.config import ImageTokenizerConfig
 from foveal.models.vae.networks import make_decoder
+from foveal.patterns.sizes import pair
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,10 @@ class ImageTokenizer(Model):
         """How much of the codebook the tokens of pictures use."""
         return codebook_use(self.get_codebook_indices(images), self.num_tokens)
 
-    def flops(self, length: int = 1) -> int:
-        """Floating-point operations of encoding and decoding `length` pictures."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        weight = next(self.parameters())
-        image = torch.zeros(1, self.channels, *self.settings.pixels, device=weight.device)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.decode(self.get_codebook_indices(image.to(weight.dtype)))
-        return length * counter.get_total_flops()
+    def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
+        """A picture without values."""
+        size = self.settings.pixels if length is None else pair(length, "length")
+        return (torch.empty(1, self.channels, *size, dtype=dtype_of(self), device="meta"),)
 
     # -- shared steps -----------------------------------------------------------------------
 

@@ -1,0 +1,70 @@
+"""What torch.utils.flop_counter.FlopCounterMode counts for attention: the pairs of its pattern.
+
+Loaded as soon as that module is. A multiply-add counts as two, a forward pass has two products a
+pair and a backward pass five (scores are computed again), as torch has it. What is computed by
+scaled_dot_product_attention counts as torch counts it: all pairs, whatever its mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import flop_counter
+
+from foveal.ops.operator import OPERATORS
+from foveal.ops.spec import rebuild
+
+Shape = tuple[int, ...]
+
+
+def pairs_of(q: Shape, k: Shape, pattern: str, sizes: list[int]) -> int:
+    """Pairs that the pattern of an operator allows, of all heads and samples."""
+    return q[0] * q[1] * rebuild(pattern, sizes).num_pairs(k[2])
+
+
+def forward(q: Shape, k: Shape, v: Shape, *rest: Any, out_shape: Any = None) -> int:
+    """Operations of ``foveal::<name>_forward``; tensors come as their shapes."""
+    pattern, sizes = rest[5:7]
+    return 2 * pairs_of(q, k, pattern, sizes) * (q[3] + v[3])
+
+
+def backward(
+    grad_out: Shape, grad_lse: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, out_shape: Any
+) -> int:
+    """Operations of ``foveal::<name>_backward``: scores, and gradients of weights, q, k and v."""
+    pattern, sizes = rest[7:9]
+    return 2 * pairs_of(q, k, pattern, sizes) * (3 * q[3] + 2 * v[3])
+
+
+def _sdpa(q: Shape, k: Shape, v: Shape, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    return flop_counter.sdpa_flop_count(q, k, v)
+
+
+def _sdpa_backward(
+    grad_out: Shape,
+    q: Shape,
+    k: Shape,
+    v: Shape,
+    *rest: Any,
+    out_shape: Any = None,
+    **options: Any,
+) -> int:
+    return flop_counter.sdpa_backward_flop_count(grad_out, q, k, v)
+
+
+def _register() -> None:
+    formulas: dict[Any, Any] = {}
+    for name in OPERATORS:
+        formulas[getattr(torch.ops.foveal, f"{name}_forward")] = forward
+        formulas[getattr(torch.ops.foveal, f"{name}_backward")] = backward
+    # torch 2.13 forgets its kernel for the CPU, for which it counts nothing
+    aten = torch.ops.aten
+    formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _sdpa
+    formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = _sdpa_backward
+    for packet, formula in formulas.items():
+        if packet not in flop_counter.flop_registry:
+            flop_counter.register_flop_formula(packet)(formula)
+
+
+_register()
