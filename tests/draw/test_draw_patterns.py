@@ -52,15 +52,16 @@ def png_size(content: bytes) -> tuple[int, int]:
 )
 @pytest.mark.parametrize("length", [None, 1, 7])
 def test_every_kind_of_pattern_is_drawn(pattern, length, tmp_path):
-    """Sequences, images, text before images, heads: a PNG, as bytes and as a file."""
+    """Sequences, images, text before images, heads: a PNG, as bytes or (at 7) as a file."""
     if length and getattr(pattern, "query_stride", 1) > 1:
         pytest.skip("strided queries need the whole image")
-    content = draw_pattern(pattern, length)
+    if length == 7:
+        content = draw_pattern(pattern, length, tmp_path / "pattern.png").read_bytes()
+    else:
+        content = draw_pattern(pattern, length)
     width, height = png_size(content)
     assert width > 300
     assert height > 300
-    path = draw_pattern(pattern, length, tmp_path / "pattern.png")
-    assert png_size(path.read_bytes()) == (width, height)
 
 
 def test_a_pyramid_is_paler_where_it_is_coarser():

@@ -135,7 +135,7 @@ def test_equals_the_definition(causal, queries, neighbors, block):
 @pytest.mark.parametrize("block", [2, 4, 16])
 def test_equals_the_definition_over_many_tiles(causal, queries, block):
     """The same at a length of many tiles and levels."""
-    compare(P.Pyramid(block, causal, queries=queries), 1000, heads=1)
+    compare(P.Pyramid(block, causal, queries=queries), 517, heads=1)
 
 
 @pytest.mark.parametrize(("causal", "queries", "neighbors"), CASES)
@@ -207,11 +207,11 @@ def test_one_strong_key_wins():
 @pytest.mark.parametrize(("causal", "queries", "neighbors"), CASES)
 def test_reaches_every_allowed_pair_and_no_other(causal, queries, neighbors):
     """No pair is lost and none leaks, with and without padding on either side."""
-    n = 45
+    n = 29
     pattern = P.Pyramid(2, causal, neighbors, queries)
     allowed = pattern.mask(n)
     mask = torch.ones(1, n, dtype=torch.bool)
-    mask[:, :5], mask[:, 38:] = False, False
+    mask[:, :5], mask[:, 23:] = False, False
 
     def fn(x, key_mask=None):
         q, k, v = (x[:, None] * s for s in (1.0, -0.7, 1.3))
@@ -314,8 +314,9 @@ def test_dropout_keeps_the_mean():
     q, k, v = inputs(64)
     pattern = P.Pyramid(4, causal=True)
     torch.manual_seed(0)
-    outs = [attend(q, k, v, pattern, dropout_p=0.3) for _ in range(300)]
-    mean, exact = torch.stack(outs).mean(0), attend(q, k, v, pattern)
+    many = [x.repeat(300, 1, 1, 1) for x in (q, k, v)]
+    outs = attend(*many, pattern, dropout_p=0.3).unflatten(0, (300, 2))
+    mean, exact = outs.mean(0), attend(q, k, v, pattern)
     assert (outs[0] - exact).abs().max() > 0.1
     assert (mean - exact).abs().mean() < 0.05
 

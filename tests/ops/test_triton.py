@@ -79,12 +79,12 @@ def check(pattern, length=None, *, key_mask=None, biased=True, dtype=torch.float
 @pytest.mark.parametrize(
     "pattern",
     [
-        P.Halo((9, 13), 4, 2),  # neither side is a multiple of the block
+        P.Halo((5, 11), 4, 2),  # neither side is a multiple of the block
         P.Halo((8, 12), (4, 6), (1, 3)),
-        P.Halo((7, 11), (3, 5), (4, 0)),  # a halo wider than its block, and none
+        P.Halo((4, 6), (3, 5), (4, 0)),  # a halo wider than its block, and none
         P.Halo((5, 3), 8, 3),  # an image smaller than its block
         P.Halo((1, 17), 4, 1),
-        P.Halo((10, 9), 4, 1, 2),  # queries at every second pixel
+        P.Halo((6, 9), 4, 1, 2),  # queries at every second pixel
     ],
 )
 def test_it_equals_the_oracle(pattern, biased):
@@ -94,7 +94,7 @@ def test_it_equals_the_oracle(pattern, biased):
 
 def test_blocks_of_more_queries_than_a_tile():
     """A block of 12 x 12 pixels takes several programs, its window several steps."""
-    check(P.Halo((13, 12), 12, 2), heads=1)
+    check(P.Halo((9, 12), 12, 2), heads=1)
 
 
 @pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (24, 40), (65, 16), (80, 130), (256, 256)])
@@ -123,7 +123,7 @@ def test_rows_without_keys_are_zero():
 
 def test_heads_may_share_keys():
     """Grouped queries: the gradient of a key head sums over its query heads."""
-    check(P.Halo((6, 5), 4, 1), heads=4, kv_heads=2, batch=2)
+    check(P.Halo((3, 5), 4, 1), heads=4, kv_heads=2)
 
 
 @pytest.mark.parametrize("length", [1, 13, 30])
@@ -166,8 +166,9 @@ def test_any_strides():
 
 def test_results_are_reproducible():
     """Two runs give the same bits, gradients included."""
-    pattern = P.Halo((9, 10), 4, 2)
-    given = inputs(pattern, 90, dtype=torch.float32, biased=True)
+    pattern = P.Halo((9, 10), 4, 2) if DEVICE == "cuda" else P.Halo((3, 6), 4, 1)
+    length = pattern.height * pattern.width
+    given = inputs(pattern, length, dtype=torch.float32, biased=True)
     runs = []
     for _ in range(2):
         out = foveal.attend(*given[:3], pattern, bias=WindowBias(*given[3:]), impl="triton")
