@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from zoo import CASES, Case
 
-from foveal.models import load_model
+from foveal.models import cost, load_model
 from foveal.models.registry import _families
 
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -142,6 +142,48 @@ def test_files(case, tmp_path):
     twin = case.build().eval()
     twin.load_state_dict(torch.load(stream, weights_only=True))
     assert torch.equal(run(case, twin), before)
+
+
+@each
+def test_cost(case):
+    """Every model knows its cost, with and without inputs, and measuring leaves no trace."""
+    model = case.make()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    state = torch.get_rng_state()
+    inputs = case.inputs()
+    one, two = (cost(model, *(x[:count] for x in inputs)) for count in (1, 2))
+    whole = cost(model)
+    assert one.parameters == whole.parameters == sum(p.numel() for p in model.parameters())
+    assert min(one.flops, whole.flops) > 0
+    assert two.length == 2 * one.length
+    assert one.flops < two.flops <= 2 * one.flops  # positions are projected once for all
+    assert (one.cache_bytes_per_token > 0) == getattr(model, "is_causal", False)
+    after = model.state_dict()
+    assert model.training
+    assert all(torch.equal(p, after[name]) for name, p in before.items())
+    torch.set_rng_state(state)
+
+
+@each
+def test_prefill_and_steps(case):
+    """A causal model gives the same logits token by token as at once, from several prompts."""
+    model = case.make().double().eval()
+    if not getattr(model, "is_causal", False):
+        pytest.skip("it reads the future")
+    *given, tokens = case.inputs()
+    if tokens.is_floating_point():
+        tokens = model.vae.get_codebook_indices(tokens.double())
+    whole, known = model(*given, tokens), 1
+    if hasattr(model, "num_image_tokens"):  # the text ends with the prediction of the first one
+        whole, known = whole[:, model.text_seq_len :, model.num_text_tokens :], 0
+    for split in (1, 3, tokens.shape[1] - 1):
+        logits, cache = model.prefill(*given, tokens[:, :split])
+        rows = [logits]
+        for token in tokens[:, split:-1].unbind(1):
+            logits, cache = model.step(token, cache)
+            rows.append(logits)
+        expected = whole[:, split - known :][:, : len(rows)]
+        torch.testing.assert_close(torch.stack(rows, 1), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.models.config import ModelConfig
+from foveal.models.storage import load_model, save_model
 
 
 @contextmanager
@@ -69,8 +70,6 @@ class Model(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder, each atomically."""
-        from foveal.models.storage import save_model
-
         save_model(self, folder)
 
     @classmethod
@@ -81,8 +80,6 @@ class Model(nn.Module):
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged, or describes another model.
         """
-        from foveal.models.storage import load_model
-
         model = load_model(folder, device)
         if not isinstance(model, cls):
             raise ValueError(

@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 from foveal.common.lazy import is_provided, provided
 from foveal.common.words import suggest
-from foveal.models.base import Model
 
-Family = TypeVar("Family", bound=type[Model])
+Family = TypeVar("Family", bound=type[Any])  # of a Model, whose file imports this one
 
-_families: dict[str, type[Model]] = {}
+_families: dict[str, type[Any]] = {}
 _models: dict[str, tuple[str, dict[str, Any]]] = {}
 
 
@@ -31,7 +30,7 @@ def register(sizes: dict[str, dict[str, Any]]) -> Any:
     return add
 
 
-def family(name: str) -> type[Model]:
+def family(name: str) -> type[Any]:
     """The class of a family.
 
     Raises:
@@ -44,8 +43,8 @@ def family(name: str) -> type[Model]:
     return _families[name]
 
 
-def create_model(name: str, **overrides: Any) -> Model:
-    """A new model by name, with random weights.
+def create_model(name: str, **overrides: Any) -> Any:
+    """A new Model by name, with random weights.
 
     Args:
         name: one of `list_models()`.

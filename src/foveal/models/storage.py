@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.common.files import write_file, write_text
 from foveal.common.meta import on_meta
-from foveal.models.base import Model
 from foveal.models.registry import family
 
 CONFIG = "config.json"
@@ -22,8 +21,8 @@ TIED = "tied"
 """Note in a file of weights: name of a parameter -> name of the one that it is."""
 
 
-def save_model(model: Model, folder: str | Path) -> None:
-    """Write a model's configuration and weights; a reader never sees a half-written file."""
+def save_model(model: Any, folder: str | Path) -> None:
+    """Write a Model's configuration and weights; a reader never sees a half-written file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state, tied = _separate(model.state_dict())
@@ -34,8 +33,8 @@ def save_model(model: Model, folder: str | Path) -> None:
     write_text(folder / CONFIG, text)
 
 
-def load_model(folder: str | Path, device: torch.device | str | None = None) -> Model:
-    """The model that `save_model` wrote, in evaluation mode and in the dtype of the file.
+def load_model(folder: str | Path, device: torch.device | str | None = None) -> Any:
+    """The Model that `save_model` wrote, in evaluation mode and in the dtype of the file.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -76,7 +75,7 @@ def _separate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return result, tied
 
 
-def _tie(model: Model, name: str, first: str) -> None:
+def _tie(model: nn.Module, name: str, first: str) -> None:
     """Make a parameter the one that it was when it was saved."""
     home, _, own = name.rpartition(".")
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -120,7 +119,7 @@ def _require(path: Path) -> None:
         )
 
 
-def _fit(model: Model, weights: dict[str, Tensor], path: Path) -> None:
+def _fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Raise ValueError unless names and shapes of the weights are those of the model."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from foveal.common.checks import as_bool
 from foveal.common.memo import remember
 from foveal.patterns import registry
+from foveal.patterns.blockmask import analytic_block_mask
 from foveal.patterns.identity import is_fixed, key_of
 from foveal.patterns.sizes import check_int
 from foveal.patterns.subclasses import drop_stale_forms
@@ -259,8 +260,6 @@ class Pattern:
         self, length: int, block: int = 128, device: torch.device | str | None = None
     ) -> BlockMask:
         """FlexAttention's BlockMask from `overlap` on block borders; never looks at n^2 pairs."""
-        from foveal.patterns.blockmask import analytic_block_mask
-
         self.check_length(length)
         return analytic_block_mask(self, length, block, device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,11 @@ from foveal.common.checks import check_sizes
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-    from foveal.patterns.base import Pattern
-
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def analytic_block_mask(
-    pattern: Pattern, length: int, block: int = 128, device: torch.device | str | None = None
+    pattern: Any, length: int, block: int = 128, device: torch.device | str | None = None
 ) -> BlockMask:
     """FlexAttention's BlockMask for a self-attention of `length` tokens.
 
@@ -28,7 +26,8 @@ def analytic_block_mask(
     Where `overlap` is cautious a block counts as partial, which costs time and changes nothing.
 
     Args:
-        pattern: any pattern; one with `heads` gives a mask of that many heads.
+        pattern: any Pattern, whose file imports this one; one with `heads` gives a mask of that
+            many heads.
         length: tokens; need not be a multiple of `block`.
         block: tokens of a block of queries and of keys.
         device: where the mask will be used.
@@ -84,7 +83,7 @@ def _borders(length: int, block: int) -> tuple[Tensor, Tensor]:
     return first, (first + block - 1).clamp(max=max(0, length - 1))
 
 
-def mask_mod(pattern: Pattern, device: torch.device | str | None = None) -> MaskMod:
+def mask_mod(pattern: Any, device: torch.device | str | None = None) -> MaskMod:
     """`pattern.allows` with the signature that FlexAttention asks for, to be used on `device`."""
     allowed_in_head = pattern.in_head(device)
     # once outside of any tracing, so that layouts already lie on the device when it begins

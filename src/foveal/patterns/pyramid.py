@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.patterns.base import Pattern
+from foveal.patterns.pyramid_tiles import _PyramidTiles
 
 NEIGHBORS = ("adjacent", "sibling")
 QUERIES = ("coarse", "fine")
@@ -103,6 +104,4 @@ class Pyramid(Pattern):
 
     def num_pairs(self, length: int) -> int:
         """Scores that are computed: (query or its cluster, key cluster) pairs of all levels."""
-        from foveal.patterns.pyramid_tiles import _PyramidTiles
-
         return _PyramidTiles(self, length, length).num_pairs(length)

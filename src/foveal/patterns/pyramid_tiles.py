@@ -9,22 +9,22 @@ tiles refer where the sequence has no keys.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveal.common.memo import remember
 from foveal.patterns.base import Pattern
-from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.tiling import MAX_TILE, Grid, Runs, TileGroup, Tiling
 
 
-def _unit(pyramid: Pyramid) -> int:
+def _unit(pyramid: Any) -> int:
     adjacent = pyramid.neighbors == "adjacent"
     return pyramid.block_size // 2 if adjacent else pyramid.block_size
 
 
-def _meet(pyramid: Pyramid, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
+def _meet(pyramid: Any, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
     """Whether clusters of one level meet there, and at no lower level."""
     unit, step = _unit(pyramid), int(pyramid.neighbors == "adjacent")
     a, c = query // unit, key // unit
@@ -44,7 +44,7 @@ class Clusters:
         cluster at every level.
     """
 
-    pyramid: Pyramid
+    pyramid: Any
     key_level: Tensor
     key_cluster: Tensor
     query_level: Tensor | None
@@ -103,11 +103,11 @@ class _PyramidTiles(Pattern):
     """Who reads whom among the clusters of all levels; positions count in the joined sections.
 
     Args:
-        pyramid: the pattern in fine tokens.
+        pyramid: the Pyramid in fine tokens, whose file imports this one.
         n_queries, n_keys: fine tokens.
     """
 
-    pyramid: Pyramid
+    pyramid: Any
     n_queries: int
     n_keys: int
 

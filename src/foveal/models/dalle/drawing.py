@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from foveal.caches import DecodingState
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.layers.weights import device_of
 from foveal.models.base import evaluating
-
-if TYPE_CHECKING:
-    from foveal.models.dalle.model import DALLE
 
 PRIMED = 0.4375
 """Share of a picture that primes by default: the paper's 14 of 32 rows."""
@@ -34,7 +31,7 @@ class Pictures:
 
     recordable = True
 
-    def __init__(self, model: DALLE, text: Tensor, guidance: float) -> None:
+    def __init__(self, model: Any, text: Tensor, guidance: float) -> None:
         self.model, self.guidance = model, guidance
         self.guided = guidance != 1
         self.text = torch.cat((text, torch.zeros_like(text))) if self.guided else text
@@ -69,7 +66,7 @@ class Pictures:
 class Words:
     """A decoder of text tokens; the first one is the start token."""
 
-    def __init__(self, model: DALLE) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     def prefill(
@@ -141,7 +138,7 @@ class Drawing:
         Raises:
             ValueError: there is no VAE, or options that do not fit.
         """
-        model = cast("DALLE", self)
+        model = cast(Any, self)
         vae = model._need_vae()
         text = self._tokenize(texts, tokenizer)
         judge = clip if rerank is None else rerank
@@ -191,7 +188,7 @@ class Drawing:
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Image tokens (batch * num_images, image_seq_len) for texts; see `generate_images`."""
-        model = cast("DALLE", self)
+        model = cast(Any, self)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images=}.")
         sampler = Sampler(temperature, top_k, top_p, min_p)
@@ -242,7 +239,7 @@ class Drawing:
         Raises:
             ValueError: a string without a tokenizer, or options that do not fit.
         """
-        model = cast("DALLE", self)
+        model = cast(Any, self)
         device = device_of(model.to_logits)
         start = self._beginning(tokenizer, text).to(device).repeat_interleave(num_texts, 0)
         lengths = (start != 0).int().cumprod(1).sum(1) + 1
@@ -269,7 +266,7 @@ class Drawing:
     # -- parts ------------------------------------------------------------------------------
 
     def _tokenize(self, texts: Tensor | str | Sequence[str], tokenizer: Any) -> Tensor:
-        length = cast("DALLE", self).text_seq_len
+        length = cast(Any, self).text_seq_len
         if isinstance(texts, Tensor):
             return texts[:, :length]
         if tokenizer is None:
@@ -279,26 +276,26 @@ class Drawing:
 
     def _beginning(self, tokenizer: Any, text: Tensor | str | None) -> Tensor:
         if isinstance(text, Tensor):
-            return cast("DALLE", self)._check_text(text)
+            return cast(Any, self)._check_text(text)
         if not text:
             return torch.zeros(1, 0, dtype=torch.long)
         if tokenizer is None:
             raise ValueError("text as a string needs a tokenizer, got tokenizer=None.")
         ids = list(_tokenizer(tokenizer).encode(text))
-        return cast("DALLE", self)._check_text(torch.tensor([ids], dtype=torch.long))
+        return cast(Any, self)._check_text(torch.tensor([ids], dtype=torch.long))
 
     def _top_k(self, top_k: int | None, filter_thres: float | None) -> int | None:
         if filter_thres is None:
             return top_k
         if not 0 <= filter_thres <= 1:
             raise ValueError(f"filter_thres must be from 0 to 1, got {filter_thres=}.")
-        return max(int((1 - filter_thres) * cast("DALLE", self).total_tokens), 1)
+        return max(int((1 - filter_thres) * cast(Any, self).total_tokens), 1)
 
     def _known(
         self, img: Tensor | None, num_tokens: int | None, num_rows: int | None, batch: int
     ) -> Tensor:
         """The first tokens of the pictures that prime (batch, tokens)."""
-        model = cast("DALLE", self)
+        model = cast(Any, self)
         device = device_of(model.to_logits)
         if img is None:
             return torch.zeros(batch, 0, dtype=torch.long, device=device)
@@ -321,7 +318,7 @@ class Drawing:
         return tokens[:, :num_tokens].repeat_interleave(batch // len(tokens), 0)
 
 
-def _check_judge(judge: Any, texts: Tensor, model: DALLE) -> None:
+def _check_judge(judge: Any, texts: Tensor, model: Any) -> None:
     """Raise ValueError unless a CLIP scores these texts with pictures as the VAE makes them.
 
     Tried on empty pictures before hours are spent on drawing.
