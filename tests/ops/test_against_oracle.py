@@ -16,11 +16,12 @@ import math
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from oracle import Case, compare, differ, formula, readable
 from torch import Tensor
 
 import foveal
@@ -31,15 +32,6 @@ COUNT = int(os.environ.get("FOVEAL_CASES", "200"))
 SEED = os.environ.get("FOVEAL_SEED", "0")
 PARTS = 20
 WORDS = [os.environ["FOVEAL_CASE"]] if "FOVEAL_CASE" in os.environ else None
-
-# relative to the largest value: of outputs, and of gradients
-TOLERANCE = {
-    torch.float64: (1e-10, 1e-9),
-    torch.float32: (3e-5, 2e-4),
-    torch.float16: (4e-3, 1e-2),
-    torch.bfloat16: (2.5e-2, 6e-2),
-}
-
 
 # -- patterns -----------------------------------------------------------------------------------
 
@@ -121,27 +113,6 @@ def any_pattern(draw: random.Random, heads: int) -> tuple[P.Pattern, int]:
 
 
 # -- cases --------------------------------------------------------------------------------------
-
-
-@dataclass
-class Case:
-    """One call: tensors that may need a gradient by name, and the options."""
-
-    word: str
-    pattern: P.Pattern
-    tensors: dict[str, Tensor]
-    impl: str | None
-    options: dict[str, Any] = field(default_factory=dict)
-    default_dtype: torch.dtype = torch.float32
-    return_lse: bool = True
-
-    def __str__(self) -> str:
-        shapes = {name: (tuple(x.shape), x.dtype) for name, x in self.tensors.items()}
-        return (
-            f"case {self.word}: {self.pattern}, impl={self.impl}, {shapes}, "
-            f"{ {name: type(x).__name__ for name, x in self.options.items()} }, "
-            f"default dtype {self.default_dtype}"
-        )
 
 
 def draw_case(word: str) -> Case:
@@ -248,120 +219,6 @@ def with_garbage(draw: random.Random, case: Case) -> Case:
     return replace(case, tensors=tensors)
 
 
-# -- the formula --------------------------------------------------------------------------------
-
-
-def readable(case: Case) -> Tensor:
-    """(batch, heads, n_queries, n_keys) bool, pair by pair from `allows`."""
-    q, k = case.tensors["q"], case.tensors["k"]
-    (batch, heads, n, _), m = q.shape, k.shape[2]
-    i, j = torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)
-    pairs = case.pattern.allows(i, j).expand(case.pattern.heads or 1, n * m)
-    found = pairs.view(1, -1, n, m).expand(batch, heads, n, m)
-    key_mask = case.options.get("key_mask")
-    return found if key_mask is None else found & key_mask[:, None, None, :]
-
-
-def formula(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(out, lse) in float64; given holds the tensors of the case in float64."""
-    allowed = readable(case)
-    group = case.tensors["q"].shape[1] // case.tensors["k"].shape[1]
-    q, k, v = given["q"], given["k"], given["v"]
-    unread = ~allowed.any(1).any(1)[:, None, :, None]
-    k, v = k.masked_fill(unread, 0.0), v.masked_fill(unread, 0.0)
-    k, v = (torch.stack([x] * group, 2).flatten(1, 2) for x in (k, v))
-    scale = case.options.get("scale", q.shape[-1] ** -0.5)
-    if isinstance(case.pattern, P.Pyramid):
-        logits = pyramid_logits(case, q, k, given.get("table"), scale)
-    else:
-        logits = torch.einsum("bhid,bhjd->bhij", q, k) * scale
-    if "bias" in given:
-        bias = given["bias"]
-        allowed = allowed & (bias > -math.inf)
-        logits = logits + bias.masked_fill(bias == -math.inf, 0.0)
-    if "rows" in given:
-        logits = logits + window_logits(case.pattern, given["rows"], given["columns"], k.shape[2])
-    some = allowed.any(-1, keepdim=True)
-    top = logits.detach().masked_fill(~allowed, -math.inf).amax(-1, keepdim=True)
-    top = top.masked_fill(~some, 0.0)
-    weights = torch.exp((logits - top).masked_fill(~allowed, -math.inf))
-    total = weights.sum(-1, keepdim=True)
-    out = weights @ v / total.masked_fill(~some, 1.0)
-    lse = (total.masked_fill(~some, 1.0).log() + top).masked_fill(~some, -math.inf)
-    return out, lse[..., 0]
-
-
-def window_logits(pattern: P.Halo, rows: Tensor, columns: Tensor, n_keys: int) -> Tensor:
-    """Every query's bias of every key by its place in the window of the query's block."""
-    stride, width = pattern.query_stride, pattern.width
-    across = -(-width // stride)
-    i, j = torch.arange(rows.shape[2])[:, None], torch.arange(n_keys)[None]
-    places = ((i // across * stride, j // width), (i % across * stride, j % width))
-    found = []
-    for (at, key), block, halo, values in zip(
-        places, pattern.block, pattern.halo, (rows, columns), strict=True
-    ):
-        place = (key - (at - at % block - halo)).clamp(0, block + 2 * halo - 1)
-        found.append(values.gather(3, place.expand(*values.shape[:2], *place.shape)))
-    return found[0] + found[1]
-
-
-def pyramid_logits(case: Case, q: Tensor, k: Tensor, table: Tensor | None, scale: float) -> Tensor:
-    """Logits of all pairs of tokens; keys and coarse queries are means over clusters."""
-    pattern = case.pattern
-    assert isinstance(pattern, P.Pyramid)
-    (batch, heads, n, _), m = q.shape, k.shape[2]
-    key_mask = case.options.get("key_mask", torch.ones(batch, m, dtype=torch.bool))
-    query_mask = key_mask if n == m else torch.ones(batch, n, dtype=torch.bool)
-    if pattern.queries == "coarse":  # in which padding counts as zeros
-        q = q * query_mask[:, None, :, None]
-    logits = torch.zeros(batch, heads, n, m, dtype=torch.float64)
-    for i in range(n):
-        for level, cluster in pyramid_clusters(pattern, i, m):
-            first = cluster << level
-            query = q[:, :, i]
-            if pattern.queries == "coarse" and level:
-                start = i >> level << level
-                query = q[:, :, start]
-                if not pattern.causal:
-                    query = cluster_mean(q, query_mask, i >> level, level)
-            at = torch.einsum("bhd,bhd->bh", query, cluster_mean(k, key_mask, cluster, level))
-            at = at * scale
-            if table is not None:
-                at = at + table[cluster - (i >> level) + 2 * pattern.block_size - 1]
-            here = torch.zeros(n, m, dtype=torch.bool)
-            here[i, first : first + (1 << level)] = True
-            logits = torch.where(here, at[:, :, None, None], logits)
-    return logits
-
-
-def pyramid_clusters(pattern: P.Pyramid, i: int, m: int) -> list[tuple[int, int]]:
-    """(level, cluster) of everything that the token at i meets."""
-    found: dict[tuple[int, int], None] = {}
-    for j in range(i + 1 if pattern.causal else m):
-        level, a, b = 0, i // pattern.block_size, j // pattern.block_size
-        while a // 2 != b // 2 if pattern.neighbors == "sibling" else abs(a - b) > 1:
-            level, a, b = level + 1, a // 2, b // 2
-        found[level, j >> level] = None
-    return list(found)
-
-
-def cluster_mean(x: Tensor, real: Tensor, cluster: int, level: int) -> Tensor:
-    """Mean over the halves that hold a real token, each of them such a mean: (batch, heads, d)."""
-    first = cluster << level
-    if first >= x.shape[2]:
-        return x.new_zeros(*x.shape[:2], x.shape[3])
-    if level == 0:
-        return x[:, :, cluster] * real[:, None, cluster, None]
-    halves = [2 * cluster, 2 * cluster + 1]
-    size = 1 << (level - 1)
-    alive = [real[:, h * size : (h + 1) * size].any(1).double()[:, None, None] for h in halves]
-    total = sum(
-        a * cluster_mean(x, real, h, level - 1) for a, h in zip(alive, halves, strict=True)
-    )
-    return total / (alive[0] + alive[1]).clamp(min=1)
-
-
 # -- comparing ----------------------------------------------------------------------------------
 
 
@@ -406,52 +263,6 @@ def call(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     if case.return_lse:
         return foveal.attend(q, k, v, case.pattern, return_lse=True, **options)
     return foveal.attend(q, k, v, case.pattern, **options), None
-
-
-def compare(
-    case: Case, got: tuple[Tensor, Tensor | None], want: tuple[Tensor, Tensor]
-) -> list[str]:
-    """Complaints about output and log-sum-exp."""
-    found = differ(case, "out", got[0], want[0])
-    if got[0].dtype != case.tensors["q"].dtype:
-        found.append(f"out is {got[0].dtype}")
-    if got[1] is not None:
-        empty = want[1] == -math.inf
-        if not torch.equal(got[1] == -math.inf, empty):
-            return [*found, "lse is -inf for other queries than those without keys"]
-        # where every logit is near the lowest number, how low it is is not promised
-        low = (want[1] < -1e28) & (got[1].double() < -1e28)
-        empty = empty | low
-        found += differ(
-            case, "lse", got[1].masked_fill(empty, 0.0), want[1].masked_fill(empty, 0.0)
-        )
-    return found
-
-
-def differ(case: Case, name: str, got: Tensor | None, want: Tensor) -> list[str]:
-    """A complaint where two tensors differ by more than rounding explains."""
-    if got is None:
-        return [f"{name} is None"] if want.any() else []
-    kinds = {case.tensors["q"].dtype, got.dtype}
-    limit = max(TOLERANCE[kind]["gradient" in name] for kind in kinds)
-    # a logit is rounded to the precision of the sums, whatever the bias adds to it
-    bias = case.tensors.get("bias", torch.zeros(1)).double()
-    ordinary = bias[bias.abs() < 1e4]
-    sums = torch.float64 if case.tensors["q"].dtype == torch.float64 else torch.float32
-    limit += 8 * torch.finfo(sums).eps * float(ordinary.abs().amax()) if ordinary.numel() else 0
-    scale = max(float(want.detach().abs().amax()), _floor(case, name)) if want.numel() else 1.0
-    error = float((got.detach().double() - want.detach()).abs().amax()) if want.numel() else 0.0
-    return [] if error <= limit * scale else [f"{name} differs by {error:.3g} of {scale:.3g}"]
-
-
-def _floor(case: Case, name: str) -> float:
-    """What counts as small: terms of about one that may cancel, many in a broadcast bias."""
-    if not name.endswith(("bias", "table")):
-        return 0.3
-    q, k = case.tensors["q"], case.tensors["k"]
-    pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    shared = case.tensors["bias" if name.endswith("bias") else "table"]
-    return 0.3 * math.sqrt(pairs / max(1, shared.numel()))
 
 
 @pytest.mark.parametrize("part", range(PARTS))
