@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from foveal.cli import main
+from foveal.recipes.config import recipe_names
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,9 @@ def test_a_run_from_end_to_end(recipe, capsys, tmp_path):
     paths = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
     assert len(paths) == 4
     assert all(os.path.getsize(path) > 1000 for path in paths)
+    assert main(["report", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found["report"], *found["pictures"]] == paths
 
 
 def test_overrides_reach_the_run(recipe, capsys):
@@ -158,6 +162,34 @@ def test_generate_takes_any_prompt(recipe, capsys, tmp_path, monkeypatch):
     assert found[0] == found[1]  # of a long prompt it sees the end
     assert main(["generate", "run", "--prompt", "caf\udcc3\udca9", *short]) == 0
     assert capsys.readouterr().out.startswith("caf\u00e9")
+
+
+def test_data_in_the_place_of_a_recipe(recipe, capsys):
+    """The message names the command that was meant, and that command is right."""
+    assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
+    capsys.readouterr()
+    for typed, meant in {
+        "book.txt": "foveal train bytes-transformer --data book.txt",
+        "my book.txt": "foveal train bytes-transformer --data 'my book.txt'",
+        "pictures": "foveal train images-halonet --data pictures",
+        "run": "foveal train --resume run",
+    }.items():
+        path = recipe.with_name(typed)
+        if typed == "pictures":
+            path.mkdir()
+        elif typed != "run":
+            path.write_text("some words")
+        assert complaint(capsys, "train", typed).endswith(meant)
+    assert main(["train", "--resume", "run"]) == 0
+
+
+def test_the_list_says_which_data_a_recipe_takes(capsys):
+    """Every recipe but those of fixed benchmarks is named beside the data of one's own."""
+    assert main(["list"]) == 0
+    lines = [one for one in capsys.readouterr().out.splitlines() if "Your own:" in one]
+    assert "--data FOLDER of pictures, for images-halonet" in lines[1]
+    named = " ".join(lines)
+    assert all(name in named for name in recipe_names() if not name.startswith("lra-"))
 
 
 def test_json_is_all_that_is_printed(recipe, capsys, tmp_path):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from zoo import CASES
 
 from foveal.models import DALLE, TransformerLM, load_model
 
@@ -64,3 +69,59 @@ def test_models_are_made_anywhere(device):
     text = torch.ones(1, 4, dtype=torch.long, device=device)
     image = torch.zeros(1, 16, dtype=torch.long, device=device)
     assert model(text, image, return_loss=True).device.type == device
+
+
+def damaged(tmp_path, note):
+    """A saved model whose file of weights holds another note."""
+    model = TransformerLM(**SMALL)
+    tie_logits(model)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", "tied": note})
+
+
+ODD = [None, [], {}, "x", "", -1, 1e400, 10**30, [10**30], [[1]], {"name": "x"}, {"a": {}}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("name", ["transformer", "halonet", "dalle", "discrete vae"])
+def test_configurations_of_another_shape(name, odd, tmp_path):
+    """Any value in the place of any other is taken, or refused in one line; and soon."""
+    CASES[name].make().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    shapes = [odd, {**saved, "config": odd}, {**saved, "family": odd}]
+    for key in saved["config"]:
+        shapes.append({**saved, "config": {**saved["config"], key: odd}})
+    for content in shapes:
+        path.write_text(json.dumps(content))
+        with contextlib.suppress(ValueError):
+            load_model(tmp_path)
+            continue
+        with pytest.raises(ValueError, match=r"\A[^\n]{20,}\Z"):
+            load_model(tmp_path)
+
+
+NOTES = ["[]", "3", "null", '"a"', "{", '{"a": 1}', '{"a": ["b"]}', "[" * 3000, "\x00", "NaN"]
+NOTES += ['{"to_logits.weight": "nowhere"}', '{"nowhere": "to_logits.weight"}']
+NOTES += ['{"to_logits.weight": "transformer.norm.weight"}']
+NOTES += ['{"transformer.norm.weight": "transformer.norm.bias"}']  # of one shape
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: note[:24])
+def test_notes_of_another_kind(note, tmp_path):
+    """A note of tied weights of any other shape is refused in one line, and ties nothing."""
+    damaged(tmp_path, note)
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or damaged") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_tied_weights_that_are_nan(tmp_path):
+    """A model that has diverged is still loaded."""
+    model = TransformerLM(**SMALL)
+    tie_logits(model)
+    nn.init.constant_(model.token_emb.weight, torch.nan)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert again.to_logits.weight is again.token_emb.weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from foveal.cli.parsing import parse
@@ -37,7 +38,27 @@ def main(arguments: list[str]) -> int:
         return 0
     for title, rows in found.items():
         _table(title, rows)
+        if title == "recipes":
+            _own_data(found["recipes"])
     return 0
+
+
+_OWN_DATA = {
+    "--data FILE": ("bytes",),
+    "--data FOLDER of pictures": ("images", "pixels", "vae"),
+    "--data FOLDER of pictures with captions": ("clip", "captions"),
+}
+
+
+def _own_data(recipes: Iterable[str]) -> None:
+    """Say which recipes take which data of the user's own."""
+    from foveal.recipes.config import load_recipe
+
+    tasks = {name: load_recipe(name).task for name in recipes}
+    for option, kinds in _OWN_DATA.items():
+        names = ", ".join(name for name, task in tasks.items() if task in kinds)
+        print(f"  Your own: {option}, for {names}")
+    print()
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,9 +17,11 @@ class Options:
 
     Attributes:
         run: the run's folder, or "latest".
+        json: print the paths as JSON.
     """
 
     run: Annotated[str, tyro.conf.Positional]
+    json: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -29,8 +32,13 @@ def main(arguments: list[str]) -> int:
 
     folder = find_run(options.run)
     report = write_run_report(folder)
-    if report is not None:
-        print(f"report   {report.resolve()}")
-    for picture in pictures_of(folder):
-        print(f"picture  {picture.resolve()}")
+    pictures = [str(picture.resolve()) for picture in pictures_of(folder)]
+    page = None if report is None else str(report.resolve())
+    if options.json:
+        print(json.dumps({"report": page, "pictures": pictures}, indent=2))
+        return 0
+    if page is not None:
+        print(f"report   {page}")
+    for picture in pictures:
+        print(f"picture  {picture}")
     return 0

@@ -33,6 +33,7 @@ class ModelConfig:
             value = read(name, getattr(self, name), hint)
             if hint in (int, int | None) and value is not None:
                 as_int(name, value, 0)  # no count is negative; those that must be more say so
+            _check_magnitude(name, value)
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -62,6 +63,27 @@ class ModelConfig:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The configuration that `to_json` described."""
         return cls.resolve(None, {name: _from_json(value) for name, value in values.items()})
+
+
+_LARGEST, _MOST_LAYERS = 2**31 - 1, 10_000
+_STEMS = ("depth", "layer", "block")
+"""Endings of the names of fields that say how many modules are built."""
+
+
+def _check_magnitude(name: str, value: Any) -> None:
+    """Raise ValueError for a number, also within tuples, that no model can have.
+
+    Without an end to layers the constructor would go on until the memory is full.
+    """
+    if isinstance(value, tuple | list):
+        for one in value:
+            _check_magnitude(name, one)
+    if isinstance(value, int):
+        most = _MOST_LAYERS if name.removesuffix("s").endswith(_STEMS) else _LARGEST
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {name}={value}.")
+    if isinstance(value, int | float) and name.endswith("_ratio") and value <= 0:
+        raise ValueError(f"{name} must be more than 0, got {name}={value}.")
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from foveal.common.files import write_file, write_text
+from foveal.common.files import read_json, write_file, write_text
 from foveal.common.meta import on_meta
 from foveal.models.registry import family
 
@@ -48,8 +48,9 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
         settings = cls.config_class.from_json(options)
         with on_meta():  # the weights come from the file, so none are drawn
             model = cls(settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG} does not describe a model: {error}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of torch, too
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{folder / CONFIG} does not describe a model: {reason}") from error
     _fit(model, weights, folder / WEIGHTS)
     # copies are aligned as fresh weights are, so that results are the same to the last bit
     model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
@@ -86,7 +87,7 @@ def _tie(model: nn.Module, name: str, first: str) -> None:
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     _require(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         name, options = content["family"], content["config"]
         if not isinstance(name, str) or not isinstance(options, dict):
             raise TypeError("family must be a string and config an object")
@@ -104,12 +105,34 @@ def _read_weights(
     _require(path)
     try:
         with safe_open(path, "pt") as file:
-            tied = json.loads((file.metadata() or {}).get(TIED, "{}"))
-        return load_file(path, device=str(device or "cpu")), tied
+            note = (file.metadata() or {}).get(TIED, "{}")
+        weights = load_file(path, device=str(device or "cpu"))
+        return weights, _read_note(note, weights)
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated or damaged ({error}); copy it again or save the model again."
         ) from error
+
+
+def _read_note(note: str, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Which weights are one, as the file says; only equal ones can be."""
+    try:
+        tied = json.loads(note)
+    except RecursionError:
+        tied = None
+    if not isinstance(tied, dict) or not all(isinstance(one, str) for one in tied.values()):
+        raise ValueError(f"its note of tied weights is no table of names: {note:.40}")
+    for name, first in tied.items():
+        if not _are_equal(weights.get(name), weights.get(first)):
+            raise ValueError(f"its note ties {name:.60} to {first:.60}, which is not the same")
+    return tied
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are there and hold the same numbers; NaN is NaN."""
+    if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _require(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -56,6 +57,11 @@ def read_recipe(name: str) -> str:
         return shipped[name].read_text(encoding="utf-8")
     path = Path(name).expanduser()
     if os.path.lexists(path):
+        if path.suffix.lower() != ".toml":
+            raise ValueError(
+                f"RECIPE must be the name of a recipe or a TOML file, got {show(name)}; "
+                f"{_wish(path)}"
+            )
         return read_text(path, _LARGEST_RECIPE)
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise ValueError(f"the recipe file must exist, got recipe={show(name)}.")
@@ -76,6 +82,15 @@ def load_recipe(name: str) -> RunConfig:
     except ValueError as error:  # of tomllib, or of an int with thousands of digits
         raise ValueError(f"recipe {name} is not valid TOML: {error}.") from None
     return config_from_dict({**values, "recipe": name}, where=f"recipe {name}")
+
+
+def _wish(path: Path) -> str:
+    """What somebody may have meant who gave data, or a run, for a recipe."""
+    where = shlex.quote(str(path))
+    if (path / "config.json").is_file():
+        return f"to go on with a run: foveal train --resume {where}"
+    recipe = "images-halonet" if path.is_dir() else "bytes-transformer"
+    return f"to train on data of your own: foveal train {recipe} --data {where}"
 
 
 def summary_of(name: str) -> str:

@@ -66,9 +66,16 @@ def config_with(config: DALLEConfig, vae: Any, given: Collection[str]) -> DALLEC
 
 
 def from_description(described: Mapping[str, Any]) -> Model:
-    """The VAE that a configuration describes, with random weights."""
-    cls = family(described["family"])
-    return cls(cls.config_class.from_json(dict(described["config"])))
+    """The VAE that a configuration describes, with random weights.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    name, options = described.get("family"), described.get("config")
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise ValueError("vae must be a mapping with a family and its config, got other entries.")
+    cls = family(name)
+    return cls(cls.config_class.from_json(dict(options)))
 
 
 def attach(model: nn.Module, vae: Any) -> None:

@@ -62,6 +62,8 @@ class HaloNetConfig(ImageConfig):
                 )
         check_entries(1, dims=self.dims, heads=self.heads, strides=self.strides)
         check_entries(0, depths=self.depths)
+        if self.final_dim is not None:
+            check_sizes(final_dim=self.final_dim)
         check_sizes(
             stem_dim=self.stem_dim, stem_kernel=self.stem_kernel, stem_stride=self.stem_stride
         )
