@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import foveal
 from foveal import patterns as P
-from foveal.ops import PyramidBias, WindowBias
+from foveal.ops import PyramidBias, WindowBias, known
 from foveal.ops.implementations import IMPLEMENTATIONS
 
 LAYOUT = (torch.arange(8)[:, None] + torch.arange(8)) % 3 < 2
@@ -66,6 +66,8 @@ def taken_once():
             return own(call)
 
         patch.setattr(one, "run", run, raising=False)
+        patch.setattr(one, "prepared", lambda work: None, raising=False)
+    known.CALLS.clear()
     yield names
     patch.undo()
 

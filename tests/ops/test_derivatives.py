@@ -288,6 +288,33 @@ def test_a_checkpoint_says_what_it_lacks():
         torch.autograd.grad(run(), q, create_graph=True)
 
 
+@pytest.mark.parametrize("pattern", [P.SlidingWindow(9), P.Full(), P.Full(causal=True)], ids=repr)
+def test_the_gradient_of_dense_attention_itself_may_be_differentiated(pattern):
+    """What ends at the output of fused attention, and what goes on through it, many times."""
+    q, k, v = (x.requires_grad_() for x in inputs(30, 2, 2))
+    for given in (q, q * 2):  # a leaf, and what was computed
+        for _ in range(2):  # the second call is known
+            out = foveal.attend(given, k, v, pattern, impl="dense")
+            seen = []
+            out.register_hook(seen.append)
+            (first,) = torch.autograd.grad(out.pow(3).sum(), out, create_graph=True)
+            (second,) = torch.autograd.grad(first.sum(), out, retain_graph=True)
+            assert_close(second, 6 * out.detach())
+            assert len(seen) == 2
+            results = []
+            for wanted in ([given, out], [given], [given, k, v]):
+                first, *_ = torch.autograd.grad(out.pow(2).sum(), wanted, create_graph=True)
+                results.append(torch.autograd.grad(first.sum(), (k, v), retain_graph=True))
+            for one in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(one, results[0], strict=True))
+            want, _ = dense_attention(given, k, v, pattern.mask(30))
+            (first,) = torch.autograd.grad(want.pow(2).sum(), given, create_graph=True)
+            second = torch.autograd.grad(first.sum(), (k, v), retain_graph=True)
+            for got, right in zip(results[0], second, strict=True):
+                assert_close(got, right, rtol=1e-8)
+            torch.autograd.grad(out.sum(), (given, k, v))
+
+
 def layers():
     torch.manual_seed(0)
     pairs = [(FeedForward(6, activation="geglu"), torch.nn.Linear(6, 6)) for _ in range(2)]

@@ -14,7 +14,7 @@ import torch
 import foveal
 from foveal import patterns as P
 from foveal.common.processor import runnable_classes
-from foveal.ops import native
+from foveal.ops import known, native
 from foveal.ops.native import build
 from foveal.ops.reference import masked_attention
 from foveal.testing import assert_close
@@ -38,6 +38,7 @@ def unbuilt(tmp_path, monkeypatch):
     monkeypatch.delenv("FOVEAL_NATIVE", raising=False)
     for name in ("_loaded", "_failure"):
         monkeypatch.setattr(build, name, {})
+    known.CALLS.clear()
     return tmp_path / "foveal" / "native"
 
 

@@ -8,7 +8,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def remember(
     make_key = key or _key
 
     def decorate(function: Callable[Args, Result]) -> Callable[Args, Result]:
-        kept = _Kept(entries, int(mebibytes * MEBIBYTE))
+        kept: Kept[Result] = Kept(entries, int(mebibytes * MEBIBYTE))
 
         @functools.wraps(function)
         def wrapped(*args: Args.args, **kwargs: Args.kwargs) -> Result:
@@ -59,26 +59,28 @@ def remember(
     return decorate
 
 
-class _Kept:
-    """Results by key, the latest last."""
+class Kept(Generic[Result]):
+    """Results by key, the latest last, bounded in number and in the bytes of their tensors."""
 
     def __init__(self, entries: int, most_bytes: int) -> None:
-        self.results: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self.results: OrderedDict[Hashable, tuple[Result, int]] = OrderedDict()
         self.bytes = 0
         self._entries, self._most = entries, most_bytes
         self._lock = threading.Lock()
 
-    def find(self, key: Hashable) -> tuple[Any, int] | None:
+    def find(self, key: Hashable) -> tuple[Result, int] | None:
+        """(result, its bytes), or None."""
         with self._lock:
             found = self.results.get(key)
             if found is not None:
                 self.results.move_to_end(key)
             return found
 
-    def keep(self, key: Hashable, result: Any) -> None:
+    def keep(self, key: Hashable, result: Result) -> None:
+        """Keep a result; the oldest make room."""
         size = num_bytes(result)
         with self._lock:
-            _, before = self.results.pop(key, (None, 0))
+            before = self.results.pop(key, (result, 0))[1]
             self.results[key] = (result, size)
             self.bytes += size - before
             while len(self.results) > 1 and (
@@ -88,6 +90,7 @@ class _Kept:
                 self.bytes -= old
 
     def clear(self) -> None:
+        """Forget all."""
         with self._lock:
             self.results.clear()
             self.bytes = 0

@@ -50,6 +50,11 @@ def pick(work: Work, compiled: bool = True) -> Choice:
     return Choice("reference", "nothing else can do this call")
 
 
+def is_settled(work: Work, name: str) -> bool:
+    """Whether the choice is the best or a demanded one: others stand in while a compiler lacks."""
+    return name in (ranking(work)[0].name, forced())
+
+
 @remember(entries=4096, key=Work.cache_key)
 def ranking(work: Work) -> tuple[Choice, ...]:
     """The implementations worth trying for a call, the best first; its sizes are checked."""

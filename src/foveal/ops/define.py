@@ -99,6 +99,32 @@ def is_beyond_functions(*tensors: Tensor | None) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or _is_dual(*tensors)
 
 
+_any_autocast = torch._C._is_any_autocast_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_trace = torch._C._get_tracing_state
+_profiled = torch.autograd._profiler_enabled
+
+
+def is_ordinary() -> bool:
+    """Whether a call is computed here and now, as it stands.
+
+    Not so while the compiler, a trace, a mode, a transform of torch.func, forward mode, autocast
+    or a profiler is at work.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or _any_autocast()
+        or _dispatch_modes()
+        or _function_modes()
+        or forward_ad._current_level >= 0
+        or _profiled()
+        or _transform() is not None
+        or _trace() is not None
+    )
+
+
 def _is_dual(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False

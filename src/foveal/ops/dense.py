@@ -6,17 +6,19 @@ mask or the scores of all pairs would have to be written out and are many, the q
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from foveal.common.processor import fast_dtype
 from foveal.ops.bias import PyramidBias, WindowBias, finite
 from foveal.ops.define import is_beyond_functions
-from foveal.ops.fused import fused_attention
+from foveal.ops.fused import fused_attention, make_differentiable
 from foveal.ops.masks import Mask, build, is_all, mask_of
 from foveal.ops.reference import masked_attention, without_unread
-from foveal.ops.work import Call, Result, Work
+from foveal.ops.work import Call, Prepared, Result, Work
 from foveal.patterns import Full, Halo, Pyramid
 from foveal.patterns.subclasses import is_a
 
@@ -73,6 +75,32 @@ def run(call: Call) -> Result:
     else:
         out = _rows(call, 0, work.q[2])
     return (out if dtype == work.dtype else out.to(work.dtype)), None
+
+
+def prepared(work: Work) -> Prepared | None:
+    """What `run` comes to, where that is one call of SDPA; for a scale that is positive."""
+    dtypes, fits = (torch.float32, torch.float64), work.q[3] == work.v[3]
+    if not work.plain or work.dtype not in dtypes or not fits or written_out(work) > MOST_PAIRS:
+        return None
+    mask, causal, grouped = None, False, work.q[1] != work.k[1]
+    if is_causal_or_all(work):
+        causal = work.pattern.causal  # type: ignore[attr-defined]
+    else:
+        found = mask_of(work.pattern, work.q[2], work.k[2], work.device, work.dtype)
+        if found.dead is not None or found.unread is not None:
+            return None
+        mask = found.added
+    graded = work.requires_grad
+
+    def run(q: Tensor, k: Tensor, v: Tensor, pattern: Any, key_mask: Any, scale: float) -> Tensor:
+        out = scaled_dot_product_attention(
+            q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=grouped
+        )
+        if graded:
+            make_differentiable(out)
+        return out
+
+    return run, mask
 
 
 def by_definition(call: Call) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from foveal.ops.bias import PyramidBias, WindowBias
 from foveal.ops.operator import Attention
 from foveal.ops.pyramid import pyramid_attend, pyramid_reference
 from foveal.ops.tiled_op import tiled_attend
-from foveal.ops.work import Call, Result, Work
+from foveal.ops.work import Call, Prepared, Result, Work
 from foveal.patterns import Halo, Pyramid
 from foveal.patterns.subclasses import is_a
 
@@ -35,6 +35,9 @@ class Implementation(Protocol):
 
     def run(self, call: Call) -> Result:
         """The result of a call that it does not refuse."""
+
+    def prepared(self, work: Work) -> Prepared | None:
+        """What `run` comes to for a work without bias, dropout and lse, if it has a short way."""
 
 
 class Reference:
@@ -55,6 +58,9 @@ class Reference:
             return _of_pyramid(pyramid_reference, call)
         return dense.by_definition(call)
 
+    def prepared(self, work: Work) -> Prepared | None:
+        return None
+
 
 class Dense:
     """scaled_dot_product_attention under a mask."""
@@ -69,6 +75,9 @@ class Dense:
 
     def run(self, call: Call) -> Result:
         return dense.run(call)
+
+    def prepared(self, work: Work) -> Prepared | None:
+        return dense.prepared(work)
 
 
 class Planned:
@@ -103,6 +112,16 @@ class Planned:
         assert not isinstance(bias, PyramidBias)
         rest = (bias, call.key_mask, call.scale, call.dropout_p, work.lse)
         return self.engine(call.q, call.k, call.v, work.pattern, *rest)
+
+    def prepared(self, work: Work) -> Prepared | None:
+        if is_a(work.pattern, Pyramid) or (
+            work.pattern.heads is not None and not self.takes_heads
+        ):
+            return None
+        engine = self.engine
+        return lambda q, k, v, pattern, key_mask, scale: engine(
+            q, k, v, pattern, None, key_mask, scale, 0.0, False
+        )[0], None
 
     takes_heads = False
     """Whether the engine takes a pattern whose heads have layouts of their own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -91,6 +91,12 @@ class Call(NamedTuple):
 
 Result = tuple[Tensor, Tensor | None]
 """out and, where the work asks for it, the log-sum-exp; see `attend`."""
+
+Run = Callable[[Tensor, Tensor, Tensor, Pattern, Tensor | None, float], Tensor]
+"""(q, k, v, pattern, key_mask, scale) -> out"""
+
+Prepared = tuple[Run, Tensor | None]
+"""What computes calls that are alike, and the tensor that it keeps."""
 
 
 def work_of(
