@@ -8,6 +8,9 @@ import importlib.util
 import sys
 from types import ModuleType
 
+WHOLE = ("halonet_pytorch", "h_transformer_1d", "hourglass_transformer_pytorch")
+"""Packages whose ``__init__`` asks for nothing more, so that they can be imported as they are."""
+
 STUBS = {"dalle_pytorch": {"dalle_pytorch.vae": ("OpenAIDiscreteVAE", "VQGanVAE")}}
 """Modules that a package imports for classes which we never use, and their own needs are many."""
 
@@ -24,7 +27,7 @@ def peer(name: str) -> ModuleType:
     package, _, module = name.partition(".")
     if package not in sys.modules:
         spec = importlib.util.find_spec(package)
-        if spec is None or not module:
+        if spec is None or not module or package in WHOLE:
             return importlib.import_module(name)
         shell = ModuleType(package)
         shell.__path__ = list(spec.submodule_search_locations or [])

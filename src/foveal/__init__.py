@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         SparseAxialCausalAttention,
         SparseConvCausalAttention,
     )
-    from foveal.compat.packages import list_upstreams, load_upstream
+    from foveal.compat.packages import list_upstreams, load_upstream, save_upstream
     from foveal.compat.vit_pytorch.network import SepViT
     from foveal.generation import generate
     from foveal.layers import (
@@ -96,6 +96,7 @@ __all__ = [
     "save_model",
     "load_model",
     "load_upstream",
+    "save_upstream",
     "list_upstreams",
     "cost",
     "Cost",
@@ -127,7 +128,7 @@ provide(
         "SepViTConfig": "foveal.compat.vit_pytorch.network:SepViTConfig",
         **{
             name: f"{_PACKAGES}:{name}"
-            for name in ("load_upstream", "list_upstreams", "register_upstream")
+            for name in ("load_upstream", "save_upstream", "list_upstreams", "register_upstream")
         },
         # a family of models, and values of `compat`
         "sepvit-compact": "foveal.compat.vit_pytorch.network:SepViT",
@@ -135,7 +136,7 @@ provide(
         "hourglass-transformer-pytorch-0.0.6": (
             "foveal.compat.hourglass_transformer_pytorch.stage:PackageHourglass"
         ),
-        "clip-of-dalle-pytorch": "foveal.compat.dalle_pytorch.checkpoints:rename_towers",
+        "clip-of-dalle-pytorch": "foveal.compat.dalle_pytorch.names:accept_clip",
     }
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from foveal.common.lazy import provided
 
-__all__ = ["load_upstream", "list_upstreams", "register_upstream"]
+__all__ = ["load_upstream", "save_upstream", "list_upstreams", "register_upstream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""load_upstream(): models and layers from checkpoints of public packages."""
+"""load_upstream() and save_upstream(): checkpoints of public packages, read and written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from foveal.common.files import write_file
 from foveal.common.words import suggest
 from foveal.compat.dalle_pytorch.checkpoints import DALLE_PYTORCH
 from foveal.compat.h_transformer_1d.checkpoints import H_TRANSFORMER_1D
@@ -17,7 +20,7 @@ from foveal.compat.sepvit import AUTHORS
 from foveal.compat.timm import TIMM
 from foveal.compat.upstream import Upstream
 from foveal.compat.vit_pytorch.checkpoints import VIT_PYTORCH
-from foveal.interop.files import Checkpoint, read_checkpoint
+from foveal.interop.files import Checkpoint, Weights, read_checkpoint
 
 PACKAGE_DEFAULT = "package"
 """Default of `compat`: the mathematics of the package that wrote the checkpoint."""
@@ -95,6 +98,67 @@ def load_upstream(
         raise ValueError(
             f"{read.source} does not look like {upstream.package}: it has no {error}."
         ) from error
+
+
+def save_upstream(
+    model: nn.Module, path: str | Path | None = None, package: str | None = None
+) -> Weights:
+    """The weights of a model or layer as a public package names them, for it to load strictly.
+
+    The way back of `load_upstream`: what trained here goes on where it came from.
+
+    Args:
+        path: where to write them too, whole or not at all: safetensors for that ending, else a
+            file of torch.save.
+        package: for which package, one of `list_upstreams()`; None takes the first that has such
+            models.
+
+    Returns:
+        name -> tensor. The tensors are those of the model, not copies.
+
+    Raises:
+        ValueError: no package has such a model, or the package would compute something else
+            with these weights; the message says why.
+
+    Example:
+        >>> import foveal
+        >>> layer = foveal.HaloAttention(dim=32, block_size=8, halo_size=4)
+        >>> sorted(foveal.compat.save_upstream(layer))[0]
+        'rel_pos_emb.rel_height'
+    """
+    known = [one for one in _packages.values() if isinstance(model, one.writes)]
+    if package is not None:
+        known = [one for one in known if one is _named(package)]
+    if not known:
+        classes = {cls.__name__ for one in _packages.values() for cls in one.writes}
+        wanted = "no public package" if package is None else package
+        raise ValueError(
+            f"{wanted} has a model like {type(model).__name__}, as far as we know; such are "
+            f"{', '.join(sorted(classes))}."
+        )
+    weights = _first_that_fits(known, model)
+    if path is not None:
+        _write(weights, Path(path))
+    return weights
+
+
+def _first_that_fits(packages: list[Upstream], model: nn.Module) -> Weights:
+    faults = []
+    for one in packages:
+        assert one.save is not None
+        try:
+            return one.save(model)
+        except ValueError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _write(weights: Weights, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        whole = {name: value.contiguous().clone() for name, value in weights.items()}
+        write_file(path, lambda part: save_file(whole, part))
+    else:
+        write_file(path, lambda part: torch.save(weights, part))
 
 
 def _named(package: str) -> Upstream:

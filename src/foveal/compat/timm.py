@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from foveal.compat.halonet_pytorch.checkpoints import window_sizes
-from foveal.compat.upstream import Upstream, load
+from foveal.compat.upstream import Upstream, load, must
 from foveal.interop.files import Checkpoint, Weights
 from foveal.layers.halo import HaloAttention
 
@@ -71,9 +71,36 @@ def _from_timm(weights: Weights, heads: int, dim_qk: int) -> Weights:
     return result
 
 
+def _save(layer: HaloAttention) -> Weights:
+    must(
+        "timm",
+        out_proj=(isinstance(layer.to_out, nn.Linear), False),
+        padding=(layer.padding, "attend"),
+        true_offsets=(layer.stride > 1 and layer.true_offsets, False),
+        rel_pos=(getattr(layer.rel_pos_emb, "mode", None), "sum"),
+    )
+    state, heads = layer.state_dict(), layer.heads
+    weights = {
+        "pos_embed.height_rel": state["rel_pos_emb.rel_height"],
+        "pos_embed.width_rel": state["rel_pos_emb.rel_width"],
+    }
+    for kind in ("weight", "bias"):
+        if f"to_kv.{kind}" not in state:
+            continue
+        kv = state[f"to_kv.{kind}"].split((heads * layer.dim_qk, heads * layer.dim_v))
+        kv = torch.cat([part.unflatten(0, (heads, -1)) for part in kv], 1).flatten(0, 1)
+        q = state[f"to_q.{kind}"]
+        maps = kind == "weight"  # of 1 x 1 convolutions
+        weights[f"q.{kind}"] = q[..., None, None] if maps else q
+        weights[f"kv.{kind}"] = kv[..., None, None] if maps else kv
+    return weights
+
+
 TIMM = Upstream(
     package="timm",
     compats=("timm-1.0",),
     recognises=lambda weights: {"kv.weight", "pos_embed.height_rel"} <= weights.keys(),
     build=_build_timm,
+    writes=(HaloAttention,),
+    save=_save,
 )

@@ -1,4 +1,4 @@
-"""What is said of a public package whose checkpoints can be read."""
+"""What is said of a public package whose checkpoints can be read, and written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import nn
 
 from foveal.interop.files import Checkpoint, Weights
 
+Table = dict[str, str]
+"""Names of a package's parameters -> ours; several of theirs may be one of ours."""
+
 
 @dataclass(frozen=True)
 class Upstream:
@@ -24,12 +27,19 @@ class Upstream:
         recognises: whether weights look like those of the package.
         build: (checkpoint, config, compat) -> the model with its weights; compat None asks for
             the corrected mathematics.
+        writes: classes of models whose weights `save` gives under the package's names.
+        save: the weights that the package loads strictly, with its buffers.
+
+            Raises:
+                ValueError: the package would compute something else with them.
     """
 
     package: str
     compats: tuple[str, ...]
     recognises: Callable[[Weights], bool]
     build: Callable[[Checkpoint, dict[str, Any], str | None], nn.Module]
+    writes: tuple[type[nn.Module], ...] = ()
+    save: Callable[[Any], Weights] | None = None
 
 
 def take(config: dict[str, Any], inferred: dict[str, Any], package: str) -> dict[str, Any]:
@@ -47,6 +57,43 @@ def take(config: dict[str, Any], inferred: dict[str, Any], package: str) -> dict
                 f"{name}={value!r}; leave it out."
             )
     return {**config, **inferred}
+
+
+def to_ours(table: Table, weights: Weights) -> Weights:
+    """A package's weights under our names; what the table does not know keeps its name.
+
+    Raises:
+        ValueError: two of theirs that are one of ours differ.
+    """
+    result: Weights = {}
+    for theirs, value in weights.items():
+        ours = table.get(theirs, theirs)
+        if ours in result and not torch.equal(result[ours], value):
+            raise ValueError(
+                f"{theirs} differs from the layer it is said to share its weights with; check "
+                "shared_attn_ids and shared_ff_ids."
+            )
+        result[ours] = value
+    return result
+
+
+def to_theirs(table: Table, weights: Weights) -> Weights:
+    """Our weights under a package's names."""
+    return {theirs: weights[ours] for theirs, ours in table.items()}
+
+
+def must(package: str, **options: tuple[Any, Any]) -> None:
+    """Raise ValueError for the first option that a package does not have.
+
+    Args:
+        options: name of a keyword -> (its value, the one that the package computes).
+    """
+    for name, (value, theirs) in options.items():
+        if value != theirs:
+            raise ValueError(
+                f"{package} computes {name}={theirs!r} alone, got a model with {name}={value!r}; "
+                "its weights would mean something else there."
+            )
 
 
 def load(model: nn.Module, weights: Weights, source: str) -> nn.Module:

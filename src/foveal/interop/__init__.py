@@ -7,6 +7,7 @@ from foveal.interop.files import read_checkpoint
 
 __all__ = [
     "load_upstream",
+    "save_upstream",
     "list_upstreams",
     "register_upstream",
     "read_checkpoint",

@@ -20,43 +20,23 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from foveal.compat.upstream import Upstream, load, take
+from foveal.compat.dalle_pytorch.names import clip_names, dalle_names, flat, shaped
+from foveal.compat.upstream import Upstream, load, must, take, to_ours, to_theirs
 from foveal.interop.files import Checkpoint, Weights
+from foveal.models.clip import CLIP, CLIPConfig
 from foveal.models.config import check_keywords
 from foveal.models.dalle.config import PACKAGE, DALLEConfig
 from foveal.models.dalle.model import DALLE
-from foveal.models.registry import family
+from foveal.models.vae import DiscreteVAE, DiscreteVAEConfig
 
 LAYER = re.compile(
     r"transformer\.layers\.(?:layers\.(?P<i>\d+)\.(?P<b>[01])|blocks\.(?P<j>\d+)\.(?P<fg>[fg])\.net)"
     r"\.(?P<rest>.+)"
 )
-INNER = {
-    "to_qkv.weight": "to_qkv.weight",
-    "to_out.0.weight": "to_out.0.weight",
-    "to_out.0.bias": "to_out.0.bias",
-    "net.0.weight": "to_hidden.weight",
-    "net.0.bias": "to_hidden.bias",
-    "net.3.weight": "to_out.weight",
-    "net.3.bias": "to_out.bias",
-}
-SHELL = {
-    "text_emb.weight": "text_emb.weight",
-    "image_emb.weight": "image_emb.weight",
-    "to_logits.0.weight": "norm.weight",
-    "to_logits.0.bias": "norm.bias",
-    "to_logits.1.weight": "to_logits.weight",
-    "to_logits.1.bias": "to_logits.bias",
-    "text_pos_emb.weight": "text_pos_emb.weight",
-    "image_pos_emb.weights.0": "row_emb",
-    "image_pos_emb.weights.1": "column_emb",
-}
-
-
-TOWER_LAYER = re.compile(r"(?P<tower>.*_transformer\.)layers\.layers\.(?P<i>\d+)\.(?P<b>[01])\.")
+NAME = "dalle-pytorch"
+PACKAGE_TYPES = ("full", "axial_row", "axial_col", "conv_like")
 CLIP_DIM_HEAD = 64  # in all of the package's towers
 
 
@@ -99,7 +79,7 @@ def _build_dalle(checkpoint: Checkpoint, config: dict[str, Any], compat: str | N
     check_keywords("DALLE", config, own)
     known = {k: v for k, v in _read(checkpoint.extra, "hparams").items() if k in own}
     given = {**known, **config}
-    options = take(given, _shapes(w, given), "dalle-pytorch")
+    options = take(given, _shapes(w, given), NAME)
     options.setdefault("attn_types", ("full",))
     grid = options["image_grid"] = _grid(w, options, vae_params)
     vae = None
@@ -107,10 +87,8 @@ def _build_dalle(checkpoint: Checkpoint, config: dict[str, Any], compat: str | N
         vae_params.setdefault("image_size", grid[0] * 2 ** _halvings(vae_weights))
         vae = _make_vae(vae_weights, vae_params, compat)
     model = DALLE(vae=vae, compat=compat, **options)
-    state = _rename(w, model)
-    if vae is not None:
-        state |= {f"vae.{name}": value for name, value in vae_weights.items()}
-    return load(model, state, checkpoint.source)
+    known = {n: v for n, v in w.items() if vae is not None or not n.startswith("vae.")}
+    return load(model, to_ours(dalle_names(model), flat(known)), checkpoint.source)
 
 
 def _read(extra: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -194,49 +172,58 @@ def _grid(
     return found
 
 
-def _rename(w: Weights, model: DALLE) -> Weights:
-    """Names of our model; layers that share weights repeat them in the package."""
-    state: Weights = {}
-    for name, value in w.items():
-        match = LAYER.match(name)
-        if match:
-            _put(state, _layer_name(match, model), value, name)
-        elif name in SHELL:
-            state[SHELL[name]] = value.reshape(-1, value.shape[-1]) if "_pos" in name else value
-        elif not name.startswith(("vae.", "transformer.pos_emb", "text_emb.", "image_emb.")):
-            state[name] = value  # load() names what does not belong
-    return state
+def _save(model: DALLE | DiscreteVAE | CLIP) -> Weights:
+    """The weights of a model as the package names them."""
+    c = model.settings
+    if isinstance(c, CLIPConfig):
+        must(NAME, mask_padding=(c.mask_padding, False))
+        _must_be_square(visual_image_size=c.pixels)
+        assert isinstance(model, CLIP)
+        return shaped(to_theirs(clip_names(model), model.state_dict()), model)
+    if isinstance(c, DiscreteVAEConfig):
+        must(NAME, compat=(c.compat, PACKAGE))
+        _must_be_square(image_size=c.pixels)
+        return dict(model.state_dict())
+    assert isinstance(model, DALLE)
+    _check_dalle(model)
+    return shaped(to_theirs(dalle_names(model), model.state_dict()), model)
 
 
-def _layer_name(match: re.Match[str], model: DALLE) -> str:
-    layer = int(match["i"] or match["j"])
-    which = int(match["b"]) if match["b"] else "fg".index(match["fg"])
-    rest = match["rest"]
-    if rest == "scale" or rest.startswith(("fn.norm.", "fn.norm_out.")):
-        return f"transformer.branches.{2 * layer + which}.{rest.removeprefix('fn.')}"
-    tail = next((tail for tail in INNER if rest.endswith("fn." + tail)), None)
-    if tail is None:
-        return match.string
-    modules = "feed_forwards" if which else "attentions"
-    return f"transformer.{modules}.{model.transformer.plan[layer][which]}.{INNER[tail]}"
-
-
-def _put(state: Weights, name: str, value: Tensor, source: str) -> None:
-    value = value.flatten() if name.endswith(".scale") else value
-    if name in state and not torch.equal(state[name], value):
+def _check_dalle(model: DALLE) -> None:
+    """Raise ValueError unless the package computes what the model computes."""
+    c = model.settings
+    if c.rotary_emb or c.stable:
+        must(NAME, compat=(c.compat, PACKAGE))
+    unknown = [kind for kind in c.types if kind not in PACKAGE_TYPES]
+    if unknown:
         raise ValueError(
-            f"{source} differs from the layer it is said to share its weights with; check "
-            "shared_attn_ids and shared_ff_ids."
+            f"{NAME} has no attention {unknown[0]!r} whose weights mean the same there; it shares "
+            f"{', '.join(PACKAGE_TYPES)} with us."
         )
-    state[name] = value
+    must(NAME, activation=(c.activation, "geglu"))
+    if "conv_like" in c.types:
+        must(NAME, kernel_size=(c.kernel_size, 5), dilation=(c.dilation, 1))
+    _must_be_square(image_grid=c.grid)
+    if isinstance(model.vae, DiscreteVAE):
+        _save(model.vae)  # which says what is wrong with it
+    else:
+        raise ValueError(
+            f"a DALLE of {NAME} holds its DiscreteVAE, got vae={type(model.vae).__name__}; give "
+            "vae=foveal.DiscreteVAE(...)."
+        )
+
+
+def _must_be_square(**sizes: tuple[int, int]) -> None:
+    for name, (height, width) in sizes.items():
+        if height != width:
+            raise ValueError(f"{NAME} knows squares only, got {name}=({height}, {width}).")
 
 
 # -- DiscreteVAE --------------------------------------------------------------------------------
 
 
-def _make_vae(w: Weights, params: dict[str, Any], compat: str | None) -> Any:
+def _make_vae(w: Weights, params: dict[str, Any], compat: str | None) -> DiscreteVAE:
     """A DiscreteVAE of the shapes of its weights."""
-    cls = family("discrete_vae")
     blocks = len({n.split(".")[1] for n in w if re.match(r"encoder\.\d+\.net\.", n)})
     found = {
         "num_tokens": w["codebook.weight"].shape[0],
@@ -246,18 +233,18 @@ def _make_vae(w: Weights, params: dict[str, Any], compat: str | None) -> Any:
         "hidden_dim": w["encoder.0.0.weight"].shape[0],
         "channels": w["encoder.0.0.weight"].shape[1],
     }
-    known = {k: v for k, v in params.items() if k in cls.config_class.names() and k != "compat"}
-    options = take(known, found, "dalle-pytorch")
-    return cls(compat=compat, **options)
+    known = {k: v for k, v in params.items() if k in DiscreteVAEConfig.names() and k != "compat"}
+    options = take(known, found, NAME)
+    return DiscreteVAE(compat=compat, **options)
 
 
 # -- CLIP ---------------------------------------------------------------------------------------
 
 
 def _build_clip(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -> nn.Module:
-    w, cls = checkpoint.weights, family("clip")
+    w = checkpoint.weights
     given = {**_read(checkpoint.extra, "hparams"), **config}
-    given = {name: value for name, value in given.items() if name in cls.config_class.names()}
+    given = {name: value for name, value in given.items() if name in CLIPConfig.names()}
     channels = given.get("channels", 3)
     patch = math.isqrt(w["to_visual_embedding.weight"].shape[1] // channels)
     found = {
@@ -279,27 +266,10 @@ def _build_clip(checkpoint: Checkpoint, config: dict[str, Any], compat: str | No
             v for k, v in w.items() if k.startswith(tower) and k.endswith("to_qkv.weight")
         )
         found[heads] = len(inner) // 3 // CLIP_DIM_HEAD
-    options = take(given, found, "dalle-pytorch")
+    options = take(given, found, NAME)
     options.setdefault("mask_padding", compat is None)
-    return load(cls(**options), w, checkpoint.source)
-
-
-def rename_towers(state: dict[str, Any]) -> None:
-    """Names of dalle-pytorch to ours in the state dict of a CLIP, in place."""
-    for name in list(state):
-        match = TOWER_LAYER.match(name)
-        if not match:
-            continue
-        layer, which, rest = int(match["i"]), int(match["b"]), name[match.end() :]
-        value = state.pop(name)
-        if rest == "scale":
-            value = value.flatten()
-        inner = next((INNER[tail] for tail in INNER if rest.endswith(f"fn.{tail}")), None)
-        if inner is None:
-            ours = f"branches.{2 * layer + which}.{rest.removeprefix('fn.')}"
-        else:
-            ours = f"{'feed_forwards' if which else 'attentions'}.{layer}.{inner}"
-        state[match["tower"] + ours] = value
+    model = CLIP(**options)
+    return load(model, to_ours(clip_names(model), flat(w)), checkpoint.source)
 
 
 def _halvings(w: Weights) -> int:
@@ -307,8 +277,10 @@ def _halvings(w: Weights) -> int:
 
 
 DALLE_PYTORCH = Upstream(
-    package="dalle-pytorch",
+    package=NAME,
     compats=(PACKAGE,),
     recognises=lambda weights: is_dalle(weights) or is_vae(weights) or is_clip(weights),
     build=build,
+    writes=(DALLE, DiscreteVAE, CLIP),
+    save=_save,
 )

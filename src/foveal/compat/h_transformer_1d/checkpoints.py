@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.compat.upstream import Upstream, load, take
+from foveal.compat.h_transformer_1d.h_transformer_1d import RotaryEmbedding, package_mask
+from foveal.compat.upstream import Table, Upstream, load, must, take, to_ours, to_theirs
 from foveal.interop.files import Checkpoint, Weights
 from foveal.models.htransformer.config import BACKWARD, PACKAGE
 from foveal.models.htransformer.model import HTransformer1D
@@ -22,34 +23,31 @@ NAME = "h-transformer-1d"
 
 _BRANCH = r"layers\.(?:layers\.(\d+)\.([01])|blocks\.(\d+)\.([fg])\.net)\."
 _PARTS = {
-    "norm": "{}_norm",
-    "to_qkv": "attn.to_qkv",
-    "to_out": "attn.to_out",
-    "net.0": "ff.to_hidden",
-    "net.2": "ff.to_out",
-}
-_OUTER = {
-    "token_emb.": "token_emb.",
-    "to_logits.0.": "transformer.norm.",
-    "to_logits.1.": "to_logits.",
+    "attn.to_qkv": "to_qkv",
+    "attn.to_out": "to_out",
+    "ff.to_hidden": "net.0",
+    "ff.to_out": "net.2",
 }
 
 
-def _rename(name: str) -> str | None:
-    """Our name of a parameter; None for what is not a weight."""
-    for theirs, ours in _OUTER.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    found = re.match(_BRANCH, name)
-    if not found or name.endswith((".freqs", ".mask")):
-        return None
-    number = found[1] or found[3]
-    branch = "attn" if (found[2] or found[4]) in ("0", "f") else "ff"
-    rest = re.sub(r"^(fn\.)+", "", name[found.end() :])
-    part, kind = rest.rsplit(".", 1)
-    if part not in _PARTS:
-        raise ValueError(f"{name} is no parameter of {NAME}.")
-    return f"transformer.layers.{number}.{_PARTS[part].format(branch)}.{kind}"
+def names(model: HTransformer1D) -> Table:
+    """The package's names of the parameters of a model -> ours."""
+    c, outer = model.settings, {"transformer.norm": "to_logits.0", "to_logits": "to_logits.1"}
+    table = {}
+    for ours in model.state_dict():
+        part, kind = ours.rsplit(".", 1)
+        found = re.match(r"transformer\.layers\.(\d+)\.((attn|ff).*)", part)
+        if found is None:
+            table[f"{outer.get(part, part)}.{kind}"] = ours
+            continue
+        branch = ["attn", "ff"].index(found[3])
+        start = f"layers.layers.{found[1]}.{branch}"
+        if c.reversible:
+            start = f"layers.blocks.{found[1]}.{'fg'[branch]}.net"
+        inside = "fn.fn" if c.shifts else "fn"
+        rest = f"{inside}.{_PARTS[found[2]]}" if found[2] in _PARTS else "norm"
+        table[f"{start}.{rest}.{kind}"] = ours
+    return table
 
 
 def _shape(w: Weights) -> dict[str, Any]:
@@ -86,12 +84,33 @@ def _build(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -
     _check_positions(w)
     config = {name: value for name, value in config.items() if name != "pos_emb"}
     options = take(config, _shape(w), NAME)
+    masks = [value for name, value in w.items() if name.endswith(".mask")]
+    if masks and compat:  # the package reads no longer sequences, and has the length in its mask
+        options.setdefault("max_seq_len", masks[0].shape[1])
     options.setdefault("block_size", 128)  # the package's default, which its weights do not give
     if options["shift_tokens"]:
         options["shift_tokens"] = BACKWARD  # as trained, although it was meant for both ways
     model = HTransformer1D(**options, compat=compat)
-    named = {_rename(name): value for name, value in w.items()}
-    return load(model, {k: v for k, v in named.items() if k is not None}, checkpoint.source)
+    weights = {n: v for n, v in w.items() if not n.endswith((".freqs", ".mask"))}
+    return load(model, to_ours(names(model), weights), checkpoint.source)
+
+
+def _save(model: HTransformer1D) -> Weights:
+    c = model.settings
+    must(NAME, compat=(c.compat, PACKAGE), tie_embeddings=(c.tie_embeddings, False))
+    must(NAME, activation=(c.activation, "gelu"), shift_tokens=(c.shifts or BACKWARD, BACKWARD))
+    table, state = names(model), model.state_dict()
+    weights = to_theirs(table, state)
+    head = c.dim if c.dim_head is None else c.dim_head * c.heads
+    freqs = RotaryEmbedding(head // c.heads).freqs.detach()
+    weights["pos_emb.freqs"] = freqs
+    for name in table:
+        if name.endswith("to_qkv.weight"):
+            layer = name.removesuffix("to_qkv.weight")
+            weights[f"{layer}pos_emb.freqs"] = freqs
+            if c.causal:
+                weights[f"{layer}mask"] = package_mask(c.max_seq_len, c.block_size)
+    return weights
 
 
 def _check_positions(w: Weights) -> None:
@@ -116,4 +135,6 @@ H_TRANSFORMER_1D = Upstream(
         and any(name.endswith("to_qkv.weight") for name in weights)
     ),
     build=_build,
+    writes=(HTransformer1D,),
+    save=_save,
 )

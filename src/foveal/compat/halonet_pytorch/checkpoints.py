@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from foveal.compat.upstream import Upstream, load, take
-from foveal.interop.files import Checkpoint
+from foveal.compat.upstream import Upstream, load, must, take
+from foveal.interop.files import Checkpoint, Weights
 from foveal.layers.halo import HaloAttention, Padding
 
+NAME = "halonet-pytorch"
 INVERTED = "halonet-pytorch-0.0.4"
 
 
@@ -45,16 +46,40 @@ def _build(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -
     inner, dim = w["to_q.weight"].shape
     rows, dim_head = w["rel_pos_emb.rel_height"].shape
     shape = {"dim": dim, "dim_head": dim_head, "heads": inner // dim_head}
-    options = take(config, shape, "halonet-pytorch")
+    options = take(config, shape, NAME)
     columns = w["rel_pos_emb.rel_width"].shape[0]
-    options |= window_sizes((rows, columns), config, "halonet-pytorch")
+    options |= window_sizes((rows, columns), config, NAME)
     padding: Padding = "inverted" if compat == INVERTED else "mask"
     return load(HaloAttention(**options, padding=padding), w, checkpoint.source)
 
 
+def _save(layer: HaloAttention) -> Weights:
+    block, halo = layer.block_size[0], layer.halo_size
+    must(
+        NAME,
+        block_size=(layer.block_size, (block, block)),
+        halo_size=(halo, (halo[0], halo[0])),
+        stride=(layer.stride, 1),
+        out_proj=(isinstance(layer.to_out, nn.Linear), True),
+        dim_out=(layer.dim_out, layer.dim),
+        qkv_bias=(layer.to_q.bias is not None, False),
+        rel_pos=(getattr(layer.rel_pos_emb, "mode", None), "sum"),
+        scale_rel_pos=(layer.scale_rel_pos, True),
+        value_ratio=(layer.dim_v / layer.dim_qk, 1.0),
+    )
+    if layer.padding == "attend" or halo[0] == 0:
+        raise ValueError(
+            f"{NAME} needs padding='mask' (0.0.5) or 'inverted' (0.0.4) and a halo, got a layer "
+            f"with padding={layer.padding!r}, halo_size={halo}."
+        )
+    return dict(layer.state_dict())
+
+
 HALONET_PYTORCH = Upstream(
-    package="halonet-pytorch",
+    package=NAME,
     compats=("halonet-pytorch-0.0.5", INVERTED),
     recognises=lambda weights: {"to_kv.weight", "rel_pos_emb.rel_height"} <= weights.keys(),
     build=_build,
+    writes=(HaloAttention,),
+    save=_save,
 )

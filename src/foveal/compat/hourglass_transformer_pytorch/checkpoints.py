@@ -14,12 +14,13 @@ needs some fine-tuning after the correction; the other corrections need none.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
 
-from foveal.compat.upstream import Upstream, load, take
+from foveal.compat.upstream import Table, Upstream, load, must, take, to_ours, to_theirs
 from foveal.interop.files import Checkpoint, Weights
 from foveal.models.hourglass.config import PACKAGE
 from foveal.models.hourglass.model import HourglassTransformerLM
@@ -28,20 +29,28 @@ NAME = "hourglass-transformer-pytorch"
 ROOT, VALLEY = "transformer.", "valley_transformer."
 _DEFAULT_DIM_HEAD = 64
 
-_BLOCK = {
-    "0.norm": "attn_norm",
-    "0.fn.to_out": "attn.to_out",
-    "1.norm": "ff_norm",
-    "1.fn.0": "ff.to_hidden",
-    "1.fn.3": "ff.to_out",
-}
-_STAGE = {
-    "downsample": "shorten",
-    "upsample": "upsample",
-    "norm_out": "norm_out",
-    "attn_resampling_pre_valley.layers.0": "attn_shorten",
-    "attn_resampling_post_valley.layers.0": "attn_upsample",
-}
+_RENAMES = (
+    (r"\battn_shorten\.", "attn_resampling_pre_valley.layers.0."),
+    (r"\battn_upsample\.", "attn_resampling_post_valley.layers.0."),
+    (r"\bshorten\.", "downsample."),
+    (r"\battn_norm\.", "0.norm."),
+    (r"\battn\.", "0.fn."),
+    (r"\bff_norm\.", "1.norm."),
+    (r"\bff\.to_hidden\.", "1.fn.0."),
+    (r"\bff\.to_out\.", "1.fn.3."),
+)
+"""Our names -> the package's, applied one after the other."""
+
+
+def names(model: HourglassTransformerLM) -> Table:
+    """The package's names of the parameters of a model -> ours."""
+    table = {}
+    for ours in model.state_dict():
+        theirs = ours
+        for pattern, new in _RENAMES:
+            theirs = re.sub(pattern, new, theirs)
+        table[theirs] = ours
+    return table
 
 
 def _build(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -> nn.Module:
@@ -63,7 +72,7 @@ def _build(checkpoint: Checkpoint, config: dict[str, Any], compat: str | None) -
     model = HourglassTransformerLM(
         **options, positions="absolute", norms="single", compat=compat, rotary=False
     )
-    return load(model, _renamed(weights), checkpoint.source)
+    return load(model, to_ours(names(model), _joined(weights)), checkpoint.source)
 
 
 def _shapes(weights: Weights) -> dict[str, Any]:
@@ -120,50 +129,43 @@ def _heads(weights: Weights, config: dict[str, Any]) -> dict[str, int]:
     return {"heads": heads, "dim_head": dim_head or inner // heads}
 
 
-def _renamed(weights: Weights) -> Weights:
-    result: Weights = {}
-    for name, value in weights.items():
-        if not name.startswith(ROOT):
-            result[name] = value
-            continue
-        stage, rest = _split(name.removeprefix(ROOT))
-        result[ROOT + stage + _in_stage(rest)] = value
-    return _joined(result)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The stages that a name goes through, and what is left of it."""
-    stage = ""
-    while name.startswith(VALLEY) and not name.startswith(VALLEY + "layers."):
-        stage, name = stage + VALLEY, name.removeprefix(VALLEY)
-    return stage, name
-
-
-def _in_stage(name: str) -> str:
-    for theirs, ours in _STAGE.items():
-        if name.startswith(theirs + "."):
-            return ours + "." + _in_block(name.removeprefix(theirs + "."))
-    head, layers, rest = name.partition("layers.")
-    number, _, rest = rest.partition(".")
-    return f"{head}{layers}{number}.{_in_block(rest)}" if layers else name
-
-
-def _in_block(name: str) -> str:
-    for theirs, ours in {**_BLOCK, "0.fn": "attn"}.items():
-        if name.startswith(theirs + "."):
-            return ours + name.removeprefix(theirs)
-    return name
-
-
 def _joined(weights: Weights) -> Weights:
     """Queries, keys and values of self-attention in one matrix, as our layers hold them."""
     result = dict(weights)
     for name in weights:
-        if name.endswith("attn.to_q.weight") and ".layers." in name:
+        if name.endswith("0.fn.to_q.weight") and "attn_resampling" not in name:
             stem = name.removesuffix("to_q.weight")
             parts = result.pop(name), result.pop(stem + "to_kv.weight")
             result[stem + "to_qkv.weight"] = torch.cat(parts)
     return result
+
+
+def _split(weights: Weights) -> Weights:
+    """The same backwards."""
+    result = dict(weights)
+    for name in weights:
+        if name.endswith("to_qkv.weight"):
+            stem, joined = name.removesuffix("to_qkv.weight"), result.pop(name)
+            inner = len(joined) // 3
+            result[stem + "to_q.weight"] = joined[:inner].clone()
+            result[stem + "to_kv.weight"] = joined[inner:].clone()
+    return result
+
+
+def _save(model: HourglassTransformerLM) -> Weights:
+    c = model.settings
+    if c.num_stages:  # a model without stages has nothing to get wrong
+        must(NAME, compat=(c.compat, PACKAGE))
+    must(
+        NAME,
+        positions=(c.position_kind, "absolute"),
+        norms=(c.norms, "single"),
+        tie_embeddings=(c.tie_embeddings, False),
+        kv_heads=(c.kv_heads or c.heads, c.heads),
+        activation=(c.activation, "gelu"),
+        pattern=(c.pattern, None),
+    )
+    return _split(to_theirs(names(model), model.state_dict()))
 
 
 def _recognises(weights: Weights) -> bool:
@@ -173,5 +175,10 @@ def _recognises(weights: Weights) -> bool:
 
 
 HOURGLASS_PYTORCH = Upstream(
-    package=NAME, compats=(PACKAGE,), recognises=_recognises, build=_build
+    package=NAME,
+    compats=(PACKAGE,),
+    recognises=_recognises,
+    build=_build,
+    writes=(HourglassTransformerLM,),
+    save=_save,
 )

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from foveal.compat.upstream import Upstream, load, take
+from foveal.compat.upstream import Upstream, load, must, take
 from foveal.compat.vit_pytorch.network import SepViT
 from foveal.interop.files import Checkpoint, Weights
 from foveal.layers.separable import DSSA
 
+NAME = "vit-pytorch"
 VIT_PYTORCH_WINDOW = 7
 
 
@@ -38,13 +39,13 @@ def _build_vit_pytorch(
     shape = _shape(checkpoint.weights)
     if isinstance(config.get("heads"), int):
         config["heads"] = (config["heads"],) * len(shape["depth"])
-    options = take(config, shape, "vit-pytorch")
+    options = take(config, shape, NAME)
     return load(SepViT(**options), checkpoint.weights, checkpoint.source)
 
 
 def _build_dssa(checkpoint: Checkpoint, config: dict[str, Any]) -> nn.Module:
     w = checkpoint.weights
-    options = take(config, _dssa_shape(w, ""), "vit-pytorch")
+    options = take(config, _dssa_shape(w, ""), NAME)
     return load(DSSA(**options), w, checkpoint.source)
 
 
@@ -80,11 +81,30 @@ def count_blocks(weights: Weights, pattern: str) -> tuple[int, ...]:
     return tuple(1 + max(b for s, b in places if s == stage) for stage in range(stages))
 
 
+def _save(model: SepViT | DSSA) -> Weights:
+    if isinstance(model, DSSA):
+        side = model.window_size[0]
+        must(NAME, window_size=(model.window_size, (side, side)))
+        return dict(model.state_dict())
+    c = model.settings
+    must(
+        NAME,
+        window_size=(c.per_stage("window_size"), (VIT_PYTORCH_WINDOW,) * len(c.depth)),
+        dim_head=(c.dim_head, 32),
+        features_only=(c.features_only, False),
+    )
+    if not c.num_classes:
+        raise ValueError(f"{NAME} has a classifier always, got a model with num_classes=0.")
+    return dict(model.state_dict())
+
+
 VIT_PYTORCH = Upstream(
-    package="vit-pytorch",
+    package=NAME,
     compats=("vit-pytorch-1.26.11",),
     recognises=lambda weights: (
         _is_layer(weights) or "layers.0.2.layers.0.0.window_tokens" in weights
     ),
     build=_build_vit_pytorch,
+    writes=(SepViT, DSSA),
+    save=_save,
 )

@@ -44,6 +44,7 @@ class HTransformer1D(CausalLM):
 
     family = "htransformer"
     config_class = HTransformerConfig
+    settings: HTransformerConfig
 
     def __init__(self, config: HTransformerConfig | None = None, /, **options: Any) -> None:
         c = HTransformerConfig.resolve(config, options)
