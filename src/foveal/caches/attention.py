@@ -124,6 +124,29 @@ class AttentionCache:
         self.position += 1
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored keys and values."""
+        return self._store.data.dtype
+
+    @property
+    def reads_held(self) -> bool:
+        """Whether the newest token reads all that is held."""
+        return self._reads_held
+
+    def claim(self) -> tuple[Tensor, int, int]:
+        """Make room for the next token, whose key and value the caller then writes.
+
+        Returns:
+            all places (2, batch, kv_heads, places, head_dim), that of the token, and how many of
+            the first are in use.
+        """
+        if self.max_length is not None and self.position >= self.max_length:
+            self._check_tokens(*self._store.data[:, :, :, :1])
+        place = self._store.claim(self.position)
+        self.position += 1
+        return self._store.data, place, self._store.in_use
+
     def kept(self) -> tuple[Tensor, Tensor]:
         """What later tokens can read.
 

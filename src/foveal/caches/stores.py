@@ -30,8 +30,20 @@ class _Store:
     def _gather(self, places: Tensor) -> Tensor:
         return self.data.index_select(3, places.to(self.data.device))
 
-    def _put(self, k: Tensor, v: Tensor, place: int) -> None:
-        """Store k and v (batch, kv_heads, 1, head_dim) at one place."""
+    @property
+    def in_use(self) -> int:
+        raise NotImplementedError
+
+    def claim(self, position: int) -> int:
+        raise NotImplementedError
+
+    def held_data(self) -> Tensor:
+        """All that is held, in any order."""
+        return self.data.narrow(3, 0, self.in_use)
+
+    def push(self, k: Tensor, v: Tensor, position: int) -> None:
+        """Store k and v (batch, kv_heads, 1, head_dim) of the next position."""
+        place = self.claim(position)
         column = self.data.select(3, place)
         column[0] = k.select(2, 0)
         column[1] = v.select(2, 0)
@@ -85,14 +97,15 @@ class Ring(_Store):
         tokens = kv.index_select(3, (positions - first).to(device))
         self.data.index_copy_(3, self._places(positions).to(device), tokens)
 
-    def held_data(self) -> Tensor:
-        """All that is held, in any order."""
-        return self.data.narrow(3, 0, min(self.length, self.prefix + self.window))
+    @property
+    def in_use(self) -> int:
+        """Places that hold something, the first ones."""
+        return min(self.length, self.prefix + self.window)
 
-    def push(self, k: Tensor, v: Tensor, position: int) -> None:
-        """Store k and v (batch, kv_heads, 1, head_dim) of the next position."""
-        self._put(k, v, self._place(position))
+    def claim(self, position: int) -> int:
+        """The place for the next position, which counts as filled."""
         self.length = position + 1
+        return self._place(position)
 
     def read(self, positions: Tensor, ordered: bool = False) -> Tensor:
         """The tokens at `positions` (2, batch, kv_heads, keys, head_dim).
@@ -175,17 +188,18 @@ class Log(_Store):
         self.held[self.count : end] = positions
         self.count = end
 
-    def held_data(self) -> Tensor:
-        """All that is held, in order."""
-        return self.data.narrow(3, 0, self.count)
+    @property
+    def in_use(self) -> int:
+        """Places that hold something, the first ones."""
+        return self.count
 
-    def push(self, k: Tensor, v: Tensor, position: int) -> None:
-        """Store k and v (batch, kv_heads, 1, head_dim) of the next position."""
+    def claim(self, position: int) -> int:
+        """The place for the next position, which counts as filled."""
         if self.count == self.data.shape[3]:
             self._make_room(1, position - 1)
-        self._put(k, v, self.count)
         self.held[self.count] = position
         self.count += 1
+        return self.count - 1
 
     def read(self, positions: Tensor, ordered: bool = False) -> Tensor:
         """The tokens at `positions`, ascending (2, batch, kv_heads, keys, head_dim)."""

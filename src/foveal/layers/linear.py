@@ -16,7 +16,7 @@ from torch.nn.modules import module as _all_modules
 from foveal.common.processor import fast_dtype
 
 _FEW_ROWS, _PARTS = 4, 4
-_FEW_WEIGHTS = 1 << 18
+FEW_WEIGHTS = 1 << 18
 """Values of a weight that one core reads from its cache before it could share them out."""
 
 
@@ -90,7 +90,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             wide = None if bias is None else bias.float()
             return F.linear(x.float(), weight.float(), wide).to(x.dtype)
         return F.linear(x, weight, bias)
-    if weight.numel() <= _FEW_WEIGHTS:
+    if weight.numel() <= FEW_WEIGHTS:
         if x.numel() > weight.shape[1]:
             return F.linear(x, weight, bias)
         row = x.reshape(-1)
@@ -119,7 +119,7 @@ def _is_emulated(x: Tensor, weight: Tensor) -> bool:
 def row_product(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
     """`linear` of these weights for many rows, each (in_features,) or (rows, in_features)."""
     row = weight[:1].expand(rows, -1)  # as those to come
-    if rows == 1 and weight.numel() <= _FEW_WEIGHTS and _decodes(row, weight):
+    if rows == 1 and weight.numel() <= FEW_WEIGHTS and _decodes(row, weight):
         if bias is None:
             return functools.partial(torch.mv, weight)
         return functools.partial(torch.addmv, bias, weight)

@@ -56,8 +56,12 @@ class Rotary(Positions):
         Returns:
             cos and signed sin (dim,) in the dtype of x, and the place of each feature's partner.
         """
-        cos, sin = self._rows(offset, 1, 1, x.device).to(x.dtype).view(2, self.dim).unbind(0)
+        cos, sin = self.row(offset, x.device).to(x.dtype).unbind(0)
         return cos, sin, torch.arange(self.dim, device=x.device).roll(self.dim // 2)
+
+    def row(self, offset: int | Tensor, device: torch.device) -> Tensor:
+        """Cosines and signed sines of one position: (2, dim) float32, contiguous."""
+        return self._rows(offset, 1, 1, device).view(2, self.dim)
 
     def _rows(self, offset: int | Tensor, count: int, stride: int, device: torch.device) -> Tensor:
         """Cosines and signed sines: (count, 2, 1, dim) float32."""

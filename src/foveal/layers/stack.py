@@ -13,6 +13,7 @@ from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, RelativeAttention, SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.feed_forward import Activation, FeedForward
+from foveal.layers.native_step import native_step
 from foveal.layers.prepared import (
     Step,
     Turns,
@@ -186,12 +187,16 @@ class Stack(nn.Module):
             return self.step
         turns = turns or Turns()
         blocks = [block.stepper(rows, turns) for block in self.blocks]
-        norm = in_order(prepared(self.norm, rows))
+        norm, native = in_order(prepared(self.norm, rows)), native_step(self.blocks, rows)
 
         def step(x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
-            y, parts = as_row(x), cache.parts
-            for i, block in enumerate(blocks):
-                y, parts[i] = block(y, parts[i])
+            parts = cache.parts
+            if native is not None and native.serves(x, parts):
+                y = native(x, parts)
+            else:
+                y = as_row(x)
+                for i, block in enumerate(blocks):
+                    y, parts[i] = block(y, parts[i])
             cache.position += 1
             return norm(y).view(rows, 1, -1), cache
 

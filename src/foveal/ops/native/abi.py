@@ -81,6 +81,30 @@ class Call(Structure):
     ]
 
 
+class Affine(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_double)]
+
+
+class Layer(Structure):
+    _fields_ = [
+        *((name, Affine) for name in ("attn_norm", "to_qkv", "to_out")),
+        *((name, Affine) for name in ("ff_norm", "to_hidden", "ff_out")),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        *((name, c_int64) for name in ("head_step", "place", "held")),
+    ]
+
+
+class Stack(Structure):
+    _fields_ = [
+        ("layers", POINTER(Layer)),
+        *((name, c_int64) for name in ("num_layers", "dim", "heads", "kv_heads")),
+        *((name, c_int64) for name in ("head_dim", "hidden")),
+        ("angles", c_void_p),
+        ("x", c_void_p),
+    ]
+
+
 def matrix(x: Tensor | None) -> Matrix:
     """(batch, heads, tokens, features) with unit stride in the features."""
     if x is None:
@@ -167,6 +191,7 @@ def plan(pattern: Pattern, n_keys: int, windowed: bool) -> Plan:
 
 def declare(library: ctypes.CDLL) -> None:
     """Tell ctypes the signatures of plan.h."""
-    for name in ("foveal_forward", "foveal_backward"):
+    structures = {"foveal_forward": Call, "foveal_backward": Call, "foveal_step": Stack}
+    for name, structure in structures.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = [POINTER(Call)], ctypes.c_int
+        function.argtypes, function.restype = [POINTER(structure)], ctypes.c_int

@@ -15,6 +15,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "step.h"
 
 #ifndef FOVEAL_WIDTH
 #define FOVEAL_WIDTH 4
@@ -225,6 +226,10 @@ int foveal_backward(const Call* call) {
         else
             backward<float, Float<FOVEAL_WIDTH>>(*call);
     });
+}
+
+int foveal_step(const Stack* stack) {
+    return guarded([&]() { step_stack<FOVEAL_WIDTH>(*stack); });
 }
 
 int foveal_width(void) { return FOVEAL_WIDTH; }

@@ -67,6 +67,14 @@ def why_not() -> str | None:
     return None
 
 
+def at_hand() -> bool:
+    """Whether the kernel is there without being compiled."""
+    if why_not() is not None:
+        return False
+    wanted = level()
+    return wanted in _loaded or any(_kept(folder, wanted) for folder in _folders())
+
+
 def level() -> str:
     """The class of processors that the kernel is for: this one's, or what FOVEAL_NATIVE names."""
     setting = os.environ.get("FOVEAL_NATIVE", "")

@@ -61,9 +61,30 @@ struct Call {
     int64_t bias_size;
 };
 
-// Both return 0, or 1 when memory runs out.
+// A linear layer, weight (out, in), or a LayerNorm; what it lacks is null.
+struct Affine {
+    const float *weight, *bias;
+    double eps;
+};
+
+// A pre-norm block, and its cache: head h, place t at h * head_step + t * head_dim.
+struct Layer {
+    Affine attn_norm, to_qkv, to_out, ff_norm, to_hidden, ff_out;
+    float *keys, *values;
+    int64_t head_step, place, held;  // the new token's place; places in use, it included
+};
+
+struct Stack {
+    const Layer* layers;
+    int64_t num_layers, dim, heads, kv_heads, head_dim, hidden;
+    const float* angles;  // cosines and signed sines (2, head_dim), or null
+    float* x;             // (dim) in and out
+};
+
+// All return 0, or 1 when memory runs out.
 int foveal_forward(const Call* call);
 int foveal_backward(const Call* call);
+int foveal_step(const Stack* stack);
 int foveal_width(void);  // floats in a vector
 }
 
