@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import CASES
 
 from foveal.models import (
     HaloNet,
@@ -314,3 +316,74 @@ def test_errors_name_the_argument(kind: str, options: dict[str, Any], message: s
     """Wrong keywords are refused with their name."""
     with pytest.raises(ValueError, match=message):
         small(kind, **options)
+
+
+IMAGE_MODELS = ("halonet", "halonet hybrid", "sepvit", "sepvit compact")
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_what_timm_users_call(name):
+    """Columns of feature_info, another classifier, maps in either layout, stopping early."""
+    case = CASES[name]
+    model = case.make().eval()
+    (x,) = case.inputs()
+    info, maps = model.feature_info, model.forward_intermediates(x, intermediates_only=True)
+    assert info.channels() == [one.shape[1] for one in maps] == [i["num_chs"] for i in info]
+    assert info.reduction() == [one["reduction"] for one in info]
+    assert info.channels(0) == info.channels()[0]
+    assert info.module_name(-1) == info[-1]["module"]
+    assert copy.deepcopy(model).feature_info == info
+    last, by_row = model.forward_intermediates(x, -1 % len(info), output_fmt="NHWC")
+    assert torch.equal(by_row[-1].movedim(-1, 1), maps[-1])
+    (normed,) = model.forward_intermediates(x, [-1], norm=True, intermediates_only=True)
+    assert torch.equal(normed, last)
+    ran = []
+    for stage in model.stages if hasattr(model, "stages") else [one[-1] for one in model.layers]:
+        stage.register_forward_hook(lambda *a: ran.append(1))
+    early = model.forward_intermediates(x, [0], stop_early=True, intermediates_only=True)
+    assert torch.equal(early[0], maps[0])
+    assert len(ran) == 1
+    with pytest.raises(ValueError, match=r"output_fmt must be 'NCHW' or 'NHWC', got"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_heads_without_pooling(name, tmp_path):
+    """Every pixel gets logits, whose map is saved with the model; "avg" pools again."""
+    case = CASES[name]
+    model = case.make().eval()
+    (x,) = case.inputs()
+    model.reset_classifier(5, "")
+    assert model(x).shape == (len(x), 5, *model.forward_features(x).shape[2:])
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path)(x), model(x))
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert features.shape[1] == model.num_features
+    model.reset_classifier(3, "avg")
+    assert model(x).shape == (len(x), 3)
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_stages_are_computed_again(name):
+    """With set_grad_checkpointing the gradients stay what they were."""
+    case = CASES[name]
+    model = case.make().eval()
+    (x,) = case.inputs()
+    found = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_pretrained_weights_are_refused():
+    """As timm's create_model is called; there are none to load."""
+    model = create_model(
+        "halonet_cifar", pretrained=False, features_only=True, out_indices=(0, -1)
+    )
+    assert len(model.feature_info.channels()) == 2
+    assert create_model("halonet_cifar", global_pool="").settings.global_pool == ""
+    with pytest.raises(ValueError, match=r"pretrained must be False.*load_upstream"):
+        create_model("halonet_cifar", pretrained=True)

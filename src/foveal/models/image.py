@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import islice
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class ImageConfig(ModelConfig):
         drop_path_rate: stochastic depth of the last block; earlier blocks have less.
         features_only: no head; the model returns the maps of its stages.
         out_indices: which stages those are; None = all.
+        global_pool: "avg", or "" for none: the head then works on every pixel of the last map.
     """
 
     num_classes: int = 1000
@@ -35,6 +37,7 @@ class ImageConfig(ModelConfig):
     drop_path_rate: float = 0.0
     features_only: bool = False
     out_indices: tuple[int, ...] | None = None
+    global_pool: Literal["avg", ""] = "avg"
 
     @classmethod
     def resolve(cls, config: Self | None, options: dict[str, Any]) -> Self:
@@ -52,18 +55,46 @@ class ImageConfig(ModelConfig):
         check_dropout(self.drop_path_rate)
 
 
+class FeatureInfo(list[dict[str, Any]]):
+    """What each stage gives: its `num_chs`, `reduction` and `module`; the columns as in timm."""
+
+    def __init__(self, out_indices: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.out_indices = out_indices
+
+    def channels(self, idx: int | None = None) -> Any:
+        """Channels of the chosen stages, or of stage `idx`."""
+        return self._column("num_chs", idx)
+
+    def reduction(self, idx: int | None = None) -> Any:
+        """Pixels of the image for each pixel of the map, likewise."""
+        return self._column("reduction", idx)
+
+    def module_name(self, idx: int | None = None) -> Any:
+        """Names of the modules, likewise."""
+        return self._column("module", idx)
+
+    def _column(self, key: str, idx: int | None) -> Any:
+        if idx is not None:
+            return self[idx][key]
+        chosen = range(len(self)) if self.out_indices is None else self.out_indices
+        return [self[at][key] for at in chosen]
+
+
 class ImageModel(Model):
     """Base of image models: subclasses define `_stages` and build their layers.
 
     Attributes:
+        grad_checkpointing: see `set_grad_checkpointing`.
         feature_info: for each stage its `num_chs`, `reduction` (pixels of the image per pixel of
             the map) and `module` (name).
         num_features: features that the classifier reads.
     """
 
     settings: ImageConfig
-    feature_info: list[dict[str, Any]]
+    feature_info: FeatureInfo
     num_features: int
+    grad_checkpointing = False
 
     # -- what a subclass defines ------------------------------------------------------------
 
@@ -111,15 +142,26 @@ class ImageModel(Model):
         return self._finish(last)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map -> logits, or with `pre_logits` the pooled features."""
+        """The last map -> logits, or with `pre_logits` the pooled features.
+
+        Without pooling both are maps: (batch, num_classes or num_features, height, width).
+        """
+        pooled = self.settings.global_pool == "avg"
+        shape = (x.shape[0], *x.shape[2:])
+        if not pooled:  # every pixel is a map of its own
+            x = x.movedim(1, -1).flatten(0, 2)[:, :, None, None]
         x = nn.functional.dropout(self._pool(x), self.settings.drop_rate, self.training)
-        return x if pre_logits else self.get_classifier()(x)
+        x = x if pre_logits else self.get_classifier()(x)
+        return x if pooled else x.unflatten(0, shape).movedim(-1, 1)
 
     def forward_intermediates(
         self,
         x: Tensor,
         indices: Sequence[int] | int | None = None,
         *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
         """The maps of chosen stages.
@@ -128,24 +170,46 @@ class ImageModel(Model):
             x: images (batch, channels, height, width).
             indices: stages, negative ones from the end; an int for that many last ones; None for
                 all.
+            norm: the map of the last stage as `forward_features` gives it.
+            stop_early: with `intermediates_only`, compute no stage after the last chosen one.
+            output_fmt: "NCHW", or "NHWC" for maps with the channels last.
             intermediates_only: return the maps alone.
 
         Returns:
             (last map as of `forward_features`, maps), or the maps.
 
         Raises:
-            ValueError: an index that is no stage.
+            ValueError: an index that is no stage, or another format.
         """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt=}.")
         self._check(x)
-        wanted = self._indices(indices)
-        maps = list(self._stages(x))
-        chosen = [maps[i] for i in wanted]
-        return chosen if intermediates_only else (self._finish(maps[-1]), chosen)
+        wanted, count = self._indices(indices), len(self.feature_info)
+        needed = max(wanted, default=-1) + 1 if stop_early and intermediates_only else count
+        maps = list(islice(self._stages(x), needed))
+        whole = not intermediates_only or (norm and count - 1 in wanted)
+        last = self._finish(maps[-1]) if whole else None
+        if last is not None and norm:
+            maps[-1] = last
+        chosen = [maps[at] for at in wanted]
+        if output_fmt == "NHWC":
+            chosen = [one.movedim(1, -1) for one in chosen]
+        return chosen if intermediates_only else (last, chosen)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier with random weights; 0 for none."""
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the maps between stages for the backward pass, and compute the rest again."""
+        self.grad_checkpointing = enable
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier with random weights; 0 for none.
+
+        Args:
+            num_classes: its outputs.
+            global_pool: "avg" or "" from now on; None leaves it.
+        """
         # the configuration follows, so that a saved model loads again
         fields = {**self.settings.to_dict(), "num_classes": num_classes}
+        fields |= {} if global_pool is None else {"global_pool": global_pool}
         self.settings = type(self.settings)(**fields)
         weight = next(self.parameters())
         self._set_classifier(
@@ -159,6 +223,14 @@ class ImageModel(Model):
         return (torch.empty(shape, dtype=dtype_of(self), device="meta"),)
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """One stage of `_stages`."""
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return cast(Tensor, stage(x))
+        from torch.utils.checkpoint import checkpoint
+
+        return cast(Tensor, checkpoint(stage, x, use_reentrant=False))
 
     def _check(self, x: Tensor) -> None:
         channels = self.settings.in_chans

@@ -48,7 +48,8 @@ def create_model(name: str, **overrides: Any) -> Any:
 
     Args:
         name: one of `list_models()`.
-        overrides: constructor keywords that replace those of the name.
+        overrides: constructor keywords that replace those of the name; `pretrained=False`, as
+            timm's function is called, is none.
 
     Raises:
         ValueError: an unknown name or keyword, with the nearest known one.
@@ -56,6 +57,11 @@ def create_model(name: str, **overrides: Any) -> Any:
     if name not in _models:
         hint = suggest(name, _models, "see foveal.list_models().")
         raise ValueError(f"unknown model {name!r}; {hint}")
+    if overrides.pop("pretrained", False):
+        raise ValueError(
+            "pretrained must be False: no trained weights come with foveal; load your own with "
+            "foveal.load_model or foveal.load_upstream."
+        )
     of_family, options = _models[name]
     return family(of_family)(**{**options, **overrides})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from foveal.layers.patch import (
 )
 from foveal.layers.separable import DSSA
 from foveal.models.config import ModelConfig, check_entries, check_range
-from foveal.models.image import ImageModel, classifier
+from foveal.models.image import FeatureInfo, ImageModel, classifier
 from foveal.models.registry import register
 from foveal.models.sepvit.config import check_stages
 
@@ -42,7 +42,7 @@ class SepViTConfig(ModelConfig):
         ff_mult: hidden features of the feed-forward layers, as a multiple.
         channels: of an image.
         dropout: on attention weights and features.
-        drop_rate, drop_path_rate, features_only, out_indices: as in ImageConfig.
+        drop_rate, drop_path_rate, features_only, out_indices, global_pool: as in ImageConfig.
     """
 
     num_classes: int = 1000
@@ -58,6 +58,7 @@ class SepViTConfig(ModelConfig):
     drop_path_rate: float = 0.0
     features_only: bool = False
     out_indices: tuple[int, ...] | None = None
+    global_pool: Literal["avg", ""] = "avg"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +116,7 @@ class SepViT(ImageModel):
         stages = len(c.depth)
         heads, windows = c.per_stage("heads"), c.per_stage("window_size")
         rates = drop_path_rates(c.drop_path_rate, c.depth)
-        self.layers, self.feature_info = nn.ModuleList(), []
+        self.layers, self.feature_info = nn.ModuleList(), FeatureInfo(c.out_indices)
         dim_in = c.channels
         for stage in range(stages):
             dim = c.dim * 2**stage
@@ -155,7 +156,7 @@ class SepViT(ImageModel):
         x = x.contiguous(memory_format=torch.channels_last)
         for stage in self.layers:
             for part in cast(nn.ModuleList, stage):
-                x = part(x)
+                x = self._run(part, x)
             yield x
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveal.layers.halo import HaloAttention
 from foveal.layers.patch import DropPath, PointwiseConv, drop_path_rates
 from foveal.models.halonet.config import SIZES, HaloNetConfig
-from foveal.models.image import ImageModel, classifier
+from foveal.models.image import FeatureInfo, ImageModel, classifier
 from foveal.models.registry import register
 
 
@@ -61,7 +61,7 @@ class HaloNet(ImageModel):
             nn.MaxPool2d(3, 2, 1) if c.stem_pool else nn.Identity(),
         )
         dim, reduction = c.stem_dim, c.stem_stride * (2 if c.stem_pool else 1)
-        self.stages, self.feature_info = nn.ModuleList(), []
+        self.stages, self.feature_info = nn.ModuleList(), FeatureInfo(c.out_indices)
         rates = drop_path_rates(c.drop_path_rate, c.depths)
         for stage, stage_rates in enumerate(rates):
             blocks = []
@@ -93,7 +93,7 @@ class HaloNet(ImageModel):
         # attention reads pixels as rows of channels, so the whole network keeps channels last
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
-            x = stage(x)
+            x = self._run(stage, x)
             yield x
 
     def _finish(self, x: Tensor) -> Tensor:

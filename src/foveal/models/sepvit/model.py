@@ -17,7 +17,7 @@ from foveal.layers.patch import (
     tokens,
 )
 from foveal.layers.separable import SeparableAttention
-from foveal.models.image import ImageModel, classifier
+from foveal.models.image import FeatureInfo, ImageModel, classifier
 from foveal.models.registry import register
 from foveal.models.sepvit.config import SIZES, SepVisionTransformerConfig
 
@@ -58,7 +58,7 @@ class SepVisionTransformer(ImageModel):
     ) -> None:
         super().__init__()
         self.settings = c = SepVisionTransformerConfig.resolve(config, options)
-        self.stages, self.feature_info = nn.ModuleList(), []
+        self.stages, self.feature_info = nn.ModuleList(), FeatureInfo(c.out_indices)
         self.stem = early_convolutions(c.in_chans, c.stem_dims)
         dim_in, reduction = (c.stem_dims[-1], 2) if c.stem_dims else (c.in_chans, 1)
         rates = drop_path_rates(c.drop_path_rate, c.depths)
@@ -84,7 +84,7 @@ class SepVisionTransformer(ImageModel):
     def _stages(self, x: Tensor) -> Iterator[Tensor]:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
-            x = stage(x)
+            x = self._run(stage, x)
             yield x
 
     def _finish(self, x: Tensor) -> Tensor:
