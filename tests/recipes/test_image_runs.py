@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from foveal.cli import main
-from foveal.data.images import ImageDataConfig, check_image_config
+from foveal.data.images import ImageDataConfig
+from foveal.data.opening import check_data
 from foveal.recipes.config import load_recipe
 from foveal.recipes.images.kind import probabilities
 from foveal.recipes.images.look import predict
@@ -234,4 +235,4 @@ def test_views_average_what_the_model_says_of_shifted_and_mirrored_pictures():
     torch.testing.assert_close(one, plain[:, :, 0, 0].softmax(-1))
     assert not torch.equal(one, two)
     with pytest.raises(ValueError, match="must be 1, 2 or 10"):
-        check_image_config(ImageDataConfig(views=3))
+        check_data(ImageDataConfig(views=3))

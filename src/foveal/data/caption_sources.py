@@ -16,78 +16,33 @@ from foveal.data.caption_entries import (
     folder_entries,
     table_entries,
 )
-from foveal.data.captions import CaptionedSet, PictureDataConfig, check_picture_config
+from foveal.data.captions import CaptionedSet, PictureDataConfig
 from foveal.data.emoji import EMOJI, load_captioned_emoji
-from foveal.data.examples import ExampleParts, Examples, Read, all_of
-from foveal.data.folders import SPELLINGS, file_parts, folder_parts
+from foveal.data.examples import ExampleParts, Examples, Read, all_of, of_parts
+from foveal.data.folders import file_parts, folder_parts
 from foveal.data.image_examples import collect
 from foveal.data.left_out import LeftOut, printable
+from foveal.data.opening import Reader
 from foveal.data.pictures import SUFFIXES
 from foveal.data.tables import is_table
 from foveal.data.walk import data_path, walk
 
-Pair = tuple[CaptionedSet, CaptionedSet]
 
-
-def open_captions(config: PictureDataConfig) -> Pair:
+def open_captions(config: PictureDataConfig) -> tuple[CaptionedSet, CaptionedSet]:
     """The captioned pictures to train on and those to score on.
 
     Raises:
         ValueError: no such data, or none of it can be used.
     """
-    check_picture_config(config)
-    left = LeftOut()
-    train, test = _pair(config, _find(config.path, config, left), left)
-    sets = (
-        _decode(train, config.size, left, config.max_images),
-        _decode(test, config.size, left),
-    )
-    for part, what in zip(sets, ("to train on", "to score on"), strict=True):
-        part.skipped = list(left.problems)
-        _check_some(part, config.path, what, left)
-    left.warn(config.path, "picture")
-    return sets
+    return _READER.pair(config, config.max_images)
 
 
 def captions_to_score(config: PictureDataConfig, data: str | None = None) -> CaptionedSet:
-    """What a run is scored on: its own test part, else what it held out, or all of other data.
-
-    Args:
-        data: other data: their test part, else their validation part, else all of them.
-
-    Raises:
-        ValueError: no such data, or none of it can be used.
-    """
-    check_picture_config(config)
-    left = LeftOut()
-    path = config.path if data is None else data
-    parts = _find(path, config, left)
-    found = parts.scored() if data is not None else parts.test or _pair(config, parts, left)[1]
-    scored = _decode(found, config.size, left)
-    scored.skipped = list(left.problems)
-    _check_some(scored, path, "to score on", left)
-    left.warn(path, "picture")
-    return scored
+    """What a run is scored on; see `Reader.to_score`."""
+    return _READER.to_score(config, data)
 
 
-def _pair(
-    config: PictureDataConfig, parts: ExampleParts, left: LeftOut
-) -> tuple[Examples, Examples]:
-    if not config.valid:
-        return parts.pair(config.held_out)
-    held_out = _find(config.valid, config, left).scored()
-    return parts.train.without(held_out), held_out
-
-
-def _check_some(part: CaptionedSet, path: str, what: str, left: LeftOut) -> None:
-    if not len(part):
-        skipped = list(dict.fromkeys(part.skipped))
-        reason = f"; skipped {len(skipped)}: {skipped[0]}" if skipped else "."
-        kinds = f" Left out: {left.kinds()}." if left.kinds() else ""
-        raise ValueError(f"data.path={path!r} has no captioned pictures {what}{reason}{kinds}")
-
-
-def _find(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
+def _find(config: PictureDataConfig, path: str, left: LeftOut, most: int) -> ExampleParts:
     """A data set by part, undecoded."""
     if path == EMOJI:
         return _find_emoji(config.size)
@@ -110,52 +65,33 @@ def _find(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
 
 
 def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
-    """Parts that are folders, else parts that are archives, else all pictures below."""
+    """Parts that are folders, tables or archives, else all pictures below."""
+
+    def of_folder(homes: Sequence[Path], name: str) -> Examples:
+        return _examples(name, folder_entries(homes[0], config.column, left), config.size)
+
+    def of_tables(paths: Sequence[Path], name: str) -> Examples:
+        return _examples(name, table_entries(paths, root, config.column, left), config.size)
+
+    def of_archives(paths: Sequence[Path], name: str) -> Examples:
+        return _archives(paths, name, config, left)
+
     name = printable(root.name)
     folders = folder_parts(root)
     if folders is not None:
-        for other in folders.others:
-            left.add("folder beside the parts", other.name)
-        found = {
-            part: _examples(
-                f"{name}, {printable(home.name)}",
-                folder_entries(home, config.column, left),
-                config.size,
-            )
-            for part in SPELLINGS
-            for home in getattr(folders, part)
-        }
-        return ExampleParts(**found)
+        return ExampleParts(**of_parts(folders, root, left, of_folder))
     below = walk(root, LeftOut())
-    tables = file_parts(p for p in below if p.parent == root and is_table(p, json_too=True))
+    beside = [path for path in below if path.parent == root]
+    tables = file_parts(path for path in beside if is_table(path, json_too=True))
     if tables is not None:
-        for other in tables.others:
-            left.add("table beside the parts", other.name)
-        found = {
-            part: _examples(
-                f"{name}, {part}",
-                table_entries(getattr(tables, part), root, config.column, left),
-                config.size,
-            )
-            for part in SPELLINGS
-            if getattr(tables, part)
-        }
-        return ExampleParts(**found)
+        return ExampleParts(**of_parts(tables, root, left, of_tables))
     archives = [path for path in below if is_archive(path.name)]
     if not archives or any(path.suffix.lower() in SUFFIXES for path in below):
-        return ExampleParts(
-            _examples(name, folder_entries(root, config.column, left), config.size)
-        )
+        return ExampleParts(of_folder((root,), name))
     parts = file_parts(path for path in archives if path.parent == root)
     if parts is None:
-        return ExampleParts(_archives(archives, name, config, left))
-    return ExampleParts(
-        **{
-            part: _archives(list(getattr(parts, part)), f"{name}, {part}", config, left)
-            for part in SPELLINGS
-            if getattr(parts, part)
-        }
-    )
+        return ExampleParts(of_archives(archives, name))
+    return ExampleParts(**of_parts(parts, root, left, of_archives))
 
 
 def _archives(
@@ -195,12 +131,14 @@ def _examples(name: str, entries: list[Entry], size: int) -> Examples:
     )
 
 
-def _decode(examples: Examples, size: int, left: LeftOut, limit: int = 0) -> CaptionedSet:
-    """Read them; with a limit, no more than it takes to have so many that are good."""
-    good, pieces = examples.read(left, limit)
+def _read(config: PictureDataConfig, examples: Examples, left: LeftOut, most: int) -> CaptionedSet:
+    good, pieces = examples.read(left, most)
     pairs = [pair for piece in pieces for pair in piece]
-    pixels = np.zeros((len(pairs), size, size, 3), np.uint8)
+    pixels = np.zeros((len(pairs), config.size, config.size, 3), np.uint8)
     for place, (picture, _) in zip(pixels, pairs, strict=True):
         place[:] = picture
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return CaptionedSet(good.name, images, [captions for _, captions in pairs], left.problems)
+
+
+_READER = Reader(_find, _read, "picture", "captioned pictures", classified=False)

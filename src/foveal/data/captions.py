@@ -74,22 +74,6 @@ class DalleDataConfig(CaptionDataConfig):
     shuffle_captions: bool = False
 
 
-def check_picture_config(config: PictureDataConfig) -> None:
-    """Raise ValueError for values that no data can have."""
-    if config.size < 4:
-        raise ValueError(f"data.size must be at least 4 pixels, got {config.size}.")
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"data.held_out must be between 0 and 1, got {config.held_out}.")
-    if config.max_images < 0:
-        raise ValueError(f"data.max_images must not be negative, got {config.max_images}.")
-    if isinstance(config, CaptionDataConfig) and config.text_length < 1:
-        raise ValueError(f"data.text_length must be at least 1, got {config.text_length}.")
-    if isinstance(config, DalleDataConfig) and not 0 <= config.null_share < 1:
-        raise ValueError(
-            f"data.null_share must be at least 0 and below 1, got {config.null_share}."
-        )
-
-
 class CaptionedSet:
     """Pictures of one size with captions, held in memory.
 

@@ -6,13 +6,16 @@ import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from foveal.data.left_out import LeftOut
+from foveal.data.folders import Parts
+from foveal.data.left_out import LeftOut, printable
 from foveal.data.sampling import ALL
+from foveal.data.tables import is_table
 
 Read = tuple[Any, list[tuple[int, str]]]
 """Examples (an array or a list), and what was wrong with some, by their number in it."""
@@ -160,6 +163,26 @@ def all_of(
 ) -> Examples:
     """Every example of a source."""
     return Examples(name, np.arange(len(labels)), labels, classes, load, **options)
+
+
+def of_parts(
+    parts: Parts, root: Path, left: LeftOut, read: Callable[[tuple[Path, ...], str], Examples]
+) -> dict[str, Examples]:
+    """The examples of each part of a folder; what lies beside the parts is counted.
+
+    Args:
+        read: (the folder or the files of a part, what to call them) -> examples.
+    """
+    first = parts.train[0]
+    kind = "table" if is_table(first, json_too=True) else "archive"
+    kind = "folder" if first.is_dir() else kind
+    for other in parts.others:
+        left.add(f"{kind} beside the parts", other.name)
+    found = {}
+    for part, paths in parts.items():
+        called = printable(paths[0].name) if kind == "folder" else part
+        found[part] = read(paths, f"{printable(root.name)}, {called}")
+    return found
 
 
 def in_parts(parts: dict[str, Examples], left: LeftOut) -> ExampleParts:

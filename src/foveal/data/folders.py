@@ -37,6 +37,10 @@ class Parts:
     test: tuple[Path, ...] = ()
     others: tuple[Path, ...] = field(default=())
 
+    def items(self) -> list[tuple[str, tuple[Path, ...]]]:
+        """The parts that there are."""
+        return [(part, getattr(self, part)) for part in SPELLINGS if getattr(self, part)]
+
 
 def part_of(name: str) -> str | None:
     """The part that a name means, such as "valid" for "Dev" or "val-set"; None for others."""

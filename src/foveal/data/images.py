@@ -58,24 +58,6 @@ class ImageDataConfig:
     views: int = 1
 
 
-def check_image_config(config: ImageDataConfig) -> None:
-    """Raise ValueError for values that no picture can have."""
-    if config.size < 4:
-        raise ValueError(f"data.size must be at least 4 pixels, got {config.size}.")
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"data.held_out must be between 0 and 1, got {config.held_out}.")
-    if not 0 < config.least_area <= 1:
-        raise ValueError(f"data.least_area must be above 0, at most 1, got {config.least_area}.")
-    for name in ("rand_augment", "erasing", "label_smoothing", "balance"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"data.{name} must be from 0 to 1, got {getattr(config, name)}.")
-    if config.views not in (1, 2, 10):
-        raise ValueError(f"data.views must be 1, 2 or 10, got {config.views}.")
-    for name in ("crop", "mixup", "cutmix", "max_images"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"data.{name} must not be negative, got {getattr(config, name)}.")
-
-
 class ImageSet:
     """Labelled pictures of one size.
 

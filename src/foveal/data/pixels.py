@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.data import augment
-from foveal.data.image_sources import images_to_score, open_images
-from foveal.data.images import ImageDataConfig, ImageSet
+from foveal.data.images import ImageSet
 from foveal.data.stream import Draw
 
 CHANNELS = 3
@@ -40,32 +39,6 @@ class PixelDataConfig:
     def length(self) -> int:
         """Values of a picture."""
         return self.size * self.size * CHANNELS
-
-
-def open_pixels(config: PixelDataConfig) -> tuple[ImageSet, ImageSet]:
-    """The pictures to train on and those to score on.
-
-    Raises:
-        ValueError: no such data, or a size that makes no sense.
-    """
-    return open_images(_images_of(config))
-
-
-def pixels_to_score(config: PixelDataConfig, data: str | None = None) -> ImageSet:
-    """What a run is scored on, or all of other pictures; see `images_to_score`."""
-    return images_to_score(_images_of(config), data)
-
-
-def _images_of(config: PixelDataConfig) -> ImageDataConfig:
-    if config.scored_images < 0:
-        raise ValueError(f"data.scored_images must not be negative, got {config.scored_images}.")
-    return ImageDataConfig(
-        path=config.path,
-        valid=config.valid,
-        size=config.size,
-        held_out=config.held_out,
-        max_images=config.max_images,
-    )
 
 
 def to_values(images: Tensor) -> Tensor:

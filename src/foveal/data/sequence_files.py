@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveal.data.examples import ExampleParts, Examples, Read, all_of, in_parts
-from foveal.data.folders import SPELLINGS, file_parts, folder_parts
+from foveal.data.class_folders import by_class
+from foveal.data.examples import ExampleParts, Examples, Read, all_of, in_parts, of_parts
+from foveal.data.folders import file_parts, folder_parts
 from foveal.data.image_hub import hub_labels, hub_parts, label_column, load_hub
 from foveal.data.labels import as_classes
 from foveal.data.left_out import LeftOut, printable
@@ -22,7 +25,9 @@ _TEXT, _LABEL = "text", "label"
 _UNLABELLED = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 
 
-def find_texts(path: str, config: SequenceDataConfig, left: LeftOut) -> ExampleParts:
+def find_texts(
+    config: SequenceDataConfig, path: str, left: LeftOut, most: int = 0
+) -> ExampleParts:
     """A data set by part, unread.
 
     Raises:
@@ -47,62 +52,45 @@ def find_texts(path: str, config: SequenceDataConfig, left: LeftOut) -> ExampleP
 
 
 def _of_folder(root: Path, config: SequenceDataConfig, left: LeftOut) -> ExampleParts:
-    name = printable(root.name)
-    folders = folder_parts(root)
+    name, folders = printable(root.name), folder_parts(root)
     if folders is not None:
-        for other in folders.others:
-            left.add("folder beside the parts", other.name)
-        homes = {p: home for p in SPELLINGS for home in getattr(folders, p)}
-        labelled = {f.name for p in ("valid", "test") if p in homes for f in subfolders(homes[p])}
-        found = {
-            part: _of_classes(home, f"{name}, {printable(home.name)}", config, left, labelled)
-            for part, home in homes.items()
-        }
+        scored = (*folders.valid, *folders.test)
+        labelled = {folder.name for home in scored for folder in subfolders(home)}
+        found = of_parts(
+            folders,
+            root,
+            left,
+            lambda homes, called: _of_classes(homes[0], called, config, left, labelled),
+        )
         return in_parts(found, left)
     tables = [path for path in walk(root, LeftOut()) if is_table(path, json_too=True)]
     tables = [path for path in tables if path.parent == root]
     if not tables or subfolders(root):
-        return ExampleParts(_of_classes(root, name, config, left))
+        return ExampleParts(_of_classes(root, name, config, left, set()))
     parts = file_parts(tables)
     if parts is None:
         return ExampleParts(_of_tables(tables, name, config, left))
-    for other in parts.others:
-        left.add("table beside the parts", other.name)
-    return in_parts(
-        {
-            part: _of_tables(list(getattr(parts, part)), f"{name}, {part}", config, left)
-            for part in SPELLINGS
-            if getattr(parts, part)
-        },
-        left,
+    found = of_parts(
+        parts, root, left, lambda paths, called: _of_tables(paths, called, config, left)
     )
+    return in_parts(found, left)
 
 
 def _of_classes(
-    root: Path,
-    name: str,
-    config: SequenceDataConfig,
-    left: LeftOut,
-    labelled: set[str] | None = None,
+    root: Path, name: str, config: SequenceDataConfig, left: LeftOut, labelled: set[str]
 ) -> Examples:
     """Text files by class folder, those without text and those in no class counted.
 
     Args:
         labelled: classes that are scored; IMDB has a folder "unsup" beside them, of none.
     """
-    files: list[Path] = []
-    labels: list[int] = []
-    classes: list[str] = []
-    for folder in subfolders(root):
-        mine = keep_texts(walk(folder, left), left, tables=False)
-        if labelled and folder.name not in labelled and folder.name.lower() in _UNLABELLED:
-            left.add(f"without a class in {printable(folder.name)}", folder.name, len(mine))
-        elif not mine:
-            left.add("class folder without texts", folder.name)
-        else:
-            files += mine
-            labels += [len(classes)] * len(mine)
-            classes.append(printable(folder.name))
+
+    def has_no_class(folder: Path) -> bool:
+        unlabelled = folder.name.lower() in _UNLABELLED
+        return bool(labelled) and unlabelled and folder.name not in labelled
+
+    keep = partial(keep_texts, tables=False)
+    files, labels, classes = by_class(root, left, keep, "texts", has_no_class)
     for path in sorted(root.iterdir()):
         if not path.is_dir() and not is_hidden(path.name):
             left.add_file(path)
@@ -110,8 +98,7 @@ def _of_classes(
     def load(index: np.ndarray) -> Read:
         return _checked([_start_of(files[i], config.length) for i in index])
 
-    labelled_as = np.array(labels, np.int64)
-    return all_of(name, labelled_as, classes, load, files=[str(path) for path in files])
+    return all_of(name, labels, classes, load, files=[str(path) for path in files])
 
 
 def _start_of(path: Path, length: int) -> bytes | str:
@@ -149,7 +136,7 @@ def _in_memory(
 
 
 def _of_tables(
-    paths: list[Path], name: str, config: SequenceDataConfig, left: LeftOut
+    paths: Sequence[Path], name: str, config: SequenceDataConfig, left: LeftOut
 ) -> Examples:
     """Rows of tables with a text and a label."""
     text, label = config.column or _TEXT, config.label or _LABEL

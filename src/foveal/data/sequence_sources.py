@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from foveal.data import listops
-from foveal.data.examples import ExampleParts, Examples
+from foveal.data.examples import Examples, shuffled
 from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import ImageDataConfig, ImageSet
 from foveal.data.left_out import LeftOut
+from foveal.data.opening import Reader, check_data
 from foveal.data.sequence_files import find_texts
-from foveal.data.sequences import SequenceDataConfig, SequenceSet, check_sequence_config
+from foveal.data.sequences import SequenceDataConfig, SequenceSet
 
 LISTOPS = "listops"
 _LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, as Pillow's "L"
@@ -29,63 +29,34 @@ def open_sequences(config: SequenceDataConfig) -> Pair:
     Raises:
         ValueError: no such data, no classes or no sequences.
     """
-    check_sequence_config(config)
     if config.path == LISTOPS:
+        check_data(config)
         train, test = _generated(config)
         if config.valid:
             test = sequences_to_score(config, config.valid, test.classes)
     elif config.path.endswith(".npz"):
         train, test = (_flat(part, config.length) for part in open_images(_images_of(config)))
     else:
-        train, test = _texts(config)
+        train, test = _READER.pair(config, config.max_examples)
     if config.max_examples and len(train) > config.max_examples:
-        train = train.subset(_shuffled(len(train))[: config.max_examples], train.name)
-    for part, what in ((train, "to train on"), (test, "to score on")):
-        if not len(part) or len(part.classes) < 2:
-            raise ValueError(
-                f"data.path={config.path!r} has {len(part)} sequences of {len(part.classes)} "
-                f"classes {what}, but a classifier needs at least one, and two classes."
-            )
+        chosen = shuffled(len(train))[: config.max_examples]
+        train = train.subset(torch.from_numpy(chosen), train.name)
     return train, test
 
 
 def sequences_to_score(
     config: SequenceDataConfig, data: str | None = None, classes: Sequence[str] | None = None
 ) -> SequenceSet:
-    """What a run is scored on: its own test part, else what it held out, or all of other data.
-
-    Args:
-        data: other data: their test part, else their validation part, else all of them.
-        classes: those of the run; labels become places in them, and sequences of other classes
-            are left out and counted.
-
-    Raises:
-        ValueError: no such data, or none of a known class.
-    """
-    check_sequence_config(config)
+    """What a run is scored on; see `Reader.to_score`."""
     path = config.path if data is None else data
     if path == LISTOPS:
+        check_data(config)
         if data is None and config.valid:
             return sequences_to_score(config, config.valid, classes)
         return _generated(config)[1]
     if path.endswith(".npz"):
         return _flat(images_to_score(_images_of(config), data, classes), config.length)
-    left = LeftOut()
-    parts = find_texts(path, config, left)
-    found = parts.scored() if data is not None else parts.test or _pair(config, parts, left)[1]
-    if classes is not None:
-        known = found.with_classes(classes, left)
-        if len(found) and not len(known):
-            raise ValueError(
-                f"the data must have classes of the run, {', '.join(classes)}; {path} has "
-                f"{', '.join(found.classes)}."
-            )
-        found = known
-    scored = _read(found, left)
-    if not len(scored):
-        raise ValueError(f"data.path={path!r} has no sequences to score on.")
-    left.warn(path, "sequence")
-    return scored
+    return _READER.to_score(config, data, classes)
 
 
 def _generated(config: SequenceDataConfig) -> Pair:
@@ -130,30 +101,10 @@ def _flat(images: ImageSet, length: int) -> SequenceSet:
     )
 
 
-def _texts(config: SequenceDataConfig) -> Pair:
-    left = LeftOut()
-    train, test = _pair(config, find_texts(config.path, config, left), left)
-    sets = _read(train, left, config.max_examples), _read(test, left)
-    for part in sets:
-        part.skipped = list(left.problems)
-    left.warn(config.path, "sequence")
-    return sets
-
-
-def _pair(
-    config: SequenceDataConfig, parts: ExampleParts, left: LeftOut
-) -> tuple[Examples, Examples]:
-    if not config.valid:
-        return parts.pair(config.held_out)
-    held_out = find_texts(config.valid, config, left).scored()
-    return parts.train.without(held_out), held_out.with_classes(parts.train.classes, left)
-
-
-def _read(examples: Examples, left: LeftOut, limit: int = 0) -> SequenceSet:
-    good, pieces = examples.read(left, limit)
+def _read(config: SequenceDataConfig, examples: Examples, left: LeftOut, most: int) -> SequenceSet:
+    good, pieces = examples.read(left, most)
     rows = [row for piece in pieces for row in piece]
-    return SequenceSet(good.name, rows, good.labels, good.classes, 256, left.problems)
+    return SequenceSet(good.name, rows, good.labels, good.classes, 256)
 
 
-def _shuffled(count: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+_READER = Reader(find_texts, _read, "sequence", "sequences")

@@ -46,17 +46,6 @@ class SequenceDataConfig:
     max_examples: int = 0
 
 
-def check_sequence_config(config: SequenceDataConfig) -> None:
-    """Raise ValueError for values that no data can have."""
-    for name in ("length", "size", "train_examples", "test_examples"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"data.{name} must be at least 1, got {getattr(config, name)}.")
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"data.held_out must be between 0 and 1, got {config.held_out}.")
-    if config.max_examples < 0:
-        raise ValueError(f"data.max_examples must not be negative, got {config.max_examples}.")
-
-
 class SequenceSet:
     """Labelled token sequences in memory.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
-from foveal.data.folders import SPELLINGS, Parts, file_parts, folder_parts
+from foveal.data.folders import Parts, file_parts, folder_parts
 from foveal.data.left_out import LeftOut, printable
 from foveal.data.sampling import ALL
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
@@ -198,10 +198,7 @@ def _find_parts(root: Path, path: str, column: str, left: LeftOut) -> TextParts:
     if folders is not None and (folders.valid or folders.test):
         for other in folders.others:
             left.add("folder beside the parts", other.name)
-        files = {
-            part: [file for folder in getattr(folders, part) for file in walk(folder, left)]
-            for part in SPELLINGS
-        }
+        files = {part: walk(homes[0], left) for part, homes in folders.items()}
     else:
         below = walk(root, left)
         if not below:
@@ -219,7 +216,7 @@ def _find_parts(root: Path, path: str, column: str, left: LeftOut) -> TextParts:
 
 def _chosen(found: Parts, below: list[Path], left: LeftOut) -> dict[str, list[Path]]:
     """Files that are parts; what else there is is counted."""
-    files = {part: list(getattr(found, part)) for part in SPELLINGS}
+    files = {part: list(paths) for part, paths in found.items()}
     used = {path for paths in files.values() for path in paths}
     for path in below:
         if path not in used:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import ImageSet
 from foveal.data.pictures import load_square
 from foveal.data.pixels import (
@@ -18,8 +19,6 @@ from foveal.data.pixels import (
     START,
     PixelDataConfig,
     PixelValues,
-    open_pixels,
-    pixels_to_score,
     to_inputs,
     to_pictures,
     to_values,
@@ -72,7 +71,7 @@ class Pixels(NextToken):
 
     def open(self, data: PixelDataConfig) -> tuple[ImageSet, ImageSet]:
         """Pictures to train on, and to score on."""
-        return open_pixels(data)
+        return open_images(data)
 
     def source(self, task: KindTask) -> PixelValues:
         """Values of pictures."""
@@ -112,7 +111,7 @@ class Pixels(NextToken):
 
     def open_to_score(self, run: Run, data: str | None) -> ImageSet:
         """Held-out pictures."""
-        return pixels_to_score(run.config.data, data)
+        return images_to_score(run.config.data, data)
 
     def to_score(self, run: Run, data: str | None, full: bool, **options: Any) -> ImageSet:
         """A sample has the checksum of all that it was taken from."""
