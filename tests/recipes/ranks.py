@@ -1,7 +1,8 @@
 """Trains with several processes, forked from one that has imported everything.
 
-Run as a script by test_processes.py: `ranks.py SCENARIO RECIPE`; prints a JSON object with the
-exit codes and the stderr of every process. Forking saves the seconds that importing PyTorch takes.
+Run as a script by test_processes.py: `ranks.py RECIPE` plays each scenario in a folder of its name
+and prints a JSON object with the exit codes, stdout and stderr of every process of each. Forking
+saves the seconds that importing PyTorch takes.
 """
 
 import importlib
@@ -154,6 +155,12 @@ if __name__ == "__main__":
         importlib.import_module(name)
     run = importlib.import_module("foveal.recipes.run")
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
-    scenarios = (start_and_go_on, mistakes, stops, full_disk)
-    chosen = {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]]
-    print(json.dumps(chosen(sys.argv[2])))
+    home, found, environment = Path.cwd(), {}, dict(os.environ)
+    for scenario in (start_and_go_on, mistakes, stops, full_disk):
+        folder = home / scenario.__name__
+        folder.mkdir()
+        os.chdir(folder)
+        found[scenario.__name__] = scenario(sys.argv[1])
+        os.environ.clear()
+        os.environ.update(environment)
+    print(json.dumps(found))

@@ -14,19 +14,30 @@ DRIVER = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def play(scenario, recipe):
-    """What each process of a scenario printed, and its exit code."""
-    recipe.write_text(recipe.read_text().replace('device = "cpu"\n', ""))  # "auto", as by default
+@pytest.fixture(scope="module")
+def played(tmp_path_factory, tiny_recipe):
+    """(folder, what each process of each scenario printed, and its exit code)"""
+    folder = tmp_path_factory.mktemp("processes")
+    text, recipe = folder / "text.txt", folder / "tiny.toml"
+    text.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    lines = tiny_recipe.format(data=text.as_posix())
+    recipe.write_text(lines.replace('device = "cpu"\n', ""))  # "auto", as by default
     run = subprocess.run(
-        [sys.executable, str(DRIVER), scenario, str(recipe)],
+        [sys.executable, str(DRIVER), str(recipe)],
         capture_output=True,
         text=True,
-        cwd=recipe.parent,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=200,
+        timeout=500,
     )
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return folder, json.loads(run.stdout.splitlines()[-1])
+
+
+def scenario(played, name):
+    """(folder, results) of one scenario."""
+    folder, results = played
+    return folder / name, results[name]
 
 
 def words_of(result):
@@ -35,48 +46,52 @@ def words_of(result):
     return [line for line in lines if line.startswith("foveal:") or "Traceback" in line]
 
 
-def test_they_share_a_run_from_start_to_resume(recipe, tmp_path):
+def test_they_share_a_run_from_start_to_resume(played):
     """Three begin one folder and go on with it, four begin the next; the first one reports.
 
     All go on from the checkpoint, also where the folder has lost its config.json.
     """
-    first, longer, four, two = play("start_and_go_on", recipe)
+    folder, results = scenario(played, "start_and_go_on")
+    first, longer, four, two = results
     for result, steps in ((first, 24), (longer, 30), (four, 6), (two, 32)):
         assert set(result["codes"]) == {0}, result["err"]
         assert [f"trained {steps} steps" in out for out in result["out"]][:2] == [True, False]
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["tiny-001", "tiny-002"]
-    assert last_complete(tmp_path / "runs/tiny-001/checkpoints").name == "step-00000032"
-    assert not list((tmp_path / "runs").rglob("*.partial"))
+    assert sorted(p.name for p in (folder / "runs").iterdir()) == ["tiny-001", "tiny-002"]
+    assert last_complete(folder / "runs/tiny-001/checkpoints").name == "step-00000032"
+    assert not list((folder / "runs").rglob("*.partial"))
 
 
-def test_a_mistake_is_told_once_and_stops_all(recipe, tmp_path):
+def test_a_mistake_is_told_once_and_stops_all(played):
     """Bad data, a folder that is taken, bad data of one process alone: 2 everywhere, one line."""
+    folder, results = scenario(played, "mistakes")
     for result, words in zip(
-        play("mistakes", recipe),
+        results,
         ("must exist", "already holds a run", "process 1 of 2: no data here"),
         strict=True,
     ):
         assert set(result["codes"]) == {2}, result
         assert len(words_of(result)) == 1, result["err"]
         assert words in words_of(result)[0]
-    assert not (tmp_path / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_a_signal_to_one_stops_all_at_one_step(recipe, tmp_path):
+def test_a_signal_to_one_stops_all_at_one_step(played):
     """SIGTERM to the last process alone; to all, and again by the launcher: saved, 130."""
-    for number, result in enumerate(play("stops", recipe)):
+    folder, results = scenario(played, "stops")
+    for number, result in enumerate(results):
         assert set(result["codes"]) == {130}, result["err"]
         assert "".join(result["err"]).count("--resume auto") == 1
         step = result["err"][0].split("interrupted at step ")[1].split(";")[0].replace(",", "")
-        check(tmp_path / f"run{number}/checkpoints/step-{int(step):08d}")
+        check(folder / f"run{number}/checkpoints/step-{int(step):08d}")
         assert "torchrun --nproc_per_node 3 -m foveal.cli train" in result["err"][0]
 
 
-def test_a_full_disk_of_the_first_stops_all(recipe, tmp_path):
+def test_a_full_disk_of_the_first_stops_all(played):
     """The others do not wait for ever, the line names the fault, the last checkpoint is whole."""
-    (result,) = play("full_disk", recipe)
+    folder, results = scenario(played, "full_disk")
+    (result,) = results
     assert result["codes"] == [2, 2], result["err"]
     (line,) = words_of(result)
     assert "No space left on device; the last one is step-00000006" in line
-    assert [f.name for f in checkpoints(tmp_path / "run/checkpoints")] == ["step-00000006"]
-    check(tmp_path / "run/checkpoints/step-00000006")
+    assert [f.name for f in checkpoints(folder / "run/checkpoints")] == ["step-00000006"]
+    check(folder / "run/checkpoints/step-00000006")
