@@ -22,6 +22,8 @@ from foveal.bench.case import Job
 from foveal.generation import Decoder, Recorded
 from foveal.models import DALLE, HourglassTransformerLM, HTransformer1D, TransformerLM
 from foveal.models.dalle.drawing import Pictures
+from foveal.recipes.build import build_model
+from foveal.recipes.config import load_recipe
 
 PROMPT = 512
 TOKENS = 16  # in one turn
@@ -31,6 +33,8 @@ MODELS = {
     "htransformer": lambda: HTransformer1D(**LM, depth=8, causal=True),
     "hourglass": lambda: HourglassTransformerLM(**LM, depth=(2, 4, 2), shorten_factor=3),
 }
+WRITTEN = 250
+"""Bytes that the model of `make run` writes in one turn; it is read from a processor's caches."""
 DRAWING = {
     "dim": 1024,
     "depth": 8,
@@ -86,6 +90,16 @@ def make_language(name: str, contender: str, run: str, device: str) -> Job:
     return Steps(prefill, functools.partial(model.step, prompt[:, 0]), most)
 
 
+def make_recipe(contender: str, run: str, device: str) -> Job:
+    """The model of `make run` before its training."""
+    torch.manual_seed(0)
+    config = load_recipe("bytes-hourglass")
+    options = {"max_seq_len": config.data.context, **config.model}
+    model = build_model(options, "[model]").to(device).eval()
+    cached = contender == "foveal"
+    return lambda: model.generate([[10]], WRITTEN, seed=0, use_cache=cached)
+
+
 def make_recorded(contender: str, run: str, device: str) -> Job:
     torch.manual_seed(0)
     model = DALLE(**DRAWING).to(device, torch.bfloat16).eval()
@@ -131,6 +145,14 @@ CASES = [
                 "HourglassTransformerLM, dim 1024, depth (2, 4, 2), factor 3, after 512",
             ),
         )
+    ),
+    Case(
+        "token-recipe",
+        f"{WRITTEN} bytes by the model of make run; batch 1, float32",
+        ("foveal", "every byte read again"),
+        make_recipe,
+        runs=("forward",),
+        seconds=1.0,
     ),
     Case(
         "graph-dalle",
