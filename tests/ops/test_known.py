@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveal
 from foveal import patterns as P
-from foveal.ops import known
+from foveal.ops import known, native
 from foveal.testing import assert_close, dense_attention
 
 EMPTY = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1]])
@@ -407,3 +407,44 @@ def test_what_is_kept_is_bounded():
         kept.keep(number, (None, None))
     assert len(kept.results) == 8
     assert known.CALLS.find("nothing") is None
+
+
+@pytest.mark.parametrize("impl", ["tiled", "native"])
+@pytest.mark.parametrize("pattern", [P.SlidingWindow(9), P.Halo((6, 8), 3, 1)], ids=repr)
+def test_engines_give_the_same_within_an_operator_and_without(pattern, impl):
+    """An ordinary call does not pass through torch's dispatcher; the bits are the operator's."""
+    if impl == "native" and not native.ready():
+        pytest.skip("no kernel here")
+    tensors = inputs()
+    key_mask = torch.arange(LENGTH) < torch.tensor([[40], [3]])
+    for options in ({}, {"key_mask": key_mask}, {"bias": torch.randn(2, 1, LENGTH)}):
+        options |= {"impl": impl}
+        direct = everything(tensors, pattern, True, **options)
+        with Seen():
+            within = everything(tensors, pattern, True, **options)
+        assert type(direct[0].grad_fn) is not type(within[0].grad_fn)
+        for one, other in zip(direct, within, strict=True):
+            assert torch.equal(one, other)
+        given = [x.clone().requires_grad_() for x in tensors]
+        out = foveal.attend(*given, pattern, **options)
+        with Seen():  # only the backward pass
+            grads = torch.autograd.grad(out.sin().sum(), given)
+        for one, other in zip(grads, direct[1:], strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("impl", ["tiled", "native", "dense"])
+def test_numbers_that_are_kept_negated_are_read_right(impl):
+    """A view whose memory holds the negative, as gradient or as input."""
+    if impl == "native" and not native.ready():
+        pytest.skip("no kernel here")
+    tensors = inputs()
+    want = everything(tensors, PATTERN, True, impl=impl)
+    views = [torch.complex(torch.zeros_like(x), -x).conj().imag for x in tensors]
+    given = [x.detach().requires_grad_() for x in views]
+    assert all(x.is_neg() for x in given)
+    out = foveal.attend(*given, PATTERN, impl=impl)
+    grad = torch.complex(torch.zeros_like(out), -out.detach().cos()).conj().imag
+    assert grad.is_neg()
+    for one, other in zip([out, *torch.autograd.grad(out, given, grad)], want, strict=True):
+        assert_close(one, other, rtol=1e-5)

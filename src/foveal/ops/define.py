@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,34 @@ def is_ordinary() -> bool:
         or _transform() is not None
         or _trace() is not None
     )
+
+
+_keys = torch._C._dispatch_keys
+_KINDS = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are nothing but numbers in memory of the CPU, and the call is ordinary.
+
+    Then an operator is only what it computes, and need not pass through torch's dispatcher.
+    """
+    if not is_ordinary():
+        return False
+    plain = _plain_keys()
+    for x in tensors:
+        if x is not None and not (type(x) in _KINDS and _keys(x).raw_repr() in plain):
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=1)
+def _plain_keys() -> frozenset[int]:
+    """Of tensors that are no subclass, fake, sparse, negated, batched or wrapped."""
+    with torch.inference_mode():
+        within = torch.empty(0, device="cpu")
+    with torch.inference_mode(False):
+        outside = torch.empty(0, device="cpu")
+    return frozenset(_keys(x).raw_repr() for x in (within, outside))
 
 
 def _is_dual(*tensors: Tensor | None) -> bool:

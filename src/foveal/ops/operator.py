@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import WindowBias
-from foveal.ops.define import define, is_transformed, one_at_a_time
+from foveal.ops.define import define, is_plain, is_transformed, one_at_a_time
 from foveal.ops.formula import attend_plainly, plain_gradients
 from foveal.ops.spec import describe, is_ticket, is_tracing, lend, rebuild, take_back
 from foveal.patterns import Pattern
@@ -160,11 +160,31 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
             operands = Operands(*saved[:8], _unpassed(ctx.pattern), *ctx.options)
             found = plain_gradients(operands, grad_out, grad_lse, ctx.needs_input_grad[:6])
             return (*found, *(None,) * 7)
-        grads = iter(_with_pattern(backward_op, ctx.pattern, tensors, ctx.options))
+        if isinstance(ctx.pattern, Pattern) and is_plain(*tensors):
+            operands = Operands(*saved[:8], ctx.pattern, *ctx.options)
+            grads = iter(backward(operands, *saved[8:], grad_out, grad_lse))
+        else:
+            grads = iter(_with_pattern(backward_op, ctx.pattern, tensors, ctx.options))
         return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 7)
 
     torch.library.register_autograd(
         f"foveal::{name}_forward", gradients, setup_context=setup_context
+    )
+
+    def eager_forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        *tensors, pattern, scale, dropout_p, need_lse = inputs
+        out, lse = forward(Operands(*tensors, pattern, scale, dropout_p, need_lse))
+        ctx.save_for_backward(*tensors, out, lse)
+        ctx.pattern, ctx.options = pattern, (scale, dropout_p)
+        return out, lse
+
+    def eager_backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
+        return gradients(ctx, grad_out, grad_lse)[:-1]
+
+    eager: Any = type(
+        name,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(eager_forward), "backward": staticmethod(eager_backward)},
     )
 
     def call(
@@ -183,6 +203,11 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
         dense = None if isinstance(bias, WindowBias) else bias
         tensors = (q, k, v, dense, rows, columns, key_mask, seed)
+        if is_plain(*tensors):
+            operands = Operands(*tensors, pattern, scale, dropout_p, need_lse)
+            if torch.is_grad_enabled() and any(x.requires_grad for x in operands.given):
+                return eager.apply(*operands)
+            return forward(operands)
         if is_transformed(*tensors):
             return attend_plainly(Operands(*tensors, pattern, scale, dropout_p, need_lse))
         return _with_pattern(forward_op, pattern, tensors, (scale, dropout_p, need_lse))

@@ -80,7 +80,12 @@ def level() -> str:
     setting = os.environ.get("FOVEAL_NATIVE", "")
     if setting in CLASSES:
         return setting
-    return next(one for one in _from(processor_class()) if one in runnable_classes())
+    return _best(processor_class(), runnable_classes())
+
+
+@functools.lru_cache
+def _best(first: str, runnable: tuple[str, ...]) -> str:
+    return next(one for one in _from(first) if one in runnable)
 
 
 def _from(first: str) -> list[str]:
@@ -95,6 +100,10 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeError: it is turned off, or there is no compiler that can build it.
     """
+    if not (_failure or os.environ.get("FOVEAL_NATIVE")):
+        own = _loaded.get(_best(processor_class(), runnable_classes()))
+        if own is not None:  # nothing else to ask, call after call
+            return own
     if lacks := why_not():
         raise NativeError(lacks)
     wanted = level()
