@@ -34,12 +34,7 @@ def open_captions(config: PictureDataConfig) -> tuple[CaptionedSet, CaptionedSet
     Raises:
         ValueError: no such data, or none of it can be used.
     """
-    return _READER.pair(config, config.max_images)
-
-
-def captions_to_score(config: PictureDataConfig, data: str | None = None) -> CaptionedSet:
-    """What a run is scored on; see `Reader.to_score`."""
-    return _READER.to_score(config, data)
+    return CAPTIONED.pair(config)
 
 
 def _find(config: PictureDataConfig, path: str, left: LeftOut, most: int) -> ExampleParts:
@@ -141,4 +136,5 @@ def _read(config: PictureDataConfig, examples: Examples, left: LeftOut, most: in
     return CaptionedSet(good.name, images, [captions for _, captions in pairs], left.problems)
 
 
-_READER = Reader(_find, _read, "picture", "captioned pictures", classified=False)
+CAPTIONED = Reader(_find, _read, "picture", "captioned pictures", classified=False)
+captions_to_score = CAPTIONED.to_score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,7 @@ from foveal.data.opening import Reader
 from foveal.data.walk import data_path, subfolders
 
 
-def open_images(config: Any) -> tuple[ImageSet, ImageSet]:
-    """The pictures to train on and those to score on.
-
-    Args:
-        config: an ImageDataConfig, or another with its path, valid, size, held_out, max_images.
-
-    Raises:
-        ValueError: no such data, no classes, no pictures, or an archive with other keys.
-    """
-    return _READER.pair(config, config.max_images)
-
-
-def images_to_score(
-    config: Any, data: str | None = None, classes: Sequence[str] | None = None
-) -> ImageSet:
-    """What a run is scored on; see `Reader.to_score`."""
-    return _READER.to_score(config, data, classes, config.max_images)
-
-
-def _find(config: Any, path: str, left: LeftOut, most: int) -> ExampleParts:
+def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExampleParts:
     """A data set by part, undecoded."""
     if path == EMOJI:
         return _find_emoji(config.size)
@@ -85,4 +65,7 @@ def _read(config: Any, examples: Examples, left: LeftOut, most: int) -> ImageSet
     return decode(examples, config.size, left, most)
 
 
-_READER = Reader(_find, _read, "picture", "pictures")
+PICTURES = Reader(find_images, _read, "picture", "pictures")
+"""Of ImageDataConfig, and others with its path, valid, size, held_out and max_images."""
+
+open_images, images_to_score = PICTURES.pair, PICTURES.to_score

@@ -23,6 +23,7 @@ class Reader(Generic[SetT]):
             takes to have so many that are good.
         thing, things: what one example is called, and several.
         classified: whether they have classes, of which training needs two.
+        limit: the setting that says how many are used for training at most; 0 is all.
     """
 
     find: Callable[[Any, str, LeftOut, int], ExampleParts]
@@ -30,15 +31,16 @@ class Reader(Generic[SetT]):
     thing: str
     things: str
     classified: bool = True
+    limit: str = "max_images"
 
-    def pair(self, config: Any, most: int = 0) -> tuple[SetT, SetT]:
-        """What is trained on, at most `most` of it, and what is scored meanwhile.
+    def pair(self, config: Any) -> tuple[SetT, SetT]:
+        """What is trained on, and what is scored meanwhile.
 
         Raises:
             ValueError: no such data, or none of it can be used.
         """
         check_data(config)
-        left = LeftOut()
+        left, most = LeftOut(), getattr(config, self.limit)
         train, held_out = self._split(config, self.find(config, config.path, left, most), left)
         sets = self.read(config, train, left, most), self.read(config, held_out, left, 0)
         if self.classified and len(train.classes) < 2:
@@ -52,11 +54,7 @@ class Reader(Generic[SetT]):
         return sets
 
     def to_score(
-        self,
-        config: Any,
-        data: str | None = None,
-        classes: Sequence[str] | None = None,
-        most: int = 0,
+        self, config: Any, data: str | None = None, classes: Sequence[str] | None = None
     ) -> SetT:
         """What a run is scored on: its own test part, else what it held out, or other data.
 
@@ -64,15 +62,14 @@ class Reader(Generic[SetT]):
             data: other data: their test part, else their validation part, else all of them.
             classes: those of the run; labels become places in them, and examples of other classes
                 are left out and counted.
-            most: as in `pair`; of other data all are found.
 
         Raises:
             ValueError: no such data, or none of a known class.
         """
         check_data(config)
         left = LeftOut()
-        path = config.path if data is None else data
-        parts = self.find(config, path, left, most if data is None else 0)
+        path, most = (data, 0) if data is not None else (config.path, getattr(config, self.limit))
+        parts = self.find(config, path, left, most)
         found = parts.scored() if data is not None else parts.test
         found = found or self._split(config, parts, left)[1]
         if classes is not None:

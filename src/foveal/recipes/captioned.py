@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foveal.data.caption_sources import captions_to_score, open_captions
+from foveal.data.caption_sources import CAPTIONED
 from foveal.data.captions import CaptionedSet, PictureDataConfig
 from foveal.draw.report import Section
 from foveal.recipes.charts import (
@@ -45,12 +45,9 @@ _FORMS = {name: SCORES[name] for name in ("bits_per_image_token", "psnr", "top10
 class Captioned(Kind):
     """Models of captioned pictures."""
 
+    reader = CAPTIONED
     unit, things = "images", "pictures"
     forms: ClassVar = _FORMS
-
-    def open(self, data: PictureDataConfig) -> tuple[CaptionedSet, CaptionedSet]:
-        """Captioned pictures to train on, and to score on."""
-        return open_captions(data)
 
     def most(self, data: PictureDataConfig) -> int:
         """2,000 pictures."""
@@ -61,10 +58,6 @@ class Captioned(Kind):
         skipped = len(set(task.train.skipped + task.held_out.skipped))
         rows = super().describe(task) | ({"skipped files": f"{skipped:,}"} if skipped else {})
         return rows | dict(more or {})
-
-    def open_to_score(self, run: Run, data: str | None) -> CaptionedSet:
-        """Held-out pictures and captions."""
-        return captions_to_score(run.config.data, data)
 
     def measure(self, run: Run, model: Any, found: CaptionedSet, **options: Any) -> dict[str, Any]:
         """Several scores, and of how many pictures."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foveal.common.lazy import named
 from foveal.common.words import suggest
+from foveal.data.opening import Reader
 from foveal.data.sampling import sample
 from foveal.data.stream import Source, Stream, VariedSource
 from foveal.recipes.assets import read_asset, write_asset
@@ -46,6 +47,7 @@ class Kind:
 
     Attributes:
         data: dataclass of the recipe's [data]; `path` names the data.
+        reader: opens them, unless `open` and `open_to_score` do.
         unit: what the model consumes, in the plural, for the speed: "tokens", "images".
         score: the metric of `evaluate` that describes a run.
         things: what the examples are called, in the plural.
@@ -57,6 +59,7 @@ class Kind:
     """
 
     data: ClassVar[Any]
+    reader: ClassVar[Reader[Any]]
     unit = "examples"
     score: str
     things = "examples"
@@ -69,7 +72,7 @@ class Kind:
 
     def open(self, data: Any) -> tuple[Any, Any]:
         """What is trained on, and what is held out to score on meanwhile."""
-        raise NotImplementedError
+        return self.reader.pair(data)
 
     def path(self, data: Any) -> str:
         """What names the data."""
@@ -148,7 +151,8 @@ class Kind:
 
     def open_to_score(self, run: Run, data: str | None) -> Any:
         """The run's own held-out examples, or others: a set with `subset`, name and checksum."""
-        raise refusal(run.config, "a score")
+        classes = read_asset("classes", run.folder) if "classes" in self.assets else None
+        return self.reader.to_score(run.config.data, data, classes)
 
     def to_score(self, run: Run, data: str | None, full: bool, **options: Any) -> Any:
         """What `foveal evaluate` scores: all of `open_to_score`, or a sample.

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.data.augment import to_floats
-from foveal.data.image_sources import images_to_score, open_images
+from foveal.data.image_sources import PICTURES
 from foveal.data.images import AugmentedImages, ImageDataConfig, ImageSet
-from foveal.recipes.assets import read_asset
 from foveal.recipes.classify import Classifier, list_classes
-from foveal.recipes.kind import KindTask, Run, seeded_model
+from foveal.recipes.kind import KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
 from foveal.training.progress import tracked
 
@@ -25,13 +24,10 @@ _SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
 class Images(Classifier):
     """Classifiers of pictures."""
 
+    reader = PICTURES
     data = ImageDataConfig
     unit, things = "images", "pictures"
     quick = 1000
-
-    def open(self, data: ImageDataConfig) -> tuple[ImageSet, ImageSet]:
-        """Pictures to train on, and to score on."""
-        return open_images(data)
 
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
         """The model of a configuration."""
@@ -73,10 +69,6 @@ class Images(Classifier):
         size = task.config.data.size
         rows = self.describe(task, {"pictures": f"{size} x {size} pixels"})
         return {"classes": list_classes(task.train.classes), **rows}
-
-    def open_to_score(self, run: Run, data: str | None) -> ImageSet:
-        """Pictures with classes of the run."""
-        return images_to_score(run.config.data, data, read_asset("classes", run.folder))
 
 
 KIND = Images()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.data.image_sources import images_to_score, open_images
+from foveal.data.image_sources import PICTURES
 from foveal.data.images import ImageSet
 from foveal.data.pictures import load_square
 from foveal.data.pixels import (
@@ -62,16 +62,13 @@ class Drawing:
 class Pixels(NextToken):
     """Language models of pictures, value by value."""
 
+    reader = PICTURES
     data = PixelDataConfig
     score = "bits_per_dim"
     things, trained = "pictures", "pixels"
     must, seen = "a model of pixels", "what it predicts"
     forms: ClassVar = {"bits_per_dim": ("bits per dimension, held out", "{:.3f}")}
     length, temperature, continues_text = _SHOWN, 1.0, False
-
-    def open(self, data: PixelDataConfig) -> tuple[ImageSet, ImageSet]:
-        """Pictures to train on, and to score on."""
-        return open_images(data)
 
     def source(self, task: KindTask) -> PixelValues:
         """Values of pictures."""
@@ -108,10 +105,6 @@ class Pixels(NextToken):
         originals = task.held_out.read(spread(len(task.held_out), _COLUMNS))
         completed = complete_pictures(model, originals, size // 2, seed=0)
         _draw_grid(torch.cat((originals, completed)), folder, COMPLETIONS)
-
-    def open_to_score(self, run: Run, data: str | None) -> ImageSet:
-        """Held-out pictures."""
-        return images_to_score(run.config.data, data)
 
     def to_score(self, run: Run, data: str | None, full: bool, **options: Any) -> ImageSet:
         """A sample has the checksum of all that it was taken from."""

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.data.sequence_sources import open_sequences, sequences_to_score
+from foveal.data.sequence_sources import SEQUENCES
 from foveal.data.sequences import SequenceDataConfig, SequenceSet
-from foveal.recipes.assets import read_asset
 from foveal.recipes.classify import Classifier, list_classes
-from foveal.recipes.kind import KindTask, Run, seeded_model
+from foveal.recipes.kind import KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
 from foveal.training.progress import tracked
 
@@ -22,14 +21,11 @@ _SCORING_BATCH = 32
 class Sequences(Classifier):
     """Classifiers of token sequences."""
 
+    reader = SEQUENCES
     data = SequenceDataConfig
     unit = things = "sequences"
     assets = ("classes", "num_tokens")
     quick = 500
-
-    def open(self, data: SequenceDataConfig) -> tuple[SequenceSet, SequenceSet]:
-        """Sequences to train on, and to score on."""
-        return open_sequences(data)
 
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
         """The model of a configuration."""
@@ -76,10 +72,6 @@ class Sequences(Classifier):
         told = f"{mean:,.0f} tokens on average, at most {task.config.data.length:,}"
         rows = self.describe(task, {"length": told})
         return {"classes": list_classes(task.train.classes), **rows}
-
-    def open_to_score(self, run: Run, data: str | None) -> SequenceSet:
-        """Sequences with classes of the run."""
-        return sequences_to_score(run.config.data, data, read_asset("classes", run.folder))
 
 
 KIND = Sequences()
