@@ -58,6 +58,27 @@ def test_draws_follow_the_distribution():
     assert torch.equal(draws, sampler(logits, torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.01}])
+def test_draws_are_those_of_torch(dtype, options):
+    """A seed draws what torch.multinomial draws from the probabilities with it."""
+    sampler, logits = Sampler(**options), torch.randn(50, 20).to(dtype)
+    expected = torch.multinomial(
+        sampler.probabilities(logits), 1, generator=torch.Generator().manual_seed(3)
+    )
+    found = sampler(logits, torch.Generator().manual_seed(3))
+    assert torch.equal(found, expected[:, 0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_distribution_is_refused(value):
+    """Logits of a broken model draw nothing, in whichever row they stand."""
+    logits = torch.zeros(2, 5)
+    logits[1, 2] = value
+    with pytest.raises(RuntimeError, match="probability tensor contains"):
+        Sampler()(logits)
+
+
 @pytest.mark.parametrize(
     "options",
     [

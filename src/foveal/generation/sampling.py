@@ -49,8 +49,7 @@ class Sampler:
         """Draw one token a row: logits (batch, num_tokens) -> (batch,) int64."""
         if self.temperature == 0.0:
             return logits.argmax(-1)
-        probs = self.probabilities(logits)
-        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+        return _draw(self.probabilities(logits), generator)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that is drawn from: (batch, num_tokens), float32 at least."""
@@ -79,3 +78,15 @@ class Sampler:
         ranked, places = probs.sort(dim=-1, descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked  # the likeliest token has nothing before it: it stays
         return torch.zeros_like(probs).scatter_(-1, places, ranked.masked_fill(before >= p, 0.0))
+
+
+def _draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """What torch.multinomial draws, without asking several times whether these are probabilities.
+
+    The least of waiting times of these rates is that of one token, with its probability.
+    """
+    if probs.device.type == "cpu" and probs.dtype in (torch.float32, torch.float64):
+        rates, drawn = (probs / torch.empty_like(probs).exponential_(generator=generator)).max(-1)
+        if math.isfinite(rates.sum().item()):
+            return drawn
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]  # which says what is wrong
