@@ -120,8 +120,9 @@ def test_reversible_is_two_streams(dropout):
     def kept(x):
         first = second = x
         for block in model.transformer.layers:
-            first = first + block.attend(second)
-            second = second + block.feed(first)
+            attend, feed = block.branches
+            first = first + attend.run(second)
+            second = second + feed.run(first)
         return model.transformer.norm(first + second)
 
     found = []

@@ -20,12 +20,14 @@ class DecodingState:
         tensors: what a part remembers besides the keys and values, by name.
         place: () int64, the position as a tensor, where the state lies at fixed addresses (see
             foveal.caches.fixed); `position` then tells the part of a model, not the place.
+        max_length: most tokens that will come, where it is known.
     """
 
     parts: list[Any]
     position: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     place: Tensor | None = None
+    max_length: int | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -13,6 +13,7 @@ from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import check_sizes, head_size
 from foveal.layers.positions import Positions
 from foveal.layers.rotary import Rotary
+from foveal.layers.token_shift import shift_tokens
 from foveal.patterns import Pyramid
 
 
@@ -136,37 +137,6 @@ def _drop_buffers(layer: nn.Module, state: dict, prefix: str, *_: Any) -> None:
     """Forget what the public layers store besides weights."""
     for name in ("mask", "pos_emb.freqs"):
         state.pop(prefix + name, None)
-
-
-# -- shifting tokens ----------------------------------------------------------------------------
-
-
-def shift_tokens(x: Tensor, shifts: Sequence[int], mask: Tensor | None = None) -> Tensor:
-    """Move parts of the features along the sequence: x (batch, tokens, dim) -> same.
-
-    The features are cut into as many parts as there are shifts; part i comes from the token
-    `shifts[i]` places before (after, where negative), zeros where there is none or where it is
-    not real. Features that remain stay.
-
-    Args:
-        mask: (batch, tokens) bool, True = real.
-    """
-    size = x.shape[-1] // len(shifts)
-    parts = list(x[..., : size * len(shifts)].split(size, -1))
-    for i, amount in enumerate(shifts):
-        if amount:
-            source = parts[i] if mask is None else parts[i] * mask[..., None].to(x.dtype)
-            parts[i] = _shift(source, amount)
-    return torch.cat([*parts, x[..., size * len(shifts) :]], -1)
-
-
-def _shift(x: Tensor, amount: int) -> Tensor:
-    """Tokens of x (batch, tokens, dim) moved `amount` places to later positions."""
-    length = x.shape[1]
-    empty = torch.zeros_like(x[:, : min(abs(amount), length)])
-    if amount > 0:
-        return torch.cat((empty, x[:, : max(0, length - amount)]), 1)
-    return torch.cat((x[:, min(-amount, length) :], empty), 1)
 
 
 class PreShiftTokens(nn.Module):

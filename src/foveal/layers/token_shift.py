@@ -1,62 +1,125 @@
-"""Token shift for text followed by an image: features taken from the neighbours before."""
+"""Token shift: features taken over from neighbouring tokens, at no cost and without weights."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.caches import DecodingState
 from foveal.layers.checks import Device
 
 
-class TokenShift:
-    """Half of a word's features come from the word before; of a pixel's, a quarter from the
-    pixel above and a quarter from the pixel to the left. What lies outside is zero.
+class Part(NamedTuple):
+    """Features `start` to `stop` come from `back` tokens before; with `width` not across rows."""
 
-    Without weights. As PreShiftToken of dalle-pytorch, but a text shorter than the full one is
-    shifted too, so that its features do not depend on what follows.
+    start: int
+    stop: int
+    back: int
+    width: int = 0
+
+
+def shift_tokens(x: Tensor, shifts: Sequence[int], mask: Tensor | None = None) -> Tensor:
+    """Move parts of the features along the sequence: x (batch, tokens, dim) -> same.
+
+    The features are cut into as many parts as there are shifts; part i comes from the token
+    `shifts[i]` places before (after, where negative), zeros where there is none or where it is
+    not real. Features that remain stay.
+
+    Args:
+        mask: (batch, tokens) bool, True = real.
+    """
+    return _moved(x, _parts(x.shape[-1], shifts), mask)
+
+
+def _parts(dim: int, shifts: Sequence[int]) -> list[Part]:
+    size = dim // len(shifts)
+    return [Part(i * size, (i + 1) * size, back) for i, back in enumerate(shifts) if back]
+
+
+def _moved(x: Tensor, parts: Sequence[Part], mask: Tensor | None = None) -> Tensor:
+    """x (batch, tokens, dim) with the parts taken over, from tokens that are real."""
+    ends = [0, *(end for part in parts for end in part[:2]), x.shape[-1]]
+    pieces = list(x.split([b - a for a, b in pairwise(ends)], -1))
+    for i, part in enumerate(parts):
+        source = pieces[2 * i + 1]
+        source = source if mask is None else source * mask[..., None].to(x.dtype)
+        source = _shift(source, part.back)
+        if part.width:
+            first = torch.arange(x.shape[1], device=x.device) % part.width == 0
+            source = source.masked_fill(first[:, None], 0.0)
+        pieces[2 * i + 1] = source
+    return torch.cat(pieces, -1)
+
+
+def _shift(x: Tensor, amount: int) -> Tensor:
+    """Tokens of x (batch, tokens, dim) moved `amount` places to later positions."""
+    length = x.shape[1]
+    empty = torch.zeros_like(x[:, : min(abs(amount), length)])
+    if amount > 0:
+        return torch.cat((empty, x[:, : max(0, length - amount)]), 1)
+    return torch.cat((x[:, min(-amount, length) :], empty), 1)
+
+
+class TokenShift:
+    """Features of neighbouring tokens, for a whole sequence or token by token.
+
+    Half of a word's features come from the word before; of a pixel's, a quarter from the pixel
+    above and a quarter from the pixel to the left. As PreShiftToken of dalle-pytorch, but a text
+    shorter than the full one is shifted too, so that its features do not depend on what follows.
 
     Args:
         dim: features of a token.
-        text_length: words in front of the image, the start token included.
+        text_length: words in front of the image, the start token included; all by default.
         width: of the image in tokens.
+        shifts: in place of a word's half, as in shift_tokens; none negative where it is decoded.
+        masked: False takes over from tokens that are not real too.
     """
 
-    def __init__(self, dim: int, text_length: int, width: int) -> None:
-        self.text_length, self.width = text_length, width
-        self.quarter = -(-dim // 4)
-        self.half = -(-dim // 2)
-        self.kept = max(self.half, min(dim, 2 * self.quarter))
+    def __init__(
+        self,
+        dim: int,
+        text_length: int = sys.maxsize,
+        width: int = 0,
+        shifts: Sequence[int] = (),
+        masked: bool = True,
+    ) -> None:
+        half, quarter = -(-dim // 2), -(-dim // 4)
+        left = Part(quarter, min(dim, 2 * quarter), 1, width)
+        self.words = _parts(dim, shifts) if shifts else [Part(0, half, 1)]
+        self.pixels = [Part(0, quarter, width), left] if width else []
+        self.text_length, self.masked = text_length, masked
+        parts = [*self.words, *self.pixels]
+        self.reach = max([1, *(part.back for part in parts)])
+        self.kept = max([0, *(part.stop for part in parts)])
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (batch, tokens, dim) from position 0 on -> same."""
-        text, image = x[:, : self.text_length], x[:, self.text_length :]
-        before = F.pad(text[..., : self.half], (0, 0, 1, 0))[:, : text.shape[1]]
-        text = torch.cat((before, text[..., self.half :]), -1)
-        if not image.shape[1]:
-            return text
-        count, one, two = image.shape[1], self.quarter, 2 * self.quarter
-        above = F.pad(image[..., :one], (0, 0, self.width, 0))[:, :count]
-        left = F.pad(image[..., one:two], (0, 0, 1, 0))[:, :count]
-        first = torch.arange(count, device=x.device) % self.width == 0
-        left = left.masked_fill(first[:, None], 0.0)
-        return torch.cat((text, torch.cat((above, left, image[..., two:]), -1)), 1)
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (batch, tokens, dim) from position 0 on, mask (batch, tokens) True = real -> same."""
+        mask, split = mask if self.masked else None, self.text_length
+        if not self.pixels or x.shape[1] <= split:
+            return _moved(x, self.words, mask)
+        text, image = (None, None) if mask is None else (mask[:, :split], mask[:, split:])
+        words = _moved(x[:, :split], self.words, text)
+        return torch.cat((words, _moved(x[:, split:], self.pixels, image)), 1)
 
     # -- decoding ---------------------------------------------------------------------------
 
     def make_cache(self, batch: int, dtype: torch.dtype, device: Device) -> DecodingState:
-        """An empty state: the features of the last row of tokens that later ones take over."""
-        rows = torch.zeros(self.width, batch, 1, self.kept, dtype=dtype, device=device)
+        """An empty state: the features (reach, batch, 1, kept) that later tokens take over."""
+        rows = torch.zeros(self.reach, batch, 1, self.kept, dtype=dtype, device=device)
         return DecodingState([], tensors={"rows": rows})
 
     def prefill(self, x: Tensor, cache: DecodingState) -> Tensor:
-        """The shift of the first tokens, remembered."""
+        """The shift of the first tokens x (batch, tokens, dim) -> same, remembered."""
         count = x.shape[1]
-        stays = torch.arange(max(0, count - self.width), count, device=x.device)
+        stays = torch.arange(max(0, count - self.reach), count, device=x.device)
         kept = x[:, stays, None, : self.kept].transpose(0, 1)
         rows = cache.tensors["rows"]
-        rows[stays % self.width] = kept.to(rows.dtype)
+        rows[stays % self.reach] = kept.to(rows.dtype)
         cache.position = count
         return self(x)
 
@@ -66,27 +129,25 @@ class TokenShift:
         cache.position += 1
         if cache.place is not None:
             return self._step_at(x, rows, cache.place.view(1))
-        before = rows[(position - 1) % self.width]
-        place = position - self.text_length
-        one, two, here = self.quarter, 2 * self.quarter, position % self.width
         own = x[..., : self.kept].clone()
-        if place < 0:
-            # nothing was seen before the first word, and the rows are zero there
-            x[..., : self.half] = before[..., : self.half]
-        else:
-            x[..., :one] = rows[here, ..., :one] if place >= self.width else 0.0
-            x[..., one:two] = before[..., one:two] if place % self.width else 0.0
-        rows[here] = own
+        place, parts = position, self.words
+        if self.pixels and position >= self.text_length:
+            place, parts = position - self.text_length, self.pixels
+        for start, stop, back, width in parts:
+            seen = place >= back and (not width or place % width)
+            before = rows[(position - back) % self.reach, ..., start:stop] if seen else 0.0
+            x[..., start:stop] = before
+        rows[position % self.reach] = own
         return x
 
     def _step_at(self, x: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         """The same at a position (1,) that no Python number depends on."""
-        before = rows.index_select(0, (place - 1) % self.width)[0]
-        here, pixel = place % self.width, place - self.text_length
-        one, two = self.quarter, 2 * self.quarter
-        above = rows.index_select(0, here)[0, ..., :one] * (pixel >= self.width)
-        left = before[..., one:two] * (pixel % self.width != 0)
-        word = torch.cat((before[..., : self.half], x[..., self.half :]), -1)
-        image = torch.cat((above, left, x[..., two:]), -1)
-        rows.index_copy_(0, here, x[None, ..., : self.kept].to(rows.dtype))
-        return torch.where(pixel < 0, word, image).to(x.dtype)
+        pixel = place - self.text_length
+        shifted = (x.clone(), x.clone())
+        for out, at, parts in zip(shifted, (place, pixel), (self.words, self.pixels), strict=True):
+            for start, stop, back, width in parts:
+                seen = at >= back if not width else at % width != 0
+                before = rows.index_select(0, (place - back) % self.reach)[0]
+                out[..., start:stop] = before[..., start:stop] * seen
+        rows.index_copy_(0, place % self.reach, x[None, ..., : self.kept].to(rows.dtype))
+        return torch.where(pixel < 0, *shifted)

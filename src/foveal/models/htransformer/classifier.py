@@ -11,7 +11,7 @@ from foveal.layers.checks import check_dropout, check_sizes
 from foveal.models.base import Model
 from foveal.models.causal import as_index, check_tokens, only_real
 from foveal.models.htransformer.config import HTransformerClassifierConfig
-from foveal.models.htransformer.stack import HStack
+from foveal.models.htransformer.stack import make_stack
 from foveal.models.registry import register
 
 
@@ -51,7 +51,7 @@ class HTransformerClassifier(Model):
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.cls_token = nn.Parameter(torch.randn(c.dim) * 0.02) if c.pool == "cls" else None
         self.emb_dropout = nn.Dropout(c.dropout)
-        self.transformer = HStack(c)
+        self.transformer = make_stack(c)
         self.head = nn.Linear(c.dim, c.num_classes)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from foveal.caches import DecodingState
 from foveal.generation import Recompute
 from foveal.models.causal import CausalLM
 from foveal.models.htransformer.config import SIZES, HTransformerConfig
-from foveal.models.htransformer.stack import HStack
+from foveal.models.htransformer.stack import make_stack
 from foveal.models.registry import register
 
 
@@ -50,7 +50,7 @@ class HTransformer1D(CausalLM):
         c = HTransformerConfig.resolve(config, options)
         super().__init__(
             c,
-            HStack(c),
+            make_stack(c),
             num_tokens=c.num_tokens,
             dim=c.dim,
             max_seq_len=c.max_seq_len,

@@ -16,8 +16,7 @@ from foveal.layers.weights import device_of
 from foveal.models.base import Model, evaluating
 from foveal.models.causal import as_index, check_tokens, check_vocabulary, only_real
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
-from foveal.models.htransformer.decoder import HDecoder
-from foveal.models.htransformer.stack import HStack
+from foveal.models.htransformer.stack import make_stack
 from foveal.models.registry import register
 
 
@@ -68,8 +67,8 @@ class HTransformerSeq2Seq(Model):
         for table in (self.source_emb, self.target_emb):
             nn.init.normal_(table.weight, std=0.02)
         self.emb_dropout = nn.Dropout(c.dropout)
-        self.encoder = HStack(c.stack(causal=False))
-        self.decoder = HDecoder(c.stack(causal=True))
+        self.encoder = make_stack(c.stack(causal=False))
+        self.decoder = make_stack(c.stack(causal=True), cross=True)
         self.to_logits = nn.Linear(c.dim, c.target_tokens)
 
     def forward(
@@ -97,7 +96,7 @@ class HTransformerSeq2Seq(Model):
         x = self.emb_dropout(self.target_emb(as_index(target)))
         return project(
             self.to_logits,
-            self.decoder(only_real(x, target_mask), memory, target_mask, source_mask),
+            self.decoder(only_real(x, target_mask), target_mask, memory, source_mask),
         )
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -136,7 +135,7 @@ class HTransformerSeq2Seq(Model):
         memory = self.encode(source, source_mask)
         cache = self.make_cache(len(target), max_length)
         x = self.emb_dropout(self.target_emb(as_index(target)))
-        x = self.decoder.prefill(x, memory, source_mask, cache)
+        x, cache = self.decoder.prefill(x, cache, memory, source_mask)
         return project(self.to_logits, x[:, -1]), cache
 
     @torch.no_grad()
@@ -148,7 +147,8 @@ class HTransformerSeq2Seq(Model):
         """
         if token.ndim != 1:
             raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
-        x = self.decoder.step(self.emb_dropout(self.target_emb(as_index(token[:, None]))), cache)
+        x = self.emb_dropout(self.target_emb(as_index(token[:, None])))
+        x, cache = self.decoder.step(x, cache)
         return project(self.to_logits, x[:, -1]), cache
 
     def generate(
