@@ -3,8 +3,10 @@
 import gzip
 import io
 import os
+import struct
 import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +19,15 @@ def tar(path, **members):
             info = tarfile.TarInfo(name.replace("_", "."))
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+
+
+def entries(path, *given):
+    """A tar of links and devices: name, what it links to, type."""
+    with tarfile.open(path, "w") as archive:
+        for name, target, kind in given:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, target
+            archive.addfile(entry)
 
 
 def npz(path, **arrays):
@@ -51,6 +62,9 @@ PACKED = {
     "x.xz": lambda p: p.write_bytes(b"\xfd7zXZ\x00 no"),
     "x.jsonl": lambda p: p.write_bytes(b"[1, 2]\n" * 50),
     "x.parquet": lambda p: p.write_bytes(b"PAR1 no"),
+    "x.zst": lambda p: p.write_bytes(b"\x28\xb5\x2f\xfd\0\0"),
+    "x.csv": lambda p: p.write_bytes(b"a,b\n\0\0,1\n"),
+    "y.jsonl": lambda p: p.write_bytes(b"[" * 100_000 + b"\n"),
 }
 
 
@@ -61,6 +75,13 @@ def test_texts(work, capsys, name):
     {**TEXTS, **PACKED}[name](path)
     refuse(capsys, work, ["train", "text.toml", "--data", path])
     refuse(capsys, work, ["evaluate", "text-run", "--data", path])
+
+
+def lying(path, shape):
+    """An archive whose array says that it has another shape."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\0v\0" + header.encode())
 
 
 SETS = {
@@ -88,6 +109,8 @@ ARCHIVES = {
     "pictures of one axis": lambda p: npz(p, images=GREY[:, 0, 0, 0], label=LABELS),
     "pictures of text": lambda p: npz(p, images=np.array(["a"] * 6), label=LABELS),
     "objects": lambda p: npz(p, images=np.array([{}] * 6), label=LABELS),
+    "pictures without end": lambda p: lying(p, (10**12, 32, 32, 3)),
+    "pictures below zero": lambda p: lying(p, (-6, 32, 32, 3)),
     "a zip of something else": lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x"),
     "a folder": lambda p: p.mkdir(),
 }
@@ -114,6 +137,9 @@ CAPTIONED = {
     "no pictures.tar": lambda p: tar(p, a_txt=b"x", b_txt=b"y"),
     "no captions.tar": lambda p: tar(p, a_png=png(), b_png=png()),
     "damaged pictures.tar": lambda p: tar(p, a_png=b"x", a_txt=b"x", b_png=b"x", b_txt=b"y"),
+    "links.tar": lambda p: entries(p, ("a.png", "/etc/passwd", tarfile.SYMTYPE)),
+    "a device.tar": lambda p: entries(p, ("a.png", "", tarfile.CHRTYPE)),
+    "a FIFO.tar": lambda p: entries(p, ("a.png", "", tarfile.FIFOTYPE), ("a.txt", "a.png", b"1")),
     "cut.tar": lambda p: (
         tar(p, a_png=png(), a_txt=b"x", b_png=png(), b_txt=b"y"),
         p.write_bytes(p.read_bytes()[:700]),
@@ -135,10 +161,20 @@ def test_captioned_pictures(work, capsys, name):
     refuse(capsys, work, ["train", "vae.toml", "--data", work / name])
 
 
+def swollen():
+    """A chunk of text for a PNG that unpacks to 80 MB."""
+    text = b"zTXta\0\0" + zlib.compress(bytes(80 << 20), 1)
+    return struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+
+
 PICTURES = {
     "empty": lambda p: p.write_bytes(b""),
     "text": lambda p: p.write_bytes(b"hello"),
     "cut": lambda p: p.write_bytes(png((64, 64))[:60]),
+    "a drawing": lambda p: p.write_bytes(b"<svg/>"),
+    "a program": lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    "a TIFF that goes round": lambda p: p.write_bytes(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"),
+    "text that swells": lambda p: p.write_bytes(png()[:33] + swollen() + png()[33:]),
     "a header alone": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"),
     "a bomb": lambda p: p.write_bytes(png()[:16] + (60000).to_bytes(4, "big") * 2 + png()[24:]),
     "a folder": lambda p: p.mkdir(),

@@ -191,8 +191,11 @@ def check_output(path: Path) -> Path:
     """A path that a picture can be written to.
 
     Raises:
-        ValueError: its folder is not there, or something stands there that is no plain file.
+        ValueError: its folder is not there, something stands there that is no plain file, or its
+            ending is that of no picture.
     """
+    if path.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"output must end in .png, got output={str(path)!r}.")
     with reading(f"output={str(path)!r}"):
         if not path.parent.is_dir():
             raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")

@@ -57,7 +57,7 @@ def read_recipe(name: str) -> str:
         return shipped[name].read_text(encoding="utf-8")
     path = Path(name).expanduser()
     if os.path.lexists(path):
-        if path.suffix.lower() != ".toml":
+        if path.suffix.lower() != ".toml" and (path.is_file() or path.is_dir()):
             raise ValueError(
                 f"RECIPE must be the name of a recipe or a TOML file, got {show(name)}; "
                 f"{_wish(path)}"

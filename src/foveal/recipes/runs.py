@@ -49,7 +49,28 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
             f"output={output!r} already holds a run; add --resume auto to go on with it, "
             "or name another folder."
         )
+    if not begun:
+        _check_free(folder, output)
     return folder
+
+
+_OWN = {CHECKPOINTS, "pictures", "tensorboard"}
+
+
+def _check_free(folder: Path, output: str) -> None:
+    """Raise ValueError where a run would be strewn among files that are not its own."""
+    try:
+        there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except (
+        OSError
+    ):  # no such folder yet, or one that cannot be read, which is said when it is used
+        return
+    foreign = [name for name in there if name not in _OWN]
+    if foreign:
+        raise ValueError(
+            f"output={output!r} must be a new or an empty folder, but it holds {foreign[0]!r}"
+            f"{' and more' if len(foreign) > 1 else ''}; name another folder."
+        )
 
 
 def _check_parents(folder: Path) -> None:
