@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from foveal.common.memo import remember
 from foveal.ops.checks import check_sizes
-from foveal.ops.costs import FULL_NATIVE, dense_pairs, seconds, visited_pairs
+from foveal.ops.costs import dense_pairs, may_be_native, seconds, visited_pairs
 from foveal.ops.dense import MOST_PAIRS, is_causal_or_all, written_out
 from foveal.ops.implementations import IMPLEMENTATIONS
 from foveal.ops.trust import ask_once
@@ -127,8 +127,7 @@ def _by_seconds(work: Work) -> tuple[Choice, ...]:
     names = ["dense", "native", "tiled"]
     full = is_a(work.pattern, Full)
     if full and work.plain:
-        at_hand = work.device.type == "cpu" and FULL_NATIVE[0] <= work.k[2] <= FULL_NATIVE[1]
-        names = ["dense", "native", "tiled"] if at_hand else ["dense"]
+        names = ["dense", "native", "tiled"] if may_be_native(work) else ["dense"]
     taken = {name: seconds(work, name) for name in names}
     bulky = written_out(work) > MOST_PAIRS and not (work.plain and is_causal_or_all(work))
     order = sorted(names, key=lambda name: (bulky and name == "dense", taken[name]))

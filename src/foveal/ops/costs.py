@@ -36,7 +36,7 @@ CallSeconds = dict[str, tuple[float, float]]
 CALL_SECONDS: CallSeconds = {
     "dense": (20e-6, 110e-6),
     "tiled": (300e-6, 1500e-6),
-    "native": (120e-6, 500e-6),
+    "native": (80e-6, 330e-6),
 }
 """What a call costs whatever its size: forward, and forward and backward."""
 
@@ -56,6 +56,18 @@ TRAINING = 3.5
 
 FULL_NATIVE = (128, 8192)
 """Tokens between which the kernel may compute plain dense attention: its plan costs little."""
+
+
+def may_be_native(work: Work) -> bool:
+    """Whether the kernel may compute this plain dense attention."""
+    least, most = FULL_NATIVE
+    if not (_is_wide() or work.pattern.is_causal):  # SDPA is as fast there as the kernel
+        least = 512
+    return work.device.type == "cpu" and least <= work.k[2] <= most
+
+
+def _is_wide() -> bool:
+    return processor_class() in ("avx512+bf16", "avx512")
 
 
 def dense_pairs(work: Work) -> int:
@@ -104,8 +116,7 @@ def seconds(work: Work, name: str) -> float:
 
 
 def _call_seconds(work: Work, name: str) -> float:
-    wide = processor_class() in ("avx512+bf16", "avx512")
-    return (CALL_SECONDS_AVX512 if wide else CALL_SECONDS)[name][work.requires_grad]
+    return (CALL_SECONDS_AVX512 if _is_wide() else CALL_SECONDS)[name][work.requires_grad]
 
 
 def _sdpa_pairs(work: Work) -> int:
