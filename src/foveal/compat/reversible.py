@@ -5,7 +5,7 @@ The work is done by `layers.reversible`; what stands here are the packages' name
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from foveal.layers.reversible import ReversibleSequence as Sequence_
 
-Route = dict[str, Sequence[tuple[bool, bool]]]
+Route = Mapping[str, Sequence[tuple[bool, bool]]]
 Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -169,5 +169,5 @@ class ReversibleSequence(Sequence_):
     ) -> None:
         super().__init__([], layer_dropout=layer_dropout)
         self.blocks = nn.ModuleList(ReversibleBlock(f, g) for f, g in blocks)  # type: ignore
-        self.args_route = args_route
+        self.args_route = dict(args_route)
         self.check_routes()

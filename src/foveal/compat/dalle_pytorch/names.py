@@ -6,6 +6,8 @@ of theirs may be one of ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from foveal.compat.upstream import Table, to_ours
 from foveal.interop.files import Weights
 from foveal.layers.grid_rotary import text_image_angles
@@ -75,7 +77,7 @@ def dalle_names(model: DALLE) -> Table:
     table |= TIED if c.share_input_output_emb else EMBEDDINGS
     if not c.rotary_emb:
         table |= POSITIONS
-    table |= {name: name for name in model.state_dict() if name.startswith("vae.")}
+    table |= {name: name for name, _ in model.named_parameters() if name.startswith("vae.")}
     return table
 
 
@@ -86,7 +88,7 @@ def clip_names(model: CLIP) -> Table:
         prefix = f"{tower}_transformer."
         table |= transformer_names(getattr(model, f"{tower}_transformer"), prefix)
     ours = set(table.values())
-    return table | {name: name for name in model.state_dict() if name not in ours}
+    return table | {name: name for name, _ in model.named_parameters() if name not in ours}
 
 
 def shaped(weights: Weights, model: DALLE | CLIP) -> Weights:
@@ -119,8 +121,12 @@ def flat(weights: Weights) -> Weights:
     return result
 
 
-def accept_clip(model: CLIP, state: Weights) -> None:
-    """Our names and shapes for the package's in a state dict that a CLIP loads, in place."""
-    renamed = to_ours(clip_names(model), flat(state))
-    state.clear()
-    state.update(renamed)
+def rename_under(prefix: str, state: Weights, names: Callable[[Weights], Weights]) -> None:
+    """Rename, in place, what stands under a prefix in a state dict."""
+    own = {n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)}
+    state.update({prefix + name: value for name, value in names(own).items()})
+
+
+def accept_clip(model: CLIP, state: Weights, prefix: str) -> None:
+    """Our names for the package's in a state dict that a CLIP loads, in place."""
+    rename_under(prefix, state, lambda own: to_ours(clip_names(model), flat(own)))

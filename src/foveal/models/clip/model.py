@@ -186,4 +186,4 @@ def _tower(
 def _accept_package(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Names of dalle-pytorch to ours, in place."""
     if any("_transformer.layers.layers." in name for name in state):
-        provided("clip-of-dalle-pytorch")(module, state)
+        provided("clip-of-dalle-pytorch")(module, state, prefix)
