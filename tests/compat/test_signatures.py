@@ -61,7 +61,8 @@ def check_signature(theirs, ours, where):
     assert [one for one in found if one in wanted] == wanted, where
     for one in more:
         last = one in found[len(wanted) :] or one[1] == inspect.Parameter.KEYWORD_ONLY
-        assert last and one[2] is not inspect.Parameter.empty, (where, one)
+        assert last, (where, one)
+        assert one[2] is not inspect.Parameter.empty, (where, one)
 
 
 @pytest.mark.parametrize("module", SWAPS)
