@@ -15,8 +15,9 @@ run: $(STAMP)            ## train a byte model on embedded text, evaluate it, le
 	@echo
 	$(BIN)/foveal report latest
 
+# byte code is kept even where the environment says not to: the tests start many processes
 test: $(STAMP) lint      ## style, types, import contract, then every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

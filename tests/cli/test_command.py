@@ -32,6 +32,13 @@ def complaint(capsys, *arguments):
     return lines[0]
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """No report is drawn after each command, which takes most of its time."""
+    for room in ("run", "score", "bytes.writing"):
+        monkeypatch.setattr(f"foveal.recipes.{room}.write_run_report", lambda folder: None)
+
+
 def test_a_run_from_end_to_end(recipe, capsys, tmp_path):
     """train, evaluate, generate, report: each prints what it promises."""
     assert main(["train", str(recipe), "--output", "run"]) == 0
@@ -58,6 +65,7 @@ def test_a_run_from_end_to_end(recipe, capsys, tmp_path):
     assert [found["report"], *found["pictures"]] == paths
 
 
+@pytest.mark.usefixtures("brief")
 def test_overrides_reach_the_run(recipe, capsys):
     """Any setting of the recipe can be changed, --data and --steps by their short names too."""
     other = recipe.with_name("other.txt")
@@ -75,6 +83,7 @@ def test_overrides_reach_the_run(recipe, capsys):
     assert "kv_heads" not in config["model"]
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_run_resumes_by_the_command(recipe, capsys):
     """--resume auto starts fresh where there is nothing, and goes on where there is something."""
     for steps in (10, 20):
@@ -130,6 +139,7 @@ def test_a_misspelt_key_in_a_recipe_is_one_line(recipe, capsys):
     assert "tiny.toml; did you mean 'batch_size'?" in line
 
 
+@pytest.mark.usefixtures("brief")
 def test_nonsense_and_truncated_checkpoints_are_one_line(recipe, capsys, tmp_path):
     """What can only go wrong with a run there is one line as well."""
     assert main(["train", str(recipe), "--output", "run", "--training.keep", "1"]) == 0
@@ -144,6 +154,7 @@ def test_nonsense_and_truncated_checkpoints_are_one_line(recipe, capsys, tmp_pat
     assert "model.safetensors is truncated" in lines[-1]
 
 
+@pytest.mark.usefixtures("brief")
 def test_generate_takes_any_prompt(recipe, capsys, tmp_path, monkeypatch):
     """None, one from a file, one of bytes that are no text, and one longer than the context."""
     assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
@@ -164,6 +175,7 @@ def test_generate_takes_any_prompt(recipe, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.startswith("caf\u00e9")
 
 
+@pytest.mark.usefixtures("brief")
 def test_data_in_the_place_of_a_recipe(recipe, capsys):
     """The message names the command that was meant, and that command is right."""
     assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0
@@ -209,6 +221,7 @@ def test_json_is_all_that_is_printed(recipe, capsys, tmp_path):
     assert "window-8192" in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("brief")
 def test_evaluate_scores_all_or_a_sample_that_it_names(recipe, capsys, tmp_path):
     """Other data are scored whole; many data by pieces spread over them; --full scores all."""
     assert main(["train", str(recipe), "--output", "run", "--steps", "3"]) == 0

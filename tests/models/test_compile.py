@@ -214,6 +214,8 @@ def test_inductor(name, monkeypatch, fresh_cache):
     if name == "dalle" and os.environ.get("FOVEAL_IMPL") == "reference":
         pytest.skip("inductor stops at the materialised masks: 'vr must not be None' (torch 2.13)")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(fresh_cache))
-    # the draws of eager mode; loops of numbers, not of vectors, which compile sooner
-    with torch._inductor.config.patch({"fallback_random": True, "cpp.simdlen": 1}):
+    # the draws of eager mode; loops of numbers, not of vectors, which compile sooner; no processes
+    # that wait for kernels of Triton
+    options = {"fallback_random": True, "cpp.simdlen": 1, "compile_threads": 1}
+    with torch._inductor.config.patch(options):
         check(SMALLEST, name, "inductor")

@@ -54,9 +54,12 @@ def influence(module, length, mask=None):
 @pytest.mark.parametrize(("depth", "factor"), HIERARCHIES, ids=str)
 @pytest.mark.parametrize(("down", "up"), RESAMPLINGS, ids=str)
 def test_causal_reach_is_exactly_the_past(depth, factor, down, up):
-    """Every output depends on all earlier inputs and on no later one, also at primes and 1."""
+    """Every output depends on all earlier inputs and on no later one, also at primes and 1.
+
+    The longest holds two whole groups and a part of one, at every level.
+    """
     module = stage(depth, factor, down, up)
-    for length in (1, 2, 5, 13, 18):
+    for length in (1, 2, 5, 18 if factor == 7 else 13):
         expected = torch.ones(length, length).tril().bool()
         assert torch.equal(influence(module, length), expected), length
 

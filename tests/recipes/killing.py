@@ -1,11 +1,13 @@
 """Trains a recipe again and again in forked children that are killed, then once to the end.
 
-Run as a script by test_kill.py: `killing.py RECIPE OUTPUT`. Children are killed with SIGKILL: at
+Run as a script by test_kill.py: `killing.py RECIPE OUTPUT ...`, for one recipe after the other;
+prints for each the kills and the exit code of its last child. Children are killed with SIGKILL: at
 chosen fsync calls, that is in the midst of writing files, and at chosen times. A child that runs
 to its end returns 0. Forking saves the seconds that importing PyTorch takes.
 """
 
 import importlib
+import json
 import os
 import random
 import signal
@@ -63,10 +65,8 @@ def child(recipe, output, sync_number):
     os._exit(0)
 
 
-def main(recipe, output):
-    """Kill at many moments; exit 0 when the last child ended well."""
-    for name in IMPORTED:
-        importlib.import_module(name)
+def play(recipe, output):
+    """Kill at many moments; (kills, exit code of the child that nobody killed)."""
     killed = 0
     for number in (1, 2, 3, 5, 7, 8, 11, 16, 20, 26):
         _, status = os.waitpid(child(recipe, output, number), 0)
@@ -79,9 +79,10 @@ def main(recipe, output):
         _, status = os.waitpid(process, 0)
         killed += os.WIFSIGNALED(status)
     _, status = os.waitpid(child(recipe, output, None), 0)
-    print("killed", killed)
-    return os.waitstatus_to_exitcode(status)
+    return killed, os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    for name in IMPORTED:
+        importlib.import_module(name)
+    print(json.dumps([play(*pair) for pair in zip(sys.argv[1::2], sys.argv[2::2], strict=True)]))

@@ -1,5 +1,6 @@
 """SIGKILL at any moment, then --resume auto: bit for bit the weights of an undisturbed run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,33 +17,52 @@ from foveal.training.metrics import read_metrics
 DRIVER = Path(__file__).with_name("killing.py")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_killed_runs_reach_the_same_weights(recipe, tmp_path, optimizer):
-    """After kills inside checkpoint writes and between steps, weights and optimizer are equal."""
-    changed = recipe.read_text().replace("steps = 24", "steps = 150")
-    recipe.write_text(changed.replace("[optimizer]", f'[optimizer]\nname = "{optimizer}"'))
+OPTIMIZERS = ["adamw", "muon"]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, tiny_recipe):
+    """{optimizer: (recipe, folder of the run that was killed, number of kills)}"""
+    home = tmp_path_factory.mktemp("killed")
+    (home / "text.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    text = tiny_recipe.format(data=(home / "text.txt").as_posix())
+    text = text.replace("steps = 24", "steps = 150")
+    pairs = [(home / f"{name}.toml", home / name) for name in OPTIMIZERS]
+    for name, (recipe, _) in zip(OPTIMIZERS, pairs, strict=True):
+        recipe.write_text(text.replace("[optimizer]", f'[optimizer]\nname = "{name}"'))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(
-        [sys.executable, str(DRIVER), str(recipe), str(tmp_path / "killed")],
+        [sys.executable, str(DRIVER), *(str(path) for pair in pairs for path in pair)],
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=500,
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout.split()[-1]) >= 10
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert [code for _, code in found] == [0, 0], run.stderr
+    kills = [count for count, _ in found]
+    return {name: (*p, n) for name, p, n in zip(OPTIMIZERS, pairs, kills, strict=True)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_killed_runs_reach_the_same_weights(killed, tmp_path, monkeypatch, optimizer):
+    """After kills inside checkpoint writes and between steps, weights and optimizer are equal."""
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    recipe, stopped, kills = killed[optimizer]
+    assert kills >= 10
     folder, outcome = train(load_recipe(str(recipe)), str(tmp_path / "whole"))
-    ours, theirs = (last_complete(f / "checkpoints") for f in (folder, tmp_path / "killed"))
+    ours, theirs = (last_complete(f / "checkpoints") for f in (folder, stopped))
     assert ours.name == theirs.name == "step-00000150"
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
     assert_equal(load_state(ours), load_state(theirs))
     losses = [
         [(entry["step"], entry["loss"]) for entry in read_metrics(f) if "loss" in entry]
-        for f in (folder, tmp_path / "killed")
+        for f in (folder, stopped)
     ]
     assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
-    assert not list((tmp_path / "killed").rglob("*.partial"))
+    assert not list(stopped.rglob("*.partial"))
     assert outcome.step == 150
 
 

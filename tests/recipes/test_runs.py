@@ -194,8 +194,9 @@ def test_a_truncated_only_checkpoint_is_named(run):
         evaluate(run)
 
 
-def test_resuming_with_other_settings_is_refused(recipe, tmp_path):
+def test_resuming_with_other_settings_is_refused(recipe, tmp_path, monkeypatch):
     """A run cannot go on with another model; more steps are welcome."""
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
     output = str(tmp_path / "run")
     config = load_recipe(str(recipe))
     train(config, output)
