@@ -139,6 +139,22 @@ def test_every_pattern_has_a_picture():
     assert max(file.stat().st_size for file in files) < 30_000
 
 
+def test_which_patterns_are_causal_by_default_is_said():
+    """The page of patterns names those whose `causal` is True unless given, and the others."""
+    from foveal import patterns
+
+    text = (ROOT / "docs" / "patterns.md").read_text(encoding="utf-8")
+    said = {}
+    for names, ways in re.findall(r"((?:`\w+`(?:, | and )?)+) (are|read)\b", text):
+        said |= dict.fromkeys(re.findall(r"`(\w+)`", names), ways == "are")
+    defaults = {}
+    for name in patterns.__all__:
+        for one in getattr(getattr(patterns, name), "__dataclass_fields__", {}).values():
+            if one.name == "causal" and isinstance(one.default, bool):
+                defaults[name] = one.default
+    assert said == defaults
+
+
 def test_the_site_lists_its_pages():
     """mkdocs.yml names each page; decisions list themselves, performance may not be there yet."""
     docs = ROOT / "docs"

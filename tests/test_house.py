@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,17 @@ BY_TEXT = {
     "foveal.patterns.base": "a notebook may draw a pattern, and drawing lies above",
 }
 """Modules that import others by a text, which hides them from the contract, and why."""
+
+
+def test_the_guide_has_the_order_of_the_contract():
+    """Contributors read the rooms in the order that the tool holds them to, the lowest first."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
+    order = [sorted(re.findall(r"foveal\.(\w+)", layer)) for layer in reversed(layers)]
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    said = re.search(r"rooms import only downward:\n\n((?:    .*\n)+)", guide)
+    assert said
+    assert [sorted(re.findall(r"\w+", layer)) for layer in said[1].split("<")] == order
 
 
 def test_modules_named_by_text_are_known():

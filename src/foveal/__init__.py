@@ -131,7 +131,7 @@ provide(
             for name in ("load_upstream", "save_upstream", "list_upstreams", "register_upstream")
         },
         # a family of models, and values of `compat`
-        "sepvit-compact": "foveal.compat.vit_pytorch.network:SepViT",
+        "sepvit_compact": "foveal.compat.vit_pytorch.network:SepViT",
         "h-transformer-1d-0.1.9": "foveal.compat.h_transformer_1d.attention:PackageAttention",
         "hourglass-transformer-pytorch-0.0.6": (
             "foveal.compat.hourglass_transformer_pytorch.stage:PackageHourglass"

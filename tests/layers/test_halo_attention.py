@@ -47,7 +47,7 @@ def oracle(layer: HaloAttention, x: Tensor) -> Tensor:
     """The layer by dense attention in float64."""
     height, width = x.shape[2:]
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in layer._project(x))
-    mask = layer.pattern(height, width).mask(q.shape[2], k.shape[2])
+    mask = layer.pattern_of(height, width).mask(q.shape[2], k.shape[2])
     bias = None if layer.rel_pos_emb is None else dense_bias(layer, q, height, width)
     out, _ = dense_attention(q, k, v, mask, bias=bias, scale=layer.scale)
     out = layer.to_out(out.transpose(1, 2).flatten(2))

@@ -24,6 +24,7 @@ from foveal.models import (
     list_models,
     load_model,
 )
+from foveal.recipes.result import patterns_of
 from foveal.testing import assert_close
 
 HALONETS = {
@@ -263,9 +264,21 @@ def test_operations_are_counted() -> None:
     halonet = small("halonet")
     layer = halonet.stages[0][0].mix
     attention = 2 * layer.heads * (layer.dim_qk + layer.dim_v)
-    attention *= layer.pattern(16, 16).num_pairs(256)
+    attention *= layer.pattern_of(16, 16).num_pairs(256)
     assert cost(halonet, 64).flops > attention > 0
     assert cost(halonet, 128).flops > 3.5 * cost(halonet, 64).flops
+
+
+def test_reports_show_patterns() -> None:
+    """Layers of image models say who attends to whom, so that a report can draw it."""
+    halos = patterns_of(HaloNet(block_size=4, halo_size=1, num_classes=2))
+    assert {(one["name"], *one["block_size"], *one["halo_size"]) for one in halos} == {
+        ("Halo", 4, 4, 1, 1)
+    }
+    windows = patterns_of(create_model("sepvit_lite"))
+    assert {one["name"] for one in windows} == {"Halo", "Full"}
+    layer = create_model("halonet_h0").stages[0][0].mix
+    assert layer.pattern == layer.pattern_of(*(3 * side for side in layer.block_size))
 
 
 @kinds

@@ -26,7 +26,7 @@ class FixedCache:
         cache: a filled cache, whose contents are copied.
         max_length: most tokens that will ever come.
         place: () int64, the position of the next token; whoever steps the model advances it.
-        masks: those of other layers, by pattern, to be shared.
+        masks: those of other layers, (..., max_length, max_length) by pattern, to be shared.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FixedCache:
     def attend(
         self, q: Tensor, scale: float | None = None, key_mask: Any = None, bias: Any = None
     ) -> Tensor:
-        """As AttentionCache.attend; without key_mask and bias."""
+        """q (batch, heads, 1, head_dim) as in AttentionCache.attend; no key_mask, no bias."""
         if key_mask is not None or bias is not None:
             raise ValueError("a recorded step takes neither a key_mask nor relative positions.")
         k, v = self.data

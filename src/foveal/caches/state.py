@@ -17,7 +17,7 @@ class DecodingState:
         parts: one state a layer or stage: an AttentionCache, a DecodingState, anything with
             `num_bytes` and `clone()`; None for a part that remembers nothing.
         position: number of tokens seen so far, which is the position of the next one.
-        tensors: what a part remembers besides the keys and values, by name.
+        tensors: what a part remembers besides the keys and values, (batch, ...) each, by name.
         place: () int64, the position as a tensor, where the state lies at fixed addresses (see
             foveal.caches.fixed); `position` then tells the part of a model, not the place.
         max_length: most tokens that will come, where it is known.

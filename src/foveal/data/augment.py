@@ -17,12 +17,15 @@ MEAN, SPREAD = 0.5, 0.25
 
 
 def to_floats(images: Tensor) -> Tensor:
-    """uint8 pixels -> floats around 0 of about unit spread, the same for all data."""
+    """uint8 pixels of any shape -> floats around 0 of about unit spread, alike for all data."""
     return (images.float() / 255 - MEAN) / SPREAD
 
 
 def random_crop(images: Tensor, margin: int, generator: Generator) -> Tensor:
-    """Shift each image by up to `margin` pixels; what comes in is the mean colour."""
+    """Shift each of images (batch, channels, height, width) by up to `margin` pixels.
+
+    What comes in is the mean colour.
+    """
     if not margin:
         return images
     batch, _, height, width = images.shape
@@ -37,13 +40,16 @@ def random_crop(images: Tensor, margin: int, generator: Generator) -> Tensor:
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror half of the images left to right."""
+    """Mirror half of images (batch, channels, height, width) left to right."""
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, images.flip(3), images)
 
 
 def random_resized_crop(images: Tensor, least_area: float, generator: Generator) -> Tensor:
-    """Cut a window of at least `least_area`, up to 3:4 out of square, and scale it up."""
+    """Cut a window out of each of images (batch, channels, height, width), and scale it up.
+
+    It has at least `least_area` of the image, and is up to 3:4 out of square.
+    """
     if least_area >= 1:
         return images
     batch = len(images)
@@ -57,7 +63,7 @@ def random_resized_crop(images: Tensor, least_area: float, generator: Generator)
 
 
 def random_erasing(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Put noise over a rectangle of 2 % to 33 % of some of the images."""
+    """Put noise over 2 % to 33 % of some of images (batch, channels, height, width)."""
     if not probability:
         return images
     batch, _, height, width = images.shape
@@ -85,7 +91,10 @@ def mixup(
 def cutmix(
     images: Tensor, targets: Tensor, alpha: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Paste a rectangle of another image; the target follows the areas. Yun et al. 2019."""
+    """Paste a rectangle of another image; the target follows the areas. Yun et al. 2019.
+
+    images: (batch, channels, height, width); targets: (batch, classes).
+    """
     if not alpha:
         return images, targets
     other = torch.randperm(len(images), generator=generator)
@@ -100,6 +109,7 @@ def rand_augment(images: Tensor, strength: float, generator: Generator) -> Tenso
     """Two changes out of seven for the batch, each image by its own amount. After Cubuk 2020.
 
     Args:
+        images: (batch, channels, height, width).
         strength: 0 for none, 1 for rotations up to 30 degrees and the like.
     """
     if not strength:

@@ -103,7 +103,7 @@ class CaptionedSet:
         return [text for texts in self.captions for text in texts]
 
     def first_captions(self, index: Tensor | None = None) -> list[str]:
-        """One caption for each picture, or for some of them."""
+        """One caption for each picture, or for those of index (count)."""
         numbers = range(len(self)) if index is None else index.tolist()
         return [self.captions[i][0] for i in numbers]
 
@@ -112,7 +112,7 @@ class CaptionedSet:
         return (self.pixels if index is None else self.pixels[index]).float() / 255
 
     def subset(self, index: Tensor, name: str) -> CaptionedSet:
-        """Some of the pictures, in the order of `index`."""
+        """Some of the pictures, in the order of `index` (count)."""
         captions = [self.captions[i] for i in index.tolist()]
         return CaptionedSet(name, self.pixels[index], captions, self.skipped)
 

@@ -94,7 +94,7 @@ class ImageSet:
         )
 
     def subset(self, index: Tensor, name: str) -> ImageSet:
-        """Some of the pictures, in the order of `index`."""
+        """Some of the pictures, in the order of `index` (count)."""
         return ImageSet(
             name, self.labels[index], self.classes, lambda i: self.read(index[i]), self.skipped
         )
@@ -142,7 +142,10 @@ def shown_in_a_pass(labels: Tensor, balance: float) -> Tensor:
 def vary(
     images: Tensor, targets: Tensor, config: ImageDataConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """All augmentations of a configuration, in their usual order."""
+    """All augmentations of a configuration, in their usual order.
+
+    images: (batch, channels, height, width); targets: (batch, classes).
+    """
     if config.flip:
         images = augment.flip(images, generator)
     images = augment.random_resized_crop(images, config.least_area, generator)

@@ -52,7 +52,7 @@ def to_pictures(values: Tensor, size: int) -> Tensor:
 
 
 def to_inputs(values: Tensor) -> Tensor:
-    """What the model sees when it predicts each value: the values before it, after START."""
+    """What the model sees when it predicts values (batch, length): those before, after START."""
     return torch.nn.functional.pad(values[:, :-1], (1, 0), value=START)
 
 

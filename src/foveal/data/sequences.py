@@ -88,7 +88,7 @@ class SequenceSet:
         return *self.read(draw.indices), self.labels[draw.indices]
 
     def subset(self, index: Tensor, name: str) -> SequenceSet:
-        """Some of the sequences, in the order of `index`."""
+        """Some of the sequences, in the order of `index` (count)."""
         chosen = [self.sequences[i] for i in index.tolist()]
         return SequenceSet(
             name, chosen, self.labels[index], self.classes, self.num_tokens, self.skipped

@@ -161,6 +161,6 @@ def encode(text: str) -> list[int]:
 
 
 def decode(tokens: list[int] | Tensor) -> str:
-    """Byte tokens as a string; bytes that are not UTF-8 become the replacement character."""
+    """Byte tokens (length) as a string; what is no UTF-8 becomes the replacement character."""
     values = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     return bytes(values).decode("utf-8", errors="replace")

@@ -116,7 +116,7 @@ class CaptionTokenizer:
         return ids
 
     def decode(self, tokens: Iterable[int] | Tensor, pad_tokens: Iterable[int] = ()) -> str:
-        """The text of ids; paddings and ids beyond the vocabulary are left out.
+        """The text of ids (length); paddings and ids beyond the vocabulary are left out.
 
         Args:
             pad_tokens: further ids to leave out.

@@ -119,7 +119,7 @@ def halo_weights(layer: HaloAttention, x: Tensor, at: Sequence[tuple[int, int]])
     """
     q, k, _ = layer._project(x)
     height, width = k.shape[1:3]
-    pattern = layer.pattern(height, width)
+    pattern = layer.pattern_of(height, width)
     columns = q.shape[2]
     query = torch.tensor(
         [(y // layer.stride) * columns + xx // layer.stride for y, xx in at], device=x.device

@@ -39,9 +39,11 @@ class Recompute:
     forward: Callable[[Tensor], Tensor]
 
     def prefill(self, tokens: Tensor, max_length: int | None = None) -> tuple[Tensor, Tensor]:
+        """(batch, length) -> logits of the last position (batch, num_tokens), the tokens."""
         return self.forward(tokens)[:, -1], tokens
 
     def step(self, token: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch,), tokens so far (batch, length) -> logits (batch, num_tokens), all tokens."""
         return self.prefill(torch.cat((cache, token[:, None]), 1))
 
 
@@ -70,8 +72,8 @@ def generate(
         prompts: (batch, width) int tokens, or a list of 1-D prompts of any lengths.
         n: most new tokens a row.
         sampler: how tokens are drawn; plain sampling by default.
-        lengths: number of real tokens at the front of each row, for a rectangle of prompts of
-            different lengths.
+        lengths: (batch,) number of real tokens at the front of each row, for a rectangle of
+            prompts of different lengths.
         stop: token or tokens that end a row; the stop token itself is kept.
         pad: fills a row after its end.
         seed: makes the draws repeatable; None uses torch's global state.

@@ -20,7 +20,7 @@ FEW = 1 << 14
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The exact GELU; for the few values of a decoding step, in one thread."""
+    """The exact GELU, of any shape; for the few values of a decoding step, in one thread."""
     if torch.compiler.is_compiling() or x.numel() > FEW or x.shape[-1] % 2:
         return F.gelu(x)
     # torch takes its threaded kernel for contiguous tensors only

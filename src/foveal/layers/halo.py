@@ -158,7 +158,13 @@ class HaloAttention(nn.Module):
             and all(map(_is_plain, (self.to_q, self.to_kv, self.to_out)))
         )
 
-    def pattern(self, height: int, width: int) -> Halo:
+    @property
+    def pattern(self) -> Halo:
+        """Who attends to whom, in a map of three blocks a side; `pattern_of` for any other."""
+        height, width = self.block_size
+        return self.pattern_of(3 * height, 3 * width)
+
+    def pattern_of(self, height: int, width: int) -> Halo:
         """Who attends to whom in a map of this size."""
         return Halo((height, width), self.block_size, self.halo_size, self.stride)
 
@@ -188,7 +194,7 @@ class HaloAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(batch, query height, query width, heads, dim_v)."""
-        size, pattern = q.shape[1:3], self.pattern(k.shape[1], k.shape[2])
+        size, pattern = q.shape[1:3], self.pattern_of(k.shape[1], k.shape[2])
         bias = self._bias(q)
         dropout = self.dropout if self.training else 0.0
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))

@@ -64,7 +64,7 @@ class Branch(NamedTuple):
         return x + y if self.scale is None else torch.addcmul(x, y, self.scale)
 
     def half(self, *given: Tensor | None) -> Half:
-        """The branch as half of a reversible layer; given: mask, memory and its mask."""
+        """The branch as half of a reversible layer; given as in `forward`."""
         own = [p for part in (self.norm, self.out, self.inner) for p in part.parameters()]
         if self.scale is None:
             return Half(lambda x: self.run(x, *given), tuple(own))

@@ -17,8 +17,16 @@ from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import is_plain, linear
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
-from foveal.layers.windows import fold, from_windows, known, real_pixels, to_windows
+from foveal.layers.windows import (
+    fold,
+    from_windows,
+    known,
+    real_pixels,
+    to_windows,
+    windows_alone,
+)
 from foveal.ops.fused import fused_attention
+from foveal.patterns import Full, Halo, Pattern
 from foveal.patterns.sizes import pair
 
 _SMALL_WINDOW = 64  # tokens
@@ -71,6 +79,11 @@ class DSSA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, dim_head={self.dim_head}, window_size={self.window_size}"
+
+    @property
+    def pattern(self) -> Halo:
+        """Who reads whom within windows, in a map of three windows a side."""
+        return windows_alone(self.window_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, height, width) -> same."""
@@ -173,6 +186,11 @@ class SeparableAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, window_size={self.window_size}, grid={self.grid}"
+
+    @property
+    def pattern(self) -> Pattern:
+        """Who reads whom within windows, in a map of three windows a side; all where global."""
+        return Full() if self.is_global else windows_alone(self.window_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> same."""

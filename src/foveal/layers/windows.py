@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveal.patterns import Halo
+
 Pair = tuple[int, int]
 
 
@@ -15,7 +17,7 @@ def known(*sizes: int) -> bool:
 
 
 def fold(x: Tensor, first: int, last: int) -> Tensor:
-    """Dimensions first ... last as one.
+    """Dimensions first ... last, of any shape, as one.
 
     With symbols it copies: whether a view would do depends on numbers, and asking for them would
     tie the graph to the sizes of the example.
@@ -62,3 +64,9 @@ def real_pixels(x: Tensor, window: Pair) -> Tensor | None:
         return None
     ones = torch.ones(1, height, width, dtype=torch.uint8, device=x.device)
     return to_windows(ones, window).flatten(0, 2) > 0
+
+
+def windows_alone(window: Pair) -> Halo:
+    """Each pixel reads its window: the pattern of a map of three windows a side."""
+    height, width = window
+    return Halo((3 * height, 3 * width), window, 0)

@@ -36,9 +36,11 @@ class Body(Protocol):
         self, batch: int, max_length: int | None = None, device: Device = None
     ) -> DecodingState: ...
 
-    def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]: ...
+    def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """First tokens (batch, tokens, dim) -> same."""
 
-    def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]: ...
+    def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """One more token (batch, 1, dim) -> same."""
 
 
 class CausalLM(Model):
@@ -200,7 +202,7 @@ class CausalLM(Model):
             use_cache: False runs the whole sequence again for every token.
             recorded: decode by one recorded step, on a GPU a CUDA graph: see
                 foveal.generation.Recorded.
-            lengths: real tokens at the front of each row of a rectangular prompt.
+            lengths: (batch,) real tokens at the front of each row of a rectangular prompt.
             pad: fills rows after their end.
             progress: called with 1 after each position that is filled.
 
@@ -269,7 +271,7 @@ class CausalLM(Model):
 
 
 def as_index(tokens: Tensor) -> Tensor:
-    """Tokens of any int type as those that an embedding reads."""
+    """Tokens of any int type, and of any shape, as those that an embedding reads."""
     return tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long()
 
 

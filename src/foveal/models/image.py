@@ -142,9 +142,10 @@ class ImageModel(Model):
         return self._finish(last)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map -> logits, or with `pre_logits` the pooled features.
+        """The last map (batch, features, height, width) -> logits (batch, num_classes).
 
-        Without pooling both are maps: (batch, num_classes or num_features, height, width).
+        Or with `pre_logits` the pooled features (batch, features). Without pooling
+        both are maps: (batch, num_classes or num_features, height, width).
         """
         pooled = self.settings.global_pool == "avg"
         shape = (x.shape[0], *x.shape[2:])

@@ -36,6 +36,7 @@ def family(name: str) -> type[Any]:
     Raises:
         ValueError: no such family.
     """
+    name = name.replace("-", "_")  # files of earlier versions have a hyphen in one of them
     if name not in _families and is_provided(name):
         return provided(name)  # of a room above
     if name not in _families:

@@ -36,7 +36,7 @@ LOWEST = MASKED / 4
 
 
 def bounded(bias: Tensor) -> Tensor:
-    """A bias that adds up in any precision: -inf forbids a pair, no finite number does."""
+    """A bias, of any shape, that adds up in any precision: only -inf forbids a pair."""
     return torch.where(bias == -torch.inf, MASKED, bias.clamp(min=LOWEST))
 
 
@@ -55,7 +55,7 @@ class WindowBias(NamedTuple):
     columns: Tensor
 
     def check(self, q: Tensor, pattern: Pattern) -> None:
-        """Raise ValueError if the bias does not fit the queries and the pattern."""
+        """Raise ValueError if it does not fit queries (batch, heads, n_queries, head_dim)."""
         if not is_a(pattern, Halo):
             raise ValueError(
                 f"a WindowBias needs a Halo pattern, got {pattern}; pass a tensor bias instead."
@@ -105,7 +105,7 @@ class PyramidBias(NamedTuple):
     table: Tensor
 
     def check(self, q: Tensor, pattern: Pattern) -> None:
-        """Raise ValueError if the table does not fit the pattern and the heads."""
+        """Raise ValueError if it does not fit queries (batch, heads, n_queries, head_dim)."""
         if not is_a(pattern, Pyramid):
             raise ValueError(
                 f"a PyramidBias needs a Pyramid pattern, got {pattern}; pass a tensor bias."
@@ -126,7 +126,10 @@ Bias = Tensor | WindowBias | PyramidBias
 
 
 def window_place(pattern: Halo, q_at: Tensor, k_at: Tensor, axis: int) -> Tensor:
-    """Where a key stands in the window of the query's block: 0 ... window - 1 on one axis."""
+    """Where a key stands in the window of the query's block: 0 ... window - 1 on one axis.
+
+    q_at, k_at: coordinates on that axis, of shapes that broadcast.
+    """
     block, halo = pattern.block[axis], pattern.halo[axis]
     return k_at - (q_at // block * block - halo)
 

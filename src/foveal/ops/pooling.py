@@ -215,7 +215,10 @@ def _means(below: Tensor, share: Tensor, target: Tensor) -> Tensor:
 
 
 def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> list[Tensor]:
-    """Queries of each level: q of the first token of a cluster, or the mean of its real tokens."""
+    """Queries of each level: q of the first token of a cluster, or the mean of its real tokens.
+
+    q: (batch, heads, n_queries, head_dim); mask: (batch, n_queries) bool, True = real.
+    """
     dtype = q.dtype
     real = torch.ones(1, q.shape[2], dtype=torch.bool, device=q.device) if mask is None else mask
     if mask is not None:  # what is not real takes part as zeros, so that nothing leaks
@@ -241,7 +244,7 @@ def half(x: Tensor, real: Tensor) -> Tensor:
 
 
 def pairs(x: Tensor, dim: int) -> Tensor:
-    """Cut a dimension into pairs, behind a zero where its length is odd."""
+    """Cut a dimension into pairs, (n) -> (ceil(n / 2), 2), behind a zero where n is odd."""
     if x.shape[dim] % 2:
         behind = [0, 0] * (x.ndim - 1 - dim) + [0, 1]
         x = F.pad(x, behind)

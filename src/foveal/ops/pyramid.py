@@ -91,7 +91,10 @@ def pyramid_reference(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The same by dense matrices of fine tokens: slow, plain, and the definition."""
+    """The same by dense matrices of fine tokens: slow, plain, and the definition.
+
+    All arguments as in `pyramid_attend`.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = q.dtype
     q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))

@@ -55,7 +55,10 @@ def masked_attention(
 def without_unread(
     k: Tensor, v: Tensor, mask: Tensor | None, key_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values with zeros where nobody may read them: a weight of zero times NaN is NaN."""
+    """Keys and values with zeros where nobody may read them: a weight of zero times NaN is NaN.
+
+    All arguments as in `masked_attention`.
+    """
     unread = None if key_mask is None else ~key_mask[:, None]
     if mask is not None:
         read = mask.expand(*mask.shape[:-1], k.shape[2]).any(-2)

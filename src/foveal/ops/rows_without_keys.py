@@ -24,7 +24,7 @@ def softmax_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logsumexp_rows(logits: Tensor) -> Tensor:
-    """The log-sum-exp of `softmax_rows` alone.
+    """The log-sum-exp of `softmax_rows` alone: (..., keys) -> (...).
 
     Its gradient is that of the weights, also where logits are so large that their own rounding
     hides the logarithm; torch's would be exp(logits - lse) then, one for each key.

@@ -173,7 +173,7 @@ class Pattern:
     """Whether a bias is a table whose rows `bias_place` picks (class attribute)."""
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        """Row of a bias table for each pair; only where `biased_by_table`."""
+        """Row of a bias table for each pair; both broadcast. See `biased_by_table`."""
         raise NotImplementedError(f"{type(self).__name__} has no table of biases.")
 
     # -- definition -------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class _Combined(Pattern, abstract=True):
         return sum(one.tiles(length).num_pairs for one in self.per_head())
 
     def fold(self, found: Iterable[Tensor]) -> Tensor:
-        """What the parts say, taken together."""
+        """What the parts say, bools of shapes that broadcast, taken together."""
         raise NotImplementedError
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ class Clusters:
         return meets if self.query_level is None else meets & (self.query_level[q_idx] == level)
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        """Row of the table for each pair, of joined positions that broadcast."""
         level, key = self.key_level[k_idx], self.key_cluster[k_idx]
         offset = key - self._query(q_idx, level) + 2 * self.pyramid.block_size - 1
         return offset.clamp(0, self.pyramid.bias_size - 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference over that of `expected`, in float64.
+    """Root mean square of the difference over that of `expected`, of any shape, in float64.
 
     Where `expected` is zero throughout, the root mean square of the difference itself.
     """

@@ -124,7 +124,7 @@ class PackageHourglass(HourglassTransformer):
     # -- decoding ---------------------------------------------------------------------------
 
     def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
-        """The forward pass over the first tokens, remembered in an empty cache."""
+        """First tokens: x (batch, tokens, dim) -> same, remembered in an empty cache."""
         before, inner, after, *rest = cache.parts
         x, before = self.pre_transformer.prefill(x, before)
         recent = torch.cat((cache.tensors["recent"].to(x.dtype), x), 1)

@@ -106,7 +106,7 @@ class SepViT(ImageModel):
         torch.Size([2, 10])
     """
 
-    family = "sepvit-compact"
+    family = "sepvit_compact"
     config_class = SepViTConfig
     settings: SepViTConfig  # type: ignore[assignment]
 

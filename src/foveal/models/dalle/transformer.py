@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         return DecodingState(parts)
 
     def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
-        """The forward pass over the first tokens, remembered in an empty cache."""
+        """First tokens: x (batch, tokens, dim) -> same, remembered in an empty cache."""
         rotation = self.rotation(x.device)
 
         def apply(branch: int, x: Tensor) -> Tensor:

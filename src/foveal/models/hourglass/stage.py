@@ -281,7 +281,7 @@ class HourglassTransformer(nn.Module):
         return DecodingState(parts, tensors={"recent": room, "wide": torch.zeros_like(room)})
 
     def prefill(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
-        """The forward pass over the first tokens, remembered in an empty cache."""
+        """First tokens: x (batch, tokens, dim) -> same, remembered in an empty cache."""
         before, inner, after, fine_keys, coarse_keys = cache.parts
         x, before = self.pre_transformer.prefill(x, before)
         coarse, _ = self._shortened(x, None)

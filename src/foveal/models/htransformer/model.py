@@ -62,14 +62,17 @@ class HTransformer1D(CausalLM):
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, max_length: int | None = None) -> tuple[Tensor, Any]:
-        """As in CausalLM; the package's mathematics has no state, so it starts over each time."""
+        """Prompt (batch, length) -> logits (batch, num_tokens), state, as in CausalLM.
+
+        The package's mathematics has no state, so it starts over each time.
+        """
         if self._compat:
             return Recompute(self).prefill(tokens)
         return super().prefill(tokens, max_length)
 
     @torch.no_grad()
     def step(self, token: Tensor, cache: DecodingState | Tensor) -> tuple[Tensor, Any]:
-        """As in CausalLM."""
+        """Token (batch,) -> logits (batch, num_tokens), state, as in CausalLM."""
         if isinstance(cache, Tensor):
             return Recompute(self).step(token, cache)
         return super().step(token, cache)

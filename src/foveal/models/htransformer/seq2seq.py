@@ -125,6 +125,8 @@ class HTransformerSeq2Seq(Model):
         """Read a source and the first tokens of a target.
 
         Args:
+            source, source_mask: (batch, source length) int and bool, as in `forward`.
+            target: (batch, length) int.
             max_length: most tokens of the target that will come; max_seq_len when None.
 
         Returns:

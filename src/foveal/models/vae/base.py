@@ -96,7 +96,7 @@ class ImageTokenizer(Model):
 
     @torch.no_grad()
     def codebook_use(self, images: Tensor) -> CodebookUse:
-        """How much of the codebook the tokens of pictures use."""
+        """How much of the codebook pictures use: images (batch, channels, height, width)."""
         return codebook_use(self.get_codebook_indices(images), self.num_tokens)
 
     def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
