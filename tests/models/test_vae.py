@@ -161,3 +161,14 @@ def test_mistakes_are_named():
         DiscreteVAE(temperature=0)
     with pytest.raises(ValueError, match="compat"):
         DiscreteVAE(compat="dalle-pytorch-2")
+
+
+@pytest.mark.parametrize("cls", [DiscreteVAE, VQVAE])
+def test_the_size_of_a_picture_may_come_first(cls):
+    """DiscreteVAE(32), as dalle-pytorch has it; a pair too; beside other keywords; not twice."""
+    assert cls(32, **SMALL).settings == cls(image_size=32, **SMALL).settings
+    assert cls((16, 24), num_layers=2).grid == (4, 6)
+    assert cls(16, image_size=32).image_size == 32
+    for wrong in (0, "32", 1.5, (8,)):
+        with pytest.raises(ValueError, match="image_size"):
+            cls(wrong)

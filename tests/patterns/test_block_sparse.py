@@ -260,3 +260,21 @@ def test_decoding_memory_of_a_sliding_layout_is_bounded():
     assert pattern.horizon() == (0, 32)
     assert len(pattern.keeps(1500)) <= 32
     assert len(pattern.keeps(16 * 100 - 1)) == 0
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "unidirectional"])
+def test_bigbird_without_global_blocks(attention):
+    """No block is global, as DeepSpeed allows: the window and the random blocks alone."""
+    for random_blocks in (0, 1):
+        pattern = BlockSparse.bigbird(
+            64, 8, num_global_blocks=0, num_random_blocks=random_blocks, attention=attention
+        )
+        blocks = pattern.mask(64)[::8, ::8]
+        near = (torch.arange(8)[:, None] - torch.arange(8)).abs() <= 1
+        wanted = near.tril() if attention == "unidirectional" else near
+        assert bool(blocks[wanted].all())
+        assert int(blocks.sum()) <= int(wanted.sum()) + 8 * random_blocks
+        if not random_blocks:
+            assert torch.equal(blocks, wanted)
+    with pytest.raises(ValueError, match="num_global_blocks"):
+        BlockSparse.bigbird(64, 8, num_global_blocks=-1)

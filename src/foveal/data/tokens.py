@@ -203,7 +203,7 @@ _BYTE_OF_LETTER = {letter: byte for byte, letter in _byte_letters().items()} | {
 
 
 def _clip_tokenizer(merges: Sequence[tuple[str, str]]) -> Any:
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     letters = list(_byte_letters().values())
     words = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
@@ -226,4 +226,6 @@ def _clip_tokenizer(merges: Sequence[tuple[str, str]]) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    # found before the text is cut into bytes, but after it is lower case, as CLIP finds them
+    made.add_special_tokens([AddedToken(one, normalized=True) for one in _CLIP_SPECIAL])
     return made

@@ -125,7 +125,7 @@ def bigbird_layout(
 ) -> Tensor:
     """A sliding window, the first blocks read by and reading everything, and random blocks."""
     check_attention(attention)
-    check_positive(num_global_blocks=num_global_blocks)
+    check_int("num_global_blocks", num_global_blocks, 0)
     one_way = attention == "unidirectional"
     draw = random.Random(seed)
     layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool, device="cpu")

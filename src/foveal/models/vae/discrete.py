@@ -28,7 +28,7 @@ class DiscreteVAE(ImageTokenizer):
     pictures that were encoded. compat="dalle-pytorch-1.6.6" takes the last two back.
 
     Args:
-        config: a DiscreteVAEConfig; or give its keywords, which win where both are given:
+        config: a DiscreteVAEConfig, or an image_size; or give its keywords, which win over both:
             image_size=256, num_tokens=512, codebook_dim=512, num_layers=3, num_resnet_blocks=0,
             hidden_dim=64, channels=3, smooth_l1_loss=False, temperature=0.9,
             straight_through=False, reinmax=False, kl_div_loss_weight=0., normalization.
@@ -49,7 +49,11 @@ class DiscreteVAE(ImageTokenizer):
     config_class = DiscreteVAEConfig
     settings: DiscreteVAEConfig
 
-    def __init__(self, config: DiscreteVAEConfig | None = None, /, **options: Any) -> None:
+    def __init__(
+        self, config: DiscreteVAEConfig | int | tuple[int, int] | None = None, /, **options: Any
+    ) -> None:
+        if config is not None and not isinstance(config, DiscreteVAEConfig):
+            config, options = None, {"image_size": config, **options}
         c = DiscreteVAEConfig.resolve(config, options)
         super().__init__(c)
         self.codebook = nn.Embedding(c.num_tokens, c.codebook_dim)

@@ -77,7 +77,7 @@ class VQVAE(ImageTokenizer):
     for it has no temperature to anneal and no noise.
 
     Args:
-        config: a VQVAEConfig; or give its keywords, which win where both are given:
+        config: a VQVAEConfig, or an image_size; or give its keywords, which win over both:
             image_size=256, num_tokens=512, codebook_dim=64, num_layers=3, num_resnet_blocks=0,
             hidden_dim=64, channels=3, smooth_l1_loss=False, normalization, commitment=0.25,
             decay=0.99, revive_below=0.1.
@@ -97,7 +97,11 @@ class VQVAE(ImageTokenizer):
     config_class = VQVAEConfig
     settings: VQVAEConfig
 
-    def __init__(self, config: VQVAEConfig | None = None, /, **options: Any) -> None:
+    def __init__(
+        self, config: VQVAEConfig | int | tuple[int, int] | None = None, /, **options: Any
+    ) -> None:
+        if config is not None and not isinstance(config, VQVAEConfig):
+            config, options = None, {"image_size": config, **options}
         c = VQVAEConfig.resolve(config, options)
         super().__init__(c)
         self.codebook = MovingCodebook(c.num_tokens, c.codebook_dim, c.decay, c.revive_below)
