@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from foveal.data.caption_sources import CAPTIONED
-from foveal.data.captions import CaptionedSet, PictureDataConfig
+from foveal.data.captions import CaptionedSet
 from foveal.draw.report import Section
 from foveal.recipes.charts import (
     Entries,
@@ -47,17 +47,13 @@ class Captioned(Kind):
 
     reader = CAPTIONED
     unit, things = "images", "pictures"
+    limit = 2000
     forms: ClassVar = _FORMS
 
-    def most(self, data: PictureDataConfig) -> int:
-        """2,000 pictures."""
-        return 2000
-
-    def describe(self, task: KindTask, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Also how many files were left out."""
+    def facts(self, task: KindTask) -> dict[str, str]:
+        """How many files were left out."""
         skipped = len(set(task.train.skipped + task.held_out.skipped))
-        rows = super().describe(task) | ({"skipped files": f"{skipped:,}"} if skipped else {})
-        return rows | dict(more or {})
+        return {"skipped files": f"{skipped:,}"} if skipped else {}
 
     def measure(self, run: Run, model: Any, found: CaptionedSet, **options: Any) -> dict[str, Any]:
         """Several scores, and of how many pictures."""

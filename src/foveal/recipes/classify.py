@@ -22,16 +22,12 @@ from foveal.recipes.charts import (
     shown,
 )
 from foveal.recipes.kind import Kind, KindTask, Run
+from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
 _ROWS = {
-    "accuracy": ("top-1", "{:.2%}"),
-    "top5": ("top-5", "{:.2%}"),
-    "balanced_accuracy": ("mean over classes", "{:.2%}"),
-}
-_LINES = {
-    "accuracy": ("top-1 accuracy   ", "{:.2%}"),
-    "top5": ("top-5 accuracy   ", "{:.2%}"),
+    "accuracy": ("top-1 accuracy", "{:.2%}"),
+    "top5": ("top-5 accuracy", "{:.2%}"),
     "balanced_accuracy": ("balanced accuracy", "{:.2%}"),
 }
 
@@ -41,32 +37,42 @@ class Classifier(Kind):
 
     Attributes:
         quick: examples that are scored while training.
+        batch: examples that are scored at once.
     """
 
     score = "accuracy"
     assets: tuple[str, ...] = ("classes",)
     quick: int
+    batch: int
     forms: ClassVar = {
         "accuracy": ("top-1 accuracy, held out", "{:.1%}"),
         "balanced_accuracy": ("mean over classes accuracy, held out", "{:.1%}"),
     }
 
-    def answers(
-        self, model: nn.Module, examples: Any, index: Tensor, data: Any, *, quick: bool = False
-    ) -> Tensor:
-        """Logits or shares (len(index), classes), float32 on the CPU.
+    def answer(self, model: nn.Module, read: Any, data: Any, quick: bool) -> Tensor:
+        """Logits or shares (batch, classes), float32 on the CPU.
 
         Args:
+            read: what the examples give for a batch.
             data: the [data] of the run.
         """
         raise NotImplementedError
+
+    def answers(
+        self, model: nn.Module, examples: Any, index: Tensor, data: Any, quick: bool = False
+    ) -> Tensor:
+        """Those of all examples at `index`, int64 (n,): (n, classes)."""
+        parts = [torch.zeros(0, len(examples.classes))]
+        for part in tracked(index.split(self.batch)):
+            parts.append(self.answer(model, examples.read(part), data, quick))
+        return torch.cat(parts)
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Shares of right answers, on a sample."""
         examples, data = task.held_out, task.config.data
         chosen = spread(len(examples), self.quick if quick else self.most(data))
         mine = chosen[rank::world_size]
-        said = self.answers(task.model, examples, mine, data, quick=quick)
+        said = self.answers(task.model, examples, mine, data, quick)
         return class_totals(said, examples.labels[mine], examples.labels[chosen])
 
     def measure(self, run: Run, model: Any, found: Any, **options: Any) -> dict[str, Any]:
@@ -83,9 +89,11 @@ class Classifier(Kind):
         totals = class_totals(said, found.labels, found.labels)
         number = len(found.classes)
         confusion = (found.labels * number + said.argmax(1)).bincount(minlength=number**2)
+        shares = {name: total / count for name, (total, count) in totals.items()}
         return {
-            "top5": None,  # of five classes or fewer there are no top five
-            **{name: total / count for name, (total, count) in totals.items()},
+            "accuracy": shares["accuracy"],
+            "top5": shares.get("top5"),  # of five classes or fewer there are no top five
+            "balanced_accuracy": shares["balanced_accuracy"],
             "classes": found.classes,
             "confusion": confusion.view(number, number).tolist(),
             "images": len(found),
@@ -97,7 +105,7 @@ class Classifier(Kind):
         """The shares, then each class: how many there are, recall and precision."""
         width = max(len("class"), *map(len, score["classes"]))
         lines = heading(score, score["images"], self.things)
-        lines += [f"{label}  {value}" for label, value in shown(score, _LINES).items()]
+        lines += [f"{label:<17}  {value}" for label, value in shown(score, _ROWS).items()]
         lines += ["", f"{'class':<{width}}  {self.things:>9}  recall  precision"]
         counts = torch.tensor(score["confusion"]).double()
         right, said, there = counts.diag(), counts.sum(0), counts.sum(1)
@@ -129,11 +137,6 @@ class Classifier(Kind):
 def _share(part: Tensor, whole: Tensor) -> str:
     """A dash where there was nothing to be right about."""
     return f"{float(part / whole):.1%}" if whole else "-"
-
-
-def list_classes(classes: list[str]) -> str:
-    """The first twenty names."""
-    return ", ".join(classes[:20]) + (" ..." if len(classes) > 20 else "")
 
 
 def class_totals(logits: Tensor, labels: Tensor, all_labels: Tensor) -> Totals:

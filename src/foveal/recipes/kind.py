@@ -46,11 +46,12 @@ class Kind:
     does nothing.
 
     Attributes:
-        data: dataclass of the recipe's [data]; `path` names the data.
+        data: dataclass of the recipe's [data]; its `path` names the data.
         reader: opens them, unless `open` and `open_to_score` do.
         unit: what the model consumes, in the plural, for the speed: "tokens", "images".
         score: the metric of `evaluate` that describes a run.
         things: what the examples are called, in the plural.
+        limit: held-out examples that are scored at most, unless all are asked for; 0 is all.
         assets: what a run keeps because the model cannot be made without it; see `assets.FILES`.
         forms: label and format of the scores that a report opens with, by name.
         options: of `foveal evaluate`, those that this task alone knows.
@@ -63,6 +64,7 @@ class Kind:
     unit = "examples"
     score: str
     things = "examples"
+    limit = 0
     assets: tuple[str, ...] = ()
     forms: ClassVar[Mapping[str, tuple[str, str]]] = {}
     options: tuple[str, ...] = ()
@@ -73,10 +75,6 @@ class Kind:
     def open(self, data: Any) -> tuple[Any, Any]:
         """What is trained on, and what is held out to score on meanwhile."""
         return self.reader.pair(data)
-
-    def path(self, data: Any) -> str:
-        """What names the data."""
-        return str(getattr(data, "path", type(data).__name__))
 
     def make_assets(self, train: Any, data: Any) -> dict[str, Any]:
         """What the model is made of besides the settings; of that name in the data by default."""
@@ -104,26 +102,12 @@ class Kind:
         raise NotImplementedError
 
     def most(self, data: Any) -> int:
-        """Held-out examples that are scored at most, unless all are asked for; 0 is all."""
-        return 0
+        """The `limit`, where the settings say more."""
+        return self.limit
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """What a report should say about data and model besides its size."""
-        return self.describe(task)
-
-    def describe(self, task: KindTask, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The data with checksums, `more`, and how much is scored when a training ends."""
-        rows = {
-            label: f"{part.name}: {len(part):,} {self.things}, checksum {part.checksum()}"
-            for label, part in (("training data", task.train), ("held-out data", task.held_out))
-            if hasattr(part, "checksum")
-        }
-        rows |= more or {}
-        count, most = len(task.held_out), self.most(task.config.data)
-        if most and count > most:
-            told = f"a sample of {most:,} of {count:,} held-out {self.things}"
-            rows["scored at the end"] = told
-        return rows
+        """What a report should say about data and model besides their names and sizes."""
+        return {}
 
     def check_stages(self, task: KindTask) -> None:
         """Find what is wrong with the models that a run needs first, before they are trained."""
@@ -245,7 +229,17 @@ class KindTask:
     def facts(self) -> dict[str, str]:
         """What a report should say about the data and the model."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return {"parameters": f"{trained:,}", **self.kind.facts(self)}
+        rows, things = {"parameters": f"{trained:,}"}, self.kind.things
+        if names := self.assets.get("classes"):
+            rows["classes"] = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+        for label, part in (("training data", self.train), ("held-out data", self.held_out)):
+            if hasattr(part, "checksum"):
+                rows[label] = f"{part.name}: {len(part):,} {things}, checksum {part.checksum()}"
+        rows |= self.kind.facts(self)
+        count, most = len(self.held_out), self.kind.most(self.config.data)
+        if most and count > most:
+            rows["scored at the end"] = f"a sample of {most:,} of {count:,} held-out {things}"
+        return rows
 
 
 def find_kind(task: Any, where: str = "the settings") -> Kind:

@@ -50,7 +50,7 @@ def write_run_report(folder: Path) -> Path | None:
     return write_report(
         folder / REPORT,
         title=f"{Path(config.recipe).stem}: {config.model['name']}",
-        subtitle=f"foveal run {folder.name}, trained on {kind.path(config.data)}",
+        subtitle=f"foveal run {folder.name}, trained on {config.data.path}",
         headline=headline,
         sections=sections,
     )

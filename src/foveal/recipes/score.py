@@ -71,7 +71,7 @@ def evaluate(
             f"{run.config.task!r}; leave it out."
         )
     model, checkpoint = open_model(run, device)
-    named = kind.path(run.config.data) if data is None else data
+    named = run.config.data.path if data is None else data
     with showing("reading"), reading(f"data={named!r}"):
         found = kind.to_score(run, data, full, **options)
     started = time.perf_counter()

@@ -35,7 +35,6 @@ from foveal.training.progress import showing, tracked
 from foveal.training.task import Totals
 
 _QUICK_WINDOWS = 96
-_MOST_BYTES = 1_000_000  # scored when a training ends; `foveal evaluate` scores more
 _MOST_EVALUATED = 4_000_000
 _SCORING_TOKENS = {"cpu": 1 << 11}
 """Tokens that are scored at once, by type of device: what stays in a processor's caches."""
@@ -49,6 +48,7 @@ class Bytes(NextToken):
     data = TextConfig
     score = "bits_per_byte"
     things = trained = "bytes"
+    limit = 1_000_000  # when a training ends; `foveal evaluate` scores more
     must, seen = "a language model", "the bytes it predicts"
     forms: ClassVar = {"bits_per_byte": ("bits per byte, held out", "{:.3f}")}
     options = ("context", "stride", "max_bytes")
@@ -76,21 +76,17 @@ class Bytes(NextToken):
         """A window."""
         return data.context
 
-    def most(self, data: TextConfig) -> int:
-        """A megabyte."""
-        return _MOST_BYTES
-
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Bits per byte over 96 windows or a megabyte of them, spread evenly over the data."""
         context = task.config.data.context
-        limit = _QUICK_WINDOWS if quick else max(1, _MOST_BYTES // context)
+        limit = _QUICK_WINDOWS if quick else max(1, self.limit // context)
         return score_windows(
             task.model, task.held_out, context, limit=limit, rank=rank, world=world_size
         )
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Data, and the size of a window."""
-        return self.describe(task, {"context": f"{task.config.data.context} bytes"})
+        """The size of a window."""
+        return {"context": f"{task.config.data.context} bytes"}
 
     def finish(self, task: KindTask, folder: Path) -> None:
         """Write a few samples."""

@@ -145,7 +145,7 @@ class Dalle(Captions):
             "picture": f"{rows} x {columns} tokens, of {kinds:,} kinds ({math.log2(kinds):.1f} "
             "bits each if all were as likely)",
         }
-        return self.describe(task, told)
+        return super().facts(task) | told
 
     def finish(self, task: KindTask, folder: Path) -> None:
         """Draw a picture for some captions."""

@@ -77,7 +77,7 @@ class Clip(Captions):
     def facts(self, task: KindTask) -> dict[str, str]:
         """Data, and among how many captions one is found."""
         candidates = min(CANDIDATES, len(task.held_out))
-        return self.describe(task, {"retrieval": f"of one caption among {candidates}"})
+        return super().facts(task) | {"retrieval": f"of one caption among {candidates}"}
 
     def scores(self, run: Run, model: Any, found: CaptionedSet) -> dict[str, float]:
         """How often the right caption is found, and by chance."""

@@ -10,14 +10,12 @@ from torch.nn import functional as F
 
 from foveal.data.augment import to_floats
 from foveal.data.image_sources import PICTURES
-from foveal.data.images import AugmentedImages, ImageDataConfig, ImageSet
-from foveal.recipes.classify import Classifier, list_classes
+from foveal.data.images import AugmentedImages, ImageDataConfig
+from foveal.recipes.classify import Classifier
 from foveal.recipes.kind import KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
-from foveal.training.progress import tracked
 
 _MOST_PASSES = 10_000
-_SCORING_BATCH = 250
 _SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 
@@ -27,7 +25,7 @@ class Images(Classifier):
     reader = PICTURES
     data = ImageDataConfig
     unit, things = "images", "pictures"
-    quick = 1000
+    quick, batch = 1000, 250
 
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
         """The model of a configuration."""
@@ -49,26 +47,14 @@ class Images(Classifier):
         smoothing = task.config.data.label_smoothing
         return F.cross_entropy(model(images).float(), targets, label_smoothing=smoothing)
 
-    def answers(
-        self,
-        model: nn.Module,
-        examples: ImageSet,
-        index: Tensor,
-        data: ImageDataConfig,
-        *,
-        quick: bool = False,
-    ) -> Tensor:
-        """Shares (len(index), classes); of one view each where it shall be quick."""
-        parts = [torch.zeros(0, len(examples.classes))]
-        for part in tracked(index.split(_SCORING_BATCH)):
-            parts.append(probabilities(model, examples.read(part), 1 if quick else data.views))
-        return torch.cat(parts)
+    def answer(self, model: nn.Module, read: Tensor, data: ImageDataConfig, quick: bool) -> Tensor:
+        """Shares (batch, classes) of pictures; of one view each where it shall be quick."""
+        return probabilities(model, read, 1 if quick else data.views)
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Classes, data, and how large the pictures are."""
+        """How large the pictures are."""
         size = task.config.data.size
-        rows = self.describe(task, {"pictures": f"{size} x {size} pixels"})
-        return {"classes": list_classes(task.train.classes), **rows}
+        return {"pictures": f"{size} x {size} pixels"}
 
 
 KIND = Images()

@@ -96,7 +96,7 @@ class Pixels(NextToken):
         """Data, and how large the pictures are."""
         data = task.config.data
         size = f"{data.size} x {data.size} pixels, {data.length:,} values each"
-        return self.describe(task, {"pictures": size})
+        return {"pictures": size}
 
     def finish(self, task: KindTask, folder: Path) -> None:
         """Draw some pictures, and complete some."""

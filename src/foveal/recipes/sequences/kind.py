@@ -9,13 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.data.sequence_sources import SEQUENCES
-from foveal.data.sequences import SequenceDataConfig, SequenceSet
-from foveal.recipes.classify import Classifier, list_classes
+from foveal.data.sequences import SequenceDataConfig
+from foveal.recipes.classify import Classifier
 from foveal.recipes.kind import KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
-from foveal.training.progress import tracked
-
-_SCORING_BATCH = 32
 
 
 class Sequences(Classifier):
@@ -25,7 +22,7 @@ class Sequences(Classifier):
     data = SequenceDataConfig
     unit = things = "sequences"
     assets = ("classes", "num_tokens")
-    quick = 500
+    limit, quick, batch = 10_000, 500, 32
 
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
         """The model of a configuration."""
@@ -36,10 +33,6 @@ class Sequences(Classifier):
             max_seq_len=config.data.length,
         )
 
-    def most(self, data: SequenceDataConfig) -> int:
-        """10,000 sequences."""
-        return 10_000
-
     def loss(
         self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]
     ) -> Tensor:
@@ -48,30 +41,17 @@ class Sequences(Classifier):
         return F.cross_entropy(model(tokens, mask).float(), labels)
 
     @torch.no_grad()
-    def answers(
-        self,
-        model: nn.Module,
-        examples: SequenceSet,
-        index: Tensor,
-        data: SequenceDataConfig,
-        *,
-        quick: bool = False,
-    ) -> Tensor:
-        """Logits (len(index), classes)."""
+    def answer(self, model: nn.Module, read: Any, data: SequenceDataConfig, quick: bool) -> Tensor:
+        """Logits (batch, classes) of tokens and mask (batch, length)."""
         device = next(model.parameters()).device
-        parts = [torch.zeros(0, len(examples.classes))]
-        for part in tracked(index.split(_SCORING_BATCH)):
-            tokens, mask = examples.read(part)
-            parts.append(model(tokens.to(device), mask.to(device)).float().cpu())
-        return torch.cat(parts)
+        return model(*(part.to(device) for part in read)).float().cpu()
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Classes, data, and how long the sequences are."""
+        """How long the sequences are."""
         lengths = [len(row) for row in task.train.sequences]
         mean = sum(lengths) / len(lengths)
-        told = f"{mean:,.0f} tokens on average, at most {task.config.data.length:,}"
-        rows = self.describe(task, {"length": told})
-        return {"classes": list_classes(task.train.classes), **rows}
+        most = task.config.data.length
+        return {"length": f"{mean:,.0f} tokens on average, at most {most:,}"}
 
 
 KIND = Sequences()

@@ -66,7 +66,7 @@ class VAE(Captioned):
         model: Any = task.model
         rows, columns = model.grid
         tokens = f"{rows} x {columns}, of {model.num_tokens:,} kinds"
-        return self.describe(task, {"tokens of a picture": tokens})
+        return super().facts(task) | {"tokens of a picture": tokens}
 
     def finish(self, task: KindTask, folder: Path) -> None:
         """Draw rows of held-out pictures, each above a row of what comes back."""
