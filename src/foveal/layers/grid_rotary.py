@@ -82,7 +82,7 @@ class GridRotary(Positions):
 
     def forward(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
         """As in Positions, for a stride of 1: x (batch, tokens, heads, dim_head) -> same."""
-        return self.rotation(x.device)(x, offset)
+        return self.rotation(x.device).at(offset, x.shape[1]).turn(x)
 
     def rotation(self, device: torch.device) -> Rotation:
         """That of all positions, on a device."""

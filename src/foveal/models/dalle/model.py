@@ -191,7 +191,7 @@ class DALLE(Drawing, Model):
         self, batch: int, max_length: int | None = None, device: Device = None
     ) -> DecodingState:
         """An empty decoding state for `batch` rows of a whole text and picture."""
-        return self.transformer.make_cache(batch, device)
+        return self.transformer.make_cache(batch, device=device)
 
     @torch.no_grad()
     def prefill(
