@@ -8,11 +8,10 @@ import foveal
 from foveal import patterns as P
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.reversible import ReversibleSequence
-from foveal.ops import native
+from foveal.ops import PyramidBias, native
 from foveal.ops.bias import WindowBias
 from foveal.ops.fused import fused_attention
 from foveal.ops.pooling import pool_keys
-from foveal.ops.pyramid import PyramidBias
 from foveal.testing import assert_close, dense_attention
 
 # torch's own rules for forward mode

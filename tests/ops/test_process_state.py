@@ -8,8 +8,8 @@ import torch
 
 import foveal
 from foveal import patterns as P
+from foveal.ops import PyramidBias
 from foveal.ops.bias import WindowBias
-from foveal.ops.pyramid import PyramidBias
 from foveal.testing import assert_close, dense_attention
 
 EMPTY = torch.tensor([[1, 0, 1], [1, 0, 0], [1, 0, 1]])  # nobody reads the second block
@@ -51,9 +51,9 @@ STATES = {
 
 def forget():
     from foveal.ops import bias, tiled
-    from foveal.patterns import base, pyramid_tiles
+    from foveal.patterns import base, joined
 
-    for one in (base._cached_tiles, tiled.plan, bias.window_columns, pyramid_tiles._clusters):
+    for one in (base._cached_tiles, tiled.plan, bias.window_columns, joined._clusters):
         one.cache_clear()
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from foveal.caches.stores import Log, Ring
 from foveal.common.memo import remember
 from foveal.ops.rows_without_keys import open_dead_rows
-from foveal.patterns import Full, Pattern, Pyramid, SlidingWindow
-from foveal.patterns.subclasses import is_a
+from foveal.patterns import Full, Pattern, SlidingWindow
 
 
 class AttentionCache:
@@ -82,9 +81,10 @@ class AttentionCache:
                 f"pattern must be causal to be decoded a token at a time, got {pattern}; "
                 "use its causal form."
             )
-        if is_a(pattern, Pyramid):
+        if pattern.pools:
             raise ValueError(
-                f"an AttentionCache cannot pool keys for {pattern}; use PyramidCache."
+                f"an AttentionCache holds keys one by one, but {pattern} pools them; for a "
+                "Pyramid use PyramidCache."
             )
         sizes = {"batch": batch, "kv_heads": kv_heads, "head_dim": head_dim}
         if max_length is not None:

@@ -2,7 +2,7 @@
 
 from foveal.common.lazy import import_beside
 from foveal.ops.attend import attend
-from foveal.ops.bias import PyramidBias, WindowBias
+from foveal.ops.bias import PyramidBias, TableBias, WindowBias
 from foveal.ops.explain import Explanation, explain
 from foveal.ops.merge import merge
 from foveal.ops.pyramid import pyramid_attend
@@ -13,6 +13,7 @@ __all__ = [
     "Explanation",
     "merge",
     "WindowBias",
+    "TableBias",
     "PyramidBias",
     "pyramid_attend",
 ]

@@ -66,7 +66,7 @@ def attend(
         v: (batch, kv_heads, n_keys, head_dim_v).
         pattern: who attends to whom; positions count from 0 in both queries and keys.
         bias: added to the logits: floating, broadcastable to (batch, heads, n_queries, n_keys), or
-            a WindowBias (Halo) or PyramidBias (Pyramid), which are computed inside the tiles. A
+            a WindowBias (Halo) or TableBias (Pyramid), which are computed inside the tiles. A
             pair at -inf does not exist; the lowest number of a dtype is a number like any other.
         key_mask: (batch, n_keys) bool, True = real key. A query left without any key gives
             zeros, never NaN, and passes no gradient. A Pyramid with coarse queries, where there

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.memo import remember
-from foveal.patterns import Halo, Pattern, Pyramid
+from foveal.patterns import Halo, Pattern
 from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup
 
@@ -93,35 +93,50 @@ class WindowBias(NamedTuple):
         return total
 
 
-class PyramidBias(NamedTuple):
-    """Hierarchical relative positions: one table that all levels share.
+class TableBias(NamedTuple):
+    """Relative positions by a table: `pattern.bias_place` says which row a pair gains.
 
-    The logit of a query and a key cluster of level l gains
-    `table[key // 2^l - query // 2^l + 2 * block_size - 1]`.
+    Of a Pyramid, all levels share the table: the logit of a query and a key cluster of level l
+    gains `table[key // 2^l - query // 2^l + 2 * block_size - 1]`.
 
-    table: (4 * block_size - 1, heads), or (..., 1) for all heads alike.
+    table: (pattern.bias_size, heads), or (..., 1) for all heads alike; 4 * block_size - 1 rows of
+        a Pyramid.
     """
 
     table: Tensor
 
     def check(self, q: Tensor, pattern: Pattern) -> None:
         """Raise ValueError if it does not fit queries (batch, heads, n_queries, head_dim)."""
-        if not is_a(pattern, Pyramid):
+        if not pattern.biased_by_table or pattern.heads is not None:
             raise ValueError(
-                f"a PyramidBias needs a Pyramid pattern, got {pattern}; pass a tensor bias."
+                "a TableBias (PyramidBias) needs a pattern that is biased_by_table, such as a "
+                f"Pyramid, got {pattern}; pass a tensor bias."
             )
         rows, heads = pattern.bias_size, q.shape[1]
         if not isinstance(self.table, Tensor) or not self.table.dtype.is_floating_point:
             kind = getattr(self.table, "dtype", type(self.table).__name__)
-            raise ValueError(f"PyramidBias.table must be a floating tensor, got {kind}.")
+            raise ValueError(f"TableBias.table must be a floating tensor, got {kind}.")
         if tuple(self.table.shape) not in ((rows, heads), (rows, 1)):
             raise ValueError(
-                f"PyramidBias.table must be (4 * block_size - 1, heads or 1) = ({rows}, {heads} "
-                f"or 1), got {tuple(self.table.shape)}."
+                f"TableBias.table must be (bias_size, heads or 1) = ({rows}, {heads} or 1) for "
+                f"{pattern}, got {tuple(self.table.shape)}."
             )
 
+    def by_head(self) -> Tensor:
+        """The table as engines take it: (1, heads or 1, 1, rows)."""
+        return self.table.T[None, :, None]
 
-Bias = Tensor | WindowBias | PyramidBias
+    def dense(self, pattern: Pattern, n_queries: int, n_keys: int) -> Tensor:
+        """The same bias as a (1, heads or 1, n_queries, n_keys) tensor."""
+        q = torch.arange(n_queries, device=self.table.device)[:, None]
+        k = torch.arange(n_keys, device=self.table.device)
+        return self.table[pattern.bias_place(q, k)].permute(2, 0, 1)[None]
+
+
+PyramidBias = TableBias
+"""A TableBias by the name that it has for a Pyramid."""
+
+Bias = Tensor | WindowBias | TableBias
 """What `attend` takes as a bias."""
 
 

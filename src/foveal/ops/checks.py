@@ -9,10 +9,9 @@ from torch import Tensor
 
 from foveal.common.checks import as_bool, as_number
 from foveal.common.memo import remember
-from foveal.ops.bias import Bias, PyramidBias, WindowBias
+from foveal.ops.bias import Bias, TableBias, WindowBias
 from foveal.ops.work import Work
-from foveal.patterns import Pattern, Pyramid
-from foveal.patterns.subclasses import is_a
+from foveal.patterns import Pattern
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -102,17 +101,17 @@ def _check_dropout(dropout_p: Any) -> None:
 def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
     if q.ndim != 4 or k.ndim != 4:
         return  # which `check_sizes` says
-    if isinstance(bias, WindowBias | PyramidBias):
-        if is_a(pattern, Pyramid) and isinstance(bias, WindowBias):
+    if isinstance(bias, WindowBias | TableBias):
+        if pattern.biased_by_table and isinstance(bias, WindowBias):
             _refuse_bias(bias, pattern)
         bias.check(q, pattern)
         return
     if not isinstance(bias, Tensor):
         raise TypeError(
-            "bias must be a tensor, a WindowBias or a PyramidBias, got "
+            "bias must be a tensor, a WindowBias or a TableBias (PyramidBias), got "
             f"{type(bias).__name__} {bias!r:.60}."
         )
-    if is_a(pattern, Pyramid):
+    if pattern.biased_by_table or pattern.pools:
         _refuse_bias(bias, pattern)
     if bias.dtype not in DTYPES:
         raise ValueError(
@@ -125,7 +124,8 @@ def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
 
 def _refuse_bias(bias: Bias, pattern: Pattern) -> None:
     raise ValueError(
-        f"a Pyramid takes a PyramidBias or none, got bias={type(bias).__name__} with {pattern}."
+        f"{type(pattern).__name__} takes a TableBias (PyramidBias) or none, got "
+        f"bias={type(bias).__name__} with {pattern}."
     )
 
 

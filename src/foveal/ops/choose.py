@@ -15,7 +15,7 @@ from foveal.ops.dense import MOST_PAIRS, is_causal_or_all, written_out
 from foveal.ops.implementations import IMPLEMENTATIONS
 from foveal.ops.trust import ask_once
 from foveal.ops.work import Work
-from foveal.patterns import Full, Pyramid
+from foveal.patterns import Full
 from foveal.patterns.subclasses import is_a
 
 IMPLS = tuple(IMPLEMENTATIONS)
@@ -59,8 +59,8 @@ def is_settled(work: Work, name: str) -> bool:
 def ranking(work: Work) -> tuple[Choice, ...]:
     """The implementations worth trying for a call, the best first; its sizes are checked."""
     check_sizes(work)
-    if is_a(work.pattern, Pyramid):
-        return _pyramid(work)
+    if work.pattern.pools:
+        return _pooled(work)
     if work.bias == "window":
         return _windowed(work)
     if not work.square:
@@ -77,8 +77,8 @@ def ranking(work: Work) -> tuple[Choice, ...]:
 
 def ranking_of_symbols(work: Work) -> tuple[Choice, ...]:
     """The same while a graph is traced: lengths may be symbols, and estimates are none."""
-    if is_a(work.pattern, Pyramid):
-        return _pyramid(work)
+    if work.pattern.pools:
+        return _pooled(work)
     if work.bias == "window":
         return _windowed(work)
     if not work.square:
@@ -95,7 +95,7 @@ def _tiles(reason: str) -> tuple[Choice, ...]:
     return Choice("native", reason), Choice("tiled", reason)
 
 
-def _pyramid(work: Work) -> tuple[Choice, ...]:
+def _pooled(work: Work) -> tuple[Choice, ...]:
     tiles = _tiles("keys are pooled into levels, which only a tile plan knows")
     if work.exporting:
         return tiles[1:]

@@ -13,8 +13,7 @@ from foveal.common.processor import ProcessorClass, processor_class
 from foveal.ops.dense import is_causal_or_all, written_out
 from foveal.ops.tiled import CHUNK
 from foveal.ops.work import Work
-from foveal.patterns import Full, Pattern, Pyramid
-from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns import Full, Pattern
 from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import Tiling
 
@@ -88,9 +87,9 @@ def _mean_visited(heads: tuple[Pattern, ...], n_queries: int, n_keys: int) -> in
 
 
 def tiling(pattern: Pattern, n_queries: int, n_keys: int) -> Tiling:
-    """The plan that is computed; that of a Pyramid reads the keys of all levels side by side."""
-    if is_a(pattern, Pyramid):
-        levels = _PyramidTiles(pattern, n_queries, n_keys)
+    """The plan that is computed; of pooled keys it reads those of all levels side by side."""
+    if pattern.pools:
+        levels = pattern.joined(n_queries, n_keys)
         return levels.tiles(levels.num_joined_keys)
     return pattern.tiles(n_keys)
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from foveal.common.processor import fast_dtype
-from foveal.ops.bias import PyramidBias, WindowBias, finite
+from foveal.ops.bias import TableBias, WindowBias, finite
 from foveal.ops.define import is_beyond_functions
 from foveal.ops.fused import fused_attention, make_differentiable
 from foveal.ops.masks import Mask, build, is_all, mask_of
 from foveal.ops.reference import masked_attention, without_unread
 from foveal.ops.work import Call, Prepared, Result, Work
-from foveal.patterns import Full, Halo, Pyramid
+from foveal.patterns import Full, Halo
 from foveal.patterns.subclasses import is_a
 
 MOST_PAIRS = 1 << 24
@@ -28,15 +28,17 @@ MOST_PAIRS = 1 << 24
 
 def refuses(work: Work) -> str | None:
     """The reason why dense attention cannot do a call, or None."""
-    if is_a(work.pattern, Pyramid):
-        return "it cannot pool keys into the levels of a Pyramid"
+    if work.pattern.pools:
+        return "it cannot pool keys into levels"
     return "it returns no log-sum-exp, got return_lse=True" if work.lse else None
 
 
 def written_out(work: Work) -> int:
     """How many numbers, of masks or scores, a call would hold at one time if done at once."""
     pairs = work.q[2] * work.k[2]
-    if work.dropout or work.bias_grad or work.bias == "window":  # no fused kernel knows them
+    if (
+        work.dropout or work.bias_grad or work.bias in ("window", "table")
+    ):  # no fused kernel knows them
         return work.heads * pairs
     count = 1 if is_causal_or_all(work) else pairs * (work.pattern.heads or 1)
     if work.key_mask:
@@ -104,12 +106,13 @@ def prepared(work: Work) -> Prepared | None:
 
 
 def by_definition(call: Call) -> tuple[Tensor, Tensor]:
-    """A call that has no Pyramid by `masked_attention`: all scores of all pairs."""
+    """A call without pooled keys by `masked_attention`: all scores of all pairs."""
     work, bias = call.work, call.bias
     if isinstance(bias, WindowBias):
         assert isinstance(work.pattern, Halo)
         bias = bias.dense(work.pattern, work.k[2])
-    assert not isinstance(bias, PyramidBias)
+    elif isinstance(bias, TableBias):
+        bias = bias.dense(work.pattern, work.q[2], work.k[2])
     return masked_attention(
         *call[1:4],
         work.pattern.mask(work.q[2], work.k[2], call.q.device),
@@ -156,7 +159,8 @@ def _rows(call: Call, first: int, count: int) -> Tensor:
     if isinstance(bias, WindowBias):
         assert isinstance(work.pattern, Halo)
         bias = bias.dense(work.pattern, work.k[2])
-    assert not isinstance(bias, tuple)
+    elif isinstance(bias, TableBias):
+        bias = bias.dense(work.pattern, work.q[2], work.k[2])
     found = _mask(call, first, count)
     if not whole:
         call = call._replace(q=call.q[:, :, first : first + count])

@@ -93,7 +93,7 @@ def explain(
         num_queries: queries; as many as the pattern has for its keys when None.
         head_dim_v: features of values; head_dim when None.
         bias: the shape of a tensor that is added to the logits, which needs a gradient as q does.
-        pyramid_bias: the call has a PyramidBias.
+        pyramid_bias: the call has a TableBias, by its other name a PyramidBias.
         key_mask, dropout, return_lse: whether the call has them.
 
     Raises:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from foveal.ops import dense, flex, native, triton
-from foveal.ops.bias import PyramidBias, WindowBias
+from foveal.ops.bias import TableBias, WindowBias
 from foveal.ops.operator import Attention
 from foveal.ops.pyramid import pyramid_attend, pyramid_reference
 from foveal.ops.tiled_op import tiled_attend
 from foveal.ops.work import Call, Prepared, Result, Work
-from foveal.patterns import Halo, Pyramid
-from foveal.patterns.subclasses import is_a
+from foveal.patterns import Halo
 
 
 class Implementation(Protocol):
@@ -46,7 +45,7 @@ class Reference:
     name = "reference"
 
     def refuses(self, work: Work) -> str | None:
-        if is_a(work.pattern, Pyramid) and work.compiling:
+        if work.pattern.pools and work.compiling:
             return "its definition asks for values, which the compiler does not have"
         return None
 
@@ -54,8 +53,8 @@ class Reference:
         return True
 
     def run(self, call: Call) -> Result:
-        if is_a(call.pattern, Pyramid):
-            return _of_pyramid(pyramid_reference, call)
+        if call.pattern.pools:
+            return _of_pooled(pyramid_reference, call)
         return dense.by_definition(call)
 
     def prepared(self, work: Work) -> Prepared | None:
@@ -83,7 +82,7 @@ class Dense:
 class Planned:
     """What works from a tile plan: an engine behind an operator, head by head where they differ.
 
-    Keys and values of a Pyramid are laid side by side at all levels, then it is an ordinary call.
+    Pooled keys and values are laid side by side at all levels, then it is an ordinary call.
     """
 
     name: str
@@ -103,20 +102,19 @@ class Planned:
 
     def run(self, call: Call) -> Result:
         work, bias = call.work, call.bias
-        if is_a(work.pattern, Pyramid):
-            return _of_pyramid(functools.partial(pyramid_attend, engine=self.engine), call)
+        if work.pattern.pools:
+            return _of_pooled(functools.partial(pyramid_attend, engine=self.engine), call)
         if work.pattern.heads is not None and not self.takes_heads:
             return _by_head(self.engine, call)
         if isinstance(bias, WindowBias) and not self.takes_any_window:
             bias = _whole_rows(work, bias)
-        assert not isinstance(bias, PyramidBias)
+        elif isinstance(bias, TableBias):
+            bias = bias.by_head()
         rest = (bias, call.key_mask, call.scale, call.dropout_p, work.lse)
         return self.engine(call.q, call.k, call.v, work.pattern, *rest)
 
     def prepared(self, work: Work) -> Prepared | None:
-        if is_a(work.pattern, Pyramid) or (
-            work.pattern.heads is not None and not self.takes_heads
-        ):
+        if work.pattern.pools or (work.pattern.heads is not None and not self.takes_heads):
             return None
         engine = self.engine
         return lambda q, k, v, pattern, key_mask, scale: engine(
@@ -169,8 +167,8 @@ class Triton(Planned):
         self.engine = triton.triton_attend
 
     def lacks(self, work: Work) -> str | None:
-        if is_a(work.pattern, Pyramid):
-            return "it cannot pool keys into the levels of a Pyramid"
+        if work.pattern.pools:
+            return "it cannot pool keys into levels"
         head_dim = max(work.q[3], work.v[3])
         return triton.why_not(
             work.device.type, work.dtype, work.pattern, head_dim, work.bias, work.dropout
@@ -202,8 +200,8 @@ class Flex(Planned):
         return flex.trusted(work.pattern, work.k[2], dims, work.dtype, str(work.device))
 
 
-def _of_pyramid(run: Callable[..., Result], call: Call) -> Result:
-    """A call with a Pyramid, by its definition or by an engine."""
+def _of_pooled(run: Callable[..., Result], call: Call) -> Result:
+    """A call whose keys are pooled, by its definition or by an engine."""
     assert not isinstance(call.bias, Tensor | WindowBias)
     return run(
         *call[1:4],
@@ -217,7 +215,7 @@ def _of_pyramid(run: Callable[..., Result], call: Call) -> Result:
 
 
 def query_mask(call: Call) -> Tensor | None:
-    """The queries of a Pyramid that are real: the keys that are, where they are as many."""
+    """The queries that are real: the keys that are, where they are as many."""
     return call.key_mask if call.work.q[2] == call.work.k[2] else None
 
 
@@ -233,7 +231,7 @@ def _whole_rows(work: Work, bias: WindowBias) -> WindowBias | Tensor:
 def _by_head(engine: Attention, call: Call) -> Result:
     """Heads with layouts of their own, one after the other."""
     work, bias = call.work, call.bias
-    assert not isinstance(bias, PyramidBias | WindowBias)
+    assert not isinstance(bias, TableBias | WindowBias)
     repeats = work.q[1] // work.k[1]
     parts = []
     for head, pattern in enumerate(work.pattern.per_head()):

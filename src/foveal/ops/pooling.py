@@ -1,4 +1,4 @@
-"""Keys and values of a Pyramid at all levels, side by side in one tensor.
+"""Keys and values that are pooled at all levels, side by side in one tensor.
 
 Pooling is linear in what it pools, so its backward pass needs nothing but the weights; every level
 is written where it will be read, since new memory costs more than the means.

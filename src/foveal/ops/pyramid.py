@@ -1,6 +1,6 @@
-"""attend() on a Pyramid: keys and values of all levels side by side, one softmax over them.
+"""attend() on pooled keys: keys and values of all levels side by side, one softmax over them.
 
-Every level's clusters are laid into one long tensor, in which the tile plan of `_PyramidTiles`
+Every level's clusters are laid into one long tensor, in which the tile plan of `pattern.joined`
 says who reads what. With fine queries a single pass of the tiled engine then is the whole
 attention; with coarse ones the levels come back at their own lengths and are merged upwards.
 """
@@ -10,24 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import PyramidBias
+from foveal.ops.bias import TableBias
 from foveal.ops.merge import merge
 from foveal.ops.operator import Attention
 from foveal.ops.pooling import pool_keys, pool_queries
 from foveal.ops.reference import without_unread
 from foveal.ops.rows_without_keys import softmax_rows
 from foveal.ops.tiled_op import tiled_attend
-from foveal.patterns import Pyramid
-from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns import Pattern
 
 
 def pyramid_attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    pattern: Pyramid,
+    pattern: Pattern,
     *,
-    bias: PyramidBias | None = None,
+    bias: TableBias | None = None,
     key_mask: Tensor | None = None,
     query_mask: Tensor | None = None,
     scale: float | None = None,
@@ -50,17 +49,17 @@ def pyramid_attend(
         (out, lse) as `attend` returns them.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    plan = _PyramidTiles(pattern, q.shape[2], k.shape[2])
+    plan = pattern.joined(q.shape[2], k.shape[2])
     if not q.shape[2] or not k.shape[2]:
         dtype = torch.promote_types(q.dtype, torch.float32)
         empty = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
         return q.new_zeros((*q.shape[:3], v.shape[-1])), empty
     keys = pool_keys(k, v, key_mask, plan.levels, plan.unit)
-    table = None if bias is None else bias.table.T[None, :, None]
+    table = None if bias is None else bias.by_head()
     rest = (table, keys.gain.expand(q.shape[0], -1), scale, dropout_p)
     if not plan.coarse:
         return engine(q, keys.k, keys.v, plan, *rest)
-    queries = pool_queries(q, query_mask, plan.levels, first=pattern.causal)
+    queries = pool_queries(q, query_mask, plan.levels, first=pattern.is_causal)
     out, lse = engine(torch.cat(queries, 2), keys.k, keys.v, plan, *rest)
     sizes = [part.shape[2] for part in queries]
     return _merge_upwards(out.split(sizes, 2), lse.split(sizes, 2))
@@ -83,9 +82,9 @@ def pyramid_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    pattern: Pyramid,
+    pattern: Pattern,
     *,
-    bias: PyramidBias | None = None,
+    bias: TableBias | None = None,
     key_mask: Tensor | None = None,
     query_mask: Tensor | None = None,
     scale: float | None = None,
@@ -113,8 +112,8 @@ def _dense_logits(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    pattern: Pyramid,
-    bias: PyramidBias | None,
+    pattern: Pattern,
+    bias: TableBias | None,
     key_mask: Tensor | None,
     query_mask: Tensor | None,
     scale: float,
@@ -122,23 +121,22 @@ def _dense_logits(
     """Logits of all pairs of fine tokens (batch, heads, n_queries, n_keys), -inf = no pair."""
     n, m = q.shape[2], k.shape[2]
     i, j = torch.arange(n, device=q.device)[:, None], torch.arange(m, device=q.device)[None]
-    count = pattern.num_levels(max(n, m))
+    plan = pattern.joined(n, m)
+    count = plan.levels
     pooled = pool_keys(k, v, key_mask, count)
     keys = [pooled.level(pooled.k, number) for number in range(count)]
     queries = [q] * count
-    if pattern.queries == "coarse":
-        queries = pool_queries(q, query_mask, count, first=pattern.causal)
+    if plan.coarse:
+        queries = pool_queries(q, query_mask, count, first=pattern.is_causal)
     level = pattern.level(i, j)
     logits = q.new_full((*q.shape[:3], m), -torch.inf)
     for at, (q_at, k_at) in enumerate(zip(queries, keys, strict=True)):
-        shared = 1 << at if pattern.queries == "coarse" else 1
+        shared = 1 << at if plan.coarse else 1
         scores = q_at.repeat_interleave(shared, 2)[:, :, :n] * scale
         scores = scores @ k_at.repeat_interleave(1 << at, 2)[:, :, :m].mT
         if bias is not None:
-            place = ((j >> at) - (i >> at) + 2 * pattern.block_size - 1).clamp(
-                0, pattern.bias_size - 1
-            )
-            scores = scores + bias.table[place].permute(2, 0, 1).to(scores.dtype)
+            row = plan.bias_row(at, plan.cluster_of(i, at), j >> at)
+            scores = scores + bias.table[row].permute(2, 0, 1).to(scores.dtype)
         logits = torch.where((level == at) & pattern.allows(i, j), scores, logits)
     if key_mask is not None:
         logits = logits.masked_fill(~key_mask[:, None, None], -torch.inf)

@@ -36,7 +36,7 @@ def agrees(
 
     Args:
         name: what the warning calls the engine.
-        pattern, n_keys: the problem; of a Pyramid both engines get the fine tokens.
+        pattern, n_keys: the problem; of pooled keys both engines get the fine tokens.
         dims: features of queries and keys, and of values.
         window: (height, width) of a WindowBias, or None.
     """

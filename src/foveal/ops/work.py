@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foveal.ops.bias import PyramidBias, WindowBias
-from foveal.patterns import Pattern, Pyramid
-from foveal.patterns.subclasses import is_a
+from foveal.ops.bias import TableBias, WindowBias
+from foveal.patterns import Pattern
 
 Sizes = tuple[int, ...]
 
@@ -20,7 +19,7 @@ class Work(NamedTuple):
 
     q, k, v: the shapes of the tensors, (batch, heads, length, features).
     bias: None; "tensor", whose shape with four dimensions is `bias_shape`; "window" for a
-        WindowBias; "table" for a PyramidBias.
+        WindowBias; "table" for a TableBias.
     bias_grad, requires_grad: gradients are wanted, of the bias, or of anything.
     threads: of the processor; 0 while compiling, where sizes may be symbols.
     """
@@ -54,7 +53,7 @@ class Work(NamedTuple):
     @property
     def square(self) -> bool:
         """Whether there are as many queries as the pattern has for these keys."""
-        if is_a(self.pattern, Pyramid):  # whose queries and keys may differ in number
+        if self.pattern.pools:  # whose queries and keys may differ in number
             return True
         return self.q[2] == self.pattern.num_queries(self.k[2])
 
@@ -79,7 +78,7 @@ class Call(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    bias: Tensor | WindowBias | PyramidBias | None
+    bias: Tensor | WindowBias | TableBias | None
     key_mask: Tensor | None
     scale: float
     dropout_p: float
@@ -104,7 +103,7 @@ def work_of(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    bias: Tensor | WindowBias | PyramidBias | None,
+    bias: Tensor | WindowBias | TableBias | None,
     key_mask: Tensor | None,
     dropout_p: float,
     return_lse: bool,
@@ -135,12 +134,12 @@ def work_of(
     )
 
 
-def _bias(bias: Tensor | WindowBias | PyramidBias | None) -> tuple[str | None, Sizes, bool]:
+def _bias(bias: Tensor | WindowBias | TableBias | None) -> tuple[str | None, Sizes, bool]:
     """(kind, shape with four dimensions, whether it may need a gradient)"""
     if bias is None:
         return None, (), False
     if isinstance(bias, WindowBias):
         return "window", (), bias.rows.requires_grad or bias.columns.requires_grad
-    if isinstance(bias, PyramidBias):
+    if isinstance(bias, TableBias):
         return "table", (), bias.table.requires_grad
     return "tensor", (1,) * (4 - bias.ndim) + tuple(bias.shape), bias.requires_grad

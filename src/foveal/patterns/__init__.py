@@ -8,6 +8,7 @@ from foveal.patterns.combine import Intersection, Union
 from foveal.patterns.fixed import Fixed
 from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
+from foveal.patterns.joined import Joined
 from foveal.patterns.neighborhood import Neighborhood
 from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.shorten import Shorten
@@ -32,6 +33,7 @@ __all__ = [
     "Shorten",
     "Union",
     "Intersection",
+    "Joined",
     "Tiling",
     "TileGroup",
     "Grid",

@@ -170,11 +170,37 @@ class Pattern:
     """Whether every query reads at least one key at any length (class attribute)."""
 
     biased_by_table = False
-    """Whether a bias is a table whose rows `bias_place` picks (class attribute)."""
+    """Whether a bias is a table of `bias_size` rows that `bias_place` picks (class attribute)."""
+
+    @property
+    def bias_size(self) -> int:
+        """Rows of a table of biases; only where `biased_by_table`."""
+        raise NotImplementedError(f"{type(self).__name__} has no table of biases.")
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         """Row of a bias table for each pair; both broadcast. See `biased_by_table`."""
         raise NotImplementedError(f"{type(self).__name__} has no table of biases.")
+
+    # -- pooled keys ------------------------------------------------------------------------
+
+    pools = False
+    """Whether queries read means of clusters of keys, as `level` says (class attribute)."""
+
+    def level(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        """Level at which each pair meets (broadcast shape, int64): as one of 2^level keys.
+
+        A query reads an aligned run of 2^level keys at this level altogether, or not at all.
+        """
+        return torch.zeros_like(q_idx + k_idx)
+
+    def num_levels(self, length: int) -> int:
+        """Levels that pairs of a sequence of `length` tokens meet at, level 0 included."""
+        return 1
+
+    def joined(self, n_queries: int, n_keys: int) -> Any:
+        """Who reads whom where the keys of all levels stand side by side: a `Joined`."""
+        # by name, for that class is made of this one
+        return registry.lookup("foveal.patterns.joined:_ByLevel")(self, n_queries, n_keys)
 
     # -- definition -------------------------------------------------------------------------
 
@@ -318,7 +344,12 @@ class Pattern:
     # -- counting ---------------------------------------------------------------------------
 
     def num_pairs(self, length: int) -> int:
-        """Allowed (query, key) pairs at this length, summed over `heads` where they differ."""
+        """Allowed (query, key) pairs at this length, summed over `heads` where they differ.
+
+        Of a pattern that pools, pairs of a query (or its cluster) and a cluster of keys.
+        """
+        if self.pools:
+            return self.joined(length, length).num_pairs(length)
         return sum(one.tiles(length).num_pairs for one in self.per_head())
 
     # -- in a notebook ----------------------------------------------------------------------

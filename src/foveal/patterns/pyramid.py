@@ -43,6 +43,8 @@ class Pyramid(Pattern):
     queries: str | None = None
 
     always_reads = True
+    pools = True
+    biased_by_table = True
 
     def __post_init__(self) -> None:
         self._check_ints(1, "block_size")
@@ -102,6 +104,5 @@ class Pyramid(Pattern):
         both = torch.ones(shape, dtype=torch.bool, device=q_first.device)
         return both, both
 
-    def num_pairs(self, length: int) -> int:
-        """Scores that are computed: (query or its cluster, key cluster) pairs of all levels."""
-        return _PyramidTiles(self, length, length).num_pairs(length)
+    def joined(self, n_queries: int, n_keys: int) -> _PyramidTiles:
+        return _PyramidTiles(self, n_queries, n_keys)

@@ -1,9 +1,6 @@
 """The tile plan of a Pyramid, over keys (and coarse queries) of all levels laid side by side.
 
-Legend: level l has clusters of 2^l tokens. A *unit* is the run of clusters that is read or left
-out as a whole: half a block for adjacent neighbours, a block for siblings. The keys of level l
-form a section of whole units; after the last section stands one unit that is never read, to which
-tiles refer where the sequence has no keys.
+A unit is half a block of clusters for adjacent neighbours, a block for siblings.
 """
 
 from __future__ import annotations
@@ -14,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.common.memo import remember
-from foveal.patterns.base import Pattern
+from foveal.patterns.joined import Joined
 from foveal.patterns.tiling import MAX_TILE, Grid, Runs, TileGroup, Tiling
 
 
@@ -35,162 +31,35 @@ def _meet(pyramid: Any, level: Tensor | int, query: Tensor, key: Tensor) -> Tens
     return meets & torch.where(fine, key <= query, c < a) if pyramid.causal else meets
 
 
-@dataclass(frozen=True, eq=False)
-class Clusters:
-    """`_PyramidTiles.allows` with its tables: the level and cluster at each joined position.
-
-    key_level, key_cluster: (joined keys,) int32; a key without tokens stands far from all others.
-    query_level, query_cluster: (joined queries,) int32; None for fine queries, which have a
-        cluster at every level.
-    """
-
-    pyramid: Any
-    key_level: Tensor
-    key_cluster: Tensor
-    query_level: Tensor | None
-    query_cluster: Tensor | None
-
-    @property
-    def exists(self) -> Tensor:
-        """(joined keys,) bool: keys that hold at least one token."""
-        return self.key_cluster >= 0
-
-    def __call__(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        level, key = self.key_level[k_idx], self.key_cluster[k_idx]
-        meets = _meet(self.pyramid, level, self._query(q_idx, level), key)
-        return meets if self.query_level is None else meets & (self.query_level[q_idx] == level)
-
-    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        """Row of the table for each pair, of joined positions that broadcast."""
-        level, key = self.key_level[k_idx], self.key_cluster[k_idx]
-        offset = key - self._query(q_idx, level) + 2 * self.pyramid.block_size - 1
-        return offset.clamp(0, self.pyramid.bias_size - 1)
-
-    def _query(self, q_idx: Tensor, level: Tensor) -> Tensor:
-        return q_idx >> level if self.query_cluster is None else self.query_cluster[q_idx]
-
-
-@remember(entries=16)
-def _clusters(tiles: _PyramidTiles, device: str) -> Clusters:
-    def number(offsets: list[int]) -> tuple[Tensor, Tensor]:
-        sizes = torch.tensor(offsets, device="cpu").diff()
-        level = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
-        return level, torch.arange(offsets[-1], device="cpu") - torch.tensor(
-            offsets, device="cpu"
-        )[level]
-
-    level, cluster = number(tiles.key_offsets)
-    counts = torch.tensor([tiles.key_clusters(one) for one in range(tiles.levels)], device="cpu")
-    far = torch.full((), -4 * tiles.unit, device="cpu")
-    cluster = torch.where(cluster < counts[level], cluster, far)
-    level = torch.nn.functional.pad(level, (0, tiles.unit))
-    cluster = torch.nn.functional.pad(cluster, (0, tiles.unit), value=int(far))
-    own_level, own_cluster = number(tiles.query_offsets)
-
-    def put(table: Tensor) -> Tensor:
-        return table.to(device, torch.int32)
-
-    return Clusters(
-        tiles.pyramid,
-        put(level),
-        put(cluster),
-        put(own_level) if tiles.coarse else None,
-        put(own_cluster) if tiles.coarse else None,
-    )
-
-
 @dataclass(frozen=True)
-class _PyramidTiles(Pattern):
-    """Who reads whom among the clusters of all levels; positions count in the joined sections.
-
-    Args:
-        pyramid: the Pyramid in fine tokens, whose file imports this one.
-        n_queries, n_keys: fine tokens.
-    """
-
-    pyramid: Any
-    n_queries: int
-    n_keys: int
+class _PyramidTiles(Joined):
+    """Who reads whom among the clusters of a Pyramid, whose file imports this one."""
 
     biased_by_table = True
 
     @property
-    def is_causal(self) -> bool:
-        return False  # joined positions are not in the order of time
-
-    # -- layout -----------------------------------------------------------------------------
-
-    @property
     def block(self) -> int:
-        return self.pyramid.block_size
+        return self.pattern.block_size
 
     @property
     def adjacent(self) -> bool:
-        return self.pyramid.neighbors == "adjacent"
+        return self.pattern.neighbors == "adjacent"
 
     @property
     def unit(self) -> int:
-        """Clusters in a unit."""
-        return _unit(self.pyramid)
-
-    @property
-    def levels(self) -> int:
-        return self.pyramid.num_levels(max(self.n_queries, self.n_keys))
+        return _unit(self.pattern)
 
     @property
     def coarse(self) -> bool:
-        return self.pyramid.queries == "coarse"
-
-    def key_clusters(self, level: int) -> int:
-        """Clusters of keys that hold at least one token."""
-        return -(-self.n_keys // (1 << level))
-
-    def query_clusters(self, level: int) -> int:
-        return -(-self.n_queries // (1 << level))
-
-    def key_units(self, level: int) -> int:
-        return -(-self.key_clusters(level) // self.unit)
-
-    @property
-    def key_offsets(self) -> list[int]:
-        """First joined position of each level's keys, then of the unit that is never read."""
-        starts = [0]
-        for level in range(self.levels):
-            starts.append(starts[-1] + self.key_units(level) * self.unit)
-        return starts
-
-    @property
-    def query_offsets(self) -> list[int]:
-        """First joined position of each level's queries, then the end."""
-        if not self.coarse:
-            return [0, self.n_queries]
-        starts = [0]
-        for level in range(self.levels):
-            starts.append(starts[-1] + self.query_clusters(level))
-        return starts
-
-    @property
-    def num_joined_keys(self) -> int:
-        return self.key_offsets[-1] + self.unit
-
-    def num_queries(self, n_keys: int) -> int:
-        return self.query_offsets[-1]
-
-    # -- definition -------------------------------------------------------------------------
-
-    def rule(self, device: torch.device | str | None = None) -> Clusters:
-        return _clusters(self, str(device or "cpu"))
-
-    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        return self.rule(k_idx.device)(q_idx, k_idx)
+        return self.pattern.queries == "coarse"
 
     def meets(self, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
-        """Whether clusters of one level meet there, and at no lower level."""
-        return _meet(self.pyramid, level, query, key)
+        """Whether clusters of one level, which broadcast, meet there, and at no lower level."""
+        return _meet(self.pattern, level, query, key)
 
-    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        """Row of the table of relative positions for each pair (broadcast shape)."""
-        return self.rule(k_idx.device).bias_place(q_idx, k_idx)
+    def bias_row(self, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
+        offset = key - query + 2 * self.block - 1
+        return offset.clamp(0, self.pattern.bias_size - 1)
 
     # -- tiles ------------------------------------------------------------------------------
 
@@ -264,7 +133,7 @@ class _PyramidTiles(Pattern):
         """Units [low, high) read by a tile of `inside` units, counted from its first."""
         if not self.adjacent:
             return 0, inside
-        if not self.pyramid.causal:
+        if not self.pattern.causal:
             return -2, inside + 2
         return -2, inside if level == 0 else inside - 2
 
@@ -273,9 +142,9 @@ class _PyramidTiles(Pattern):
         odd = own % 2 == 1
         none = torch.full_like(own, -1)
         if not self.adjacent:
-            sibling = torch.where(odd, own - 1, none if self.pyramid.causal else own + 1)
+            sibling = torch.where(odd, own - 1, none if self.pattern.causal else own + 1)
             return sibling[:, None]
-        if self.pyramid.causal:
+        if self.pattern.causal:
             return torch.stack([torch.where(odd, own - 3, none), own - 2], 1)
         two = [torch.where(odd, own - 3, own - 2), torch.where(odd, own - 2, own + 2)]
         return torch.stack([*two, torch.where(odd, own + 2, own + 3)], 1)
@@ -296,11 +165,11 @@ class _PyramidTiles(Pattern):
                 keys = (left - other * self.unit).clamp(0, self.unit) * (other >= 0)
                 meets = self._meets_units(level, own, other)
                 total += int((weight * keys * meets).sum())
-        return total - self._future() if self.pyramid.causal else total
+        return total - self._future() if self.pattern.causal else total
 
     def _meets_units(self, level: int, own: Tensor, other: Tensor) -> Tensor:
         meets = self.meets(level, own * self.unit, other * self.unit)
-        if level == 0 and self.pyramid.causal:
+        if level == 0 and self.pattern.causal:
             near = (own // 2 - other // 2).abs() <= int(self.adjacent)
             return near & (other <= own)
         return meets

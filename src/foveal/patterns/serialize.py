@@ -46,7 +46,7 @@ def known_patterns() -> dict[str, type[Pattern]]:
 
 
 def _is_complete(cls: type) -> bool:
-    complete = issubclass(cls, Pattern) and cls.allows is not Pattern.allows
+    complete = issubclass(cls, Pattern) and not cls._abstract
     return complete and not cls.__name__.startswith("_")
 
 

@@ -21,6 +21,9 @@ CLOSED_FORMS = (
     "per_head",
     "in_head",
     "rule",
+    "pools",
+    "joined",
+    "biased_by_table",
 )
 """What follows from the definition of a pattern, and may be given in a quicker way."""
 

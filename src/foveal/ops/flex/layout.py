@@ -16,7 +16,7 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.patterns import Full, Pattern
 from foveal.patterns.blockmask import MaskMod, analytic_block_mask, mask_mod, to_block_mask
-from foveal.patterns.pyramid_tiles import _PyramidTiles
+from foveal.patterns.joined import Joined
 from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup, Tiling
 
@@ -46,7 +46,7 @@ def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     if pattern.heads is not None or is_a(pattern, Full):
         return Layout(analytic_block_mask(pattern, length, block, device))
     if type(pattern).overlap is Pattern.overlap:  # borders of blocks tell nothing
-        exists = pattern.rule().exists if isinstance(pattern, _PyramidTiles) else None
+        exists = pattern.rule().exists if isinstance(pattern, Joined) else None
         counts = count_pairs(pattern.tiles(length), None, block, exists)
         return Layout(_block_mask(pattern, length, counts, block, device))
     in_order = analytic_block_mask(pattern, length, block, device)
@@ -81,7 +81,7 @@ def count_pairs(
     """Allowed pairs in each block: (query blocks, key blocks) int64; reads the plan's tiles.
 
     place: (tokens,) where each token stands, or None where it is.
-    exists: (num_keys,) bool, keys that stand for anything; a Pyramid's plan names others too.
+    exists: (num_keys,) bool, keys that stand for anything; the plan of pooled keys names others.
     """
     num_q, num_k = (-(-n // block) for n in (tiling.num_queries, tiling.num_keys))
     counts = torch.zeros(num_q * num_k, dtype=torch.int64, device="cpu")

@@ -103,9 +103,7 @@ def _score_mod(
     """What to do with a logit, as FlexAttention asks for it: one function for each combination."""
     parts = []
     if bias is not None and pattern.biased_by_table:
-        parts.append(
-            _add_table(bias.expand(-1, q.shape[1], -1, -1)[0, :, 0], pattern.rule(q.device))
-        )
+        parts.append(_add_table(bias.expand(-1, q.shape[1], -1, -1)[0, :, 0], pattern, q.device))
     elif bias is not None:
         parts.append(_add_bias(bias, order))
     if key_mask is not None:
@@ -115,11 +113,13 @@ def _score_mod(
     return parts[0] if len(parts) == 1 else lambda score, *at: parts[1](parts[0](score, *at), *at)
 
 
-def _add_table(table: Tensor, rule: Any) -> Callable:
+def _add_table(table: Tensor, pattern: Pattern, device: torch.device) -> Callable:
     """table: (heads, rows)."""
+    # where the rule has tables of its own, they lie on the device
+    place = getattr(pattern.rule(device), "bias_place", pattern.bias_place)
 
     def add(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return score + table[h, rule.bias_place(i, j)]
+        return score + table[h, place(i, j)]
 
     return add
 

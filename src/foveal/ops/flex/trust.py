@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from foveal.ops.operator import Attention
 from foveal.ops.pyramid import pyramid_attend
 from foveal.ops.tiled_op import tiled_attend
 from foveal.ops.trust import agrees, ask_once
-from foveal.patterns import Pattern, Pyramid
-from foveal.patterns.subclasses import is_a
+from foveal.patterns import Pattern
 
 MOST_KEYS = 1024
 """Tokens of the problem that is tried, where the pattern bears a shorter sequence."""
@@ -42,16 +41,16 @@ def _trusted(
     device: str,
 ) -> bool:
     engine, reference = flex_attend, tiled_attend
-    if is_a(pattern, Pyramid):
-        engine, reference = (_on_pyramid(one) for one in (engine, reference))
+    if pattern.pools:
+        engine, reference = (_on_pooled(one) for one in (engine, reference))
     dims, name = (head_dim, value_dim), "compiled FlexAttention"
     return agrees(name, engine, pattern, n_keys, dims, dtype, device, reference=reference)
 
 
-def _on_pyramid(engine: Attention) -> Attention:
+def _on_pooled(engine: Attention) -> Attention:
     def attention(
         q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *_: Any
     ) -> tuple[Tensor, Tensor]:
-        return pyramid_attend(q, k, v, cast(Pyramid, pattern), engine=engine)
+        return pyramid_attend(q, k, v, pattern, engine=engine)
 
     return attention  # type: ignore[return-value]
