@@ -21,7 +21,7 @@ from foveal.bench import Case
 from foveal.bench.case import Job
 from foveal.generation import Decoder, Recorded
 from foveal.models import DALLE, HourglassTransformerLM, HTransformer1D, TransformerLM
-from foveal.models.dalle.drawing import Pictures
+from foveal.models.dalle.generate import Pictures
 from foveal.recipes.build import build_model
 from foveal.recipes.config import load_recipe
 

@@ -9,7 +9,7 @@ from foveal import patterns as P
 from foveal.caches.fixed import load
 from foveal.generation import Recorded, Sampler, generate
 from foveal.models import DALLE, HourglassTransformerLM, TransformerLM
-from foveal.models.dalle.drawing import Pictures
+from foveal.models.dalle.generate import Pictures
 
 LENGTH = 48
 PATTERNS = [

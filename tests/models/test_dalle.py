@@ -92,7 +92,7 @@ def test_guidance_of_one_is_none():
 
 def test_guidance_is_that_of_two_passes():
     """Guided logits are the pass without text, moved towards the pass with it, at every step."""
-    from foveal.models.dalle.drawing import Pictures
+    from foveal.models.dalle.generate import Pictures
 
     model = make(attn_types=ALL)
     text, image = inputs()

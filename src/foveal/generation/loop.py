@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -76,7 +76,7 @@ def generate(
             prompts of different lengths.
         stop: token or tokens that end a row; the stop token itself is kept.
         pad: fills a row after its end.
-        seed: makes the draws repeatable; None uses torch's global state.
+        seed: in place of the sampler's.
         max_seq_len: most tokens that the decoder can see.
         device: where the tokens are put.
         progress: called with 1 after each position that is filled.
@@ -91,11 +91,12 @@ def generate(
     prompt, length = _rectangle(prompts, lengths, pad, device)
     _check(prompt, length, n, max_seq_len)
     draw = sampler or Sampler()
+    draw = draw if seed is None else replace(draw, seed=seed)
     width = prompt.shape[1]
     tokens = torch.nn.functional.pad(prompt, (0, n), value=pad)
     if n == 0:
         return tokens, length
-    random = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
+    random = draw.generator(prompt.device)
     ends = _stop_tokens(stop, prompt.device)
     final = length + n
     start, last = int(length.min()), width + n

@@ -20,6 +20,7 @@ class Sampler:
             (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020).
         min_p: drop tokens less probable than min_p times the likeliest one
             (Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024).
+        seed: makes the draws of a generation repeatable; None uses torch's global state.
 
     Raises:
         ValueError: a value outside its range.
@@ -29,6 +30,7 @@ class Sampler:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.temperature < math.inf):
@@ -44,6 +46,10 @@ class Sampler:
             raise ValueError(f"top_p must be above 0 and at most 1, got top_p={self.top_p!r}.")
         if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"min_p must be from 0 to 1, got min_p={self.min_p!r}.")
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """The random numbers of one generation, from the seed on; None without a seed."""
+        return None if self.seed is None else torch.Generator(device).manual_seed(self.seed)
 
     def __call__(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw one token a row: logits (batch, num_tokens) -> (batch,) int64."""

@@ -216,7 +216,7 @@ class CausalLM(Model):
                 that has none.
         """
         self._check_vocabulary(prompt)
-        sampler = Sampler(temperature, top_k, top_p, min_p)
+        sampler = Sampler(temperature, top_k, top_p, min_p, seed)
         decoder: Decoder = self if use_cache else Recompute(self)
         with evaluating(self):
             tokens, _ = generate(
@@ -227,7 +227,6 @@ class CausalLM(Model):
                 lengths=lengths,
                 stop=stop,
                 pad=pad,
-                seed=seed,
                 max_seq_len=self.max_seq_len,
                 device=device_of(self.token_emb),
                 progress=progress,

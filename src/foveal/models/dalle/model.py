@@ -16,14 +16,14 @@ from foveal.layers.linear import is_plain, linear
 from foveal.layers.weights import device_of, is_traced, matrix
 from foveal.models.base import Model
 from foveal.models.dalle.config import SIZES, DALLEConfig
-from foveal.models.dalle.drawing import Drawing
+from foveal.models.dalle.generate import generate_image_tokens, generate_images, generate_texts
 from foveal.models.dalle.tokenizer import ImageTokenizerLike, attach, config_with, from_description
 from foveal.models.dalle.transformer import Transformer
 from foveal.models.registry import register
 
 
 @register(SIZES)
-class DALLE(Drawing, Model):
+class DALLE(Model):
     """Pictures from words: a transformer over text tokens followed by image tokens.
 
     Ramesh et al., "Zero-Shot Text-to-Image Generation" (2021). Text tokens are
@@ -63,6 +63,9 @@ class DALLE(Drawing, Model):
     config_class = DALLEConfig
     settings: DALLEConfig
     vae: ImageTokenizerLike | None
+    generate_images = generate_images
+    generate_image_tokens = generate_image_tokens
+    generate_texts = generate_texts
 
     def __init__(
         self, config: DALLEConfig | None = None, /, *, vae: Any = None, **options: Any
