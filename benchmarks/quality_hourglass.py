@@ -19,7 +19,7 @@ import numpy as np
 
 from foveal.draw.curves import Curve, draw_curves
 from foveal.recipes.config import load_recipe
-from foveal.recipes.result import RESULT
+from foveal.recipes.report import RESULT
 from foveal.recipes.run import train
 from foveal.recipes.runs import read_json
 from foveal.training.metrics import read_metrics

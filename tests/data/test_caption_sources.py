@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.data import archives, image_examples
-from foveal.data.caption_sources import captions_to_score, open_captions
-from foveal.data.captions import PictureDataConfig
+from foveal.data import archives
+from foveal.data import images as image_module
+from foveal.data.captions import PictureDataConfig, captions_to_score, open_captions
 
 
 def png(shade=0):
@@ -175,9 +175,9 @@ def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch):
     """With max_images only these and the held-out ones; damaged ones are made up for."""
     put(tmp_path, {**pictures(40), **{f"{n}.txt": "t" for n in range(40)}})
     decoded = []
-    real = image_examples.try_square
+    real = image_module.try_square
     monkeypatch.setattr(
-        image_examples, "try_square", lambda job: decoded.append(job[2]) or real(job)
+        image_module, "try_square", lambda job: decoded.append(job[2]) or real(job)
     )
     train, test = open_captions(config(tmp_path, max_images=5))
     assert (len(train), len(test), len(decoded)) == (5, 4, 9)

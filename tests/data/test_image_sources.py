@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveal.data import image_examples
+from foveal.data import images as image_module
 from foveal.data.emoji import list_emoji, load_emoji
 from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import AugmentedImages, ImageDataConfig
@@ -68,7 +68,7 @@ def test_damaged_pictures_are_skipped_and_counted(folder):
 def test_large_sets_are_decoded_on_demand(folder, monkeypatch):
     """The pixels are the same; a damaged file is grey, and named once."""
     whole = open_images(config(folder))[0]
-    monkeypatch.setattr(image_examples, "IN_MEMORY", 0)
+    monkeypatch.setattr(image_module, "IN_MEMORY", 0)
     lazy = open_images(config(folder))[0]
     index = torch.arange(len(lazy))
     assert torch.equal(lazy.read(index), whole.read(index))
@@ -316,12 +316,12 @@ def test_no_more_is_decoded_than_needed(tmp_path, monkeypatch, lazy):
     """With max_images only these and the held-out ones; damaged ones are made up for."""
     tree(tmp_path, *[f"{name}/{number}.png" for name in ("a", "b") for number in range(20)])
     decoded = []
-    real = image_examples.try_square
+    real = image_module.try_square
     monkeypatch.setattr(
-        image_examples, "try_square", lambda job: decoded.append(job[2]) or real(job)
+        image_module, "try_square", lambda job: decoded.append(job[2]) or real(job)
     )
     if lazy:
-        monkeypatch.setattr(image_examples, "IN_MEMORY", 0)
+        monkeypatch.setattr(image_module, "IN_MEMORY", 0)
     chosen = open_images(config(tmp_path, max_images=5))[0]
     assert len(decoded) == (0 if lazy else 5 + 4)
     assert len(chosen) == 5

@@ -5,15 +5,13 @@ import socket
 
 import pytest
 
-from foveal.data.caption_sources import open_captions
-from foveal.data.captions import PictureDataConfig
+from foveal.data.captions import PictureDataConfig, open_captions
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageDataConfig
-from foveal.data.left_out import LeftOut, printable
 from foveal.data.sequence_sources import open_sequences
 from foveal.data.sequences import SequenceDataConfig
 from foveal.data.sources import open_corpus
-from foveal.data.walk import subfolders, walk
+from foveal.data.walk import LeftOut, printable, subfolders, walk
 
 SYSTEM = [
     *("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/a.png", "@eaDir/a.png"),

@@ -24,7 +24,7 @@ from foveal.models import (
     list_models,
     load_model,
 )
-from foveal.recipes.result import patterns_of
+from foveal.recipes.report import patterns_of
 from foveal.testing import assert_close
 
 HALONETS = {

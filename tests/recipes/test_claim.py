@@ -18,8 +18,7 @@ from foveal.common.files import partial_path, write_text
 from foveal.recipes import claim
 from foveal.recipes.bytes.writing import Continuation, add_sample
 from foveal.recipes.claim import ClaimedFolder
-from foveal.recipes.config import load_recipe
-from foveal.recipes.paths import absolute_paths
+from foveal.recipes.config import absolute_paths, load_recipe
 from foveal.recipes.report import write_run_report
 from foveal.recipes.run import evaluate, generate, train
 from foveal.recipes.runs import load_config, load_model

@@ -3,8 +3,7 @@
 import glob
 import os
 
-from foveal.recipes.config import load_recipe
-from foveal.recipes.paths import absolute_path, absolute_paths
+from foveal.recipes.config import absolute_path, absolute_paths, load_recipe
 from foveal.recipes.run import evaluate, train
 from foveal.recipes.runs import load_config
 

@@ -34,13 +34,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Draw a pattern and print the path of the picture."""
     if arguments[:1] == ["attention"]:
-        from foveal.cli import draw_attention
-
-        return draw_attention.main(arguments[1:])
+        return draw_attention(arguments[1:])
     if arguments[:1] == ["picture"]:
-        from foveal.cli import draw_picture
-
-        return draw_picture.main(arguments[1:])
+        return draw_picture(arguments[1:])
     options = parse(Options, arguments, "draw")
     from foveal.patterns import serialize
 
@@ -58,3 +54,109 @@ def _file_name(expression: str) -> str:
     """`SlidingWindow(window=8)` -> `slidingwindow-window-8.png`."""
     words = re.findall(r"[a-z0-9]+", expression.lower())
     return "-".join(words)[:80] + ".png"
+
+
+# -- of runs --------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class AttentionOptions:
+    """Lay the attention of chosen pixels over a picture, for every layer and head.
+
+    Attributes:
+        run: the run's folder, or "latest".
+        image: a picture; it is scaled and cropped as in training.
+        at: "ROW,COLUMN" of a pixel after that; several are separated by spaces. The middle
+            unless given.
+        output: the picture's path; a number is added to it for each further pixel.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    image: Annotated[str, tyro.conf.Positional]
+    at: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW,COLUMN", help_behavior_hint="")] = ()
+    output: Path = Path("attention.png")
+    device: str = "auto"
+
+
+def draw_attention(arguments: list[str]) -> int:
+    """Draw and print the paths of the pictures."""
+    options = parse(AttentionOptions, arguments, "draw attention")
+    check_output(options.output)
+    from foveal.recipes.images.look import draw_run_attention
+
+    at = [_pixel(text) for text in options.at]
+    drawn = draw_run_attention(options.run, options.image, at, options.output, options.device)
+    for path in drawn:
+        print(path)
+    return 0
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    """`12,7` -> (12, 7)."""
+    try:
+        row, column = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--at must be ROW,COLUMN such as 16,16, got {text!r}.") from None
+    return row, column
+
+
+@dataclass(kw_only=True)
+class PictureOptions:
+    """Draw pictures for a text, as one PNG.
+
+    Attributes:
+        run: the run's folder, or "latest".
+        text: what to draw, such as "woman juggling".
+        num: pictures on the sheet.
+        candidates: pictures to draw, of which CLIP picks the best; as many as --num unless given.
+        temperature: 0 takes the likeliest tokens; above 1 is wilder than the model thinks.
+        top_k: draw among so many likeliest tokens.
+        top_p: draw among the likeliest tokens of so much probability.
+        guidance: how far to exaggerate what the text says; 1 is not at all.
+        seed: another number draws other pictures.
+        output: the sheet's path; named after the text unless given.
+        device: auto, cpu, cuda, cuda:1 or mps.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    text: Annotated[str, tyro.conf.Positional]
+    num: int = 16
+    candidates: int | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    seed: int = 0
+    output: Path | None = None
+    device: str = "auto"
+
+
+def draw_picture(arguments: list[str]) -> int:
+    """Draw and print the path of the sheet."""
+    options = parse(PictureOptions, arguments, "draw picture")
+    path = Path(_sheet_name(options.text)) if options.output is None else options.output
+    check_output(path)
+    from foveal.recipes.captions.draw import draw_pictures
+
+    sheet = draw_pictures(
+        options.run,
+        options.text,
+        path,
+        num=options.num,
+        candidates=options.candidates,
+        seed=options.seed,
+        device=options.device,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        guidance=options.guidance,
+    )
+    print(sheet)
+    return 0
+
+
+def _sheet_name(text: str) -> str:
+    """`Woman juggling!` -> `woman-juggling.png`."""
+    words = re.findall(r"\w+", text.lower())
+    return ("-".join(words)[:80] or "picture") + ".png"

@@ -115,7 +115,7 @@ def _load_start(recipe: str, going_on: Path | None) -> RunConfig:
 
 def _refuse_other_settings(saved: RunConfig, given: RunConfig, folder: Path) -> None:
     """Raise ValueError for an option that a run which goes on cannot take up."""
-    from foveal.recipes.paths import absolute_paths
+    from foveal.recipes.config import absolute_paths
     from foveal.recipes.settings import first_difference
 
     # the same path may be typed as it was for the start, and stand there from the root on

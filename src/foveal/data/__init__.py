@@ -1,7 +1,6 @@
 """Data: bytes, pictures, captions; one stream over them that resumes; tokenizers."""
 
-from foveal.data.caption_sources import open_captions
-from foveal.data.captions import CaptionedSet
+from foveal.data.captions import CaptionedSet, open_captions
 from foveal.data.sampling import ShuffledSampler
 from foveal.data.sources import Corpus, open_corpus
 from foveal.data.stream import Draw, Source, Stream, VariedSource

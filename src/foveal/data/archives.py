@@ -12,8 +12,7 @@ from glob import glob
 from pathlib import Path
 
 from foveal.common.inputs import require_file
-from foveal.data.left_out import LeftOut, printable
-from foveal.data.walk import data_path, is_hidden
+from foveal.data.walk import LeftOut, data_path, is_hidden, printable
 
 ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".zip")
 """Suffixes of archives; a .tar may be packed, as .tar.gz."""

@@ -11,11 +11,10 @@ from typing import Any
 
 from foveal.common.words import suggest
 from foveal.data.archives import members
-from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import SUFFIXES
 from foveal.data.tables import BadRowError, Row, read_rows, text_of
 from foveal.data.text_files import decode_text, lines, read_text, unpacked_name
-from foveal.data.walk import walk
+from foveal.data.walk import LeftOut, printable, walk
 
 _TABLE_NAMES = ("metadata", "captions")
 _TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

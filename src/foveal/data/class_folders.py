@@ -9,10 +9,9 @@ import numpy as np
 
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts, of_parts
 from foveal.data.folders import folder_parts
-from foveal.data.image_examples import Decoded, collect
-from foveal.data.left_out import LeftOut, printable
+from foveal.data.images import Decoded, collect
 from foveal.data.pictures import SUFFIXES
-from foveal.data.walk import is_hidden, subfolders, walk
+from foveal.data.walk import LeftOut, is_hidden, printable, subfolders, walk
 
 
 def find_pictures(root: Path, size: int, left: LeftOut) -> ExampleParts:

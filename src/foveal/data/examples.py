@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from foveal.data.folders import Parts
-from foveal.data.left_out import LeftOut, printable
 from foveal.data.sampling import ALL
 from foveal.data.tables import is_table
+from foveal.data.walk import LeftOut, printable
 
 Read = tuple[Any, list[tuple[int, str]]]
 """Examples (an array or a list), and what was wrong with some, by their number in it."""

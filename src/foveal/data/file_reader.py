@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveal.data.left_out import printable
+from foveal.data.walk import printable
 
 _READS_AT = hasattr(os, "preadv")
 """Whether the system can read at a place without going there, which threads may do at once."""

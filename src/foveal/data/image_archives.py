@@ -13,10 +13,10 @@ import numpy as np
 from foveal.common.inputs import require_file
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
 from foveal.data.folders import part_of
-from foveal.data.image_examples import Decoded, collect
+from foveal.data.images import Decoded, collect
 from foveal.data.labels import as_classes
-from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import resize_and_crop, to_rgb
+from foveal.data.walk import LeftOut, printable
 
 _IMAGES, _LABELS = (
     ("images", "image", "x", "pixels"),

@@ -9,9 +9,9 @@ import numpy as np
 
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
 from foveal.data.folders import part_of
-from foveal.data.image_examples import Decoded, collect
+from foveal.data.images import Decoded, collect
 from foveal.data.labels import as_classes
-from foveal.data.left_out import LeftOut
+from foveal.data.walk import LeftOut
 
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 _BUFFER = 10_000

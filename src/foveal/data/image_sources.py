@@ -13,12 +13,10 @@ from foveal.data.emoji import EMOJI, load_emoji
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
 from foveal.data.folders import file_parts
 from foveal.data.image_archives import find_archive
-from foveal.data.image_examples import decode
 from foveal.data.image_hub import find_hub
-from foveal.data.images import ImageSet
-from foveal.data.left_out import LeftOut
+from foveal.data.images import ImageSet, decode
 from foveal.data.opening import Reader
-from foveal.data.walk import data_path, subfolders
+from foveal.data.walk import LeftOut, data_path, subfolders
 
 
 def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExampleParts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from foveal.data.examples import ExampleParts, Examples
-from foveal.data.left_out import LeftOut
+from foveal.data.walk import LeftOut
 
 SetT = TypeVar("SetT", bound=Any)
 

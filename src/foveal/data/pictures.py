@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foveal.common.inputs import require_file
-from foveal.data.left_out import printable
+from foveal.data.walk import printable
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),

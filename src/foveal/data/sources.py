@@ -17,12 +17,11 @@ from pathlib import Path
 from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
 from foveal.data.folders import Parts, file_parts, folder_parts
-from foveal.data.left_out import LeftOut, printable
 from foveal.data.sampling import ALL
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
 from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes, unpacked_name
 from foveal.data.text_kinds import LOOKED_AT, head_of, keep_texts, looks_binary, why_no_text
-from foveal.data.walk import data_path, is_file, is_hidden, walk
+from foveal.data.walk import LeftOut, data_path, is_file, is_hidden, printable, walk
 
 STANDARD_LIBRARY = "stdlib"
 """The name under which the embedded default corpus is asked for."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from foveal.common.inputs import require_file
 from foveal.common.words import suggest
-from foveal.data.left_out import printable
 from foveal.data.text_files import lines, read_text, unpacked_name
+from foveal.data.walk import printable
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of tables; all but .parquet may be packed too."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foveal.common.inputs import require_file
-from foveal.data.left_out import printable
+from foveal.data.walk import printable
 
 PACKED = (".gz", ".bz2", ".xz", ".lzma", ".zst")
 """Suffixes of packed single files."""

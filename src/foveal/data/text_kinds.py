@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveal.data.left_out import LeftOut, printable
 from foveal.data.pictures import SUFFIXES
 from foveal.data.tables import is_table
 from foveal.data.text_files import is_packed, mark_of, unpacked_name
+from foveal.data.walk import LeftOut, printable
 
 _BINARY = {
     *SUFFIXES,

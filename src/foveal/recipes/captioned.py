@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foveal.data.caption_sources import CAPTIONED
-from foveal.data.captions import CaptionedSet
+from foveal.data.captions import CAPTIONED, CaptionedSet
 from foveal.draw.report import Section
 from foveal.recipes.charts import (
     Entries,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from foveal.common.files import partial_path, remove_partials, sync, write_text
 from foveal.common.locks import FileLock, HeldError
-from foveal.recipes.config import config_from_dict
-from foveal.recipes.paths import absolute_paths
+from foveal.recipes.config import absolute_paths, config_from_dict
 from foveal.recipes.runs import CHECKPOINTS, CONFIG, RUNS, choose_folder
 from foveal.recipes.settings import RunConfig, first_difference
 from foveal.training import checkpoints

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import math
 import os
 import shlex
@@ -14,6 +16,9 @@ from typing import Any
 
 from foveal.common.files import read_text
 from foveal.common.words import suggest
+from foveal.data.emoji import EMOJI
+from foveal.data.sequence_sources import LISTOPS
+from foveal.data.sources import STANDARD_LIBRARY
 from foveal.recipes.kind import TASKS, find_kind
 from foveal.recipes.settings import RunConfig
 from foveal.training.config import (
@@ -147,3 +152,53 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
             f"{show(value)}."
         )
     return value
+
+
+_EMBEDDED = (STANDARD_LIBRARY, EMOJI, LISTOPS)
+_FOLDER = "hf:imagefolder:"
+_PATHS, _STAGES = ("path", "valid"), ("vae", "clip")
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with every path that it names made absolute; other names stay.
+
+    Raises:
+        ValueError: an empty path, which would mean the present folder.
+    """
+    if getattr(config.data, "path", None) == "":
+        raise ValueError("data.path must name the data, got data.path=''.")
+    given = {name: getattr(config.data, name, None) for name in (*_PATHS, *_STAGES)}
+    data = {
+        name: absolute_path(value)
+        for name, value in given.items()
+        if isinstance(value, str) and not (name in _STAGES and _is_recipe(value))
+    }
+    recipe = config.recipe if _is_recipe(config.recipe) else absolute_path(config.recipe)
+    return dataclasses.replace(
+        config, recipe=recipe, data=dataclasses.replace(config.data, **data)
+    )
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether it is a recipe of the package, and no model's folder of that name stands here."""
+    return name in recipe_names() and not (Path(name) / "config.json").is_file()
+
+
+def absolute_path(name: str) -> str:
+    """An absolute path for what is a file, a folder, a glob or a list of archives here."""
+    if not name or name in _EMBEDDED:
+        return name
+    if name.startswith(_FOLDER):
+        return _FOLDER + absolute_path(name.removeprefix(_FOLDER))
+    plain = os.path.expanduser(name)
+    if os.path.isabs(plain):
+        return plain
+    try:
+        if Path(plain).exists():
+            return os.path.abspath(plain)
+    except (OSError, ValueError):  # too long, or with a null byte: no path
+        return name
+    if glob.has_magic(plain) or "{" in plain:
+        # the folder itself may have characters that mean something in a pattern
+        return os.path.join(glob.escape(os.getcwd()), plain)
+    return name

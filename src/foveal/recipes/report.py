@@ -1,4 +1,4 @@
-"""What a run folder ends with: report.html and its pictures, made from the files beside them."""
+"""What a run folder ends with: result.json, and report.html with its pictures."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from foveal.draw.patterns import draw_pattern
 from foveal.draw.report import Section, write_report
-from foveal.patterns.serialize import from_config
+from foveal.patterns import Pattern
+from foveal.patterns.serialize import from_config, to_config
 from foveal.recipes.charts import shown
 from foveal.recipes.kind import Kind, find_kind
-from foveal.recipes.result import EVALUATION, RESULT, SAMPLES
-from foveal.recipes.runs import CONFIG, load_config, read_json
+from foveal.recipes.runs import CONFIG, load_config, read_json, write_json
+from foveal.training.machine import describe_machine
 from foveal.training.metrics import read_metrics
 
+if TYPE_CHECKING:
+    from foveal.training.trainer import Outcome
+
 REPORT, PICTURES = "report.html", "pictures"
+RESULT, EVALUATION, SAMPLES = "result.json", "evaluation.json", "samples.json"
+"""Files of a run folder: how training ended, the newest score, what a language model wrote."""
 
 
 def write_run_report(folder: Path) -> Path | None:
@@ -109,3 +118,30 @@ def _draw_patterns(result: dict[str, Any], folder: Path) -> Iterator[tuple[str, 
         pattern = from_config(table)
         path = folder / f"pattern-{number}.png"
         yield f"{pattern}", draw_pattern(pattern, None, path)
+
+
+def write_result(folder: Path, task: Any, outcome: Outcome, device: torch.device) -> None:
+    """Keep how a run ended, and on which machine.
+
+    Args:
+        task: a `foveal.training.task.Task` with `facts()`, label -> text.
+    """
+    result = {
+        "steps": outcome.step,
+        "seconds": round(outcome.elapsed, 1),
+        **outcome.metrics,
+        "patterns": patterns_of(task.model),
+        "facts": task.facts(),
+        "machine": describe_machine(device),
+    }
+    write_json(folder / RESULT, result)
+
+
+def patterns_of(model: nn.Module) -> list[dict[str, Any]]:
+    """The distinct patterns in a model's layers, as plain data, in order."""
+    found: list[Pattern] = []
+    for module in model.modules():
+        pattern = getattr(module, "pattern", None)
+        if isinstance(pattern, Pattern) and pattern not in found:
+            found.append(pattern)
+    return [to_config(pattern) for pattern in found]

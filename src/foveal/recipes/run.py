@@ -7,10 +7,9 @@ from typing import Any
 
 from foveal.recipes.assets import keep_assets
 from foveal.recipes.claim import ClaimedFolder
+from foveal.recipes.config import absolute_paths
 from foveal.recipes.kind import KindTask, Run
-from foveal.recipes.paths import absolute_paths
-from foveal.recipes.report import PICTURES, write_run_report
-from foveal.recipes.result import write_result
+from foveal.recipes.report import PICTURES, write_result, write_run_report
 from foveal.recipes.runs import open_run
 from foveal.recipes.score import Score, evaluate
 from foveal.recipes.settings import RunConfig

@@ -11,8 +11,7 @@ from typing import Any
 
 from foveal.common.inputs import reading, reason
 from foveal.recipes.kind import Run
-from foveal.recipes.report import write_run_report
-from foveal.recipes.result import EVALUATION
+from foveal.recipes.report import EVALUATION, write_run_report
 from foveal.recipes.runs import open_model, open_run, write_json
 from foveal.training.progress import showing
 

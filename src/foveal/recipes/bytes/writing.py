@@ -14,8 +14,7 @@ from foveal.common.inputs import reason
 from foveal.common.locks import locked
 from foveal.data.text import decode, encode
 from foveal.recipes.kind import Run
-from foveal.recipes.report import write_run_report
-from foveal.recipes.result import SAMPLES
+from foveal.recipes.report import SAMPLES, write_run_report
 from foveal.recipes.runs import open_model, read_json, write_json
 from foveal.recipes.settings import RunConfig
 
