@@ -68,10 +68,6 @@ class Model(nn.Module):
                 module.checkpointing = enabled  # type: ignore[assignment]
         return self
 
-    def own_state(self) -> dict[str, Tensor]:
-        """The weights under the names of the family, whatever `state_dict` calls them."""
-        return self.state_dict()
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder, each atomically."""
         save_model(self, folder)

@@ -25,7 +25,7 @@ def save_model(model: Any, folder: str | Path) -> None:
     """Write a Model's configuration and weights; a reader never sees a half-written file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state, tied = _separate(model.own_state())
+    state, tied = _separate(model.state_dict())
     notes = {"format": "pt", TIED: json.dumps(tied)} if tied else {"format": "pt"}
     config = {"family": model.family, "config": model.settings.to_json()}
     text = json.dumps(config, indent=2) + "\n"

@@ -1,28 +1,42 @@
-"""The models of dalle-pytorch 1.6.6: its signatures, its mathematics, its names of parameters.
+"""The models of dalle-pytorch 1.6.6: its signatures, its mathematics, its parameters.
 
-They are foveal's DALLE, DiscreteVAE and CLIP with compat="dalle-pytorch-1.6.6"; the names of the
-package's parameters stand in their state dicts. Differs from the package in: what decoding gets
-wrong there (guidance that erases the caller's text, caches that are shared or unused) is right,
-and generation is cached always.
+DiscreteVAE is foveal's with compat="dalle-pytorch-1.6.6"; DALLE and CLIP are made of the parts in
+`transformer.py`, and DALLE generates by foveal's model over the same weights. Differs from the
+package in: what decoding gets wrong there (guidance that erases the caller's text, caches that
+are shared or unused) is right.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.compat import autoregressive
-from foveal.compat.autoregressive import eval_decorator
-from foveal.compat.dalle_pytorch.names import clip_names, dalle_names, flat, rename_under, shaped
+from foveal.common.meta import on_meta
+from foveal.compat.dalle_pytorch.clip import CLIP
+from foveal.compat.dalle_pytorch.helpers import (
+    SharedEmbedding,
+    always,
+    eval_decorator,
+    gumbel_noise,
+    gumbel_sample,
+    is_empty,
+    log,
+    masked_mean,
+    prob_mask_like,
+    set_requires_grad,
+    top_k,
+)
+from foveal.compat.dalle_pytorch.names import dalle_names, flat
 from foveal.compat.dalle_pytorch.transformer import DivideMax, Transformer
 from foveal.compat.helpers import default, exists
-from foveal.compat.upstream import Table, to_ours, to_theirs
-from foveal.interop.files import Weights
-from foveal.models import clip, dalle, vae
-from foveal.models.dalle.config import PACKAGE
+from foveal.compat.upstream import to_ours
+from foveal.layers.linear import project
+from foveal.models import dalle, vae
+from foveal.models.dalle.config import PACKAGE, DALLEConfig
+from foveal.models.dalle.tokenizer import config_with
 from foveal.models.vae.networks import ResBlock
 
 __all__ = [
@@ -94,80 +108,33 @@ class DiscreteVAE(vae.DiscreteVAE):
         return self._normalize(images)
 
 
-class _Named(nn.Module):
-    """A model whose state dicts have the package's names, wherever it stands in another model.
+class AxialPositions(nn.Module):
+    """Learned positions of a square picture: a row's and a column's, added.
 
-    Attributes:
-        table: the package's names of its parameters -> ours.
+    With the parameters of axial-positional-embedding.
     """
 
-    table: Table
-
-    def _use_names(self, table: Table) -> None:
-        self.table = table
-        self.register_state_dict_post_hook(_to_theirs)
-        self.register_load_state_dict_pre_hook(_to_ours)
-
-    def own_state(self) -> Weights:
-        """The weights under foveal's names, in which models are saved."""
-        return to_ours(self.table, flat(self.state_dict()))
-
-
-def _to_theirs(module: Any, state: Weights, prefix: str, _: Any) -> None:
-    rename_under(prefix, state, lambda own: shaped(to_theirs(module.table, own), module))
-
-
-def _to_ours(module: Any, state: Weights, prefix: str, *_: Any) -> None:
-    rename_under(prefix, state, lambda own: to_ours(module.table, flat(own)))
-
-
-class CLIP(_Named, clip.CLIP):
-    """Which words go with which picture; see foveal.CLIP for the keywords."""
-
-    def __init__(
-        self,
-        *,
-        dim_text: int = 512,
-        dim_image: int = 512,
-        dim_latent: int = 512,
-        num_text_tokens: int = 10000,
-        text_enc_depth: int = 6,
-        text_seq_len: int = 256,
-        text_heads: int = 8,
-        num_visual_tokens: int = 512,
-        visual_enc_depth: int = 6,
-        visual_heads: int = 8,
-        visual_image_size: int = 256,
-        visual_patch_size: int = 32,
-        channels: int = 3,
-    ) -> None:
-        super().__init__(
-            dim_text=dim_text,
-            dim_image=dim_image,
-            dim_latent=dim_latent,
-            num_text_tokens=num_text_tokens,
-            text_enc_depth=text_enc_depth,
-            text_seq_len=text_seq_len,
-            text_heads=text_heads,
-            num_visual_tokens=num_visual_tokens,
-            visual_enc_depth=visual_enc_depth,
-            visual_heads=visual_heads,
-            visual_image_size=visual_image_size,
-            visual_patch_size=visual_patch_size,
-            channels=channels,
-            mask_padding=False,
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(
+            [torch.randn(1, side, 1, dim), torch.randn(1, 1, side, dim)]
         )
-        nn.init.ones_(self.temperature)
-        self._use_names(clip_names(self))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the first tokens, as many as x (batch, tokens, dim) has: (1, tokens, dim)."""
+        return (self.weights[0] + self.weights[1]).flatten(1, 2)[:, : x.shape[1]]
 
 
-class DALLE(_Named, dalle.DALLE):
-    """Pictures from words; see foveal.DALLE for the keywords.
+class DALLE(nn.Module):
+    """Pictures from words.
 
-    Args:
+    Args: as in foveal.DALLE.
         vae: a DiscreteVAE, or whatever has num_tokens, image_size, num_layers,
             get_codebook_indices and decode. It is frozen.
         sparse_attn, optimize_for_inference: accepted, as the package accepts them.
+
+    Raises:
+        ValueError: as foveal.DALLE, and for pictures that are no squares.
     """
 
     def __init__(
@@ -195,31 +162,52 @@ class DALLE(_Named, dalle.DALLE):
         share_input_output_emb: bool = False,
         optimize_for_inference: bool = False,
     ) -> None:
-        super().__init__(
-            dim=dim,
-            vae=vae,
-            num_text_tokens=num_text_tokens,
-            text_seq_len=text_seq_len,
-            depth=depth,
-            heads=heads,
-            dim_head=dim_head,
-            reversible=reversible,
-            attn_dropout=attn_dropout,
-            ff_dropout=ff_dropout,
-            attn_types=attn_types,
-            loss_img_weight=loss_img_weight,
-            stable=stable,
-            sandwich_norm=sandwich_norm,
-            shift_tokens=shift_tokens,
-            rotary_emb=rotary_emb,
-            shared_attn_ids=None if shared_attn_ids is None else tuple(shared_attn_ids),
-            shared_ff_ids=None if shared_ff_ids is None else tuple(shared_ff_ids),
-            share_input_output_emb=share_input_output_emb,
-            compat=PACKAGE,
+        super().__init__()
+        layers: dict[str, Any] = {
+            "depth": depth,
+            "heads": heads,
+            "dim_head": dim_head,
+            "reversible": reversible,
+            "attn_dropout": attn_dropout,
+            "ff_dropout": ff_dropout,
+            "attn_types": attn_types,
+            "stable": stable,
+            "sandwich_norm": sandwich_norm,
+            "shift_tokens": shift_tokens,
+            "rotary_emb": rotary_emb,
+            "shared_attn_ids": None if shared_attn_ids is None else tuple(shared_attn_ids),
+            "shared_ff_ids": None if shared_ff_ids is None else tuple(shared_ff_ids),
+        }
+        own = {"dim": dim, "num_text_tokens": num_text_tokens, "text_seq_len": text_seq_len}
+        self._options = {
+            **own,
+            **layers,
+            "loss_img_weight": loss_img_weight,
+            "share_input_output_emb": share_input_output_emb,
+        }
+        side = _side(config_with(DALLEConfig(**self._options), vae, ()).grid)
+        words, count = num_text_tokens + text_seq_len, vae.num_tokens
+        self.num_text_tokens, self.num_image_tokens = words, count
+        self.text_seq_len, self.image_seq_len = text_seq_len, side * side
+        self.total_tokens, self.total_seq_len = words + count, text_seq_len + side * side
+        self.stable, self.loss_img_weight = stable, loss_img_weight
+        learned = not rotary_emb
+        self.text_pos_emb: Any = nn.Embedding(text_seq_len + 1, dim) if learned else always(0)
+        self.image_pos_emb: Any = AxialPositions(dim, side) if learned else always(0)
+        self.vae: Any = vae.requires_grad_(False) if isinstance(vae, nn.Module) else vae
+        self.transformer = Transformer(
+            dim=dim, seq_len=self.total_seq_len, image_fmap_size=side, **layers
         )
-        self.total_seq_len = self.max_seq_len
-        self.loss_img_weight, self.stable = loss_img_weight, stable
-        self._use_names(dalle_names(self))
+        if stable:
+            self.norm_by_max = DivideMax(-1)
+        self.to_logits = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, self.total_tokens))
+        if share_input_output_emb:
+            linear = cast(nn.Linear, self.to_logits[1])
+            self.text_emb: nn.Embedding = SharedEmbedding(linear, 0, words)
+            self.image_emb: nn.Embedding = SharedEmbedding(linear, words, words + count)
+        else:
+            self.text_emb = nn.Embedding(words, dim)
+            self.image_emb = nn.Embedding(count, dim)
 
     def forward(
         self,
@@ -227,37 +215,82 @@ class DALLE(_Named, dalle.DALLE):
         image: Tensor | None = None,
         return_loss: bool = False,
         null_cond_prob: float = 0.0,
-        cache: dict[str, Any] | None = None,
+        cache: dict[Any, Any] | None = None,
     ) -> Tensor:
-        """As foveal.DALLE's; the caller's text is not changed.
+        """Logits of every position, or the loss; the caller's text is not changed.
 
         Args:
-            cache: an empty dict, which the first call fills with all that it was given; each
-                later call reads the last token of the picture alone, and gives its logits.
+            text: (batch, up to text_seq_len) int, 0 = padding.
+            image: pictures (batch, channels, height, width), or tokens (batch, any).
+            return_loss: (text loss + loss_img_weight * image loss) / (loss_img_weight + 1).
+            null_cond_prob: probability of drawing a picture without its text.
+            cache: an empty dict at first; each later call computes what it has not seen.
+
+        Returns:
+            (batch, new positions, total_tokens), the lowest finite value where a position cannot
+            have a token; or the loss.
+
+        Raises:
+            ValueError: a text that is too long, or a loss without a picture.
         """
-        if cache is None:
-            return super().forward(text, image, return_loss, null_cond_prob)
-        if return_loss:
-            raise ValueError("a loss needs the whole sequence, got a cache; leave one out.")
-        if "state" not in cache:
-            ids = self._text_ids(text, null_cond_prob)
-            x = self._embed(ids, self._image_tokens(image, len(ids))[:, : self.image_seq_len - 1])
-            x, cache["state"] = self.transformer.prefill(x, self.make_cache(len(ids)))
-            logits = self._all_logits(self._finish(x))
-        else:
-            if image is None or not image.shape[1]:
-                raise ValueError("with a filled cache the next token of the picture is needed.")
-            logits, cache["state"] = self.step(image[:, -1], cache["state"])
-            least = torch.finfo(logits.dtype).min
-            logits = F.pad(logits, (self.num_text_tokens, 0), value=least)[:, None]
-        cache["offset"] = cache.get("offset", 0) + logits.shape[1]
-        return logits
+        ids = self._text_ids(text, null_cond_prob)
+        if image is not None and image.ndim == 4:
+            image = self.vae.get_codebook_indices(image)
+        x = self._embed(ids, image)
+        offset = 0 if cache is None else cache.get("offset", 0)
+        out = self.transformer(x[:, offset:], cache=cache)
+        if cache is not None:
+            cache["offset"] = offset + out.shape[1]
+        if self.stable:
+            out = self.norm_by_max(out)
+        logits = self._masked(project(self.to_logits, out), offset)
+        if not return_loss:
+            return logits
+        if image is None:
+            raise ValueError("return_loss=True needs an image, got image=None.")
+        labels = torch.cat((ids[:, 1:], image + self.num_text_tokens), 1)
+        split, logits = self.text_seq_len, logits.transpose(1, 2)
+        words = F.cross_entropy(logits[:, :, :split], labels[:, :split])
+        pixels = F.cross_entropy(logits[:, :, split:], labels[:, split:])
+        return (words + self.loss_img_weight * pixels) / (self.loss_img_weight + 1)
+
+    def _text_ids(self, text: Tensor, null_cond_prob: float) -> Tensor:
+        """Start token, text, and for every missing word the padding of its position."""
+        missing = self.text_seq_len - text.shape[-1]
+        if missing < 0:
+            raise ValueError(
+                f"text must have at most text_seq_len={self.text_seq_len} tokens, got "
+                f"{text.shape[-1]}."
+            )
+        text = F.pad(text, (0, missing))
+        if null_cond_prob > 0:
+            null = prob_mask_like((len(text),), null_cond_prob, text.device)
+            text = text.masked_fill(null[:, None], 0)
+        first = self.num_text_tokens - self.text_seq_len
+        padding = torch.arange(first, self.num_text_tokens, device=text.device)
+        return F.pad(torch.where(text == 0, padding, text), (1, 0))
+
+    def _embed(self, ids: Tensor, image: Tensor | None) -> Tensor:
+        """(batch, positions, dim); the last token of a whole picture is not read."""
+        x = self.text_emb(ids) + self.text_pos_emb(torch.arange(ids.shape[1], device=ids.device))
+        if image is not None and not is_empty(image):
+            pixels = self.image_emb(image)
+            x = torch.cat((x, pixels + self.image_pos_emb(pixels)), 1)
+        x = x[:, : self.total_seq_len]
+        return x * 0.1 + x.detach() * 0.9 if self.stable else x
+
+    def _masked(self, logits: Tensor, offset: int) -> Tensor:
+        """Logits (batch, positions from `offset` on, total_tokens), impossible ones lowest."""
+        places = torch.arange(offset, offset + logits.shape[1], device=logits.device)
+        tokens = torch.arange(self.total_tokens, device=logits.device)
+        pixel, word = places >= self.text_seq_len, tokens < self.num_text_tokens
+        return logits.masked_fill(pixel[:, None] == word, torch.finfo(logits.dtype).min)
 
     def forward_with_cond_scale(
         self,
         *args: Any,
         cond_scale: float = 1,
-        cache: dict[str, Any] | None = None,
+        cache: dict[Any, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Logits, moved away from those without a text by `cond_scale`; 1 = not at all.
@@ -271,7 +304,18 @@ class DALLE(_Named, dalle.DALLE):
         untold = self(*args, null_cond_prob=1.0, cache=bare, **kwargs)
         return untold + (logits - untold) * cond_scale
 
-    def generate_images(  # type: ignore[override]
+    # -- generation, by foveal's own model --------------------------------------------------
+
+    def _foveal(self) -> dalle.DALLE:
+        """foveal's model over the same weights, which decodes with its caches."""
+        with on_meta():
+            model = dalle.DALLE(vae=self.vae, compat=PACKAGE, **self._options)
+        state = to_ours(dalle_names(model), flat(self.state_dict()))
+        own = {name: value for name, value in state.items() if not name.startswith("vae.")}
+        model.load_state_dict(own, strict=False, assign=True)
+        return model
+
+    def generate_images(
         self,
         text: Tensor,
         *,
@@ -290,7 +334,7 @@ class DALLE(_Named, dalle.DALLE):
             use_cache: accepted; what is cached gives the same, and is always.
             Others as in foveal.DALLE.generate_images.
         """
-        return super().generate_images(
+        return self._foveal().generate_images(
             text,
             clip=clip,
             filter_thres=filter_thres,
@@ -300,7 +344,7 @@ class DALLE(_Named, dalle.DALLE):
             cond_scale=cond_scale,
         )
 
-    def generate_texts(  # type: ignore[override]
+    def generate_texts(
         self,
         tokenizer: Any,
         text: Any = None,
@@ -309,84 +353,15 @@ class DALLE(_Named, dalle.DALLE):
         temperature: float = 1.0,
     ) -> tuple[Tensor, list[str]]:
         """Tokens (1, text_seq_len) and words of a text that begins with `text`, on any device."""
-        return super().generate_texts(
+        return self._foveal().generate_texts(
             tokenizer, text, filter_thres=filter_thres, temperature=temperature
         )
 
 
-# -- helpers ------------------------------------------------------------------------------------
-
-
-class always:  # noqa: N801 - the package's name
-    """A function of anything that gives one value."""
-
-    def __init__(self, val: Any) -> None:
-        self.val = val
-
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.val
-
-
-def is_empty(t: Tensor) -> bool:
-    """Whether a tensor has no elements."""
-    return t.numel() == 0
-
-
-def masked_mean(t: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
-    """Mean over the real tokens: t (batch, tokens, dim), mask (batch, tokens) -> (batch, dim).
-
-    NaN where nothing is real, as in the package.
-    """
-    return t.masked_fill(~mask[:, :, None], 0.0).sum(1) / mask.sum(1)[..., None]
-
-
-def prob_mask_like(shape: Any, prob: float, device: Any) -> Tensor:
-    """Bools that are True with a probability."""
-    return torch.rand(shape, device=device) < prob
-
-
-def set_requires_grad(model: nn.Module, value: bool) -> None:
-    """Let all parameters be trained, or none."""
-    model.requires_grad_(value)
-
-
-def log(t: Tensor, eps: float = 1e-20) -> Tensor:
-    """Logarithm of what is at least eps."""
-    return t.clamp(min=eps).log()
-
-
-def gumbel_noise(t: Tensor) -> Tensor:
-    """Gumbel noise of the shape of t."""
-    return -log(-log(torch.rand_like(t)))
-
-
-def gumbel_sample(t: Tensor, temperature: float = 1.0, dim: int = -1) -> Tensor:
-    """One index along `dim`, drawn by the logits t."""
-    return (t / temperature + gumbel_noise(t)).argmax(dim)
-
-
-def top_k(logits: Tensor, thres: float = 0.5) -> Tensor:
-    """All but the largest logits (batch, num_tokens) at -inf; `thres` is the share that goes."""
-    return autoregressive.top_k(logits, thres)
-
-
-class SharedEmbedding(nn.Embedding):
-    """An embedding whose rows are some of the rows of an output layer."""
-
-    def __init__(self, linear: nn.Linear, start_index: int, end_index: int, **kwargs: Any) -> None:
-        super().__init__(end_index - start_index, linear.weight.shape[1], **kwargs)
-        del self.weight
-        self.linear = linear
-        self.start_index, self.end_index = start_index, end_index
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Indices (any shape) -> (same shape, dim)."""
-        return F.embedding(
-            input,
-            self.linear.weight[self.start_index : self.end_index],
-            self.padding_idx,
-            self.max_norm,
-            self.norm_type,
-            self.scale_grad_by_freq,
-            self.sparse,
+def _side(grid: tuple[int, int]) -> int:
+    if grid[0] != grid[1]:
+        raise ValueError(
+            f"the grid of the VAE must be a square, got {grid[0]} x {grid[1]}; "
+            "foveal.DALLE takes any."
         )
+    return grid[0]

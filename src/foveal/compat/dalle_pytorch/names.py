@@ -6,8 +6,6 @@ of theirs may be one of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from foveal.compat.upstream import Table, to_ours
 from foveal.interop.files import Weights
 from foveal.layers.grid_rotary import text_image_angles
@@ -121,12 +119,8 @@ def flat(weights: Weights) -> Weights:
     return result
 
 
-def rename_under(prefix: str, state: Weights, names: Callable[[Weights], Weights]) -> None:
-    """Rename, in place, what stands under a prefix in a state dict."""
-    own = {n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)}
-    state.update({prefix + name: value for name, value in names(own).items()})
-
-
 def accept_clip(model: CLIP, state: Weights, prefix: str) -> None:
     """Our names for the package's in a state dict that a CLIP loads, in place."""
-    rename_under(prefix, state, lambda own: to_ours(clip_names(model), flat(own)))
+    own = {n.removeprefix(prefix): state.pop(n) for n in list(state) if n.startswith(prefix)}
+    renamed = to_ours(clip_names(model), flat(own))
+    state.update({prefix + name: value for name, value in renamed.items()})

@@ -161,10 +161,7 @@ class DALLE(Model):
             weight = self.settings.loss_img_weight
             return (text_loss + weight * image_loss) / (weight + 1)
         ids = self._text_ids(text, null_cond_prob)
-        return self._all_logits(self._features(ids, self._image_tokens(image, len(ids))))
-
-    def _all_logits(self, x: Tensor) -> Tensor:
-        """(batch, positions from 0 on, dim) -> logits of the whole vocabulary, as `forward`'s."""
+        x = self._features(ids, self._image_tokens(image, len(ids)))
         split = self.text_seq_len
         words, pixels = self._text_logits(x[:, :split]), self._image_logits(x[:, split:])
         least = torch.finfo(words.dtype).min
