@@ -50,7 +50,15 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         save_model,
     )
     from foveal.models.cost import Cost, cost
-    from foveal.ops import Explanation, PyramidBias, WindowBias, attend, explain, merge
+    from foveal.ops import (
+        Explanation,
+        PyramidBias,
+        TableBias,
+        WindowBias,
+        attend,
+        explain,
+        merge,
+    )
 
 __all__ = [
     # modules
@@ -67,6 +75,7 @@ __all__ = [
     "Explanation",
     "merge",
     "WindowBias",
+    "TableBias",
     "PyramidBias",
     # layers
     "HaloAttention",

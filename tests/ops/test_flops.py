@@ -71,6 +71,14 @@ def test_dense_counts_as_torch_does(masked):
     assert both == 2 * 36 * 8 * (8 + wide + 3 * 8 + 2 * wide)
 
 
+def test_flex_leaves_the_call_to_others(monkeypatch):
+    """Torch's counter fails on FlexAttention: another one computes; asked by name it says so."""
+    with pytest.raises(ValueError, match="FlopCounterMode"):
+        counted(P.SlidingWindow(3), "flex")
+    monkeypatch.setenv("FOVEAL_IMPL", "flex")
+    assert counted(P.Pyramid(4, causal=True), None) == counted(P.Pyramid(4, causal=True), "tiled")
+
+
 def test_every_operator_has_formulas():
     """The Triton kernels too, which run elsewhere."""
     for name in ("tiled", "native", "triton"):

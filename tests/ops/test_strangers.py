@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import foveal
+from foveal import TableBias
 from foveal import patterns as P
 from foveal.caches import AttentionCache
-from foveal.ops import TableBias
 from foveal.testing import assert_close, assert_pattern, dense_attention
 
 

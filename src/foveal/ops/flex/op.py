@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from foveal.ops.bias import MASKED, WindowBias
 from foveal.ops.flex.layout import layout
@@ -30,7 +31,15 @@ def why_not(
         return f"FlexAttention does not run on {device}"
     if device == "cpu" and requires_grad:
         return "FlexAttention has no backward pass on CPU"
+    if not torch.compiler.is_compiling() and _is_counted():
+        return "torch's FlopCounterMode takes no FlexAttention"
     return None
+
+
+def _is_counted() -> bool:
+    """Whether operations are being counted: then torch 2.13 fails on what is not compiled."""
+    modes = _get_current_dispatch_mode_stack()
+    return any(type(one).__module__ == "torch.utils.flop_counter" for one in modes)
 
 
 def flex_attend(
