@@ -171,7 +171,8 @@ def test_a_kernel_that_computes_something_else_is_not_used(cache, tmp_path, monk
     source = tmp_path / "wrong.cpp"
     source.write_text(
         'extern "C" { int foveal_forward(void*) { return 0; } '
-        "int foveal_backward(void*) { return 0; } int foveal_width(void) { return 8; } }"
+        "int foveal_backward(void*) { return 0; } int foveal_step(void*) { return 0; } "
+        "int foveal_width(void) { return 8; } }"
     )
     compiler(tmp_path, monkeypatch, f'c++ {source} -shared -fPIC -o "$out"')
     with pytest.warns(UserWarning, match="native kernel gives wrong results"):
@@ -272,7 +273,8 @@ def pretend(monkeypatch):
         for function in ("processor_class", "multiplies_bfloat16", "runnable_classes"):
             getattr(processor, function).cache_clear()
 
-    monkeypatch.delenv("FOVEAL_NATIVE", raising=False)
+    for held in ("FOVEAL_NATIVE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(held, raising=False)
     yield change
     monkeypatch.undo()
     clear()
