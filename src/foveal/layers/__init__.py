@@ -10,8 +10,10 @@ from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
 from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
+from foveal.layers.positions import Positions
 from foveal.layers.relative import Relative
 from foveal.layers.relative_position import RelPosEmb
+from foveal.layers.residual import ResidualBlock, ResidualStack
 from foveal.layers.reversible import ReversibleSequence
 from foveal.layers.rotary import Rotary
 from foveal.layers.separable import DSSA, SeparableAttention
@@ -24,6 +26,9 @@ __all__ = [
     "Rotary",
     "Relative",
     "RelativeAttention",
+    "Positions",
+    "ResidualBlock",
+    "ResidualStack",
     "Block",
     "Stack",
     "HaloAttention",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache, PyramidCache
@@ -15,7 +16,7 @@ from foveal.layers.positions import Positions, relative_table
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, state_dtype
-from foveal.ops import PyramidBias, attend
+from foveal.ops import TableBias, attend
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
 
@@ -37,8 +38,8 @@ class SelfAttention(nn.Module):
         rotary: positions: True = a Rotary of its own; any Positions to share their table, a
             Relative for relative attention in their place; False = none.
         dropout: on the attention weights.
-        relative_bias: over a Pyramid, learn a table of hierarchical relative positions: True =
-            one a head, "shared" = one for all heads.
+        relative_bias: learn a table of relative positions, over a pattern that takes one (such as
+            a Pyramid): True = one a head, "shared" = one for all heads.
         rotate_values: rotary positions turn the values too, as dalle-pytorch does; False turns
             queries and keys only, as RoFormer (Su et al., 2021).
         out_dropout: dropout on the output, as a second part of `to_out`; None = no such part.
@@ -168,7 +169,7 @@ class SelfAttention(nn.Module):
             now = cache.position - 1
             q, options["bias"] = self.relative.newest(q, now, self.stride)
         elif self.rel_bias is not None:
-            options["bias"] = PyramidBias(self.rel_bias)
+            options["bias"] = self._table_of(q, cache)
         return project(self.to_out, join_heads(cache.attend(q, **options))), cache
 
     def _project(
@@ -186,9 +187,22 @@ class SelfAttention(nn.Module):
         q, k = qk.transpose(1, 2).split((self.heads, self.kv_heads), 1)
         return q, k, v.transpose(1, 2)
 
+    def _table_of(self, q: Tensor, cache: AttentionState) -> Any:
+        """The learned table as a cache takes it, for the newest query (batch, heads, 1, dim_head):
+        a PyramidCache whole, others by the rows of the keys that are read."""
+        table, now = cast(Tensor, self.rel_bias), cache.position - 1
+        if isinstance(cache, PyramidCache):
+            return TableBias(table)
+
+        def rows(places: Tensor) -> Tensor:
+            found = self.pattern.bias_place(torch.tensor(now, device=places.device), places)
+            return table[found.to(table.device)].T.expand(*q.shape[:2], -1)
+
+        return rows
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q, k, v as from `_project`, mask (batch, tokens) -> (batch, tokens, dim)."""
-        bias: Any = None if self.rel_bias is None else PyramidBias(self.rel_bias)
+        bias: Any = None if self.rel_bias is None else TableBias(self.rel_bias)
         scale = None
         if self.relative is not None:
             scale = self.dim_head**-0.5

@@ -10,7 +10,7 @@ from foveal.layers.checks import join_heads
 from foveal.layers.cross_attention import CrossAttention
 from foveal.layers.linear import project
 from foveal.layers.positions import Positions, relative_table
-from foveal.ops import PyramidBias, attend
+from foveal.ops import TableBias, attend
 from foveal.patterns import Pyramid
 
 
@@ -55,8 +55,8 @@ class HCrossAttention1D(CrossAttention):
         return f"pattern={self.pattern}, heads={self.heads}"
 
     @property
-    def _bias(self) -> PyramidBias | None:
-        return None if self.rel_bias is None else PyramidBias(self.rel_bias)
+    def _bias(self) -> TableBias | None:
+        return None if self.rel_bias is None else TableBias(self.rel_bias)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, context: Tensor, mask: Tensor | None = None

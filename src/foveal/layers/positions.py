@@ -7,7 +7,7 @@ Two ways to tell a layer where its tokens stand, both given as its `rotary`:
 - a `Relative` is what the relative attention layers of a model share; each makes its own
   RelativeTerms of it, which say what a pair of tokens gains.
 
-Over a Pyramid a layer may learn a table of hierarchical distances beside them.
+Beside them a layer may learn a table, over a pattern that takes one (such as a Pyramid).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveal.patterns import Pattern, Pyramid
-from foveal.patterns.subclasses import is_a
+from foveal.patterns import Pattern
 
 
 class Positions(nn.Module):
@@ -36,16 +35,19 @@ class Positions(nn.Module):
 
 
 def relative_table(pattern: Pattern, wanted: bool | str, heads: int) -> nn.Parameter | None:
-    """A table of hierarchical relative positions (rows, heads or 1), or None.
+    """A table of relative positions (pattern.bias_size, heads or 1), or None.
 
     Raises:
-        ValueError: another word than "shared", or a pattern that is no Pyramid.
+        ValueError: another word than "shared", or a pattern that takes no table.
     """
     if wanted not in (True, False, "shared"):
         raise ValueError(f"relative_bias must be True, False or 'shared', got {wanted!r}.")
     if not wanted:
         return None
-    if not is_a(pattern, Pyramid):
-        raise ValueError(f"relative_bias needs a Pyramid, got pattern={pattern}.")
+    if not pattern.biased_by_table:
+        raise ValueError(
+            "relative_bias needs a pattern that is biased_by_table, such as a Pyramid, got "
+            f"{pattern}."
+        )
     tables = 1 if wanted == "shared" else heads
     return nn.Parameter(torch.randn(pattern.bias_size, tables) * 0.1)
