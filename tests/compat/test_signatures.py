@@ -117,3 +117,16 @@ print([m for m in sys.modules if m.split(".")[0] in theirs])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:3] == ["[]", "[]", "[]"], done.stdout
+
+
+def test_packages_are_attributes_of_the_room():
+    """Without an import of its own, foveal.compat.<package> is there; another name is not."""
+    code = """
+import foveal
+print(foveal.compat.hourglass_transformer_pytorch.Attention.__name__)
+print(foveal.compat.vit_pytorch.sep_vit.SepViT.__name__)
+print(set(foveal.compat._PACKAGES) <= set(dir(foveal.compat)))
+print(hasattr(foveal.compat, "halonet"), hasattr(foveal.layers, "load_upstream"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Attention", "SepViT", "True", "False", "False"]
