@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.common.inputs import require_file
 from foveal.data import augment
 from foveal.data.archives import archive_paths, is_archive
 from foveal.data.caption_entries import (
@@ -29,7 +28,7 @@ from foveal.data.opening import Reader
 from foveal.data.pictures import SUFFIXES
 from foveal.data.stream import Draw
 from foveal.data.tables import is_table
-from foveal.data.walk import LeftOut, data_path, printable, walk
+from foveal.data.walk import LeftOut, data_folder, data_path, printable, walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +217,11 @@ def _find(config: PictureDataConfig, path: str, left: LeftOut, most: int) -> Exa
     if root.is_file() and is_table(root, json_too=True):
         listed = table_entries([root], root.parent, config.column, left)
         return ExampleParts(_examples(printable(root.name), listed, config.size))
-    if not root.is_dir():
-        if root.exists():
-            require_file(root, "the data")
-        what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(
-            f"data.path={path!r} {what}; name a folder of captioned pictures, webdataset "
-            "archives (.tar), or 'emoji' for the embedded pictures."
-        )
-    return _find_folder(root, config, left)
+    advice = (
+        "a folder of captioned pictures, webdataset archives (.tar), or 'emoji' for the embedded "
+        "pictures"
+    )
+    return _find_folder(data_folder(path, advice), config, left)
 
 
 def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
@@ -273,8 +268,7 @@ def _find_emoji(size: int) -> ExampleParts:
         return [(pictures[i], [str(captions[i])]) for i in index], []
 
     whole = all_of(EMOJI, np.zeros(len(captions), np.int64), [""], load)
-    train, test = whole.divided(data["is_test"])
-    return ExampleParts(train, test=test)
+    return whole.in_parts(data["is_test"])
 
 
 def _examples(name: str, entries: list[Entry], size: int) -> Examples:

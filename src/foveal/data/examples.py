@@ -94,6 +94,11 @@ class Examples:
             is_test[mine[shuffled(len(mine))[:count]]] = True
         return self.divided(is_test)
 
+    def in_parts(self, is_test: np.ndarray) -> ExampleParts:
+        """The same as the parts of a data set."""
+        train, test = self.divided(is_test)
+        return ExampleParts(train, test=test if len(test) else None)
+
     def divided(self, is_test: np.ndarray) -> tuple[Examples, Examples]:
         """Two parts, by what the data say."""
         return (

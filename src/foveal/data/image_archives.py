@@ -40,8 +40,7 @@ def find_archive(path: Path, size: int, left: LeftOut) -> ExampleParts:
     is_test = parts.get("train", {}).get("is_test")
     if is_test is None:
         return in_parts(found, left)
-    train, test = found["train"].divided(_flags(is_test, len(found["train"]), path))
-    return ExampleParts(train, test=test if len(test) else None)
+    return found["train"].in_parts(_flags(is_test, len(found["train"]), path))
 
 
 def _load(path: Path) -> Arrays:

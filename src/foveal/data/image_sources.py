@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
-from foveal.common.inputs import require_file
 from foveal.data.class_folders import find_pictures
 from foveal.data.emoji import EMOJI, load_emoji
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
@@ -16,7 +14,7 @@ from foveal.data.image_archives import find_archive
 from foveal.data.image_hub import find_hub
 from foveal.data.images import ImageSet, decode
 from foveal.data.opening import Reader
-from foveal.data.walk import LeftOut, data_path, subfolders
+from foveal.data.walk import LeftOut, data_folder, data_path, subfolders
 
 
 def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExampleParts:
@@ -30,14 +28,9 @@ def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExamplePart
         if not root.exists():
             raise ValueError(f"data.path must be an archive that exists, got {path!r}.")
         return find_archive(root, config.size, left)
-    if not root.is_dir():
-        if root.exists():
-            require_file(root, "the data")
-        what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(
-            f"data.path={path!r} {what}; name a folder of class folders, a .npz archive, "
-            "or 'emoji' for the embedded pictures."
-        )
+    root = data_folder(
+        path, "a folder of class folders, a .npz archive, or 'emoji' for the embedded pictures"
+    )
     archives = file_parts(sorted(root.glob("[!.]*.npz"))) if not subfolders(root) else None
     if archives is None:
         return find_pictures(root, config.size, left)
@@ -55,8 +48,7 @@ def _find_emoji(size: int) -> ExampleParts:
         [str(name) for name in data["classes"]],
         lambda index: (data["images"][index], []),
     )
-    train, test = whole.divided(torch.from_numpy(data["is_test"]).bool().numpy())
-    return ExampleParts(train, test=test)
+    return whole.in_parts(data["is_test"].astype(bool))
 
 
 def _read(config: Any, examples: Examples, left: LeftOut, most: int) -> ImageSet:

@@ -49,8 +49,7 @@ def _generated(config: SequenceDataConfig) -> ExampleParts:
 
     labels = np.array([value for _, value in made], np.int64)
     whole = all_of("ListOps", labels, [str(value) for value in range(10)], load)
-    train, test = whole.divided(np.arange(count) < config.test_examples)
-    return ExampleParts(train, test=test)
+    return whole.in_parts(np.arange(count) < config.test_examples)
 
 
 def _read(config: SequenceDataConfig, examples: Examples, left: LeftOut, most: int) -> SequenceSet:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.data.corpus import Corpus
 from foveal.data.sampling import permute
-from foveal.data.sources import Corpus, corpus_to_score, open_corpus
 from foveal.data.stream import Draw, Stream
 
 IGNORED = -100
@@ -35,16 +35,6 @@ class TextConfig:
     valid: str = ""
     column: str = ""
     context: int = 256
-
-
-def open_text(config: TextConfig) -> tuple[Corpus, Corpus]:
-    """The bytes to train on and those to score on; see `open_corpus`."""
-    return open_corpus(config.path, config.valid, config.column)
-
-
-def text_to_score(config: TextConfig, data: str | None = None) -> Corpus:
-    """What a run is scored on, or all of other data; see `corpus_to_score`."""
-    return corpus_to_score(config.path, config.valid, config.column, data)
 
 
 class TextWindows:

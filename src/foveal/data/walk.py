@@ -8,6 +8,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+from foveal.common.inputs import require_file
+
 _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"),
     *("@eadir", "system volume information", "lost+found", "icon\r", "__pycache__"),
@@ -87,6 +89,24 @@ def data_path(path: str) -> Path:
     if not path:
         raise ValueError("the data path must not be empty, got ''.")
     return target
+
+
+def data_folder(path: str, otherwise: str) -> Path:
+    """The folder that holds data.
+
+    Args:
+        otherwise: what to name instead, where that is none.
+
+    Raises:
+        ValueError: it is not there, or no folder.
+    """
+    root = data_path(path)
+    if root.is_dir():
+        return root
+    if root.exists():
+        require_file(root, "the data")
+    what = "is a file" if root.exists() else "does not exist"
+    raise ValueError(f"data.path={path!r} {what}; name {otherwise}.")
 
 
 def _entries(folder: Path, left: LeftOut) -> list[os.DirEntry[str]]:

@@ -11,6 +11,9 @@ from foveal.draw.curves import Curve, draw_curves, smooth
 Entries = Sequence[Mapping[str, float]]
 """Of metrics.jsonl."""
 
+Forms = Mapping[str, tuple[str, str]]
+"""Label and format of scores, by name."""
+
 
 def loss_curves(entries: Entries, scale: float = 1.0) -> list[Curve]:
     """The training loss, as it is and smoothed."""
@@ -40,7 +43,7 @@ def chart(title: str, curves: list[Curve], path: Path, ylabel: str) -> list[tupl
     return [(title, draw_curves(curves, path, xlabel="step", ylabel=ylabel))]
 
 
-def shown(scores: Mapping[str, Any], forms: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+def shown(scores: Mapping[str, Any], forms: Forms) -> dict[str, str]:
     """Label -> value of the scores that there are, in the order of `forms`."""
     return {
         label: form.format(scores[name])
@@ -59,7 +62,7 @@ def scored(score: Mapping[str, Any], count: int, things: str) -> dict[str, str]:
 
 def heading(score: Mapping[str, Any], count: int, things: str) -> list[str]:
     """The first lines of the table of a score."""
-    skipped = f" ({score['skipped']:,} left out)" if score["skipped"] else ""
+    skipped = f" ({score['skipped']:,} left out)" if score.get("skipped") else ""
     return [
         f"{score['data']} (checksum {score['checksum']})",
         f"{count:,} {things}{skipped}, {score['seconds']:.0f} s, {score['checkpoint']}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,24 +13,10 @@ from torch import Tensor, nn
 from foveal.data.sampling import spread
 from foveal.draw.confusion import draw_confusion
 from foveal.draw.report import Section
-from foveal.recipes.charts import (
-    Entries,
-    chart,
-    heading,
-    loss_curves,
-    score_curve,
-    scored,
-    shown,
-)
+from foveal.recipes.charts import Entries, chart, score_curve
 from foveal.recipes.kind import Kind, KindTask, Run
 from foveal.training.progress import tracked
 from foveal.training.task import Totals
-
-_ROWS = {
-    "accuracy": ("top-1 accuracy", "{:.2%}"),
-    "top5": ("top-5 accuracy", "{:.2%}"),
-    "balanced_accuracy": ("balanced accuracy", "{:.2%}"),
-}
 
 
 class Classifier(Kind):
@@ -48,6 +35,13 @@ class Classifier(Kind):
         "accuracy": ("top-1 accuracy, held out", "{:.1%}"),
         "balanced_accuracy": ("mean over classes accuracy, held out", "{:.1%}"),
     }
+    labels: ClassVar = {
+        "accuracy": ("top-1 accuracy", "{:.2%}"),
+        "top5": ("top-5 accuracy", "{:.2%}"),
+        "balanced_accuracy": ("balanced accuracy", "{:.2%}"),
+    }
+    counted = "images"
+    loss_label = "cross-entropy (nats)"
 
     def answer(self, model: nn.Module, read: Any, data: Any, quick: bool) -> Tensor:
         """Logits or shares (batch, classes), float32 on the CPU.
@@ -104,8 +98,7 @@ class Classifier(Kind):
     def table(self, score: Mapping[str, Any], folder: Path) -> list[str]:
         """The shares, then each class: how many there are, recall and precision."""
         width = max(len("class"), *map(len, score["classes"]))
-        lines = heading(score, score["images"], self.things)
-        lines += [f"{label:<17}  {value}" for label, value in shown(score, _ROWS).items()]
+        lines = super().table(score, folder)
         lines += ["", f"{'class':<{width}}  {self.things:>9}  recall  precision"]
         counts = torch.tensor(score["confusion"]).double()
         right, said, there = counts.diag(), counts.sum(0), counts.sum(1)
@@ -115,23 +108,20 @@ class Classifier(Kind):
         picture = folder / "pictures" / "confusion.png"
         return lines + (["", f"confusion matrix  {picture}"] if picture.exists() else [])
 
-    def sections(
-        self, pictures: Path, entries: Entries, score: dict[str, Any] | None
-    ) -> Iterator[Section]:
-        """Training curves, and the score with its confusion matrix."""
-        loss = loss_curves(entries)
+    def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
+        """The training loss, and how often the model is right."""
         right = score_curve(entries, "accuracy", "top-1", 100)
         right += score_curve(entries, "balanced_accuracy", "mean over classes", 100)
-        if loss[0].x:
-            drawn = chart("Training loss", loss, pictures / "training.png", "cross-entropy (nats)")
-            title = "Right answers on held-out data"
-            drawn += chart(title, right, pictures / "accuracy.png", "right, %")
-            yield Section("Training", pictures=drawn)
-        if score:
-            path = draw_confusion(score["confusion"], score["classes"], pictures / "confusion.png")
-            rows = shown(score, _ROWS)
-            rows |= scored(score, score["images"], score.get("unit", self.things))
-            yield Section("Held-out score", pictures=[("What is taken for what", path)], rows=rows)
+        title = "Right answers on held-out data"
+        return super().charts(pictures, entries) + chart(
+            title, right, pictures / "accuracy.png", "right, %"
+        )
+
+    def score_section(self, pictures: Path, score: Mapping[str, Any]) -> Section:
+        """Also the confusion matrix."""
+        path = draw_confusion(score["confusion"], score["classes"], pictures / "confusion.png")
+        drawn = [("What is taken for what", path)]
+        return replace(super().score_section(pictures, score), pictures=drawn)
 
 
 def _share(part: Tensor, whole: Tensor) -> str:

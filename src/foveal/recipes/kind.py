@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +15,18 @@ from foveal.common.words import suggest
 from foveal.data.opening import Reader
 from foveal.data.sampling import sample
 from foveal.data.stream import Source, Stream, VariedSource
+from foveal.draw.report import Section
 from foveal.recipes.assets import read_asset, write_asset
 from foveal.recipes.build import build_model, model_class
+from foveal.recipes.charts import (
+    Entries,
+    Forms,
+    chart,
+    heading,
+    loss_curves,
+    scored,
+    shown,
+)
 from foveal.recipes.settings import RunConfig
 from foveal.training.config import check_batch, show
 from foveal.training.task import Totals
@@ -54,6 +64,10 @@ class Kind:
         limit: held-out examples that are scored at most, unless all are asked for; 0 is all.
         assets: what a run keeps because the model cannot be made without it; see `assets.FILES`.
         forms: label and format of the scores that a report opens with, by name.
+        labels: label and format of all of them; `score` alone unless given.
+        counted: the score that says how many examples it is of; called as these unless given.
+        loss_label: what the curve of the training loss shows.
+        sheets: captions of the pictures that `finish` and `generate` draw, by file name.
         options: of `foveal evaluate`, those that this task alone knows.
         length, temperature: of what `generate` writes, unless told otherwise.
         continues_text: whether the prompt of `generate` is a text, and no picture.
@@ -66,7 +80,11 @@ class Kind:
     things = "examples"
     limit = 0
     assets: tuple[str, ...] = ()
-    forms: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    forms: ClassVar[Forms] = {}
+    labels: ClassVar[Forms] = {}
+    counted = ""
+    loss_label = "loss"
+    sheets: ClassVar[Mapping[str, str]] = {}
     options: tuple[str, ...] = ()
     length, temperature, continues_text = 400, 0.7, True
 
@@ -155,13 +173,32 @@ class Kind:
         """Further scores of the same examples, without the model."""
         return {}
 
+    def rows(self, score: Mapping[str, Any]) -> dict[str, str]:
+        """The scores of a run as label -> text."""
+        forms = self.labels or {self.score: (self.score, "{:.4g}")}
+        return shown(score.get("scores", score), forms)
+
     def table(self, score: Mapping[str, Any], folder: Path) -> list[str]:
         """The lines that `foveal evaluate` prints about a score."""
-        return [f"{name}  {value}" for name, value in score.items()]
+        rows = self.rows(score)
+        width = max(map(len, rows))
+        lines = heading(score, score[self.counted or self.things], self.things)
+        return lines + [f"{label:<{width}}  {value}" for label, value in rows.items()]
+
+    def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
+        """Curves of a training, each with its title."""
+        return chart(
+            "Training loss", loss_curves(entries), pictures / "training.png", self.loss_label
+        )
+
+    def score_section(self, pictures: Path, score: Mapping[str, Any]) -> Section:
+        """The part of a report about a score."""
+        rows = self.rows(score) | scored(score, score[self.counted or self.things], self.things)
+        return Section("Held-out score", rows=rows)
 
     def sections(
-        self, pictures: Path, entries: Sequence[Mapping[str, float]], score: dict[str, Any] | None
-    ) -> Iterator[Any]:
+        self, pictures: Path, entries: Entries, score: Mapping[str, Any] | None
+    ) -> Iterator[Section]:
         """What a report shows besides patterns, facts and settings.
 
         Args:
@@ -169,7 +206,14 @@ class Kind:
             entries: of metrics.jsonl.
             score: of evaluation.json, if the run has been scored.
         """
-        return iter(())
+        drawn = [(title, pictures / name) for name, title in self.sheets.items()]
+        drawn = [(title, path) for title, path in drawn if path.exists()]
+        if drawn:
+            yield Section("Pictures", pictures=drawn)
+        if charts := self.charts(pictures, entries):
+            yield Section("Training", pictures=charts)
+        if score:
+            yield self.score_section(pictures, score)
 
     def generate(self, run: Run, prompt: str, length: int, *, device: str, **sampling: Any) -> Any:
         """What the model writes after a prompt; has `to_dict()`, and is text for people."""

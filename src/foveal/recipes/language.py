@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveal.draw.report import Section
 from foveal.recipes.charts import Entries, chart, loss_curves, score_curve
 from foveal.recipes.kind import Kind, KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
@@ -49,18 +47,12 @@ class NextToken(Kind):
         inputs, targets = batch
         return F.cross_entropy(model(inputs).float().flatten(0, 1), targets.flatten())
 
-    def sections(
-        self, pictures: Path, entries: Entries, score: dict[str, Any] | None
-    ) -> Iterator[Section]:
+    def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
         """The loss on training and held-out data, in bits."""
         curves = loss_curves(entries, 1 / math.log(2))
-        if curves[0].x:
-            curves += score_curve(entries, self.score, "held out")
-            title = f"Loss on training and held-out {self.trained}"
-            label = self.score.replace("_", " ")
-            yield Section(
-                "Training", pictures=chart(title, curves, pictures / "training.png", label)
-            )
+        curves += score_curve(entries, self.score, "held out") if curves[0].x else []
+        title = f"Loss on training and held-out {self.trained}"
+        return chart(title, curves, pictures / "training.png", self.score.replace("_", " "))
 
 
 def sum_of_bits(logits: Tensor, targets: Tensor) -> float:

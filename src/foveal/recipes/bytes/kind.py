@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 import platform
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,19 +16,17 @@ from torch.nn import functional as F
 
 from foveal.common.checks import check_sizes
 from foveal.data.corpus import Corpus, sample_bytes
+from foveal.data.sources import corpus_to_score, open_corpus
 from foveal.data.text import (
     IGNORED,
     TextConfig,
     TextWindows,
     check_context,
-    open_text,
     scoring_windows,
-    text_to_score,
 )
 from foveal.draw.curves import draw_bars
 from foveal.draw.report import Section
 from foveal.recipes.bytes.writing import Continuation, keep_first_samples, write_on
-from foveal.recipes.charts import Entries
 from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, sum_of_bits
 from foveal.training.progress import showing, tracked
@@ -54,8 +52,7 @@ class Bytes(NextToken):
     options = ("context", "stride", "max_bytes")
 
     def open(self, data: TextConfig) -> tuple[Corpus, Corpus]:
-        """Bytes to train on, and bytes to score on."""
-        train, held_out = open_text(data)
+        train, held_out = open_corpus(data.path, data.valid, data.column)
         check_context(train, data.context)
         if len(held_out) < 2:
             raise ValueError(
@@ -65,15 +62,12 @@ class Bytes(NextToken):
         return train, held_out
 
     def source(self, task: KindTask) -> TextWindows:
-        """Windows of the training bytes."""
         return TextWindows(task.train, task.config.data.context)
 
     def units(self, task: KindTask) -> int:
-        """Bytes of a window."""
         return int(task.config.data.context)
 
     def max_seq_len(self, data: TextConfig) -> int:
-        """A window."""
         return data.context
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
@@ -85,11 +79,9 @@ class Bytes(NextToken):
         )
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """The size of a window."""
         return {"context": f"{task.config.data.context} bytes"}
 
     def finish(self, task: KindTask, folder: Path) -> None:
-        """Write a few samples."""
         keep_first_samples(folder, task.model.eval(), task.config)
 
     def to_score(self, run: Run, data: str | None, full: bool, **options: Any) -> Corpus:
@@ -98,7 +90,8 @@ class Bytes(NextToken):
         most = 0 if full else options.get("max_bytes", _MOST_EVALUATED)
         if most < 0 or most == 1:
             raise ValueError(f"max_bytes must be at least 2, or 0 for all, got {most}.")
-        return sample_bytes(text_to_score(run.config.data, data), most)
+        own = run.config.data
+        return sample_bytes(corpus_to_score(own.path, own.valid, own.column, data), most)
 
     def measure(self, run: Run, model: Any, found: Corpus, **options: Any) -> dict[str, Any]:
         """Bits per byte, every byte but the first scored once.
@@ -151,13 +144,8 @@ class Bytes(NextToken):
             f"  xz -9e                      {score['xz']:.3f}",
         ]
 
-    def sections(
-        self, pictures: Path, entries: Entries, score: dict[str, Any] | None
-    ) -> Iterator[Section]:
-        """Curves, and the score beside the compressors."""
-        yield from super().sections(pictures, entries, score)
-        if not score:
-            return
+    def score_section(self, pictures: Path, score: Mapping[str, Any]) -> Section:
+        """The score beside the compressors."""
         names = {"this model": "bits_per_byte", "gzip -9": "gzip", "xz -9e": "xz"}
         values = {label: score[name] for label, name in names.items()}
         rows = {
@@ -169,7 +157,7 @@ class Bytes(NextToken):
         }
         path = draw_bars(values, pictures / "scores.png", xlabel="bits per byte (less is better)")
         drawn = [("The same bytes, three ways", path)]
-        yield Section("Held-out score", pictures=drawn, rows=rows)
+        return Section("Held-out score", pictures=drawn, rows=rows)
 
     def generate(
         self, run: Run, prompt: str, length: int, *, device: str, **sampling: Any

@@ -118,7 +118,6 @@ class Dalle(Captions):
         return CaptionedPictures(task.train, self.words(task), task.assets["tokens"], shuffle)
 
     def units(self, task: KindTask) -> int:
-        """Tokens of a caption and its picture."""
         model: Any = task.model
         return int(model.max_seq_len)
 
@@ -136,7 +135,6 @@ class Dalle(Captions):
         return image_bits(task.model, captions[index], tokens[index])
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Data, and what captions and pictures become."""
         model: Any = task.model
         (rows, columns), kinds, data = model.grid, model.num_image_tokens, task.config.data
         words = f"{data.text_length} tokens, of {task.assets['tokenizer'].vocab_size:,} kinds"
@@ -148,7 +146,6 @@ class Dalle(Captions):
         return super().facts(task) | told
 
     def finish(self, task: KindTask, folder: Path) -> None:
-        """Draw a picture for some captions."""
         captions = task.held_out.first_captions(spread(len(task.held_out), _SHOWN))
         model: Any = task.model.eval()
         images = draw_captions(model, task.assets["tokenizer"], captions, seed=0)

@@ -75,12 +75,10 @@ class Clip(Captions):
         return retrieval_totals(places[rank::world_size])
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Data, and among how many captions one is found."""
         candidates = min(CANDIDATES, len(task.held_out))
         return super().facts(task) | {"retrieval": f"of one caption among {candidates}"}
 
     def scores(self, run: Run, model: Any, found: CaptionedSet) -> dict[str, float]:
-        """How often the right caption is found, and by chance."""
         tokenizer = read_asset("tokenizer", run.folder)
         return score_clip(model, tokenizer, found.images(), found.first_captions())
 

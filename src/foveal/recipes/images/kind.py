@@ -28,13 +28,11 @@ class Images(Classifier):
     quick, batch = 1000, 250
 
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
-        """The model of a configuration."""
         return seeded_model(
             config, num_classes=len(assets["classes"]), image_size=config.data.size
         )
 
     def source(self, task: KindTask) -> AugmentedImages:
-        """Varied pictures."""
         return AugmentedImages(task.train, task.config.data)
 
     def most(self, data: ImageDataConfig) -> int:
@@ -52,7 +50,6 @@ class Images(Classifier):
         return probabilities(model, read, 1 if quick else data.views)
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """How large the pictures are."""
         size = task.config.data.size
         return {"pictures": f"{size} x {size} pixels"}
 

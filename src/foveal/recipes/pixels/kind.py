@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +25,6 @@ from foveal.data.pixels import (
 )
 from foveal.data.sampling import sample, spread
 from foveal.draw.grid import draw_grid
-from foveal.draw.report import Section
-from foveal.recipes.charts import Entries, scored
 from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, sum_of_bits
 from foveal.recipes.runs import open_model
@@ -39,11 +37,6 @@ _SHOWN, _COLUMNS, _MOST_DRAWN = 8, 4, 256
 SAMPLES, COMPLETIONS = "samples.png", "completions.png"
 """Names of the pictures that a model draws, in the run's folder of pictures."""
 
-_TITLES = {
-    SAMPLES: "Drawn value by value",
-    COMPLETIONS: "Pictures, and their lower halves drawn by the model",
-}
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -52,7 +45,6 @@ class Drawing:
     path: Path
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON can hold it."""
         return {"picture": str(self.path)}
 
     def __str__(self) -> str:
@@ -68,14 +60,18 @@ class Pixels(NextToken):
     things, trained = "pictures", "pixels"
     must, seen = "a model of pixels", "what it predicts"
     forms: ClassVar = {"bits_per_dim": ("bits per dimension, held out", "{:.3f}")}
+    labels: ClassVar = {"bits_per_dim": ("bits per dimension", "{:.3f}")}
+    counted = "images"
+    sheets: ClassVar = {
+        SAMPLES: "Drawn value by value",
+        COMPLETIONS: "Pictures, and their lower halves drawn by the model",
+    }
     length, temperature, continues_text = _SHOWN, 1.0, False
 
     def source(self, task: KindTask) -> PixelValues:
-        """Values of pictures."""
         return PixelValues(task.train, task.config.data.flip)
 
     def units(self, task: KindTask) -> int:
-        """Values of a picture."""
         return int(task.config.data.length)
 
     def max_seq_len(self, data: PixelDataConfig) -> int:
@@ -83,7 +79,6 @@ class Pixels(NextToken):
         return data.length + 1
 
     def most(self, data: PixelDataConfig) -> int:
-        """As the recipe says."""
         return data.scored_images
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
@@ -93,13 +88,11 @@ class Pixels(NextToken):
         return score_pixels(task.model, task.held_out, index)
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Data, and how large the pictures are."""
         data = task.config.data
         size = f"{data.size} x {data.size} pixels, {data.length:,} values each"
         return {"pictures": size}
 
     def finish(self, task: KindTask, folder: Path) -> None:
-        """Draw some pictures, and complete some."""
         model, size = task.model.eval(), task.config.data.size
         _draw_grid(draw_pictures(model, _SHOWN, size, seed=0), folder, SAMPLES)
         originals = task.held_out.read(spread(len(task.held_out), _COLUMNS))
@@ -119,24 +112,10 @@ class Pixels(NextToken):
         return {"bits_per_dim": bits / count, "images": len(found)}
 
     def table(self, score: Mapping[str, Any], folder: Path) -> list[str]:
-        """What was scored, and the score."""
         return [
             f"{score['data']} (checksum {score['checksum']}), {score['images']:,} pictures",
             f"bits per dimension  {score['bits_per_dim']:.3f}  ({score['checkpoint']})",
         ]
-
-    def sections(
-        self, pictures: Path, entries: Entries, score: dict[str, Any] | None
-    ) -> Iterator[Section]:
-        """Curves, what the model has drawn, and the score."""
-        yield from super().sections(pictures, entries, score)
-        drawn = [(title, pictures / name) for name, title in _TITLES.items()]
-        drawn = [(title, path) for title, path in drawn if path.exists()]
-        if drawn:
-            yield Section("Pictures", pictures=drawn)
-        if score:
-            rows = {"bits per dimension": f"{score['bits_per_dim']:.3f}"}
-            yield Section("Held-out score", rows=rows | scored(score, score["images"], "pictures"))
 
     def generate(
         self, run: Run, prompt: str, length: int, *, device: str, **sampling: Any

@@ -25,7 +25,6 @@ class Sequences(Classifier):
     limit, quick, batch = 10_000, 500, 32
 
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
-        """The model of a configuration."""
         return seeded_model(
             config,
             num_classes=len(assets["classes"]),
@@ -47,7 +46,6 @@ class Sequences(Classifier):
         return model(*(part.to(device) for part in read)).float().cpu()
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """How long the sequences are."""
         lengths = [len(row) for row in task.train.sequences]
         mean = sum(lengths) / len(lengths)
         most = task.config.data.length

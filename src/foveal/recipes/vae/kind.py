@@ -41,7 +41,6 @@ class VAE(Captioned):
         return model
 
     def source(self, task: KindTask) -> Pictures:
-        """Pictures without their captions."""
         return Pictures(task.train, task.config.data.flip)
 
     def loss(self, task: KindTask, model: nn.Module, batch: Tensor) -> Tensor:
@@ -62,7 +61,6 @@ class VAE(Captioned):
         }
 
     def facts(self, task: KindTask) -> dict[str, str]:
-        """Data, and what a picture becomes."""
         model: Any = task.model
         rows, columns = model.grid
         tokens = f"{rows} x {columns}, of {model.num_tokens:,} kinds"
@@ -78,7 +76,6 @@ class VAE(Captioned):
         draw_sheet(rows, folder / "pictures" / "reconstructions.png", columns=half)
 
     def scores(self, run: Run, model: Any, found: CaptionedSet) -> dict[str, float]:
-        """How well the pictures come back, and how much of the codebook that takes."""
         return score_vae(model, found)
 
 
