@@ -1,21 +1,6 @@
 """halonet-pytorch 0.0.5, computed by foveal."""
 
-from foveal.compat.halonet_pytorch.halonet_pytorch import (
-    HaloAttention,
-    RelPosEmb,
-    expand_dim,
-    pair,
-    rel_to_abs,
-    relative_logits_1d,
-    to,
-)
+from foveal.compat.halonet_pytorch import halonet_pytorch
+from foveal.compat.halonet_pytorch.halonet_pytorch import *  # noqa: F403
 
-__all__ = [
-    "HaloAttention",
-    "RelPosEmb",
-    "to",
-    "pair",
-    "expand_dim",
-    "rel_to_abs",
-    "relative_logits_1d",
-]
+__all__ = [*halonet_pytorch.__all__]
