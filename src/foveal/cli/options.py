@@ -13,7 +13,7 @@ import tyro
 
 from foveal.cli.parsing import parse, plain
 from foveal.recipes.build import model_arguments, model_class
-from foveal.recipes.config import config_from_dict
+from foveal.recipes.config import plain_table
 from foveal.recipes.settings import RunConfig
 
 _ALIASES = {
@@ -39,16 +39,16 @@ def parse_overrides(
     """
     options: Any = parse(_train_options(config), arguments, f"train {config.recipe}", pairs=True)
     given = {key: _given(value) for key, value in vars(options.model).items()}
-    values = {
-        "recipe": config.recipe,
-        "task": config.task,
-        # only what differs from the constructor's own default or was in the recipe
-        "model": {**config.model, **{k: v for k, v in given.items() if v is not _UNSET}},
-        "data": vars(options.data),
-        "optimizer": vars(options.optimizer),
-        "training": vars(options.training),
-    }
-    changed = config_from_dict(values, where="the command line")
+    # only what differs from the constructor's own default or was in the recipe
+    model = {**config.model, **{k: v for k, v in given.items() if v is not _UNSET}}
+    changed = dataclasses.replace(
+        config,
+        model=plain_table(model, "[model] of the command line"),
+        **{
+            name: type(getattr(config, name))(**vars(getattr(options, name)))
+            for name in ("data", "optimizer", "training")
+        },
+    )
     return changed, options.output, options.resume
 
 

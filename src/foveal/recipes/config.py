@@ -116,10 +116,7 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
     recipe = values.get("recipe", "")
     if not isinstance(recipe, str):
         raise ValueError(f"recipe must be text in {where}, got {show(recipe)}.")
-    model = {
-        key: _plain(value, f"{key} in [model] of {where}")
-        for key, value in values.get("model", {}).items()
-    }
+    model = plain_table(values.get("model", {}), f"[model] of {where}")
     if not isinstance(model.get("name"), str):
         raise ValueError(f"[model] of {where} must name the model: name = 'TransformerLM'.")
     return RunConfig(
@@ -132,6 +129,11 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
         ),
         training=from_dict(TrainingConfig, values.get("training", {}), f"[training] of {where}"),
     )
+
+
+def plain_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A table whose values JSON can hold; ValueError, naming the key, for others."""
+    return {key: _plain(value, f"{key} in {where}") for key, value in table.items()}
 
 
 def _plain(value: Any, name: str, depth: int = 0) -> Any:
