@@ -120,6 +120,12 @@ def test_what_a_table_needs_is_named():
         layer(relative_bias=True)
 
 
+def test_relative_positions_over_pooled_keys_do_not_decode():
+    """The cache of means holds no distances: that is said before anything is decoded."""
+    with pytest.raises(ValueError, match="relative positions cannot decode over Pyramid"):
+        layer("relative", P.Pyramid(4, causal=True)).make_cache(1)
+
+
 def test_a_call_may_bring_its_positions():
     """Positions of a call stand in place of the layer's own."""
     attn, x = layer("rotary"), torch.randn(1, 9, 8, dtype=torch.float64)

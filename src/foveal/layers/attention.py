@@ -116,6 +116,8 @@ class SelfAttention(nn.Module):
         where: Any = {"dtype": state_dtype(self.to_qkv), "device": device}
         sizes = (batch, self.kv_heads, self.dim_head, max_length)
         if is_a(self.pattern, Pyramid):
+            if self.relative is not None:
+                raise ValueError(f"relative positions cannot decode over {self.pattern}.")
             return PyramidCache(self.pattern, *sizes, heads=self.heads, **where)
         return AttentionCache(self.pattern, *sizes, **where)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
 from foveal.common.arguments import checked
-from foveal.layers.attention import AttentionState, RelativeAttention, SelfAttention
+from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.feed_forward import Activation, FeedForward
 from foveal.layers.native_step import native_step
 from foveal.layers.positions import Positions
@@ -56,8 +56,8 @@ class Block(ResidualBlock):
         activation: Activation = "gelu",
         dropout: float = 0.0,
     ) -> None:
-        cls: Any = RelativeAttention if isinstance(rotary, Relative) else self.attention_class
-        attn = cls(dim, pattern, heads, dim_head, kv_heads, rotary, dropout)
+        sizes = (heads, dim_head, kv_heads)
+        attn = self.attention_class(dim, pattern, *sizes, rotary, dropout)
         super().__init__(
             dim, dropout, attn=attn, ff=FeedForward(dim, ff_mult, activation, dropout)
         )

@@ -21,6 +21,13 @@ from foveal.models.dalle.tokenizer import ImageTokenizerLike, attach, config_wit
 from foveal.models.dalle.transformer import Transformer
 from foveal.models.registry import register
 
+SAME = (
+    *("heads", "dim_head", "ff_mult", "activation", "kernel_size", "dilation", "reversible"),
+    *("attn_dropout", "ff_dropout", "sandwich_norm", "shift_tokens", "rotary_emb"),
+    *("shared_attn_ids", "shared_ff_ids"),
+)
+"""Keywords that a DALLE hands on to its transformer."""
+
 
 @register(SIZES)
 class DALLE(Model):
@@ -89,21 +96,8 @@ class DALLE(Model):
             text_length=c.text_seq_len + 1,
             image_grid=c.grid,
             attn_types=c.types or ("full",),
-            heads=c.heads,
-            dim_head=c.dim_head,
-            ff_mult=c.ff_mult,
-            activation=c.activation,
-            kernel_size=c.kernel_size,
-            dilation=c.dilation,
-            reversible=c.reversible,
-            attn_dropout=c.attn_dropout,
-            ff_dropout=c.ff_dropout,
-            sandwich_norm=c.sandwich_norm,
-            shift_tokens=c.shift_tokens,
-            rotary_emb=c.rotary_emb,
             rotate_values=c.compat is not None,
-            shared_attn_ids=c.shared_attn_ids,
-            shared_ff_ids=c.shared_ff_ids,
+            **{name: getattr(c, name) for name in SAME},
         )
         self.norm = nn.LayerNorm(c.dim)
         self.to_logits = nn.Linear(c.dim, self.total_tokens)

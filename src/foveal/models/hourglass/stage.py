@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
-from foveal.layers import CrossAttention, Relative, RelativeAttention, Rotary, Stack
+from foveal.layers import CrossAttention, Relative, Rotary, SelfAttention, Stack
 from foveal.layers.checks import Device, head_size
 from foveal.layers.linear import is_plain
 from foveal.layers.prepared import Step, Turns
@@ -374,5 +374,5 @@ class HourglassTransformer(nn.Module):
 def _set_stride(part: nn.Module | None, stride: int) -> None:
     """Tell relative attention how far apart its tokens stand."""
     for module in () if part is None else part.modules():
-        if isinstance(module, RelativeAttention | CrossAttention):
+        if isinstance(module, SelfAttention | CrossAttention):
             module.stride = stride
