@@ -152,6 +152,7 @@ def test_pooled_keys(n, impl):
         assert_close(one, two, tolerance)
 
 
+@pytest.mark.usefixtures("unforced")
 def test_pooled_keys_are_counted():
     """Pairs, explanation, FLOPs and decoding know that clusters are read as one."""
     pattern, n = FarMeans(), 67
