@@ -1,10 +1,12 @@
 """Steps by the native kernel: the numbers of the forward pass, and only where it knows them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from foveal import patterns as P
-from foveal.layers import Stack
+from foveal.layers import Rotary, Stack
 from foveal.layers.native_step import native_step
 from foveal.models import HourglassTransformerLM, TransformerLM
 from foveal.ops import native
@@ -113,3 +115,75 @@ def test_nan_stays_with_its_sequence():
     found = decode(stack, x, 2, 14)
     assert found.isnan().any(-1)[0].nonzero()[:, 0].tolist() == list(range(5, 12))
     assert found[0, 5:12].isnan().all()
+
+
+def moved(stack):
+    for weight in stack.parameters():
+        weight.data = weight.data * 1.5
+
+
+def swapped(stack):
+    state = {name: x * 0.5 for name, x in stack.state_dict().items()}
+    for name, weight in stack.named_parameters():
+        weight.data = state[name]
+
+
+@pytest.mark.parametrize("change", [moved, swapped, lambda stack: stack.double()])
+@torch.no_grad()
+def test_weights_that_move_are_followed(change):
+    """Between two tokens weights get new memory, or another dtype: none is read where it lay."""
+    stack = make(P.Full(causal=True), dim=16, heads=2, dim_head=8)
+    x = torch.randn(1, 6, 16)
+    caches = [stack.prefill(x[:, :3], stack.make_cache(1, 9))[1] for _ in range(2)]
+    step = stack.stepper(1)
+    step(x[:, 3:4], caches[0])
+    stack.step(x[:, 3:4], caches[1])
+    change(stack)
+    token = x[:, 4:5].to(stack.norm.weight.dtype)
+    found, expected = step(token, caches[0])[0], stack.step(token, caches[1])[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_does_not_fit_never_reaches_the_kernel():
+    """Sizes, tensors and caches that it would read past their ends."""
+
+    def blocks(change):
+        found = make(P.Full(causal=True), dim=16, heads=2, dim_head=8).blocks
+        change(found[1])
+        return found
+
+    def plain_tensor(block):
+        weight = block.attn.to_out.weight.detach().double()
+        del block.attn.to_out.weight
+        block.attn.to_out.weight = weight
+
+    changes = [
+        plain_tensor,
+        lambda block: setattr(block.attn, "to_qkv", torch.nn.Linear(16, 24, bias=False)),
+        lambda block: setattr(block.ff, "to_out", torch.nn.Linear(32, 16)),
+        lambda block: setattr(block, "ff_norm", torch.nn.LayerNorm((1, 16))),
+        lambda block: setattr(block.attn, "rotary", Rotary(4)),
+    ]
+    for change in changes:
+        assert native_step(blocks(change), 1) is None
+    stack = make(P.Full(causal=True), dim=16, heads=2, dim_head=8)
+    for cache in (stack.make_cache(2), make(P.Full(causal=True), dim=8, heads=2).make_cache(1)):
+        assert not native_step(stack.blocks, 1).serves(torch.randn(1, 1, 16), cache.parts)
+
+
+@torch.no_grad()
+def test_one_stepper_for_several_threads():
+    """Generations that share a stepper do not mix."""
+    stack = make(P.Full(causal=True), dim=16, heads=2, dim_head=8)
+    step, tokens = stack.stepper(1), torch.randn(4, 1, 300, 16)
+
+    @torch.no_grad()
+    def decoded(x):
+        cache = stack.make_cache(1, 300)
+        return torch.cat([step(x[:, i : i + 1], cache)[0] for i in range(300)], 1)
+
+    alone = [decoded(x) for x in tokens]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(decoded, tokens))
+    assert all(map(torch.equal, alone, together))

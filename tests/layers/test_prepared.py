@@ -1,12 +1,14 @@
 """Prepared steps: the numbers of the modules, and nothing attached is missed."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
 
 from foveal import patterns as P
-from foveal.layers import Stack
-from foveal.layers.prepared import can_prepare, does_something, prepared
+from foveal.layers import SelfAttention, Stack
+from foveal.layers.prepared import can_prepare, can_prepare_attention, does_something, prepared
 from foveal.models import HourglassTransformerLM
 
 PATTERNS = [
@@ -156,3 +158,43 @@ def test_a_generation_with_hooks():
     assert len(seen) == 3 * 12
     model.to_logits.register_forward_hook(lambda module, args, out: -out)
     assert not torch.equal(model.generate([[1, 2]], 12, temperature=0), plain)
+
+
+class Cooled(SelfAttention):
+    """A stranger's kind: colder queries."""
+
+    def _project(self, x, offset, rotary=None):
+        q, k, v = super()._project(x, offset, rotary)
+        return 2 * q, k, v
+
+
+def cooled(attn):
+    attn.__class__ = Cooled
+
+
+def colder_step(attn):
+    attn.step = types.MethodType(Cooled.step, attn)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        cooled,
+        colder_step,
+        lambda attn: setattr(attn, "temperature", 2.0),
+        lambda attn: setattr(attn, "temperature", nn.Parameter(torch.ones(1))),
+        lambda attn: attn.register_buffer("shift", torch.ones(1)),
+        lambda attn: setattr(attn, "q_norm", nn.LayerNorm(8)),
+        lambda attn: setattr(attn, "rotate_values", True),
+    ],
+)
+@torch.no_grad()
+def test_a_kind_that_nobody_named_is_not_taken_for_plain(change):
+    """A subclass, a method or an option of a stranger goes its own way, token by token."""
+    stack = make_stack(P.Full(causal=True))
+    attn = stack.blocks[1].attn
+    assert can_prepare_attention(attn)
+    change(attn)
+    assert not can_prepare_attention(attn)
+    x = torch.randn(1, 8, stack.norm.normalized_shape[0], dtype=stack.norm.weight.dtype)
+    torch.testing.assert_close(decode(stack, x), stack(x), atol=1e-5, rtol=1e-5)

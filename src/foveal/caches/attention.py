@@ -130,6 +130,12 @@ class AttentionCache:
         return self._store.data.dtype
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(batch, kv_heads, head_dim) of the stored keys and values."""
+        _, batch, kv_heads, _, head_dim = self._store.data.shape
+        return batch, kv_heads, head_dim
+
+    @property
     def reads_held(self) -> bool:
         """Whether the newest token reads all that is held."""
         return self._reads_held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def _is_known(block: Any) -> bool:
     projections = [block.get_submodule(name) for name in PROJECTIONS]
     norms = [block.get_submodule(name) for name in NORMS]
     weights = [one.weight for one in projections if is_plain(one)]
-    tensors = [one for part in (*projections, *norms) for one in part.parameters()]
+    tensors = _tensors([*projections, *norms])
     return (
         len(weights) == len(PROJECTIONS)
         and all(weight.numel() <= FEW_WEIGHTS for weight in weights)
@@ -56,6 +57,30 @@ def _is_known(block: Any) -> bool:
         and not (does_something(block.dropout) or does_something(ff.dropout))
         and (attn.rotary is None or is_plain(attn.rotary, Rotary))
         and all(map(_is_readable, tensors))
+        and _fits(attn, projections, norms)
+    )
+
+
+def _tensors(parts: list[Any]) -> list[Tensor]:
+    """Weights and biases, parameters or not."""
+    return [one for part in parts for one in (part.weight, part.bias) if one is not None]
+
+
+def _fits(attn: Any, projections: list[Any], norms: list[Any]) -> bool:
+    """Whether sizes are those that the kernel reads: it checks none."""
+    dim, size = attn.to_qkv.weight.shape[1], attn.dim_head
+    hidden = len(projections[2].weight)
+    wanted = [
+        ((attn.heads + 2 * attn.kv_heads) * size, dim),
+        (dim, attn.heads * size),
+        (hidden, dim),
+        (dim, hidden),
+    ]
+    return (
+        [tuple(one.weight.shape) for one in projections] == wanted
+        and all(one.bias is None or one.bias.shape == one.weight.shape[:1] for one in projections)
+        and all(one.normalized_shape == (dim,) for one in norms)
+        and (attn.rotary is None or attn.rotary.dim == size)
     )
 
 
@@ -87,7 +112,7 @@ def _step(blocks: list[Any], dim: int) -> NativeStep:
         for name in (*PROJECTIONS, *NORMS):
             part = block.get_submodule(name)
             setattr(layer, FIELDS[name], _affine(part))
-            weights += list(part.parameters())
+            weights += _tensors([part])
     call.layers = layers
     return NativeStep(call, layers, weights, blocks[0].attn.rotary)
 
@@ -99,31 +124,44 @@ class NativeStep:
         self._call, self._layers, self._weights, self._rotary = call, layers, weights, rotary
         self._run = build.library().foveal_step
         self._checked: Any = None
+        self._pointers = self._point()
+        self._lock = threading.Lock()  # one call for all threads
+
+    def _point(self) -> list[int]:
+        return [one.data_ptr() for one in self._weights]
 
     def serves(self, x: Tensor, parts: list[Any]) -> bool:
-        """Whether x (1, 1, dim) and the caches of the layers are of the kind it knows."""
+        """Whether x (1, 1, dim) and the caches of the layers are of the kind it knows.
+
+        And whether the weights still lie where they lay: `.to` and others move them.
+        """
         if parts is not self._checked:
-            if not all(map(_is_known_cache, parts)):
+            if len(parts) != self._call.num_layers or not all(map(self._is_known_cache, parts)):
                 return False
             self._checked = parts
-        return type(x) is Tensor and x.dtype == torch.float32
+        return type(x) is Tensor and x.dtype == torch.float32 and self._point() == self._pointers
+
+    def _is_known_cache(self, cache: Any) -> bool:
+        return (
+            type(cache) is AttentionCache
+            and cache.reads_held
+            and cache.dtype == torch.float32
+            and cache.sizes == (1, self._call.kv_heads, self._call.head_dim)
+        )
 
     def __call__(self, x: Tensor, parts: list[AttentionCache]) -> Tensor:
         """x (1, 1, dim) -> (dim,); the caches hold it afterwards."""
         row = x.reshape(-1).clone()
-        self._call.x = row.data_ptr()
-        if self._rotary is not None:
-            angles = self._rotary.row(parts[0].position, x.device)
-            self._call.angles = angles.data_ptr()
-        for layer, cache in zip(self._layers, parts, strict=True):
-            data, layer.place, layer.held = cache.claim()
-            layer.keys = first = data.data_ptr()
-            layer.values = first + 4 * data.stride(0)
-            layer.head_step = data.stride(2)
-        if self._run(ctypes.byref(self._call)):
-            raise MemoryError("the native kernel ran out of memory.")
+        with self._lock:
+            self._call.x = row.data_ptr()
+            if self._rotary is not None:
+                angles = self._rotary.row(parts[0].position, x.device)
+                self._call.angles = angles.data_ptr()
+            for layer, cache in zip(self._layers, parts, strict=True):
+                data, layer.place, layer.held = cache.claim()
+                layer.keys = first = data.data_ptr()
+                layer.values = first + 4 * data.stride(0)
+                layer.head_step = data.stride(2)
+            if self._run(ctypes.byref(self._call)):
+                raise MemoryError("the native kernel ran out of memory.")
         return row
-
-
-def _is_known_cache(cache: Any) -> bool:
-    return type(cache) is AttentionCache and cache.reads_held and cache.dtype == torch.float32

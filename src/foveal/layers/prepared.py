@@ -149,14 +149,25 @@ def _turn(rotary: nn.Module) -> Turn:
     return turn
 
 
+_FREE = {"dim_head", "heads", "kv_heads", "pattern", "dropout", "stride", *vars(nn.Module())}
+_PARTS = {"to_qkv", "to_out", "rotary"}
+"""What `_attention` reads of a SelfAttention, or may leave unread: all others must be off."""
+
+
 def can_prepare_attention(attn: nn.Module) -> bool:
-    """Whether a step of attention is what `prepared_block` knows."""
+    """Whether a step of attention is what `prepared_block` knows.
+
+    An attribute or part that is not named here, of a later option or a stranger, is not known
+    unless it is None or False.
+    """
+    if type(attn) is not SelfAttention or not can_prepare():
+        return False
+    own = vars(attn)
     return (
-        type(attn) is SelfAttention
-        and not attn.rotate_values
-        and attn.relative is None
-        and attn.rel_bias is None
-        and can_prepare()
+        not any(own[name] is not None and own[name] is not False for name in own.keys() - _FREE)
+        and not any(attn._modules[name] is not None for name in attn._modules.keys() - _PARTS)
+        and not attn._parameters
+        and not attn._buffers
     )
 
 
