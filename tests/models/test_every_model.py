@@ -114,6 +114,31 @@ def test_meta_and_fake_tensors(case):
     assert torch.equal(run(case, fresh), run(case, model))
 
 
+class Called(nn.Module):
+    """A case as a module, which torch.jit.trace wants."""
+
+    def __init__(self, case: Case):
+        super().__init__()
+        self.case, self.model = case, case.make().eval()
+
+    def forward(self, *inputs):
+        return self.case(self.model, *inputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # that trace is old, and that checks are no part of it
+@each
+@torch.no_grad()
+def test_traced(case):
+    """torch.jit.trace records what depends on the inputs: other values give what they should."""
+    module, inputs = Called(case), case.inputs()
+    traced = torch.jit.trace(module, inputs, check_trace=False)
+    for given in (inputs, [x.flip(0) for x in inputs]):
+        torch.manual_seed(7)
+        expected = module(*given)
+        torch.manual_seed(7)
+        torch.testing.assert_close(traced(*given), expected, atol=1e-5, rtol=1e-4)
+
+
 @each
 def test_other_defaults_of_the_process(case):
     """What a model computes does not depend on the process's default dtype and device."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -204,10 +204,40 @@ def test_fake_tensors_meet_no_real_mask():
         assert not used
         assert out.shape == tensors[0].shape
     assert known.key_of(*fake, PATTERN, None, None, 0.0, None, False) is None
+    for pattern in PATTERNS:
+        pooled = isinstance(pattern, P.Pyramid)  # whose definition asks for values
+        for impl in (None, "tiled") if pooled else (None, "tiled", "dense", "reference"):
+            foveal.attend(*tensors, pattern, impl=impl)  # what this keeps is real
+            out = foveal.attend(*fake, pattern, impl=impl)
+            assert (type(out), out.shape) == (FakeTensor, tensors[0].shape)
+        assert torch.equal(foveal.attend(*tensors, pattern), foveal.attend(*tensors, pattern))
     meta = [x.to("meta") for x in tensors]
     used, out = taken(lambda: attend(*meta))
     assert not used
     assert out.device.type == "meta"
+
+
+@pytest.mark.filterwarnings("ignore")  # that trace is old; of the definition of a Pyramid
+@pytest.mark.parametrize("impl", [None, "reference", "dense", "tiled", "native"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_a_trace_computes_what_was_traced(pattern, impl):
+    """Of other values and another batch; the scale is the default one, the mask an argument."""
+    if impl == "dense" and isinstance(pattern, P.Pyramid):
+        pytest.skip("dense attention has no levels")
+    if impl == "native" and not native.ready():
+        pytest.skip("no native kernel here")
+    tensors, mask = inputs(), torch.rand(2, LENGTH) < 0.8
+
+    def call(q, k, v, mask):
+        masked = foveal.attend(q, k, v, pattern, key_mask=mask, impl=impl)
+        return foveal.attend(q, k, v, pattern, impl=impl) + masked
+
+    traced = torch.jit.trace(call, (*tensors, mask))
+    assert "@" not in str(traced.graph)  # a ticket is good for one call
+    other = [torch.cat([x.flip(2), x]) for x in (*tensors, mask[:, None, :, None])]
+    other[3] = other[3][:, 0, :, 0]
+    for given in ((*tensors, mask), other):
+        assert_close(traced(*given), call(*given), rtol=1e-5)
 
 
 def test_autocast_is_obeyed():

@@ -28,7 +28,7 @@ def remember(
       its type, so that True, 1 and 1.0 are three;
     * the tensors of all results together stay below a number of bytes (the latest is kept alone);
     * a result is computed outside of whatever the caller is in (inference mode, a default device,
-      torch.func), since it will serve others.
+      torch.func, torch.jit.trace), since it will serve others.
 
     While a graph is traced nothing is kept. Two threads that miss at once compute twice.
     `key` gives the key of the arguments where that is quicker than to look at each. The function
@@ -49,7 +49,7 @@ def remember(
                 return found[0]
             with outside():
                 result = function(*args, **kwargs)
-            kept.keep(own, result)
+                kept.keep(own, result)
             return result
 
         wrapped.cache_clear = kept.clear  # type: ignore[attr-defined]
@@ -160,4 +160,25 @@ def outside() -> Iterator[None]:
             stack.enter_context(temporarily_clear_interpreter_stack())
         if torch._C._len_torch_function_stack():
             stack.enter_context(torch.device("cpu"))
+        if torch._C._get_tracing_state() is not None:
+            stack.enter_context(untraced())
         yield
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """What is asked here is no part of the graph that torch.jit.trace records; sizes are ints."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def sizes_of(x: Tensor) -> torch.Size:
+    """x.shape, in ints also where torch.jit.trace makes tensors of them."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is None:
+        return x.shape
+    with untraced():
+        return x.shape

@@ -6,12 +6,14 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import fake_tensor_tls
 
 from foveal.common.words import suggest
 from foveal.ops import known
 from foveal.ops.bias import Bias
 from foveal.ops.checks import as_scale, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
+from foveal.ops.define import is_stray
 from foveal.ops.implementations import IMPLEMENTATIONS
 from foveal.ops.work import Call, Work, work_of
 from foveal.patterns import Pattern
@@ -103,8 +105,10 @@ def attend(
             factor: Any = q.shape[3] ** -0.5 if scale is None else scale
             return found[0][0](q, k, v, pattern, key_mask, factor)
     device = q.device.type if isinstance(q, Tensor) else "cpu"
-    if device != "meta" and torch.is_autocast_enabled(device):  # meta knows no autocast
-        return _without_autocast(
+    compiling = torch.compiler.is_compiling()
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # meta knows none
+    if autocast or (not compiling and is_stray(q)):
+        return (_without_autocast if autocast else _in_its_mode)(
             (q, k, v, pattern),
             bias=bias,
             key_mask=key_mask,
@@ -113,7 +117,6 @@ def attend(
             impl=impl,
             return_lse=return_lse,
         )
-    compiling = torch.compiler.is_compiling()
     if not compiling:
         check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse)
     work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale)
@@ -125,7 +128,7 @@ def attend(
             check_sizes(work)
         _check_impl(impl, work)
     if scale is None:
-        scale = q.shape[3] ** -0.5
+        scale = work.q[3] ** -0.5
     elif isinstance(scale, Tensor):
         q, scale = fold_scale(q, scale), 1.0
     elif not compiling:
@@ -148,6 +151,17 @@ def _without_autocast(tensors: tuple[Any, ...], **options: Any) -> Any:
     q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
     with torch.autocast(device, enabled=False):
         return attend(q, k, v, pattern, **options)
+
+
+def _in_its_mode(tensors: tuple[Any, ...], **options: Any) -> Any:
+    """The call in the mode of its fake tensors, which mix with no mask that is kept."""
+    before = fake_tensor_tls.allow_non_fake_inputs_override
+    fake_tensor_tls.allow_non_fake_inputs_override = True  # what a pattern holds is real
+    try:
+        with tensors[0].fake_mode:
+            return attend(*tensors, **options)
+    finally:
+        fake_tensor_tls.allow_non_fake_inputs_override = before
 
 
 def _check_impl(impl: str, work: Work) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+
+from foveal.common.memo import untraced
 
 
 def define(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -24,7 +27,7 @@ def define(name: str, function: Callable[..., Any], fake: Callable[..., Any]) ->
     """
     schema = torch.library.infer_schema(function, mutates_args=())
     torch.library.define(f"foveal::{name}", str(schema), tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(f"foveal::{name}", "CompositeExplicitAutograd", function)
+    torch.library.impl(f"foveal::{name}", "CompositeExplicitAutograd", _opaque(function))
     torch.library.register_fake(f"foveal::{name}", fake)
     op = getattr(torch.ops.foveal, name).default
 
@@ -39,6 +42,18 @@ def define(name: str, function: Callable[..., Any], fake: Callable[..., Any]) ->
 
     torch.library.register_vmap(f"foveal::{name}", by_sample)
     return op
+
+
+def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, no part of a trace: torch.jit.trace records its call."""
+
+    def run(*args: Any) -> Any:
+        if _trace() is None:
+            return function(*args)
+        with untraced():
+            return function(*args)
+
+    return run
 
 
 def _sample(args: Any, dims: Any, at: int) -> Any:
@@ -124,6 +139,11 @@ def is_ordinary() -> bool:
         or _transform() is not None
         or _trace() is not None
     )
+
+
+def is_stray(x: Any) -> bool:
+    """Whether it is a fake tensor outside of the mode that made it."""
+    return isinstance(x, FakeTensor) and not _dispatch_modes()
 
 
 _keys = torch._C._dispatch_keys

@@ -124,14 +124,15 @@ def by_definition(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    q, k, v = call.q, call.k, call.v
-    grouped = q.shape[1] != k.shape[1]
-    dim, value_dim = q.shape[3], v.shape[3]
+    q, k, v, work = call.q, call.k, call.v, call.work
+    grouped = work.q[1] != work.k[1]
+    dim, value_dim = work.q[3], work.v[3]
     if dim != value_dim and not call.dropout_p:  # fused kernels want them equal
         wide = max(dim, value_dim)
-        q, k, v = (pad(x, (0, wide - x.shape[3])) if x.shape[3] < wide else x for x in (q, k, v))
+        q, k = (pad(x, (0, wide - dim)) if dim < wide else x for x in (q, k))
+        v = pad(v, (0, wide - value_dim)) if value_dim < wide else v
     out = fused_attention(q, k, v, mask, call.dropout_p, is_causal, call.scale, grouped)
-    return out if out.shape[3] == value_dim else out[..., :value_dim]
+    return out[..., :value_dim] if value_dim < dim and not call.dropout_p else out
 
 
 def _in_turns(call: Call, turns: int) -> Tensor:

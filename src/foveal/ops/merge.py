@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foveal.common.memo import sizes_of
+
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Attention over the union of disjoint sets of keys, from the attention over each set.
@@ -28,7 +30,7 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         raise ValueError("parts must hold at least one (out, lse) pair, got none.")
     first_out, first_lse = parts[0]
     for out, lse in parts:
-        if out.shape != first_out.shape or lse.shape != out.shape[:-1]:
+        if sizes_of(out) != sizes_of(first_out) or sizes_of(lse) != sizes_of(out)[:-1]:
             raise ValueError(
                 "parts must have equal shapes, with lse as out without its last dimension; got "
                 f"out {tuple(out.shape)} and lse {tuple(lse.shape)} beside "
@@ -47,7 +49,7 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     shares = weights / safe
     wide = torch.promote_types(shares.dtype, first_out.dtype)
     out = torch.zeros((), dtype=wide, device=first_out.device)
-    for share, (part, part_lse) in zip(shares, parts, strict=True):
+    for share, (part, part_lse) in zip(shares.unbind(), parts, strict=True):
         empty = (part_lse == -torch.inf)[..., None]
         out = out + share.to(wide)[..., None] * part.masked_fill(empty, 0.0)
     lse = torch.where(dead, torch.full_like(top, -torch.inf), safe.log() + top)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.common.memo import sizes_of
 from foveal.ops.bias import MASKED
 from foveal.ops.define import define, is_transformed, one_at_a_time
 
@@ -50,12 +51,13 @@ def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int 
     """
     if mask is not None:  # not a product: what is not real may be NaN
         k, v = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (k, v))
-    sizes = [-(-k.shape[2] // (1 << level)) for level in range(levels)]
+    tokens = sizes_of(k)[2]
+    sizes = [-(-tokens // (1 << level)) for level in range(levels)]
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] - (-size // unit) * unit)
     wide = torch.promote_types(k.dtype, torch.float32)
-    real = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device) if mask is None else mask
+    real = torch.ones(1, tokens, dtype=torch.bool, device=k.device) if mask is None else mask
     counts = _counts(real, levels)
     of_keys = [_shares((count > 0).to(wide)) for count in counts[:-1]]
     of_values = [_shares(count.to(wide)) for count in counts[:-1]]
@@ -220,7 +222,9 @@ def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> li
     q: (batch, heads, n_queries, head_dim); mask: (batch, n_queries) bool, True = real.
     """
     dtype = q.dtype
-    real = torch.ones(1, q.shape[2], dtype=torch.bool, device=q.device) if mask is None else mask
+    real = (
+        torch.ones(1, sizes_of(q)[2], dtype=torch.bool, device=q.device) if mask is None else mask
+    )
     if mask is not None:  # what is not real takes part as zeros, so that nothing leaks
         q = q.masked_fill(~mask[:, None, :, None], 0.0)
     found = [q]
@@ -245,7 +249,7 @@ def half(x: Tensor, real: Tensor) -> Tensor:
 
 def pairs(x: Tensor, dim: int) -> Tensor:
     """Cut a dimension into pairs, (n) -> (ceil(n / 2), 2), behind a zero where n is odd."""
-    if x.shape[dim] % 2:
+    if sizes_of(x)[dim] % 2:
         behind = [0, 0] * (x.ndim - 1 - dim) + [0, 1]
         x = F.pad(x, behind)
     return x.unflatten(dim, (-1, 2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.common.memo import sizes_of
 from foveal.ops.bias import TableBias
 from foveal.ops.merge import merge
 from foveal.ops.operator import Attention
@@ -48,9 +49,10 @@ def pyramid_attend(
     Returns:
         (out, lse) as `attend` returns them.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    plan = pattern.joined(q.shape[2], k.shape[2])
-    if not q.shape[2] or not k.shape[2]:
+    scale = sizes_of(q)[-1] ** -0.5 if scale is None else scale
+    n, m = sizes_of(q)[2], sizes_of(k)[2]
+    plan = pattern.joined(n, m)
+    if not n or not m:
         dtype = torch.promote_types(q.dtype, torch.float32)
         empty = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
         return q.new_zeros((*q.shape[:3], v.shape[-1])), empty
@@ -61,7 +63,7 @@ def pyramid_attend(
         return engine(q, keys.k, keys.v, plan, *rest)
     queries = pool_queries(q, query_mask, plan.levels, first=pattern.is_causal)
     out, lse = engine(torch.cat(queries, 2), keys.k, keys.v, plan, *rest)
-    sizes = [part.shape[2] for part in queries]
+    sizes = [sizes_of(part)[2] for part in queries]
     return _merge_upwards(out.split(sizes, 2), lse.split(sizes, 2))
 
 
@@ -69,7 +71,7 @@ def _merge_upwards(outs: tuple[Tensor, ...], lses: tuple[Tensor, ...]) -> tuple[
     """Merge the levels, the coarsest first; each cluster hands its result to both its halves."""
     out, lse = outs[-1], lses[-1]
     for finer_out, finer_lse in zip(outs[-2::-1], lses[-2::-1], strict=True):
-        length = finer_out.shape[2]
+        length = sizes_of(finer_out)[2]
         above = (out.repeat_interleave(2, 2)[:, :, :length], lse.repeat_interleave(2, 2))
         out, lse = merge([(finer_out, finer_lse), (above[0], above[1][:, :, :length])])
     return out, lse
@@ -94,12 +96,12 @@ def pyramid_reference(
 
     All arguments as in `pyramid_attend`.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = sizes_of(q)[-1] ** -0.5 if scale is None else scale
     dtype = q.dtype
     q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
-    read = pattern.mask(q.shape[2], k.shape[2], q.device)
+    read = pattern.mask(sizes_of(q)[2], sizes_of(k)[2], q.device)
     k, v = without_unread(k, v, read, key_mask)
-    groups = q.shape[1] // k.shape[1]
+    groups = sizes_of(q)[1] // sizes_of(k)[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale)
     weights, lse = softmax_rows(logits)
@@ -119,7 +121,7 @@ def _dense_logits(
     scale: float,
 ) -> Tensor:
     """Logits of all pairs of fine tokens (batch, heads, n_queries, n_keys), -inf = no pair."""
-    n, m = q.shape[2], k.shape[2]
+    n, m = sizes_of(q)[2], sizes_of(k)[2]
     i, j = torch.arange(n, device=q.device)[:, None], torch.arange(m, device=q.device)[None]
     plan = pattern.joined(n, m)
     count = plan.levels

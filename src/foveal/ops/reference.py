@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.common.memo import sizes_of
 from foveal.ops.bias import finite
 from foveal.ops.rows_without_keys import softmax_rows
 
@@ -36,10 +37,10 @@ def masked_attention(
     dtype = q.dtype
     q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
     k, v = without_unread(k, v, mask, key_mask)
-    groups = q.shape[1] // k.shape[1]
+    groups = sizes_of(q)[1] // sizes_of(k)[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    logits = (q * (sizes_of(q)[-1] ** -0.5 if scale is None else scale)) @ k.mT
     if bias is not None:
         logits = logits + finite(bias, logits.dtype)
     if mask is not None:

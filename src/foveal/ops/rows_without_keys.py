@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.common.memo import sizes_of
+
 
 def softmax_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax and log-sum-exp over the last dimension, where -inf means that there is no key.
@@ -29,7 +31,7 @@ def logsumexp_rows(logits: Tensor) -> Tensor:
     Its gradient is that of the weights, also where logits are so large that their own rounding
     hides the logarithm; torch's would be exp(logits - lse) then, one for each key.
     """
-    if logits.shape[-1] == 0:
+    if sizes_of(logits)[-1] == 0:
         return logits.sum(-1) - torch.inf
     top = logits.detach().amax(-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0.0)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.common.memo import remember
+from foveal.common.memo import remember, untraced
 from foveal.patterns import Pattern
 from foveal.patterns.base import field_names
 from foveal.patterns.registry import lookup
@@ -69,6 +69,9 @@ def rebuild(text: str, sizes: list[int]) -> Pattern:
 
 def describe(pattern: Pattern) -> tuple[str, list[int]]:
     """(text, sizes) from which `rebuild` makes an equal pattern."""
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        with untraced():
+            return describe(pattern)
     sizes: list[int] = []
     return _text(pattern, sizes), sizes
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from foveal.common.memo import untraced
 from foveal.ops.bias import TableBias, WindowBias
 from foveal.patterns import Pattern
 
@@ -111,6 +112,9 @@ def work_of(
 ) -> Work:
     """The sizes and options of a call; nothing is checked, and no value looked at."""
     compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._get_tracing_state() is not None:
+        with untraced():  # within, sizes would be tensors
+            return work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale)
     kind, shape, bias_grad = _bias(bias)
     grad = torch.is_grad_enabled()
     learned = bias_grad or (isinstance(scale, Tensor) and scale.requires_grad)

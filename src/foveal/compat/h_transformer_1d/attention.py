@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.common.memo import sizes_of
 from foveal.layers.checks import head_size, join_heads, split_heads
 
 EPS = 1e-8
@@ -48,7 +49,7 @@ class PackageAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(batch, tokens, dim) -> same."""
-        length = x.shape[1]
+        length = sizes_of(x)[1]
         padded = 1 << (length - 1).bit_length()
         x = F.pad(x, (0, 0, 0, padded - length))
         q, k, v = (self.turned(split_heads(t, self.dim_head)) for t in self.to_qkv(x).chunk(3, -1))
