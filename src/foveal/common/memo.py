@@ -169,11 +169,11 @@ def outside() -> Iterator[None]:
 def untraced() -> Iterator[None]:
     """What is asked here is no part of the graph that torch.jit.trace records; sizes are ints."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def sizes_of(x: Tensor) -> torch.Size:
