@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+
+import foveal
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -96,3 +101,25 @@ def test_no_file_is_long():
     """One idea a file."""
     long = [name for name, path in MODULES.items() if len(path.read_text().splitlines()) > 450]
     assert long == []
+
+
+def test_a_query_passes_few_files():
+    """From attend to the tiled arithmetic it goes through what CONTRIBUTING tells, and no more."""
+    query = torch.randn(1, 2, 701, 16)
+    files = set()
+
+    def sees(value):
+        return isinstance(value, torch.Tensor) and value.numel() >= query.numel()
+
+    def note(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and SOURCE in path.parents and any(map(sees, frame.f_locals.values())):
+            files.add(path.relative_to(SOURCE).as_posix())
+
+    sys.setprofile(note)
+    try:
+        foveal.attend(query, query, query, foveal.patterns.SlidingWindow(33), impl="tiled")
+    finally:
+        sys.setprofile(None)
+    assert {"foveal/ops/attend.py", "foveal/ops/tiled.py"} <= files
+    assert len(files) <= 12, sorted(files)
