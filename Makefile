@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint bench gpu aarch64 classes docs clean
+.PHONY: run test pytest lint bench gpu aarch64 classes docs clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
 	$(BIN)/foveal train bytes-hourglass
@@ -15,8 +15,11 @@ run: $(STAMP)            ## train a byte model on embedded text, evaluate it, le
 	@echo
 	$(BIN)/foveal report latest
 
+test: $(STAMP)           ## style, types, import contract, and beside them every test
+	@$(MAKE) --no-print-directory -j2 lint pytest
+
 # byte code is kept even where the environment says not to: the tests start many processes
-test: $(STAMP) lint      ## style, types, import contract, then every test
+pytest: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)

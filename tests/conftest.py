@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,12 @@ def deterministic() -> Iterator[None]:
 def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the choice itself: FOVEAL_IMPL does not make it."""
     monkeypatch.delenv("FOVEAL_IMPL", raising=False)
+
+
+def pytest_collection_finish() -> None:
+    """What was loaded and collected stays: the garbage collector need not walk it at each turn."""
+    gc.collect()
+    gc.freeze()
 
 
 # -- the kernel of another processor: pytest tests/ops --emulate aarch64 ------------------------

@@ -117,6 +117,7 @@ def test_every_layer_reads_its_arguments(layer: type[nn.Module]):
         }
         rest = {key: 4 for key in ("block_size", "halo_size") if key in signature.parameters}
         rest |= {"patterns": [P.Full()]} if "patterns" in hints else {}
+        rest |= {"blocks": [], "norm": nn.Identity()} if "blocks" in hints else {}
         with pytest.raises(ValueError, match=f"{name} must be True or False"):
             layer(**{**others, **needed, **rest, name: "no"})
 

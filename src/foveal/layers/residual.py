@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from foveal.caches import DecodingState
+from foveal.common.arguments import checked
 from foveal.layers.checks import Device
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
@@ -190,6 +191,7 @@ class ResidualStack(nn.Module):
         checkpointing: recompute each block in the backward pass instead of keeping what it made.
     """
 
+    @checked
     def __init__(
         self, blocks: Iterable[nn.Module], norm: nn.Module, reversible: bool = False
     ) -> None:
