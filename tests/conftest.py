@@ -46,6 +46,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """... until the process ends, when C++ libraries look whether anything was left."""
+    gc.unfreeze()
+
+
 # -- the kernel of another processor: pytest tests/ops --emulate aarch64 ------------------------
 
 EMULATORS = {
