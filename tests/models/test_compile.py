@@ -76,7 +76,7 @@ MODELS = {
         [tokens(2, 21)],
     ),
     "hourglass": lambda: (
-        HourglassTransformerLM(**LM, depth=(1, (1, 1, 1), 1), shorten_factor=(2, 3)),
+        HourglassTransformerLM(**LM, depth=(0, (1, 1, 0), 1), shorten_factor=(2, 3)),
         [tokens(2, 21)],
     ),
     "hourglass, linear": lambda: (
@@ -107,7 +107,7 @@ MODELS = {
     ),
     "halonet": lambda: (HaloNet(**STAGES, strides=(4, 2)), [image(49, 70)]),
     "sepvit": lambda: (
-        SepVisionTransformer(**STAGES, strides=(4, 2), window_sizes=((7,), (7, 14))),
+        SepVisionTransformer(**STAGE, strides=(4,), window_sizes=((7, 14),)),
         [image(49, 70)],
     ),
     "sepvit, compact": lambda: (
