@@ -318,8 +318,8 @@ def test_operator_is_well_formed(impl):
     needs(impl)
 
     q, k, v = inputs(70, dtype=torch.float32)
-    options = (*describe(P.SlidingWindow(9)), 0.25, 0.0, True)
-    args = (q, k, v, None, None, None, None, None, *options)
+    options = (*describe(P.SlidingWindow(9)), 0.25, 0.0, 0.0, True)
+    args = (q, k, v, *6 * (None,), *options)
     torch.library.opcheck(getattr(torch.ops.foveal, f"{impl}_forward").default, args)
 
 
@@ -331,10 +331,10 @@ def test_gradients_lie_as_their_stand_ins(impl):
     needs(impl)
     q, k, v = inputs(70, dtype=torch.float32)
     bias = torch.randn(70, 70, 4).permute(2, 0, 1)[None]
-    pattern = (*describe(P.SlidingWindow(9)), 0.25, 0.0)
+    pattern = (*describe(P.SlidingWindow(9)), 0.25, 0.0, 0.0)
     forward = getattr(torch.ops.foveal, f"{impl}_forward").default
     backward = getattr(torch.ops.foveal, f"{impl}_backward").default
-    given = [x.detach() for x in (q, k, v)] + [bias] + 4 * [None]
+    given = [x.detach() for x in (q, k, v)] + [bias] + 5 * [None]
     out, lse = forward(*given, *pattern, True)
     args = (torch.ones_like(out), torch.zeros_like(lse), *given, out, lse, *pattern)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import fake_tensor_tls
 from foveal.common.words import suggest
 from foveal.ops import known
 from foveal.ops.bias import Bias
-from foveal.ops.checks import as_scale, check_sizes, check_tensors, fold_scale
+from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
 from foveal.ops.define import is_stray
 from foveal.ops.implementations import IMPLEMENTATIONS
@@ -32,6 +32,8 @@ def attend(
     dropout_p: float = 0.0,
     impl: str | None = None,
     return_lse: Literal[False] = False,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor: ...
 @overload
 def attend(
@@ -46,6 +48,8 @@ def attend(
     dropout_p: float = 0.0,
     impl: str | None = None,
     return_lse: Literal[True],
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def attend(
     q: Tensor,
@@ -59,6 +63,8 @@ def attend(
     dropout_p: float = 0.0,
     impl: str | None = None,
     return_lse: bool = False,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention in which each query reads only the keys that the pattern allows.
 
@@ -81,6 +87,13 @@ def attend(
             that fits (see `explain`; FOVEAL_IMPL in the environment names one to prefer). A named
             implementation never falls back: it raises and says what it lacks.
         return_lse: return also the log-sum-exp of the logits, which `merge` needs.
+        sinks: (heads,) logits, learned as a rule, of one more key of each head that every query
+            reads and that has no value: weights then sum to less than one. Any floating dtype;
+            the log-sum-exp includes it, and is the sink itself for a query without keys. Where
+            results are merged, pass the sinks to one of them. Dropout never drops it.
+        softcap: a positive number c bounds the logits: c tanh(x / c) takes the place of
+            x = scale q k^T (Gemma 2). What is added to logits, a bias, is added afterwards, and so
+            are masks and sinks, as in flash-attention.
 
     Returns:
         out (batch, heads, n_queries, head_dim_v) in the dtype of q, and with `return_lse` the
@@ -99,7 +112,7 @@ def attend(
         torch.Size([1, 8, 1000, 64])
     """
     key = None
-    if bias is None and not torch.compiler.is_compiling():
+    if bias is sinks is softcap is None and not torch.compiler.is_compiling():
         key = known.key_of(q, k, v, pattern, key_mask, scale, dropout_p, impl, return_lse)
         if key is not None and (found := known.CALLS.find(key)) is not None:
             factor: Any = q.shape[3] ** -0.5 if scale is None else scale
@@ -116,10 +129,14 @@ def attend(
             dropout_p=dropout_p,
             impl=impl,
             return_lse=return_lse,
+            sinks=sinks,
+            softcap=softcap,
         )
     if not compiling:
-        check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse)
-    work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale)
+        check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, sinks)
+        softcap = as_softcap(softcap)
+    options = (dropout_p, return_lse, scale, sinks, softcap)
+    work = work_of(q, k, v, pattern, bias, key_mask, *options)
     named = impl is not None
     if impl is None:
         impl = pick(work).name
@@ -137,6 +154,8 @@ def attend(
     if isinstance(bias, Tensor) and bias.ndim < 4:
         bias = bias[(None,) * (4 - bias.ndim)]
     one, call = IMPLEMENTATIONS[impl], Call(work, q, k, v, bias, key_mask, scale, dropout_p)
+    if sinks is not None or softcap is not None:
+        call = call._replace(sinks=sinks, softcap=softcap)
     if key is not None and (named or is_settled(work, impl)):
         known.keep(key, one, work)
     out, lse = one.run(call)

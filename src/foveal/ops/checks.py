@@ -14,10 +14,20 @@ from foveal.ops.work import Work
 from foveal.patterns import Pattern
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SOFTCAPS = (1e-30, 1e30)
+"""Between these float32 divides by a bound of logits and multiplies with it."""
 
 
 def check_tensors(
-    q: Any, k: Any, v: Any, pattern: Any, bias: Any, key_mask: Any, dropout_p: Any, return_lse: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    pattern: Any,
+    bias: Any,
+    key_mask: Any,
+    dropout_p: Any,
+    return_lse: Any,
+    sinks: Any = None,
 ) -> None:
     """Raise ValueError or TypeError naming the first argument that is of a wrong kind.
 
@@ -48,6 +58,8 @@ def check_tensors(
         _check_bias(q, k, pattern, bias)
     if key_mask is not None:
         _check_key_mask(q, k, key_mask)
+    if sinks is not None:
+        _check_sinks(q, sinks)
 
 
 def as_scale(scale: Any) -> float:
@@ -59,6 +71,28 @@ def as_scale(scale: Any) -> float:
     if type(scale) is float and -1e30 < scale < 1e30:
         return scale
     return float(as_number("scale", scale))
+
+
+def as_softcap(softcap: Any) -> float | None:
+    """The bound of the logits as a float, or None.
+
+    Raises:
+        TypeError: it is a tensor.
+        ValueError: it is no positive number.
+    """
+    if softcap is None:
+        return None
+    if isinstance(softcap, Tensor):
+        raise TypeError(
+            "softcap must be a number, got a tensor, which would get no gradient; use .item()."
+        )
+    try:
+        return float(as_number("softcap", softcap, *SOFTCAPS))
+    except ValueError:
+        raise ValueError(
+            f"softcap must be a positive number (from {SOFTCAPS[0]} to {SOFTCAPS[1]}), got "
+            f"{softcap=}; None leaves logits unbounded."
+        ) from None
 
 
 def fold_scale(q: Tensor, scale: Tensor) -> Tensor:
@@ -140,6 +174,25 @@ def _check_key_mask(q: Tensor, k: Tensor, key_mask: Any) -> None:
         )
     if key_mask.device != q.device:
         raise ValueError(f"key_mask must be on the device of q, got {key_mask.device}.")
+
+
+def _check_sinks(q: Tensor, sinks: Any) -> None:
+    if not isinstance(sinks, Tensor):
+        raise TypeError(
+            "sinks must be a floating tensor (heads,), a logit for each head, got "
+            f"{type(sinks).__name__} {sinks!r:.60}."
+        )
+    if sinks.dtype not in DTYPES:
+        raise ValueError(
+            f"sinks must be floating (float64, float32, float16 or bfloat16), got {sinks.dtype}."
+        )
+    if q.ndim == 4 and tuple(sinks.shape) != (q.shape[1],):
+        raise ValueError(
+            f"sinks must hold a logit for each head, (heads,) = ({q.shape[1]},), got "
+            f"{tuple(sinks.shape)}."
+        )
+    if sinks.device != q.device:
+        raise ValueError(f"sinks must be on the device of q, {q.device}, got {sinks.device}.")
 
 
 @remember(entries=512, key=Work.cache_key)

@@ -30,6 +30,8 @@ def refuses(work: Work) -> str | None:
     """The reason why dense attention cannot do a call, or None."""
     if work.pattern.pools:
         return "it cannot pool keys into levels"
+    if work.sinks or work.softcap:
+        return "scaled_dot_product_attention knows neither sinks nor a soft-cap"
     return "it returns no log-sum-exp, got return_lse=True" if work.lse else None
 
 
@@ -120,6 +122,7 @@ def by_definition(call: Call) -> tuple[Tensor, Tensor]:
         key_mask=call.key_mask,
         scale=call.scale,
         dropout_p=call.dropout_p,
+        softcap=call.softcap,
     )
 
 

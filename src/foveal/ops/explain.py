@@ -76,6 +76,8 @@ def explain(
     key_mask: bool = False,
     dropout: bool = False,
     return_lse: bool = False,
+    sinks: bool = False,
+    softcap: bool = False,
 ) -> Explanation:
     """Which implementation attend() picks for a call, why, and what it costs.
 
@@ -94,7 +96,7 @@ def explain(
         head_dim_v: features of values; head_dim when None.
         bias: the shape of a tensor that is added to the logits, which needs a gradient as q does.
         pyramid_bias: the call has a TableBias, by its other name a PyramidBias.
-        key_mask, dropout, return_lse: whether the call has them.
+        key_mask, dropout, return_lse, sinks, softcap: whether the call has them.
 
     Raises:
         ValueError: sizes do not fit each other or the pattern.
@@ -107,6 +109,7 @@ def explain(
     k = (batch, kv_heads or heads, length, head_dim)
     flags = {"window_bias": window_bias, "pyramid_bias": pyramid_bias, "key_mask": key_mask}
     flags |= {"dropout": dropout, "return_lse": return_lse, "requires_grad": requires_grad}
+    flags |= {"sinks": sinks, "softcap": softcap}
     flags = {name: as_bool(name, value) for name, value in flags.items()}
     kind = "window" if window_bias else "table" if pyramid_bias else None
     work = Work(
@@ -124,6 +127,8 @@ def explain(
         flags["return_lse"],
         flags["requires_grad"],
         threads=torch.get_num_threads(),
+        sinks=flags["sinks"],
+        softcap=flags["softcap"],
     )
     check_sizes(work)
     return _explanation(work)

@@ -25,7 +25,7 @@ def pairs_of(q: Shape, k: Shape, pattern: str, sizes: list[int]) -> int:
 
 def forward(q: Shape, k: Shape, v: Shape, *rest: Any, out_shape: Any = None) -> int:
     """Operations of ``foveal::<name>_forward``; tensors come as their shapes."""
-    pattern, sizes = rest[5:7]
+    pattern, sizes = rest[6:8]
     return 2 * pairs_of(q, k, pattern, sizes) * (q[3] + v[3])
 
 
@@ -33,7 +33,7 @@ def backward(
     grad_out: Shape, grad_lse: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, out_shape: Any
 ) -> int:
     """Operations of ``foveal::<name>_backward``: scores, and gradients of weights, q, k and v."""
-    pattern, sizes = rest[7:9]
+    pattern, sizes = rest[8:10]
     return 2 * pairs_of(q, k, pattern, sizes) * (3 * q[3] + 2 * v[3])
 
 

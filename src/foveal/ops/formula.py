@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import MASKED, bounded, finite, window_place
+from foveal.ops.logits import capped, with_sinks
 from foveal.patterns.tiling import TileGroup
 
 
@@ -30,13 +31,14 @@ def attend_plainly(operands: Any) -> tuple[Tensor, Tensor]:
     out = torch.cat([part for part, _ in parts] + [out], 2)
     lse = torch.cat([part for _, part in parts] + [lse], 2)
     order = torch.cat([found, absent]).argsort().to(out.device)
-    return out[:, :, order].to(operands.q.dtype), lse[:, :, order]
+    out, lse = out[:, :, order].to(operands.q.dtype), lse[:, :, order]
+    return with_sinks(out, lse, operands.sinks)
 
 
 def plain_gradients(
     operands: Any, grad_out: Tensor, grad_lse: Tensor, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Differentiable gradients of the first six operands, None where none is needed.
+    """Differentiable gradients of the first seven operands, None where none is needed.
 
     Raises:
         RuntimeError: weights were dropped, by a draw that cannot be made again here.
@@ -48,7 +50,7 @@ def plain_gradients(
         )
     with torch.enable_grad():
         # views, so that q, k and v may be one tensor and have gradients of their own
-        own = [x if x is None else x.view_as(x) for x in operands[:6]]
+        own = [x if x is None else x.view_as(x) for x in operands[:7]]
         found = attend_plainly(operands._replace(**dict(zip(operands._fields, own, strict=False))))
         wanted = [x for x, need in zip(own, needed, strict=True) if x is not None and need]
         grads = iter(
@@ -90,7 +92,8 @@ class _Call:
         """(B, H, t q, E) and (B, H, t q) of one group."""
         at_q, at_k = (x.to(self.q.device) for x in (group.queries.index(), group.key_index()))
         logits = self.q[:, :, :, at_q] @ self.k[:, :, :, at_k].mT  # (B, G, R, t, q, k)
-        logits = self._biased(logits.flatten(1, 2), at_q, at_k)
+        logits = capped(logits.flatten(1, 2), self.operands.softcap or None)
+        logits = self._biased(logits, at_q, at_k)
         forbidden = None if group.mask is None else ~group.mask.to(logits.device)
         if self.key_mask is not None and self.key_mask.dtype == torch.bool:
             hidden = ~self.key_mask[:, None, at_k][:, :, :, None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveal.ops import dense, flex, native, triton
 from foveal.ops.bias import TableBias, WindowBias
+from foveal.ops.logits import with_sinks
 from foveal.ops.operator import Attention
 from foveal.ops.pyramid import pyramid_attend, pyramid_reference
 from foveal.ops.tiled_op import tiled_attend
@@ -55,7 +56,7 @@ class Reference:
     def run(self, call: Call) -> Result:
         if call.pattern.pools:
             return _of_pooled(pyramid_reference, call)
-        return dense.by_definition(call)
+        return with_sinks(*dense.by_definition(call), call.sinks)
 
     def prepared(self, work: Work) -> Prepared | None:
         return None
@@ -91,6 +92,8 @@ class Planned:
     def refuses(self, work: Work) -> str | None:
         if not work.square:
             return f"it needs the queries that the pattern has for its keys, got {work.lengths}"
+        if work.softcap and not self.takes_softcap:
+            return "it has no soft-cap of the logits"
         return self.lacks(work)
 
     def lacks(self, work: Work) -> str | None:
@@ -110,7 +113,7 @@ class Planned:
             bias = _whole_rows(work, bias)
         elif isinstance(bias, TableBias):
             bias = bias.by_head()
-        rest = (bias, call.key_mask, call.scale, call.dropout_p, work.lse)
+        rest = (bias, call.key_mask, call.scale, call.dropout_p, work.lse, *call.shaping)
         return self.engine(call.q, call.k, call.v, work.pattern, *rest)
 
     def prepared(self, work: Work) -> Prepared | None:
@@ -120,6 +123,9 @@ class Planned:
         return lambda q, k, v, pattern, key_mask, scale: engine(
             q, k, v, pattern, None, key_mask, scale, 0.0, False
         )[0], None
+
+    takes_softcap = False
+    """Whether the engine takes a soft-cap."""
 
     takes_heads = False
     """Whether the engine takes a pattern whose heads have layouts of their own."""
@@ -186,6 +192,7 @@ class Flex(Planned):
 
     name = "flex"
     takes_heads = True
+    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = flex.flex_attend
@@ -211,6 +218,8 @@ def _of_pooled(run: Callable[..., Result], call: Call) -> Result:
         query_mask=query_mask(call),
         scale=call.scale,
         dropout_p=call.dropout_p,
+        sinks=call.sinks,
+        softcap=call.softcap,
     )
 
 
@@ -239,8 +248,9 @@ def _by_head(engine: Attention, call: Call) -> Result:
         part = bias
         if part is not None and part.shape[1] > 1:
             part = part[:, head : head + 1]
+        sinks = None if call.sinks is None else call.sinks[head : head + 1]
         q, k, v = call.q[:, head : head + 1], call.k[:, own], call.v[:, own]
-        rest = (part, call.key_mask, call.scale, call.dropout_p, work.lse)
+        rest = (part, call.key_mask, call.scale, call.dropout_p, work.lse, sinks, call.softcap)
         parts.append(engine(q, k, v, pattern, *rest))
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, 1), torch.cat(lses, 1)

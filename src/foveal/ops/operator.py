@@ -11,6 +11,7 @@ from torch import Tensor
 from foveal.ops.bias import WindowBias
 from foveal.ops.define import define, is_plain, is_transformed, one_at_a_time
 from foveal.ops.formula import attend_plainly, plain_gradients
+from foveal.ops.logits import with_sinks
 from foveal.ops.spec import describe, is_ticket, is_tracing, lend, rebuild, take_back
 from foveal.patterns import Pattern
 
@@ -27,17 +28,19 @@ class Operands(NamedTuple):
     bias: Tensor | None  # 4 dimensions
     rows: Tensor | None
     columns: Tensor | None
+    sinks: Tensor | None
     key_mask: Tensor | None
     seed: Tensor | None
     pattern: Pattern
     scale: float
     dropout_p: float
+    softcap: float = 0.0  # 0: none
     need_lse: bool = True  # False: lse may hold anything but -inf for a query that has keys
 
     @property
     def given(self) -> list[Tensor]:
         """The tensors that may need a gradient, in order."""
-        return [x for x in self[:6] if x is not None]
+        return [x for x in self[:7] if x is not None]
 
     @property
     def accumulation(self) -> torch.dtype:
@@ -66,6 +69,8 @@ class Attention(Protocol):
         scale: float,
         dropout_p: float,
         need_lse: bool = True,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -83,10 +88,13 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def attention_operator(name: str, forward: Forward, backward: Backward) -> Attention:
+def attention_operator(
+    name: str, forward: Forward, backward: Backward, takes_sinks: bool = False
+) -> Attention:
     """Register ``foveal::<name>_forward`` and ``_backward``; returns the differentiable call.
 
-    The call is an `Attention`.
+    The call is an `Attention`. An engine that does not take sinks gets none: they are added to
+    its results.
     """
 
     def run_forward(
@@ -96,16 +104,19 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         bias: Tensor | None,
         rows: Tensor | None,
         columns: Tensor | None,
+        sinks: Tensor | None,
         key_mask: Tensor | None,
         seed: Tensor | None,
         pattern: str,
         sizes: list[int],
         scale: float,
         dropout_p: float,
+        softcap: float,
         need_lse: bool,
     ) -> tuple[Tensor, Tensor]:
-        tensors = (q, k, v, bias, rows, columns, key_mask, seed)
-        return forward(Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p, need_lse))
+        tensors = (q, k, v, bias, rows, columns, sinks, key_mask, seed)
+        options = (scale, dropout_p, softcap, need_lse)
+        return forward(Operands(*tensors, rebuild(pattern, sizes), *options))
 
     def fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -123,6 +134,7 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         bias: Tensor | None,
         rows: Tensor | None,
         columns: Tensor | None,
+        sinks: Tensor | None,
         key_mask: Tensor | None,
         seed: Tensor | None,
         out: Tensor,
@@ -131,51 +143,52 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         sizes: list[int],
         scale: float,
         dropout_p: float,
+        softcap: float,
     ) -> list[Tensor]:
-        tensors = (q, k, v, bias, rows, columns, key_mask, seed)
-        operands = Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p)
+        tensors = (q, k, v, bias, rows, columns, sinks, key_mask, seed)
+        operands = Operands(*tensors, rebuild(pattern, sizes), scale, dropout_p, softcap)
         return backward(operands, out, lse, grad_out, grad_lse)
 
     def fake_backward(grad_out: Tensor, grad_lse: Tensor, *rest: Any) -> list[Tensor]:
-        bias = rest[3]  # the rest of a call's first six tensors has heads and features
+        bias, sinks = rest[3], rest[6]  # the others have heads and features
         return [
-            x.new_empty(x.shape) if x is bias else new_output(x, x.shape[-1])
-            for x in rest[:6]
+            x.new_empty(x.shape) if x is bias or x is sinks else new_output(x, x.shape[-1])
+            for x in rest[:7]
             if x is not None
         ]
 
     backward_op = define(f"{name}_backward", run_backward, fake_backward)
 
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        *tensors, pattern, sizes, scale, dropout_p, _ = inputs
+        *tensors, pattern, sizes, scale, dropout_p, softcap, _ = inputs
         ctx.save_for_backward(*tensors, *output)
         ctx.pattern = _passed(pattern, sizes)
-        ctx.options = (scale, dropout_p)
+        ctx.options = (scale, dropout_p, softcap)
 
     @one_at_a_time
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
         tensors = (grad_out, grad_lse, *saved)
         if _is_differentiated(*tensors):
-            operands = Operands(*saved[:8], _unpassed(ctx.pattern), *ctx.options)
-            found = plain_gradients(operands, grad_out, grad_lse, ctx.needs_input_grad[:6])
-            return (*found, *(None,) * 7)
+            operands = Operands(*saved[:9], _unpassed(ctx.pattern), *ctx.options)
+            found = plain_gradients(operands, grad_out, grad_lse, ctx.needs_input_grad[:7])
+            return (*found, *(None,) * 8)
         if isinstance(ctx.pattern, Pattern) and is_plain(*tensors):
-            operands = Operands(*saved[:8], ctx.pattern, *ctx.options)
-            grads = iter(backward(operands, *saved[8:], grad_out, grad_lse))
+            operands = Operands(*saved[:9], ctx.pattern, *ctx.options)
+            grads = iter(backward(operands, *saved[9:], grad_out, grad_lse))
         else:
             grads = iter(_with_pattern(backward_op, ctx.pattern, tensors, ctx.options))
-        return (*(None if x is None else next(grads) for x in saved[:6]), *(None,) * 7)
+        return (*(None if x is None else next(grads) for x in saved[:7]), *(None,) * 8)
 
     torch.library.register_autograd(
         f"foveal::{name}_forward", gradients, setup_context=setup_context
     )
 
     def eager_forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        *tensors, pattern, scale, dropout_p, need_lse = inputs
-        out, lse = forward(Operands(*tensors, pattern, scale, dropout_p, need_lse))
+        *tensors, pattern, scale, dropout_p, softcap, _ = inputs
+        out, lse = forward(Operands(*inputs))
         ctx.save_for_backward(*tensors, out, lse)
-        ctx.pattern, ctx.options = pattern, (scale, dropout_p)
+        ctx.pattern, ctx.options = pattern, (scale, dropout_p, softcap)
         return out, lse
 
     def eager_backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
@@ -197,20 +210,26 @@ def attention_operator(name: str, forward: Forward, backward: Backward) -> Atten
         scale: float,
         dropout_p: float,
         need_lse: bool = True,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if sinks is not None and not takes_sinks:
+            options = (bias, key_mask, scale, dropout_p, True, None, softcap)
+            return with_sinks(*call(q, k, v, pattern, *options), sinks)
         # drawn as a tensor, so that a compiled graph draws a new one at every call
         seed = torch.randint(1 << 62, (), device="cpu") if dropout_p else None
         rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
         dense = None if isinstance(bias, WindowBias) else bias
-        tensors = (q, k, v, dense, rows, columns, key_mask, seed)
+        tensors = (q, k, v, dense, rows, columns, sinks, key_mask, seed)
+        numbers = (scale, dropout_p, softcap or 0.0, need_lse)
         if is_plain(*tensors):
-            operands = Operands(*tensors, pattern, scale, dropout_p, need_lse)
+            operands = Operands(*tensors, pattern, *numbers)
             if torch.is_grad_enabled() and any(x.requires_grad for x in operands.given):
                 return eager.apply(*operands)
             return forward(operands)
         if is_transformed(*tensors):
-            return attend_plainly(Operands(*tensors, pattern, scale, dropout_p, need_lse))
-        return _with_pattern(forward_op, pattern, tensors, (scale, dropout_p, need_lse))
+            return attend_plainly(Operands(*tensors, pattern, *numbers))
+        return _with_pattern(forward_op, pattern, tensors, numbers)
 
     return call
 

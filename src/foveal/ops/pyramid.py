@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveal.common.memo import sizes_of
 from foveal.ops.bias import TableBias
+from foveal.ops.logits import capped, with_sinks
 from foveal.ops.merge import merge
 from foveal.ops.operator import Attention
 from foveal.ops.pooling import pool_keys, pool_queries
@@ -32,6 +33,8 @@ def pyramid_attend(
     query_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
     engine: Attention = tiled_attend,
 ) -> tuple[Tensor, Tensor]:
     """Hierarchical attention; queries and keys may differ in number.
@@ -42,7 +45,7 @@ def pyramid_attend(
         bias: hierarchical relative positions.
         key_mask: (batch, n_keys) bool, True = real.
         query_mask: (batch, n_queries) bool; coarse queries are means of real tokens only.
-        scale, dropout_p: as in `attend`; dropout drops clusters.
+        scale, dropout_p, sinks, softcap: as in `attend`; dropout drops clusters.
         engine: what computes the tile plan; one that adds a floating key mask as it stands, and
             knows tables of biases if there is one.
 
@@ -55,16 +58,16 @@ def pyramid_attend(
     if not n or not m:
         dtype = torch.promote_types(q.dtype, torch.float32)
         empty = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
-        return q.new_zeros((*q.shape[:3], v.shape[-1])), empty
+        return with_sinks(q.new_zeros((*q.shape[:3], v.shape[-1])), empty, sinks)
     keys = pool_keys(k, v, key_mask, plan.levels, plan.unit)
     table = None if bias is None else bias.by_head()
     rest = (table, keys.gain.expand(q.shape[0], -1), scale, dropout_p)
     if not plan.coarse:
-        return engine(q, keys.k, keys.v, plan, *rest)
+        return engine(q, keys.k, keys.v, plan, *rest, sinks=sinks, softcap=softcap)
     queries = pool_queries(q, query_mask, plan.levels, first=pattern.is_causal)
-    out, lse = engine(torch.cat(queries, 2), keys.k, keys.v, plan, *rest)
+    out, lse = engine(torch.cat(queries, 2), keys.k, keys.v, plan, *rest, softcap=softcap)
     sizes = [sizes_of(part)[2] for part in queries]
-    return _merge_upwards(out.split(sizes, 2), lse.split(sizes, 2))
+    return with_sinks(*_merge_upwards(out.split(sizes, 2), lse.split(sizes, 2)), sinks)
 
 
 def _merge_upwards(outs: tuple[Tensor, ...], lses: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -91,6 +94,8 @@ def pyramid_reference(
     query_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same by dense matrices of fine tokens: slow, plain, and the definition.
 
@@ -103,11 +108,11 @@ def pyramid_reference(
     k, v = without_unread(k, v, read, key_mask)
     groups = sizes_of(q)[1] // sizes_of(k)[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale)
+    logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale, softcap)
     weights, lse = softmax_rows(logits)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, train=True)
-    return (weights @ v).to(dtype), lse
+    return with_sinks((weights @ v).to(dtype), lse, sinks)
 
 
 def _dense_logits(
@@ -119,6 +124,7 @@ def _dense_logits(
     key_mask: Tensor | None,
     query_mask: Tensor | None,
     scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Logits of all pairs of fine tokens (batch, heads, n_queries, n_keys), -inf = no pair."""
     n, m = sizes_of(q)[2], sizes_of(k)[2]
@@ -135,7 +141,7 @@ def _dense_logits(
     for at, (q_at, k_at) in enumerate(zip(queries, keys, strict=True)):
         shared = 1 << at if plan.coarse else 1
         scores = q_at.repeat_interleave(shared, 2)[:, :, :n] * scale
-        scores = scores @ k_at.repeat_interleave(1 << at, 2)[:, :, :m].mT
+        scores = capped(scores @ k_at.repeat_interleave(1 << at, 2)[:, :, :m].mT, softcap)
         if bias is not None:
             row = plan.bias_row(at, plan.cluster_of(i, at), j >> at)
             scores = scores + bias.table[row].permute(2, 0, 1).to(scores.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from foveal.common.memo import sizes_of
 from foveal.ops.bias import finite
+from foveal.ops.logits import capped
 from foveal.ops.rows_without_keys import softmax_rows
 
 
@@ -20,6 +21,7 @@ def masked_attention(
     key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention under a dense mask.
 
@@ -29,6 +31,7 @@ def masked_attention(
         mask: (n_queries, n_keys) or broadcastable to (batch, heads, n_queries, n_keys) bool.
         bias: added to the logits; broadcastable to (batch, heads, n_queries, n_keys).
         key_mask: (batch, n_keys) bool, True = real key.
+        softcap: bounds the logits, before the bias is added.
 
     Returns:
         out (batch, heads, n_queries, head_dim_v) and lse (batch, heads, n_queries), in at least
@@ -41,6 +44,7 @@ def masked_attention(
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     logits = (q * (sizes_of(q)[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    logits = capped(logits, softcap)
     if bias is not None:
         logits = logits + finite(bias, logits.dtype)
     if mask is not None:

@@ -41,6 +41,8 @@ class Work(NamedTuple):
     compiling: bool = False
     exporting: bool = False
     threads: int = 1
+    sinks: bool = False
+    softcap: bool = False
 
     def cache_key(self) -> Hashable:
         """Equal for calls that are alike; keeps no pattern alive."""
@@ -66,7 +68,8 @@ class Work(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether nothing but the pattern shapes the weights."""
-        return self.bias is None and not self.key_mask and not self.dropout
+        shaped = self.key_mask or self.dropout or self.sinks or self.softcap
+        return self.bias is None and not shaped
 
 
 class Call(NamedTuple):
@@ -83,10 +86,17 @@ class Call(NamedTuple):
     key_mask: Tensor | None
     scale: float
     dropout_p: float
+    sinks: Tensor | None = None
+    softcap: float | None = None
 
     @property
     def pattern(self) -> Pattern:
         return self.work.pattern
+
+    @property
+    def shaping(self) -> tuple[Tensor | None, float | None]:
+        """(sinks, softcap)"""
+        return self.sinks, self.softcap
 
 
 Result = tuple[Tensor, Tensor | None]
@@ -109,15 +119,19 @@ def work_of(
     dropout_p: float,
     return_lse: bool,
     scale: float | Tensor | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Work:
     """The sizes and options of a call; nothing is checked, and no value looked at."""
     compiling = torch.compiler.is_compiling()
     if not compiling and torch._C._get_tracing_state() is not None:
+        options = (dropout_p, return_lse, scale, sinks, softcap)
         with untraced():  # within, sizes would be tensors
-            return work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale)
+            return work_of(q, k, v, pattern, bias, key_mask, *options)
     kind, shape, bias_grad = _bias(bias)
     grad = torch.is_grad_enabled()
     learned = bias_grad or (isinstance(scale, Tensor) and scale.requires_grad)
+    learned = learned or (sinks is not None and sinks.requires_grad)
     return Work(
         pattern,
         q.shape,
@@ -135,6 +149,8 @@ def work_of(
         compiling,
         compiling and torch.compiler.is_exporting(),
         0 if compiling else torch.get_num_threads(),
+        sinks is not None,
+        softcap is not None,
     )
 
 

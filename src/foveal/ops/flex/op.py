@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from foveal.ops.bias import MASKED, WindowBias
 from foveal.ops.flex.layout import layout
+from foveal.ops.logits import capped, with_sinks
 from foveal.patterns import Pattern
 
 BLOCK = 128
@@ -52,6 +53,8 @@ def flex_attend(
     scale: float,
     dropout_p: float,
     need_lse: bool = True,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in `attend`; a floating key_mask (batch, n_keys) is added to the logits.
 
@@ -66,7 +69,7 @@ def flex_attend(
         q,
         k,
         v,
-        score_mod=_score_mod(pattern, bias, key_mask, plan.order, q),
+        score_mod=_score_mod(pattern, bias, key_mask, plan.order, q, softcap),
         block_mask=plan.block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -77,7 +80,7 @@ def flex_attend(
     out, lse = out.masked_fill(dead[..., None], 0.0), lse.masked_fill(dead, -torch.inf)
     if plan.place is not None:
         out, lse = out.index_select(2, plan.place), lse.index_select(2, plan.place)
-    return out, lse
+    return with_sinks(out, lse, sinks)
 
 
 @functools.lru_cache(maxsize=2)
@@ -108,9 +111,12 @@ def _score_mod(
     key_mask: Tensor | None,
     order: Tensor | None,
     q: Tensor,
+    softcap: float | None,
 ) -> Callable | None:
     """What to do with a logit, as FlexAttention asks for it: one function for each combination."""
-    parts = []
+    parts: list[Callable] = []
+    if softcap is not None:
+        parts.append(lambda score, *at: capped(score, softcap))
     if bias is not None and pattern.biased_by_table:
         parts.append(_add_table(bias.expand(-1, q.shape[1], -1, -1)[0, :, 0], pattern, q.device))
     elif bias is not None:
@@ -119,7 +125,11 @@ def _score_mod(
         parts.append(_add_key_mask(key_mask, order))
     if not parts:
         return None
-    return parts[0] if len(parts) == 1 else lambda score, *at: parts[1](parts[0](score, *at), *at)
+    return functools.reduce(_then, parts)
+
+
+def _then(first: Callable, second: Callable) -> Callable:
+    return lambda score, *at: second(first(score, *at), *at)
 
 
 def _add_table(table: Tensor, pattern: Pattern, device: torch.device) -> Callable:
