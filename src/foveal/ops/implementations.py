@@ -150,6 +150,7 @@ class Native(Planned):
     """The tile plan in a C++ kernel."""
 
     name = "native"
+    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = native.native_attend

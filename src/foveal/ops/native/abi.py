@@ -72,12 +72,15 @@ class Call(Structure):
         ("scale", c_double),
         ("dropout_p", c_double),
         ("seed", c_uint64),
+        ("softcap", c_double),
+        ("sinks", c_void_p),
         ("d_out", Matrix),
         ("d_lse", c_void_p),
         *((name, Matrix) for name in ("d_q", "d_k", "d_v", "d_rows", "d_columns")),
         ("d_bias", c_void_p),
         ("bias_copies", c_int64),
         ("bias_size", c_int64),
+        ("delta", c_void_p),
     ]
 
 

@@ -22,6 +22,7 @@ struct Backward : Tile<In, P> {
     long num_odd_q = 0, num_odd_out = 0;  // queries that are not finite in q or in d_out
     long odd_q[QUERIES], odd_out[QUERIES];
     float *dropped, *slopes;                  // (KEYS, lanes) weights after dropout; d_scores
+    float* bend = nullptr;                    // (KEYS, lanes) derivatives of the soft-cap
     float* d_q;                               // (QUERIES, dim_padded)
     float *d_rows, *d_columns;                // (window, lanes)
     E *packed_weights, *packed_slopes, *packed_pairs;
@@ -39,6 +40,7 @@ struct Backward : Tile<In, P> {
         share = arena.take<float>(QUERIES);
         dropped = arena.take<float>(c.dropout_p > 0 ? KEYS * QUERIES : 0);
         slopes = arena.take<float>(KEYS * QUERIES);
+        if (c.softcap > 0) bend = arena.take<float>(KEYS * QUERIES);
         d_q = arena.take<float>(this->dim_padded * QUERIES);
         d_rows = arena.take<float>(c.window_height * QUERIES);
         d_columns = arena.take<float>(c.window_width * QUERIES);
@@ -63,12 +65,13 @@ struct Backward : Tile<In, P> {
         for (long first = 0; first < g.tile_k; first += KEYS) {
             this->load_keys(first, true);
             this->look_ahead(first);
-            this->logits(first);
+            this->logits(first, bend);
             this->dots(this->v.row, out_features, this->value_dim, 1.0f, slopes);
             if (recompute) slope<true>();
             else slope<false>();
             if (this->call.rows.data) sum_window(first);
             if (this->call.bias.data && d_bias) sum_bias();
+            if (bend) bend_slopes();
             sum_products(d_k, k_row, d_v, v_row);
         }
         finish();
@@ -94,6 +97,7 @@ struct Backward : Tile<In, P> {
             lse[i] = c.lse[row + at[i]] * LOG2E;
             delta[i] = inner(out + at[i] * c.out.token, d_out + at[i] * c.d_out.token) -
                        c.d_lse[row + at[i]];
+            if (c.delta) c.delta[row + at[i]] = delta[i];
         }
     }
 
@@ -152,10 +156,16 @@ struct Backward : Tile<In, P> {
                 top[i] = now;
             }
         }
+        const float sink = this->sink();
         for (long q = 0; q < this->n; ++q) {
-            const float sum = total[q / W][q % W];
+            float sum = total[q / W][q % W], most = top[q / W][q % W];
+            if (sink != -INFINITY) {
+                const float before = most;
+                most = sink > most ? sink : most;
+                sum = sum * exp2f(before - most) + exp2f(sink - most);
+            }
             share[q] = sum == 0 ? 0 : 1 / sum;
-            if (sum != 0) lse[q] = top[q / W][q % W];
+            if (sum != 0) lse[q] = most;
         }
     }
 
@@ -197,6 +207,14 @@ struct Backward : Tile<In, P> {
                 // slopes of skipped pairs were never computed
                 V::store(slopes + j + i, this->masked ? (p == 0 ? F{} : s) : s);
             }
+    }
+
+    // Slopes of the capped logits -> of those before; a pair that was skipped has no derivative.
+    void bend_slopes() {
+        for (long i = 0; i < this->keys * this->lanes; i += W) {
+            const F s = V::template load<F>(slopes + i);
+            V::store(slopes + i, s == 0.0f ? F{} : s * V::template load<F>(bend + i));
+        }
     }
 
     void sum_window(long first) {

@@ -110,6 +110,17 @@ struct Forward : Tile<In, P> {
         }
     }
 
+    // One more key, without a value.
+    void add_sink(long q, float sink) {
+        if (sink > top[q]) {
+            const float less = exp2f(top[q] - sink);
+            float* row = sums + q * this->value_padded;
+            for (long d = 0; d < this->value_padded; ++d) row[d] *= less;
+            total[q] *= less, top[q] = sink;
+        }
+        total[q] += exp2f(sink - top[q]);
+    }
+
     const E* weights() {
         if constexpr (P::pack == 1) {
             return this->scores;
@@ -122,7 +133,9 @@ struct Forward : Tile<In, P> {
     void finish() {
         In* out = this->template head_of<In>(this->call.out, this->head);
         float* lse = this->call.lse + this->row_of_queries() * this->call.num_queries;
+        const float sink = this->sink();
         for (long q = 0; q < this->n; ++q) {
+            if (sink != -INFINITY) add_sink(q, sink);
             const bool empty = total[q] == 0;  // the largest of any logits weighs one
             const float* from = sums + q * this->value_padded;
             const float share = empty ? 0.0f : 1.0f / total[q];

@@ -62,7 +62,10 @@ def _forward(operands: Operands) -> tuple[Tensor, Tensor]:
     call = _Call(operands, out, lse)
     if not call.plan.covers_all:
         out.zero_()
-        lse.fill_(-torch.inf)
+        if operands.sinks is None:
+            lse.fill_(-torch.inf)
+        else:
+            lse.copy_(_by_query(operands.sinks))
     call.run("foveal_forward")
     return out, lse
 
@@ -83,11 +86,27 @@ def _backward(
     bias = call.bias_gradient()
     call.set("d_out", abi.matrix(call.hold(unit_stride(grad_out.to(out.dtype)))))
     call.set("d_lse", call.hold(grad_lse.to(SUMS).contiguous()).data_ptr())
+    delta = None if operands.sinks is None else grad_lse.to(SUMS).neg()  # of queries in no tile
+    if delta is not None:
+        delta = call.hold(delta.contiguous())
+        call.set("delta", delta.data_ptr())
     call.run("foveal_backward")
     found = [grads[name] for name in GRADIENTS[:3]]
     found += [] if bias is None else [bias.sum(0)]
     found += [grads[name] for name in GRADIENTS[3:] if name in grads]
+    if delta is not None and operands.sinks is not None:
+        found.append(_sink_gradient(operands.sinks, lse, delta))
     return [grad.to(x.dtype) for grad, x in zip(found, operands.given, strict=True)]
+
+
+def _by_query(sinks: Tensor) -> Tensor:
+    return sinks.to(SUMS)[:, None]
+
+
+def _sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
+    """(heads,), from what the kernel's backward pass subtracts: a sink is a key without a value."""
+    weights = (_by_query(sinks) - lse).exp().masked_fill(lse == -torch.inf, 0.0)
+    return -(weights * delta).sum((0, 2))
 
 
 class _Call:
@@ -117,6 +136,7 @@ class _Call:
             lse=lse.data_ptr(),
             scale=operands.scale,
             dropout_p=operands.dropout_p,
+            softcap=operands.softcap,
             seed=0 if operands.seed is None else int(operands.seed),
         )
         self._set_extras()
@@ -132,6 +152,8 @@ class _Call:
         bias, key_mask = x.bias, x.key_mask
         if key_mask is not None and key_mask.is_floating_point():  # added as it stands
             bias, key_mask = key_mask[:, None, None, :], key_mask > MASKED / 2
+        if x.sinks is not None:
+            self.set("sinks", self.hold(x.sinks.to(SUMS).contiguous()).data_ptr())
         if bias is not None:
             self.set("bias", abi.broadcast(self.hold(finite(bias, SUMS))))
         if key_mask is not None:
@@ -166,4 +188,4 @@ class _Call:
             raise MemoryError("the native kernel ran out of memory; try impl='tiled'.")
 
 
-native_attend = attention_operator("native", _forward, _backward)
+native_attend = attention_operator("native", _forward, _backward, takes_sinks=True)

@@ -52,6 +52,8 @@ struct Call {
     const uint8_t* key_mask;  // (batch, keys): 1 = real key
     double scale, dropout_p;
     uint64_t seed;
+    double softcap;      // 0: none
+    const float* sinks;  // (heads) a logit each, or null
     // backward only
     Matrix d_out;
     const float* d_lse;
@@ -59,6 +61,7 @@ struct Call {
     float* d_bias;        // strides as bias; `bias_copies` of them, summed by the caller
     int64_t bias_copies;  // 0: no two (batch, kv head) share a place of the bias
     int64_t bias_size;
+    float* delta;  // (batch, heads, queries) what the gradient of sinks is made of, or null
 };
 
 // A linear layer, weight (out, in), or a LayerNorm; what it lacks is null.

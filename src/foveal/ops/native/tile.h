@@ -279,11 +279,33 @@ struct Tile {
     // -- logits ----------------------------------------------------------------------------------
 
     // Of all pairs; those that the mask forbids hold anything.
-    void logits(long first) {
-        dots(k.row, q_features, dim, (float)call.scale * LOG2E, scores);
+    // bend (KEYS, lanes), or null: the derivatives of the soft-cap.
+    void logits(long first, float* bend = nullptr) {
+        if (call.softcap > 0) {
+            dots(k.row, q_features, dim, (float)(call.scale / call.softcap), scores);
+            soft_cap(bend);
+        } else {
+            dots(k.row, q_features, dim, (float)call.scale * LOG2E, scores);
+        }
         if (call.rows.data) add_window(first);
         if (call.bias.data) add_bias();
     }
+
+    // scores over the cap -> logits
+    void soft_cap(float* bend) {
+        const float most = (float)call.softcap * LOG2E;
+        for (long j = 0; j < keys; ++j) {
+            if (masked && !bits[j]) continue;
+            for (long i = j * lanes; i < (j + 1) * lanes; i += W) {
+                const F t = V::tanh(V::template load<F>(scores + i));
+                V::store(scores + i, t * most);
+                if (bend) V::store(bend + i, 1.0f - t * t);
+            }
+        }
+    }
+
+    // In base 2; -inf where the head has none.
+    float sink() const { return call.sinks ? call.sinks[head] * LOG2E : -INFINITY; }
 
     void add_window(long first) {
         for (long j = 0; j < keys; ++j) {
