@@ -58,6 +58,8 @@ void move(Call& call) {
     moved(call.key_mask);
     moved(call.d_lse);
     moved(call.d_bias);
+    moved(call.sinks);
+    moved(call.delta);
 }
 
 bool read(const char* path) {

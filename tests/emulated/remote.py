@@ -88,12 +88,14 @@ INPUTS = {
     "key_mask": ("one", "num_keys", "one", 1),
     "d_out": ("heads", "num_queries", "value_dim", None),
     "d_lse": ("heads", "num_queries", "one", 4),
+    "sinks": ("heads", "one", "one", 4),
 }
 OUTPUTS = {
     False: {"out": INPUTS["d_out"], "lse": INPUTS["d_lse"]},
     True: {
         **{f"d_{name}": INPUTS[name] for name in ("q", "k", "v", "rows", "columns")},
         "d_bias": ("bias_copies", "bias_size", "one", 4),
+        "delta": INPUTS["d_lse"],
     },
 }
 
@@ -109,6 +111,8 @@ def tensors(call: abi.Call, of: dict[str, tuple]) -> Iterator[tuple[int, int]]:
             strides = (x.batch, x.head, x.query, x.key)
         elif name == "d_bias":
             sizes, strides = (1, *sizes[1:]), (0, call.bias_size, 1, 1)
+        elif name == "sinks":  # all sequences share them
+            sizes, strides = (1, *sizes[1:]), (0, 1, 1, 1)
         else:
             strides = (sizes[1] * sizes[2], sizes[2], 1, 1)
         item = size or (2 if call.is_bfloat16 else 4)

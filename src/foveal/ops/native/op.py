@@ -104,7 +104,7 @@ def _by_query(sinks: Tensor) -> Tensor:
 
 
 def _sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
-    """(heads,), from what the kernel's backward pass subtracts: a sink is a key without a value."""
+    """(heads,), from the `delta` of the kernel: a sink is a key whose value is zero."""
     weights = (_by_query(sinks) - lse).exp().masked_fill(lse == -torch.inf, 0.0)
     return -(weights * delta).sum((0, 2))
 
