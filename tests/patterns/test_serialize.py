@@ -23,6 +23,7 @@ EXAMPLES = [
     P.TextImage(4, P.Axial((2, 3), causal=True)),
     P.Pyramid(4, causal=True),
     P.Shorten(3),
+    P.Part(P.SlidingWindow(8), 40, 24, 33),
     Strided(4, causal=False),
     Fixed(4, 2),
     BlockSparse(torch.eye(5), 3),

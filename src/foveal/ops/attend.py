@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import fake_tensor_tls
 
 from foveal.common.words import suggest
-from foveal.ops import known
+from foveal.ops import known, offset
 from foveal.ops.bias import Bias
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
@@ -34,6 +34,7 @@ def attend(
     return_lse: Literal[False] = False,
     sinks: Tensor | None = None,
     softcap: float | None = None,
+    q_offset: int = 0,
 ) -> Tensor: ...
 @overload
 def attend(
@@ -50,6 +51,7 @@ def attend(
     return_lse: Literal[True],
     sinks: Tensor | None = None,
     softcap: float | None = None,
+    q_offset: int = 0,
 ) -> tuple[Tensor, Tensor]: ...
 def attend(
     q: Tensor,
@@ -65,6 +67,7 @@ def attend(
     return_lse: bool = False,
     sinks: Tensor | None = None,
     softcap: float | None = None,
+    q_offset: int = 0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention in which each query reads only the keys that the pattern allows.
 
@@ -72,7 +75,8 @@ def attend(
         q: (batch, heads, n_queries, head_dim).
         k: (batch, kv_heads, n_keys, head_dim); kv_heads divides heads (grouped-query attention).
         v: (batch, kv_heads, n_keys, head_dim_v).
-        pattern: who attends to whom; positions count from 0 in both queries and keys.
+        pattern: who attends to whom; positions count from 0 in both queries and keys, and
+            those of queries from `q_offset`.
         bias: added to the logits: floating, broadcastable to (batch, heads, n_queries, n_keys), or
             a WindowBias (Halo) or TableBias (Pyramid), which are computed inside the tiles. A
             pair at -inf does not exist; the lowest number of a dtype is a number like any other.
@@ -83,6 +87,9 @@ def attend(
         scale: factor of q k^T; head_dim ** -0.5 when None. A tensor that broadcasts to
             (batch, heads, n_queries, 1), such as a learned temperature, gets its gradient.
         dropout_p: probability of dropping a weight.
+        q_offset: queries may be fewer than keys: query i is then that of token q_offset + i (of
+            a pattern that strides its queries, its query q_offset + i). -1: they are the last.
+            Keys that none of them reads are not touched.
         impl: "reference", "dense", "tiled", "native", "triton" or "flex"; None picks the fastest
             that fits (see `explain`; FOVEAL_IMPL in the environment names one to prefer). A named
             implementation never falls back: it raises and says what it lacks.
@@ -111,6 +118,10 @@ def attend(
         >>> foveal.attend(q, k, v, P.SlidingWindow(128)).shape
         torch.Size([1, 8, 1000, 64])
     """
+    if type(q_offset) is not int or q_offset != 0:
+        options = {"scale": scale, "dropout_p": dropout_p, "impl": impl, "return_lse": return_lse}
+        options |= {"sinks": sinks, "softcap": softcap}
+        return _at_offset((q, k, v, pattern), bias, key_mask, q_offset, options)
     key = None
     if bias is sinks is softcap is None and not torch.compiler.is_compiling():
         key = known.key_of(q, k, v, pattern, key_mask, scale, dropout_p, impl, return_lse)
@@ -135,8 +146,12 @@ def attend(
     if not compiling:
         check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, sinks)
         softcap = as_softcap(softcap)
-    options = (dropout_p, return_lse, scale, sinks, softcap)
-    work = work_of(q, k, v, pattern, bias, key_mask, *options)
+    rest = (dropout_p, return_lse, scale, sinks, softcap)
+    work = work_of(q, k, v, pattern, bias, key_mask, *rest)
+    if offset.wants_plan(work, impl):
+        options = {"scale": scale, "dropout_p": dropout_p, "impl": impl, "return_lse": return_lse}
+        options |= {"sinks": sinks, "softcap": softcap}
+        return _at_offset((q, k, v, pattern), bias, key_mask, 0, options)
     named = impl is not None
     if impl is None:
         impl = pick(work).name
@@ -160,6 +175,22 @@ def attend(
         known.keep(key, one, work)
     out, lse = one.run(call)
     return (out, lse) if return_lse else out  # type: ignore[return-value]
+
+
+def _at_offset(
+    tensors: tuple[Any, ...],
+    bias: Bias | None,
+    key_mask: Tensor | None,
+    q_offset: Any,
+    options: dict[str, Any],
+) -> Any:
+    """The call of queries that are some of those of the pattern."""
+    q, k, v, pattern = tensors
+    if not torch.compiler.is_compiling():
+        others = [options[name] for name in ("dropout_p", "return_lse", "sinks")]
+        check_tensors(q, k, v, pattern, bias, key_mask, *others)
+    k, v, pattern, bias, key_mask = offset.applied(q, k, v, pattern, bias, key_mask, q_offset)
+    return attend(q, k, v, pattern, bias=bias, key_mask=key_mask, **options)
 
 
 def _without_autocast(tensors: tuple[Any, ...], **options: Any) -> Any:

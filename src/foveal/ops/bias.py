@@ -71,14 +71,17 @@ class WindowBias(NamedTuple):
                     f"on {q.device}, got {tuple(values.shape)} on {values.device}."
                 )
 
-    def dense(self, pattern: Halo, n_keys: int | None = None) -> Tensor:
+    def dense(
+        self, pattern: Halo, n_keys: int | None = None, first: int = 0, skipped: int = 0
+    ) -> Tensor:
         """The same bias as a (batch, heads, n_queries, n_keys) tensor, in float32 at least.
 
-        n_keys: the first pixels of the image; all of them when None.
+        n_keys: so many pixels of the image; all of them when None.
+        first, skipped: the queries and the pixels in front that are left out.
         """
         n_keys = pattern.height * pattern.width if n_keys is None else n_keys
-        q = torch.arange(self.rows.shape[2], device=self.rows.device)
-        k = torch.arange(n_keys, device=self.rows.device)
+        q = torch.arange(first, first + self.rows.shape[2], device=self.rows.device)
+        k = torch.arange(skipped, skipped + n_keys, device=self.rows.device)
         total = None
         wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in self)
         places = zip(

@@ -73,7 +73,7 @@ def run(call: Call) -> Result:
         q, k, v = call.q.to(dtype), call.k.to(dtype), call.v.to(dtype)
         call = call._replace(q=q, k=k, v=v)
     if work.plain and is_causal_or_all(work):
-        out = _sdpa(call, None, is_causal=work.pattern.causal)  # type: ignore[attr-defined]
+        out = _sdpa(call, None, is_causal=work.pattern.is_causal)
     elif not work.compiling and (count := written_out(work)) > MOST_PAIRS:
         out = _in_turns(call, -(-count // MOST_PAIRS))
     else:
@@ -88,7 +88,7 @@ def prepared(work: Work) -> Prepared | None:
         return None
     mask, causal, grouped = None, False, work.q[1] != work.k[1]
     if is_causal_or_all(work):
-        causal = work.pattern.causal  # type: ignore[attr-defined]
+        causal = work.pattern.is_causal
     else:
         found = mask_of(work.pattern, work.q[2], work.k[2], work.device, work.dtype)
         if found.dead is not None or found.unread is not None:

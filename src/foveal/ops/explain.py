@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from foveal.common.checks import as_bool, as_int
-from foveal.ops import costs
+from foveal.ops import costs, offset
 from foveal.ops.checks import check_sizes
 from foveal.ops.choose import pick
 from foveal.ops.costs import dense_pairs, visited_pairs
@@ -78,6 +78,7 @@ def explain(
     return_lse: bool = False,
     sinks: bool = False,
     softcap: bool = False,
+    q_offset: int = 0,
 ) -> Explanation:
     """Which implementation attend() picks for a call, why, and what it costs.
 
@@ -97,6 +98,7 @@ def explain(
         bias: the shape of a tensor that is added to the logits, which needs a gradient as q does.
         pyramid_bias: the call has a TableBias, by its other name a PyramidBias.
         key_mask, dropout, return_lse, sinks, softcap: whether the call has them.
+        q_offset: the first of `num_queries` queries, as in `attend`; -1: they are the last.
 
     Raises:
         ValueError: sizes do not fit each other or the pattern.
@@ -104,9 +106,15 @@ def explain(
     length = as_int("length", length, 0)
     pattern.check_length(length)
     queries = pattern.num_queries(length) if num_queries is None else num_queries
-    heads = pattern.heads or heads
-    q = (batch, heads, as_int("num_queries", queries, 0), as_int("head_dim", head_dim, 1))
-    k = (batch, kv_heads or heads, length, head_dim)
+    queries = as_int("num_queries", queries, 0)
+    heads, keys = pattern.heads or heads, length
+    if not offset.is_none(q_offset):
+        first = offset.resolve(pattern, queries, length, q_offset)
+        if first or queries != pattern.num_queries(length):
+            pattern, low, high = offset.part_of(pattern, first, queries, length)
+            keys = high - low
+    q = (batch, heads, queries, as_int("head_dim", head_dim, 1))
+    k = (batch, kv_heads or heads, keys, head_dim)
     flags = {"window_bias": window_bias, "pyramid_bias": pyramid_bias, "key_mask": key_mask}
     flags |= {"dropout": dropout, "return_lse": return_lse, "requires_grad": requires_grad}
     flags |= {"sinks": sinks, "softcap": softcap}
@@ -131,17 +139,21 @@ def explain(
         softcap=flags["softcap"],
     )
     check_sizes(work)
-    return _explanation(work)
+    if offset.wants_plan(work, None):
+        part, low, high = offset.part_of(pattern, 0, queries, length)
+        k, v = (*k[:2], high - low, k[3]), (*k[:2], high - low, work.v[3])
+        work = work._replace(pattern=part, k=k, v=v)
+    return _explanation(work, length)
 
 
-def _explanation(work: Work) -> Explanation:
+def _explanation(work: Work, length: int) -> Explanation:
     impl, reason = pick(work, compiled=False)
     whole = impl in ("reference", "dense")
     visited = dense_pairs(work) if whole else visited_pairs(work.pattern, work.q[2], work.k[2])
     return Explanation(
         impl,
         reason,
-        work.k[2],
+        length,
         _allowed_pairs(work),
         visited,
         costs.flops(work, visited),

@@ -138,7 +138,6 @@ class Tiled(Planned):
     """The tile plan in plain PyTorch."""
 
     name = "tiled"
-    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = tiled_attend

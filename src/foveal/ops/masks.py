@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.memo import remember
-from foveal.patterns import Full, Pattern
+from foveal.patterns import Full, Part, Pattern
 from foveal.patterns.subclasses import is_a
 
 
@@ -68,4 +68,6 @@ def mask_of(
 
 def is_all(pattern: Pattern) -> bool:
     """Whether every query reads every key, so that there is no mask to speak of."""
+    if is_a(pattern, Part):
+        return is_all(pattern.pattern)
     return is_a(pattern, Full) and not pattern.causal

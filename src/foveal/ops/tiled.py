@@ -23,11 +23,13 @@ from foveal.common.processor import multiplies_bfloat16
 from foveal.ops.bias import MASKED, WindowBias, bounded, window_columns
 from foveal.ops.places import (
     Scratch,
+    add_keys,
     batched_matmul,
     gather,
     matrices,
     narrow_places,
     outer_count,
+    row_products,
     scatter,
     take_keys,
     tile_values,
@@ -105,7 +107,6 @@ class Inputs:
     scale: float
     dropout_p: float
     seed: int
-    softcap: float = 0.0  # 0: none
 
     # dtype: of the products and scores; sums: of what is added up over tiles, and of lse
 
@@ -233,19 +234,16 @@ class Inputs:
         take_keys(x, chunk.keys, out)
         return out
 
-    def logits(self, chunk: Chunk, q: Tensor, k: Tensor, bend: Tensor | None = None) -> Tensor:
+    def logits(self, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
         """q (b, g, t, R q, D) scaled, k (b, g, t, k, D) -> logits (b, g, t, R q, k).
 
-        Rows may be padded by masked keys. What the soft-cap's derivatives are goes into `bend`.
+        Rows may be padded by masked keys.
         """
         size = chunk.group.tile_k
         padded = self.scratch.get("scores", *q.shape[:4], self._row(size))
         padded[..., size:] = MASKED
         scores = padded[..., :size]
-        if self.softcap:
-            self._capped_scores(q, k, scores, bend)
-        else:
-            batched_matmul(q, k.mT, scores)
+        batched_matmul(q, k.mT, scores)
         shaped = scores.unflatten(3, (self.repeats, chunk.queries.num_items))
         if self.bias is not None:
             shaped += self._bias(chunk, self.bias)
@@ -254,19 +252,6 @@ class Inputs:
         if self.key_bias is not None:
             shaped += tile_values(self.key_bias[chunk.batch], chunk.keys)[:, None, :, None, None]
         return padded
-
-    def _capped_scores(self, q: Tensor, k: Tensor, scores: Tensor, bend: Tensor | None) -> None:
-        """The soft-cap is for the product of features alone: a window bias is added to it."""
-        dim = self.head_dim
-        batched_matmul(q[..., :dim], k[..., :dim].mT, scores)
-        scores.div_(self.softcap).tanh_()
-        if bend is not None:
-            torch.mul(scores, scores, out=bend).neg_().add_(1.0)
-        scores *= self.softcap
-        if self.window is not None:
-            added = self.scratch.get("window", *scores.shape)
-            batched_matmul(q[..., dim:], k[..., dim:].mT, added)
-            scores += added
 
     def hidden(self, chunk: Chunk) -> Tensor:
         """Queries whose every key is masked: (b or 1, 1, t or 1, 1, q or 1) bool."""
@@ -340,7 +325,7 @@ def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
-        weights, chunk_lse = softmax_of(inputs, chunk, scores, need_lse)
+        weights, chunk_lse = _softmax(inputs, chunk, scores, need_lse)
         keep = inputs.drop(weights)
         if keep is not None:
             weights *= keep
@@ -353,7 +338,7 @@ def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
     return lse
 
 
-def softmax_of(
+def _softmax(
     inputs: Inputs, chunk: Chunk, scores: Tensor, need_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """scores (b, g, t, R q, k) -> weights in their place, and the log-sum-exp (b, g, t, R q).
@@ -378,3 +363,87 @@ def softmax_of(
         lse = lse.masked_fill(empty, -torch.inf)
         weights *= ~empty[..., None]
     return weights, lse
+
+
+@dataclass
+class Gradients:
+    """Gradients being built, shaped as the inputs.
+
+    In memory the heads of a token lie side by side, as projections want them. Keys and values sum
+    over tiles, in the precision of sums; a query stands in one tile.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    window: WindowBias | None
+
+    @classmethod
+    def zeros(cls, inputs: Inputs) -> Gradients:
+        def zero(x: Tensor, dtype: torch.dtype = inputs.sums) -> Tensor:
+            batch, *heads, tokens, dim = x.shape
+            new = torch.zeros(batch, tokens, *heads, dim, dtype=dtype, device=x.device)
+            return new.movedim(1, -2)
+
+        return cls(
+            zero(inputs.q, inputs.q.dtype),
+            zero(inputs.k),
+            zero(inputs.v),
+            # not as the bias lies in memory, which may be transposed: graphs expect rows
+            None if inputs.bias is None else inputs.bias.new_zeros(inputs.bias.shape),
+            None if inputs.window is None else WindowBias(*(zero(x) for x in inputs.window)),
+        )
+
+
+def backward(inputs: Inputs, out: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
+    """Gradients of the inputs; out and the gradients of out and lse shaped as in `forward`."""
+    grads = Gradients.zeros(inputs)
+    delta = row_products(out, grad_out, inputs.sums) - grad_lse
+    for chunk in inputs.chunks():
+        _chunk_backward(inputs, chunk, delta, grad_out, grads)
+    return grads
+
+
+def _chunk_backward(
+    inputs: Inputs, chunk: Chunk, delta: Tensor, grad_out: Tensor, grads: Gradients
+) -> None:
+    q = inputs.scaled_queries(chunk)
+    k = inputs.biased_keys(chunk)
+    d_out = inputs.queries("d_out", chunk, grad_out)
+    # a tile holds all keys of its queries; exp(scores - lse) is slow on CPU where pairs are masked
+    padded, lse = _softmax(inputs, chunk, inputs.logits(chunk, q, k), need_lse=False)
+    if lse is not None:  # zero times a query that is NaN would be NaN
+        q.masked_fill_((lse == -torch.inf)[..., None], 0.0)
+    keep = inputs.drop(padded)
+    weights = padded[..., : chunk.group.tile_k]
+    keep = None if keep is None else keep[..., : chunk.group.tile_k]
+
+    v = inputs.keys("v", inputs.v, chunk)
+    d_v = inputs.scratch.get("d_keys", *v.shape)
+    batched_matmul((weights if keep is None else weights * keep).mT, d_out, d_v)
+    add_keys(grads.v[chunk.batch, chunk.heads], chunk.keys, d_v)
+
+    d_scores = inputs.scratch.get("d_scores", *padded.shape)[..., : chunk.group.tile_k]
+    batched_matmul(d_out, v.mT, d_scores)
+    if keep is not None:
+        d_scores *= keep
+    d_scores -= inputs.per_query(delta, chunk).to(inputs.dtype)
+    d_scores *= weights
+    if grads.bias is not None:
+        inputs.add_bias_grad(grads.bias, chunk, d_scores)
+
+    d_k = inputs.scratch.get("d_keys", *k.shape[:4], inputs.head_dim)
+    batched_matmul(d_scores.mT, q[..., : inputs.head_dim], d_k)
+    add_keys(grads.k[chunk.batch, chunk.heads], chunk.keys, d_k)
+    d_q = inputs.scratch.get("d_q", *q.shape)
+    batched_matmul(d_scores, k, d_q)
+    _write_query_grads(inputs, chunk, d_q, grads)
+
+
+def _write_query_grads(inputs: Inputs, chunk: Chunk, d_q: Tensor, grads: Gradients) -> None:
+    """d_q (b, g, t, R q, E) holds the gradient of the queries, then that of the window bias."""
+    own, *rest = d_q.split([inputs.head_dim, *(x.shape[-1] for x in inputs.window or ())], -1)
+    inputs.write_queries(grads.q, chunk, own.mul_(inputs.scale))
+    for grad, part in zip(grads.window or (), rest, strict=True):
+        inputs.write_queries(grad, chunk, part)

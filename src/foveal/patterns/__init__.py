@@ -10,6 +10,7 @@ from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.joined import Joined
 from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.part import Part
 from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.shorten import Shorten
 from foveal.patterns.strided import Strided
@@ -33,6 +34,7 @@ __all__ = [
     "Shorten",
     "Union",
     "Intersection",
+    "Part",
     "Joined",
     "Tiling",
     "TileGroup",

@@ -22,6 +22,7 @@ from foveal.patterns import registry
 from foveal.patterns.blockmask import analytic_block_mask
 from foveal.patterns.identity import is_fixed, key_of
 from foveal.patterns.sizes import check_int
+from foveal.patterns.stretch import keys_between
 from foveal.patterns.subclasses import drop_stale_forms
 from foveal.patterns.tiling import Tiling, consecutive, listed_groups
 
@@ -251,13 +252,26 @@ class Pattern:
         return _cached_tiles(self, length)
 
     def _tiles(self, length: int) -> Tiling:
-        num_queries = self.num_queries(length)
+        return self._part(0, self.num_queries(length), length)
+
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        """The plan of `count` queries from `first` on, which it numbers from 0."""
         groups = listed_groups(
             self.allows,
-            consecutive(num_queries),
+            consecutive(first + count, first),
             lambda queries: self._candidates(queries, length),
         )
-        return Tiling(num_queries, length, tuple(groups))
+        return Tiling(count, length, tuple(groups)).shift(-first, 0, count, length)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        """A stretch of keys [low, high) beyond which `count` queries from `first` on read none."""
+        return keys_between(self, first, count, length)
+
+    @property
+    def period(self) -> int | None:
+        """What both places of a pair may be shifted by, without changing whether it is allowed or
+        its row in a table of biases; None where no shift is known."""
+        return None
 
     def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
         """Interval form of `allows`: for stretches of queries and keys (inclusive, broadcast).

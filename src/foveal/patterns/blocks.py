@@ -54,9 +54,19 @@ class Blocks(Pattern):
         stop = i + 1 if self.causal else start + self.block_size
         return start - self.lookback * self.block_size, stop
 
-    def _tiles(self, length: int) -> Tiling:
-        axis = Axis(length, min(MAX_TILE, self.block_size), self._reach, 1, self.block_size)
-        return Tiling(length, length, tuple(axes_groups([axis], [1], self.allows)))
+    @property
+    def period(self) -> int:
+        return self.block_size
+
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        size, part = self.block_size, (first, first + count)
+        axis = Axis(length, min(MAX_TILE, size), self._reach, 1, size, part=part)
+        groups = tuple(axes_groups([axis], [1], self.allows))
+        return Tiling(count, length, groups).shift(-first, 0, count, length)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        low, high = self._reach(first)[0], self._reach(first + max(0, count - 1))[1]
+        return max(0, low), min(length, high)
 
     def horizon(self) -> tuple[int, int] | None:
         return (0, (self.lookback + 1) * self.block_size) if self.causal else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ class _Combined(Pattern, abstract=True):
                 f"{n_keys} keys."
             )
         return counts.pop()
+
+    @property
+    def period(self) -> int | None:
+        known = [period for part in self.parts if (period := part.period) is not None]
+        return math.lcm(*known) if len(known) == len(self.parts) else None
 
     def check_length(self, length: int) -> None:
         for part in self.parts:

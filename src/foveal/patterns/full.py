@@ -28,6 +28,10 @@ class Full(Pattern):
 
     always_reads = True
 
+    @property
+    def period(self) -> int:
+        return 1
+
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return k_idx <= q_idx if self.causal else (q_idx == q_idx) & (k_idx == k_idx)
 
@@ -37,11 +41,17 @@ class Full(Pattern):
         every, _ = super().overlap(q_first, q_last, k_first, k_last)
         return every, every
 
-    def _tiles(self, length: int) -> Tiling:
-        last = (lambda i: i + 1) if self.causal else (lambda i: length)
-        axis = Axis(length, MAX_TILE, lambda i: (0, last(i)), anchored=self.causal)
-        groups = axes_groups([axis], [1], self.allows, check=self.causal)
-        return Tiling(length, length, tuple(groups))
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        last, part = (
+            (lambda i: i + 1) if self.causal else (lambda i: length),
+            (first, first + count),
+        )
+        axis = Axis(length, MAX_TILE, lambda i: (0, last(i)), anchored=self.causal, part=part)
+        groups = tuple(axes_groups([axis], [1], self.allows, check=self.causal))
+        return Tiling(count, length, groups).shift(-first, 0, count, length)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        return 0, min(length, first + count) if self.causal else length
 
     def num_pairs(self, length: int) -> int:
         return length * (length + 1) // 2 if self.causal else length * length

@@ -20,6 +20,17 @@ def _unit(pyramid: Any) -> int:
     return pyramid.block_size // 2 if adjacent else pyramid.block_size
 
 
+def _pieces(begin: int, count: int, tile: int) -> list[tuple[int, int, int, int]]:
+    """Runs of tiles that hold [begin, begin + count): (first tile, tiles, place in one, queries)
+    each."""
+    inside = begin % tile
+    head = min(count, tile - inside) if inside else 0
+    first, (whole, rest) = -(-begin // tile), divmod(count - head, tile)
+    pieces = [(begin // tile, 1, inside, head), (first, whole, 0, tile)]
+    pieces.append((first + whole, 1, 0, rest))
+    return [one for one in pieces if one[1] and one[3]]
+
+
 def _meet(pyramid: Any, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
     """Whether clusters of one level meet there, and at no lower level."""
     unit, step = _unit(pyramid), int(pyramid.neighbors == "adjacent")
@@ -72,33 +83,39 @@ class _PyramidTiles(Joined):
         return size
 
     def _tiles(self, length: int) -> Tiling:
+        if not self.coarse:
+            return self._part(0, self.n_queries, length)
         groups: list[TileGroup] = []
-        if self.coarse:
-            for level, start in enumerate(self.query_offsets[:-1]):
-                groups += self._groups(start, self.query_clusters(level), [(level, 0)])
-        else:
-            groups += self._groups(0, self.n_queries, [(i, i) for i in range(self.levels)])
+        for level, start in enumerate(self.query_offsets[:-1]):
+            groups += self._groups(start, 0, self.query_clusters(level), [(level, 0)])
         return Tiling(self.num_queries(length), length, tuple(groups))
 
-    def _groups(self, start: int, count: int, levels: list[tuple[int, int]]) -> list[TileGroup]:
-        """Tiles of `count` queries: whole ones, then the rest.
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        if self.coarse:
+            return super()._part(first, count, length)
+        groups = self._groups(0, first, count, [(i, i) for i in range(self.levels)])
+        return Tiling(count, length, tuple(groups))
+
+    def _groups(
+        self, start: int, begin: int, count: int, levels: list[tuple[int, int]]
+    ) -> list[TileGroup]:
+        """Tiles of `count` queries from `begin` on, which stand at `start`: the rest of a tile,
+        whole ones, then the rest.
 
         levels: (level read, clusters of 2^shift queries are one of its clusters).
         """
         groups = []
-        whole, rest = divmod(count, self.tile)
-        for first, tiles, size in ((0, whole, self.tile), (whole, 1, rest)):
-            if not tiles or not size:
-                continue
+        for first, tiles, inside, size in _pieces(begin, count, self.tile):
             numbers = torch.arange(first, first + tiles, device="cpu")
-            parts = [self._level_tiles(numbers, size, *pair) for pair in levels]
+            parts = [self._level_tiles(numbers, inside, size, *pair) for pair in levels]
             units = torch.cat([unit for unit, _ in parts], 1)
             mask = torch.cat([m for _, m in parts], 1)
             used = (units != self.key_offsets[-1] // self.unit).any(0)
             units, mask = units[:, used], mask[:, used.repeat_interleave(self.unit)]
             if not units.shape[1]:
                 continue
-            queries = Grid(start + first * self.tile, ((tiles, self.tile),), ((size, 1),))
+            place = start + first * self.tile + inside - begin
+            queries = Grid(place, ((tiles, self.tile),), ((size, 1),))
             groups.append(
                 TileGroup(
                     queries, (Runs(units, self.unit),), None if bool(mask.all()) else mask[None]
@@ -107,9 +124,10 @@ class _PyramidTiles(Joined):
         return groups
 
     def _level_tiles(
-        self, tiles: Tensor, size: int, level: int, shift: int
+        self, tiles: Tensor, begin: int, size: int, level: int, shift: int
     ) -> tuple[Tensor, Tensor]:
-        """Joined units (tiles, units) of one level, and the mask (size, units * unit)."""
+        """Joined units (tiles, units) of one level, and the mask (size, units * unit) of the
+        queries from place `begin` of their tile on."""
         span = self.unit << shift  # queries of a unit
         if span < self.tile:
             inside = self.tile // span
@@ -119,9 +137,8 @@ class _PyramidTiles(Joined):
             clusters = (
                 relative[:, None] * self.unit + torch.arange(self.unit, device="cpu")
             ).flatten()
-            mask = self.meets(
-                level, torch.arange(size, device="cpu")[:, None] >> shift, clusters[None]
-            )
+            own = torch.arange(begin, begin + size, device="cpu")[:, None]
+            mask = self.meets(level, own >> shift, clusters[None])
         else:
             units = self._reach_outside(tiles * self.tile // span)
             mask = torch.ones(size, units.shape[1] * self.unit, dtype=torch.bool, device="cpu")

@@ -41,10 +41,11 @@ class Shorten(Pattern):
     def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
         return k_first <= q_last * self.factor, k_last <= q_first * self.factor
 
-    def _tiles(self, length: int) -> Tiling:
-        axis = Axis(length, MAX_TILE, lambda i: (0, i * self.factor + 1), scale=self.factor)
-        groups = axes_groups([axis], [1], self.allows, query_strides=[1])
-        return Tiling(self.num_queries(length), length, tuple(groups))
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        factor, part = self.factor, (first, first + count)
+        axis = Axis(length, MAX_TILE, lambda i: (0, i * factor + 1), scale=factor, part=part)
+        groups = tuple(axes_groups([axis], [1], self.allows, query_strides=[1]))
+        return Tiling(count, length, groups).shift(-first, 0, count, length)
 
     def num_pairs(self, length: int) -> int:
         queries = self.num_queries(length)

@@ -241,6 +241,7 @@ class Axis:
     tile_breaks: tiles never straddle a multiple of this.
     anchored: False where the mask depends on the ranges only, not on the query's place.
     scale: key coordinates from one query to the next (strided queries).
+    part: (first, last + 1) of the queries that are wanted; all when None.
     """
 
     length: int
@@ -250,6 +251,7 @@ class Axis:
     tile_breaks: int | None = None
     anchored: bool = True
     scale: int = 1
+    part: tuple[int, int] | None = None
 
     @property
     def num_queries(self) -> int:
@@ -269,12 +271,12 @@ class Axis:
 
     def _tiles(self, residue: int) -> Iterable[tuple[int, int]]:
         """(first coordinate, number of queries) of each tile in one residue class."""
-        limit = self.num_queries
-        cuts = self.tile_breaks or limit
-        for begin in range(0, limit, cuts):
+        start, limit = self.part or (0, self.num_queries)
+        cuts = self.tile_breaks or max(1, limit)
+        for begin in range(start // cuts * cuts, limit, cuts):
             last = min(begin + cuts, limit)
             step = self.tile * self.spacing
-            for first in range(begin + residue, last, step):
+            for first in range(max(begin, start) + residue, last, step):
                 yield first, min(self.tile, -(-(last - first) // self.spacing))
 
     def _signature(self, first: int, length: int) -> tuple[tuple, int]:

@@ -32,6 +32,10 @@ class SlidingWindow(Pattern):
 
     always_reads = True
 
+    @property
+    def period(self) -> int:
+        return 1
+
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         distance = q_idx - k_idx
         low = distance >= 0 if self.causal else distance > -self.window
@@ -43,10 +47,17 @@ class SlidingWindow(Pattern):
         some = (farthest >= least) & (nearest < self.window)
         return some, (nearest >= least) & (farthest < self.window)
 
-    def _tiles(self, length: int) -> Tiling:
-        after = 1 if self.causal else self.window
-        axis = Axis(length, MAX_TILE, lambda i: (i - self.window + 1, i + after))
-        return Tiling(length, length, tuple(axes_groups([axis], [1], self.allows)))
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        after, stop = 1 if self.causal else self.window, first + count
+        axis = Axis(
+            length, MAX_TILE, lambda i: (i - self.window + 1, i + after), part=(first, stop)
+        )
+        groups = tuple(axes_groups([axis], [1], self.allows))
+        return Tiling(count, length, groups).shift(-first, 0, count, length)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        high = first + count if self.causal else first + count + self.window - 1
+        return max(0, first - self.window + 1), min(length, high)
 
     def horizon(self) -> tuple[int, int] | None:
         return (0, self.window) if self.causal else None

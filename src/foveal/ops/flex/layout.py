@@ -16,7 +16,6 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.patterns import Full, Pattern
 from foveal.patterns.blockmask import MaskMod, analytic_block_mask, mask_mod, to_block_mask
-from foveal.patterns.joined import Joined
 from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup, Tiling
 
@@ -46,7 +45,7 @@ def layout(pattern: Pattern, length: int, block: int, device: str) -> Layout:
     if pattern.heads is not None or is_a(pattern, Full):
         return Layout(analytic_block_mask(pattern, length, block, device))
     if type(pattern).overlap is Pattern.overlap:  # borders of blocks tell nothing
-        exists = pattern.rule().exists if isinstance(pattern, Joined) else None
+        exists = getattr(pattern.rule(), "exists", None)  # of pooled keys
         counts = count_pairs(pattern.tiles(length), None, block, exists)
         return Layout(_block_mask(pattern, length, counts, block, device))
     in_order = analytic_block_mask(pattern, length, block, device)
