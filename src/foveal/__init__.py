@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         TableBias,
         WindowBias,
         attend,
+        attend_selected,
         explain,
         merge,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "compat",
     # attention
     "attend",
+    "attend_selected",
     "explain",
     "Explanation",
     "merge",

@@ -6,9 +6,11 @@ from foveal.ops.bias import PyramidBias, TableBias, WindowBias
 from foveal.ops.explain import Explanation, explain
 from foveal.ops.merge import merge
 from foveal.ops.pyramid import pyramid_attend
+from foveal.ops.selected import attend_selected
 
 __all__ = [
     "attend",
+    "attend_selected",
     "explain",
     "Explanation",
     "merge",

@@ -26,6 +26,13 @@ class Places(Structure):
     ]
 
 
+class Selection(Structure):
+    _fields_ = [
+        ("blocks", c_void_p),
+        *((name, c_int64) for name in ("count", "unit", "size", "causal", "first", "per_token")),
+    ]
+
+
 class Group(Structure):
     _fields_ = [
         ("num_tiles", c_int64),
@@ -38,6 +45,7 @@ class Group(Structure):
         ("mask_step", c_int64),
         ("window_rows", c_void_p),
         ("window_columns", c_void_p),
+        ("selection", Selection),
     ]
 
 
@@ -81,6 +89,8 @@ class Call(Structure):
         ("bias_copies", c_int64),
         ("bias_size", c_int64),
         ("delta", c_void_p),
+        ("lse_batch", c_int64),
+        ("lse_head", c_int64),
     ]
 
 

@@ -62,7 +62,7 @@ struct Backward : Tile<In, P> {
             memset(d_rows, 0, this->call.window_height * this->lanes * 4);
             memset(d_columns, 0, this->call.window_width * this->lanes * 4);
         }
-        for (long first = 0; first < g.tile_k; first += KEYS) {
+        for (long first = 0; first < this->num_keys; first += KEYS) {
             this->load_keys(first, true);
             this->look_ahead(first);
             this->logits(first, bend);
@@ -90,7 +90,7 @@ struct Backward : Tile<In, P> {
         num_odd_q = set_odd(q, c.q.token, this->dim, this->dim_padded, q_tokens, odd_q);
         num_odd_out = set_odd(d_out, c.d_out.token, this->value_dim, this->value_padded,
                               out_tokens, odd_out);
-        const long row = this->row_of_queries() * c.num_queries;
+        const long row = this->row_of_lse();
         for (long i = 0; i < this->lanes; ++i) {
             lse[i] = -LOWEST, delta[i] = 0;  // no weight beyond the queries
             if (i >= n || c.lse[row + at[i]] == -INFINITY) continue;
@@ -141,7 +141,7 @@ struct Backward : Tile<In, P> {
         const F lowest = V::all(LOWEST);
         F top[QUERIES / W], total[QUERIES / W];
         for (long i = 0; i < this->vectors; ++i) top[i] = lowest, total[i] = F{};
-        for (long first = 0; first < this->group->tile_k; first += KEYS) {
+        for (long first = 0; first < this->num_keys; first += KEYS) {
             this->load_keys(first, true);
             this->logits(first);
             if (this->masked) this->apply_mask(this->scores, -INFINITY);

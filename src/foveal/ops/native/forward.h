@@ -45,7 +45,7 @@ struct Forward : Tile<In, P> {
         bool any_masked = false;
         for (long i = 0; i < this->lanes; ++i) top[i] = LOWEST, total[i] = 0;
         memset(sums, 0, this->n * this->value_padded * 4);
-        for (long first = 0; first < this->group->tile_k; first += KEYS) {
+        for (long first = 0; first < this->num_keys; first += KEYS) {
             this->load_keys(first, false);
             this->look_ahead(first);
             this->logits(first);
@@ -132,7 +132,7 @@ struct Forward : Tile<In, P> {
 
     void finish() {
         In* out = this->template head_of<In>(this->call.out, this->head);
-        float* lse = this->call.lse + this->row_of_queries() * this->call.num_queries;
+        float* lse = this->call.lse + this->row_of_lse();
         const float sink = this->sink();
         for (long q = 0; q < this->n; ++q) {
             if (sink != -INFINITY) add_sink(q, sink);

@@ -16,6 +16,14 @@ struct Places {
     int64_t count;      // items in a tile
 };
 
+// Blocks of keys that every tile names for itself, chosen at run time: see attend_selected.
+struct Selection {
+    const int64_t* blocks;  // (batch, kv_heads, tiles, count), below 0: none; or null
+    int64_t count, unit;    // entries of a list; from one (batch, kv head) to the next
+    int64_t size;           // keys in a block
+    int64_t causal, first, per_token;  // query q stands at token first + q / per_token
+};
+
 // Tiles of one shape. mask: one bit a query, (tiles or 1, ceil(tile_q / 64), tile_k).
 struct Group {
     int64_t num_tiles, tile_q, tile_k;
@@ -26,6 +34,7 @@ struct Group {
     int64_t mask_step;              // from one tile to the next; 0: all tiles share the mask
     const int64_t* window_rows;     // (tile_k) row of each key in the window of a WindowBias
     const int64_t* window_columns;  // (tile_k)
+    Selection selection;            // in place of tile_k, keys and mask
 };
 
 // (batch, heads, tokens, features) with unit stride in the features; strides in elements.
@@ -62,6 +71,7 @@ struct Call {
     int64_t bias_copies;  // 0: no two (batch, kv head) share a place of the bias
     int64_t bias_size;
     float* delta;  // (batch, heads, queries) what the gradient of sinks is made of, or null
+    int64_t lse_batch, lse_head;  // from one row of lse to the next; 0: num_queries
 };
 
 // A linear layer, weight (out, in), or a LayerNorm; what it lacks is null.

@@ -3,6 +3,7 @@
 #ifndef FOVEAL_TILE_H
 #define FOVEAL_TILE_H
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <new>
@@ -62,6 +63,10 @@ struct Tile {
     long n = 0, lanes = 0, vectors = 0;  // queries, rounded up to vectors, vectors
     uint64_t full = 0;
     long query[QUERIES];
+    long num_keys = 0;  // of the tile
+    // of a selection: the tile's blocks in order, and the tokens of its queries
+    long* chosen;
+    long token[QUERIES];
     uint32_t noise[QUERIES];
     E* q_features;             // (head_dim, lanes)
     float *window_rows, *window_columns;  // (window, lanes), times log2(e)
@@ -86,6 +91,7 @@ struct Tile {
         q_features = arena.take<E>(dim * QUERIES);
         window_rows = arena.take<float>(call.window_height * QUERIES);
         window_columns = arena.take<float>(call.window_width * QUERIES);
+        chosen = arena.take<long>(call.num_groups ? call.groups[0].selection.count : 0);
         scores = arena.take<float>(KEYS * QUERIES);
         bias = arena.take<float>(KEYS * QUERIES);
         k.copy = arena.take<E>(KEYS * dim_padded);
@@ -101,6 +107,10 @@ struct Tile {
         return (T*)x.data + batch * x.batch + h * x.head;
     }
     long row_of_queries() const { return (batch * call.kv_heads * call.repeats + head); }
+    long row_of_lse() const {
+        if (call.lse_head) return batch * call.lse_batch + head * call.lse_head;
+        return row_of_queries() * call.num_queries;
+    }
 
     // -- queries ---------------------------------------------------------------------------------
 
@@ -112,6 +122,8 @@ struct Tile {
         full = n == 64 ? ~0ull : (1ull << n) - 1;
         const int64_t* items = g.queries.items + tile * g.queries.item_step + first;
         for (long i = 0; i < n; ++i) query[i] = g.queries.tiles[tile] + items[i];
+        num_keys = g.tile_k;
+        if (g.selection.blocks) choose();
         pack_features<P>(head_of<In>(call.q, head), call.q.token, query, n, dim, lanes,
                          q_features);
         if (call.rows.data) pack_window();
@@ -139,9 +151,48 @@ struct Tile {
 
     // -- keys ------------------------------------------------------------------------------------
 
+    // The blocks that the tile names, each once and in order, without those of the future alone.
+    void choose() {
+        const Selection& s = group->selection;
+        for (long i = 0; i < n; ++i) token[i] = s.first + query[i] / s.per_token;
+        const long end_of_keys = call.num_keys - 1;
+        const long last = s.causal ? std::min(token[n - 1], end_of_keys) : end_of_keys;
+        const int64_t* list = s.blocks + (batch * call.kv_heads + kv_head) * s.unit;
+        list += index * s.count;
+        long* end = chosen;
+        for (long i = 0; i < s.count; ++i)
+            if (list[i] >= 0 && list[i] * s.size <= last) *end++ = list[i];
+        std::sort(chosen, end);
+        end = std::unique(chosen, end);
+        num_keys = (end - chosen) * s.size;
+        // the last block may reach beyond the keys, or into the future
+        if (num_keys) num_keys -= std::max(0L, (end[-1] + 1) * (long)s.size - last - 1);
+    }
+
+    // Keys [first, first + count) of the chosen blocks.
+    void place_chosen(long first, long count, long* to) const {
+        const long size = group->selection.size;
+        long block = first / size, item = first % size;
+        for (long j = 0; j < count; ++j) {
+            to[j] = chosen[block] * size + item;
+            if (++item == size) ++block, item = 0;
+        }
+    }
+
+    // The queries that stand before a key, of keys in order, do not read it.
+    void hide_future() {
+        long before = 0;
+        for (long j = 0; j < keys; ++j) {
+            while (before < n && token[before] < key[j]) ++before;
+            if (before == n) bits[j] = 0;
+            else bits[j] &= ~((1ull << before) - 1);
+        }
+    }
+
     // Positions of the keys [first, first + KEYS) of a tile; returns how many there are.
     long place_keys(long tile, long first, long* to) const {
-        const long count = group->tile_k - first < KEYS ? group->tile_k - first : KEYS;
+        const long count = num_keys - first < KEYS ? num_keys - first : KEYS;
+        if (group->selection.blocks) return place_chosen(first, count, to), count;
         long place = 0, filled = 0;
         for (long part = 0; part < group->num_parts && filled < count; ++part) {
             const Places& p = group->keys[part];
@@ -164,6 +215,7 @@ struct Tile {
 
     void load_bits(long first) {
         uint64_t all = full;
+        const bool split = group->selection.blocks && group->selection.causal;
         const uint64_t* mask = group->mask;
         if (mask) mask += index * group->mask_step + sub * group->tile_k + first;
         const uint8_t* real = call.key_mask ? call.key_mask + batch * call.num_keys : nullptr;
@@ -172,6 +224,10 @@ struct Tile {
             if (real && !real[key[j]]) own = 0;
             all &= bits[j] = own;
         }
+        if (split && key[keys - 1] > token[0]) {
+            hide_future();
+            all = 0;
+        }
         masked = all != full;
     }
 
@@ -179,8 +235,8 @@ struct Tile {
     void look_ahead(long first) {
         if constexpr (!Blocking<W>::stages) return;
         ahead.clear();
-        const bool turn = first + KEYS >= group->tile_k;
-        if (turn && index + 1 >= group->num_tiles) return;
+        const bool turn = first + KEYS >= num_keys;
+        if (turn && (index + 1 >= group->num_tiles || group->selection.blocks)) return;
         long next[KEYS];
         const long count = place_keys(index + turn, turn ? 0 : first + KEYS, next);
         const In *ks = head_of<In>(call.k, kv_head), *vs = head_of<In>(call.v, kv_head);

@@ -1,0 +1,5 @@
+"""Attention over blocks of keys that are chosen at run time."""
+
+from foveal.ops.selected.attend import attend_selected
+
+__all__ = ["attend_selected"]
