@@ -10,11 +10,10 @@ from torch import Tensor
 
 from foveal.common.checks import as_bool, as_int
 from foveal.common.words import suggest
+from foveal.ops import native
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import forced
 from foveal.ops.logits import with_sinks
-from foveal.ops.native import ready as native_ready
-from foveal.ops.native import why_not as native_lacks
 from foveal.ops.selected import reference
 from foveal.ops.selected.operands import Operands
 from foveal.ops.selected.operator import selected_native, selected_tiled
@@ -125,23 +124,11 @@ def attend_selected(
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
+        options: dict[str, Any] = {"causal": causal, "query_block": query_block}
+        options |= {"key_mask": key_mask, "scale": scale, "sinks": sinks, "softcap": softcap}
+        options |= {"q_offset": q_offset, "impl": impl, "return_lse": return_lse}
         with torch.autocast(device, enabled=False):
-            return attend_selected(
-                q,
-                k,
-                v,
-                blocks,
-                block_size,
-                causal=causal,
-                query_block=query_block,
-                key_mask=key_mask,
-                scale=scale,
-                sinks=sinks,
-                softcap=softcap,
-                q_offset=q_offset,
-                impl=impl,
-                return_lse=return_lse,  # type: ignore[call-overload]
-            )
+            return attend_selected(q, k, v, blocks, block_size, **options)
     if not torch.compiler.is_compiling():
         check_tensors(q, k, v, Full(), None, key_mask, 0.0, return_lse, sinks)
         check_sizes(work_of(q, k, v, Full(), None, key_mask, 0.0, return_lse))
@@ -187,23 +174,31 @@ def first_of(q_offset: Any, n_queries: int, n_keys: int) -> int:
 
 
 def _engine(impl: str | None, x: Operands) -> Callable[[Operands], tuple[Tensor, Tensor]]:
+    device, capped = x.q.device.type, bool(x.softcap)
     if impl is None:
-        impl = pick(x.q.device.type, x.q.dtype)
+        impl = pick(device, x.q.dtype, capped)
     elif impl not in ENGINES:
         known = ", ".join(ENGINES)
         hint = suggest(impl, ENGINES, "")
         raise ValueError(f"impl must be one of {known} or None, got {impl=!r}. {hint}".strip())
-    elif impl == "native" and (reason := native_lacks(x.q.device.type, x.q.dtype)):
+    elif impl == "native" and (reason := native_lacks(device, x.q.dtype, capped)):
         raise ValueError(f"impl='native' cannot do this call: {reason}; use impl='tiled'.")
     return ENGINES[impl]
 
 
-def pick(device: str, dtype: torch.dtype, compiled: bool = True) -> str:
+def native_lacks(device: str, dtype: torch.dtype, capped: bool) -> str | None:
+    """The reason why the kernel cannot do a call, or None; builds nothing."""
+    if capped:
+        return "it has no soft-cap"
+    return native.why_not(device, dtype)
+
+
+def pick(device: str, dtype: torch.dtype, capped: bool, compiled: bool = True) -> str:
     """The name of the implementation that computes a call.
 
     compiled: ask also whether the kernel is built and right here, which may build it.
     """
-    has_native = native_lacks(device, dtype) is None and (not compiled or native_ready())
+    has_native = native_lacks(device, dtype, capped) is None and (not compiled or native.ready())
     wanted = forced()
     if wanted in ENGINES and (has_native or wanted != "native"):
         return str(wanted)

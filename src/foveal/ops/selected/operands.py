@@ -50,7 +50,8 @@ class Operands(NamedTuple):
 
         On a GPU, which is not waited for, it is an assertion there.
         """
-        if not self.blocks.numel():
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        if torch.compiler.is_compiling() or wrapped(self.blocks) or not self.blocks.numel():
             return
         if self.blocks.device.type == "cuda":
             torch._assert_async((self.blocks < self.num_blocks).all())

@@ -20,7 +20,9 @@ Engine = Callable[[Operands], tuple[Tensor, Tensor]]
 """operands -> out (batch, heads, n_queries, head_dim_v) and lse (batch, heads, n_queries)."""
 
 
-def _selected_operator(name: str, forward: Engine, backward: Callable[..., list[Tensor]]) -> Engine:
+def _selected_operator(
+    name: str, forward: Engine, backward: Callable[..., list[Tensor]]
+) -> Engine:
     """Register ``foveal::<name>_forward`` and ``_backward``; returns the differentiable call."""
 
     def run_forward(
@@ -109,6 +111,7 @@ def _selected_operator(name: str, forward: Engine, backward: Callable[..., list[
                 return eager.apply(*operands)
             return forward(operands)
         if is_transformed(*tensors):
+            operands.check_blocks()
             return tiled.attend_plainly(operands)
         return forward_op(*operands)
 

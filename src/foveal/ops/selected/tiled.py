@@ -55,8 +55,7 @@ def backward(
     call = _Call(x)
     d_outs = call.by_tile(grad_out)
     deltas = (d_outs * call.by_tile(out)).sum(-1) - call.by_tile(grad_lse[..., None])[..., 0]
-    d_q = torch.zeros_like(call.q)
-    d_k, d_v = (torch.zeros_like(part, dtype=x.sums) for part in (call.k, call.v))
+    d_q, d_k, d_v = (part.new_zeros(part.shape, dtype=x.sums) for part in (call.q, call.k, call.v))
     for chunk in call.chunks():
         weights, _, slope = call.weigh(chunk)
         d_out = d_outs[chunk.tiles]
