@@ -103,7 +103,7 @@ def draw_case(word: str) -> Case:
         options["scale"] = draw.choice((0.0, 0.7, -0.4))
     dtype = draw.choice((torch.float64, torch.float32, torch.float32))
     impl = draw.choice([i for i in IMPLS if i != "native" or dtype == torch.float32])
-    if draw.random() < 0.2 and impl != "native":
+    if draw.random() < 0.2:
         options["softcap"] = draw.choice((0.5, 4.0))
     first = m - n if offset == -1 else offset
     return Case(word, tensors, blocks, size, tile, first, options, impl, dtype)

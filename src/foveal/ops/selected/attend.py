@@ -174,31 +174,24 @@ def first_of(q_offset: Any, n_queries: int, n_keys: int) -> int:
 
 
 def _engine(impl: str | None, x: Operands) -> Callable[[Operands], tuple[Tensor, Tensor]]:
-    device, capped = x.q.device.type, bool(x.softcap)
+    device, dtype = x.q.device.type, x.q.dtype
     if impl is None:
-        impl = pick(device, x.q.dtype, capped)
+        impl = pick(device, dtype)
     elif impl not in ENGINES:
         known = ", ".join(ENGINES)
         hint = suggest(impl, ENGINES, "")
         raise ValueError(f"impl must be one of {known} or None, got {impl=!r}. {hint}".strip())
-    elif impl == "native" and (reason := native_lacks(device, x.q.dtype, capped)):
+    elif impl == "native" and (reason := native.why_not(device, dtype)):
         raise ValueError(f"impl='native' cannot do this call: {reason}; use impl='tiled'.")
     return ENGINES[impl]
 
 
-def native_lacks(device: str, dtype: torch.dtype, capped: bool) -> str | None:
-    """The reason why the kernel cannot do a call, or None; builds nothing."""
-    if capped:
-        return "it has no soft-cap"
-    return native.why_not(device, dtype)
-
-
-def pick(device: str, dtype: torch.dtype, capped: bool, compiled: bool = True) -> str:
+def pick(device: str, dtype: torch.dtype, compiled: bool = True) -> str:
     """The name of the implementation that computes a call.
 
     compiled: ask also whether the kernel is built and right here, which may build it.
     """
-    has_native = native_lacks(device, dtype, capped) is None and (not compiled or native.ready())
+    has_native = native.why_not(device, dtype) is None and (not compiled or native.ready())
     wanted = forced()
     if wanted in ENGINES and (has_native or wanted != "native"):
         return str(wanted)

@@ -68,6 +68,7 @@ class _Call:
             k=abi.matrix(k),
             v=abi.matrix(v),
             scale=x.scale,
+            softcap=x.softcap,
         )
         if self.folded:
             self.struct.lse_batch, self.struct.lse_head = count * heads, x.repeats
