@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         PyramidBias,
         TableBias,
         WindowBias,
+        alibi,
         attend,
         attend_selected,
         explain,
@@ -79,6 +80,7 @@ __all__ = [
     "WindowBias",
     "TableBias",
     "PyramidBias",
+    "alibi",
     # layers
     "HaloAttention",
     "RelPosEmb",

@@ -60,6 +60,10 @@ void move(Call& call) {
     moved(call.d_bias);
     moved(call.sinks);
     moved(call.delta);
+    moved(call.table.data);
+    moved(call.table.query);
+    moved(call.table.key);
+    moved(call.d_table);
 }
 
 bool read(const char* path) {

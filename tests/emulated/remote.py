@@ -96,6 +96,7 @@ OUTPUTS = {
         **{f"d_{name}": INPUTS[name] for name in ("q", "k", "v", "rows", "columns")},
         "d_bias": ("bias_copies", "bias_size", "one", 4),
         "delta": INPUTS["d_lse"],
+        "d_table": ("heads", "table_size", "one", 4),
     },
 }
 
@@ -109,6 +110,8 @@ def tensors(call: abi.Call, of: dict[str, tuple]) -> Iterator[tuple[int, int]]:
             strides = (x.batch, x.head, x.token, 1)
         elif isinstance(x, abi.Bias):
             strides = (x.batch, x.head, x.query, x.key)
+        elif name == "d_table":
+            sizes, strides = sizes[1:], (sizes[2], 1, 1)
         elif name == "d_bias":
             sizes, strides = (1, *sizes[1:]), (0, call.bias_size, 1, 1)
         elif name == "sinks":  # all sequences share them
@@ -124,10 +127,17 @@ def length(call: abi.Call, field: str) -> int:
         return 1
     if field == "heads":
         return call.kv_heads * call.repeats
+    if field == "table_size":
+        return call.table.size
     return max(1, call.bias_copies) if field == "bias_copies" else getattr(call, field)
 
 
 def plan_memory(call: abi.Call) -> Iterator[tuple[int, int]]:
+    table, heads = call.table, call.kv_heads * call.repeats
+    numbers = table.size + 16 + (heads - 1) * table.head  # a vector more than asked for
+    yield table.data or 0, 4 * numbers
+    yield table.query or 0, WORD * call.num_queries
+    yield table.key or 0, WORD * call.num_keys
     yield address(call.groups), call.num_groups * ctypes.sizeof(abi.Group)
     for index in range(call.num_groups):
         group = call.groups[index]

@@ -99,14 +99,12 @@ def test_table_of_biases(n, heads, impl):
 
 
 def test_table_that_does_not_fit():
-    """Another number of rows, a tensor, or a pattern without a table is named."""
+    """Another number of rows, or a tensor, is named."""
     q, k, v = inputs(9)
     with pytest.raises(ValueError, match=r"table.*\(11, 4 or 1\)"):
         foveal.attend(q, k, v, Distances(5), bias=TableBias(torch.zeros(3, 4)))
     with pytest.raises(ValueError, match="Distances takes a TableBias"):
         foveal.attend(q, k, v, Distances(5), bias=torch.zeros(9, 9, dtype=torch.float64))
-    with pytest.raises(ValueError, match="biased_by_table"):
-        foveal.attend(q, k, v, P.SlidingWindow(5), bias=TableBias(torch.zeros(9, 4)))
 
 
 # -- pooled keys --------------------------------------------------------------------------------

@@ -38,16 +38,17 @@ def relative_table(pattern: Pattern, wanted: bool | str, heads: int) -> nn.Param
     """A table of relative positions (pattern.bias_size, heads or 1), or None.
 
     Raises:
-        ValueError: another word than "shared", or a pattern that takes no table.
+        ValueError: another word than "shared", or a pattern whose tables may have any size.
     """
     if wanted not in (True, False, "shared"):
         raise ValueError(f"relative_bias must be True, False or 'shared', got {wanted!r}.")
     if not wanted:
         return None
-    if not pattern.biased_by_table:
+    size = pattern.bias_size
+    if size is None:
         raise ValueError(
-            "relative_bias needs a pattern that is biased_by_table, such as a Pyramid, got "
-            f"{pattern}."
+            "relative_bias needs a pattern that is biased_by_table, such as a Pyramid, or lies on "
+            f"a grid, such as a Neighborhood, got {pattern}."
         )
     tables = 1 if wanted == "shared" else heads
-    return nn.Parameter(torch.randn(pattern.bias_size, tables) * 0.1)
+    return nn.Parameter(torch.randn(size, tables) * 0.1)

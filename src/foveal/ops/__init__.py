@@ -7,6 +7,7 @@ from foveal.ops.explain import Explanation, explain
 from foveal.ops.merge import merge
 from foveal.ops.pyramid import pyramid_attend
 from foveal.ops.selected import attend_selected
+from foveal.ops.table import Alibi, alibi
 
 __all__ = [
     "attend",
@@ -17,6 +18,8 @@ __all__ = [
     "WindowBias",
     "TableBias",
     "PyramidBias",
+    "Alibi",
+    "alibi",
     "pyramid_attend",
 ]
 

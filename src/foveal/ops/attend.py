@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import fake_tensor_tls
 
 from foveal.common.words import suggest
 from foveal.ops import known, offset
-from foveal.ops.bias import Bias
+from foveal.ops.bias import Bias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
 from foveal.ops.define import is_stray
@@ -78,8 +78,8 @@ def attend(
         pattern: who attends to whom; positions count from 0 in both queries and keys, and
             those of queries from `q_offset`.
         bias: added to the logits: floating, broadcastable to (batch, heads, n_queries, n_keys), or
-            a WindowBias (Halo) or TableBias (Pyramid), which are computed inside the tiles. A
-            pair at -inf does not exist; the lowest number of a dtype is a number like any other.
+            a WindowBias (Halo), a TableBias or `alibi(heads)`, computed inside the tiles. A pair
+            at -inf does not exist; the lowest number of a dtype is a number like any other.
         key_mask: (batch, n_keys) bool, True = real key. A query left without any key gives
             zeros, never NaN, and passes no gradient. A Pyramid with coarse queries, where there
             are as many as keys, leaves the masked tokens out of its mean queries too. What
@@ -146,6 +146,8 @@ def attend(
     if not compiling:
         check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, sinks)
         softcap = as_softcap(softcap)
+    if isinstance(bias, tuple):
+        bias = settle(bias, q, k, pattern)
     rest = (dropout_p, return_lse, scale, sinks, softcap)
     work = work_of(q, k, v, pattern, bias, key_mask, *rest)
     if offset.wants_plan(work, impl):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.memo import remember
+from foveal.ops.table import Alibi, TableBias
 from foveal.patterns import Halo, Pattern
 from foveal.patterns.subclasses import is_a
 from foveal.patterns.tiling import TileGroup
@@ -96,51 +97,22 @@ class WindowBias(NamedTuple):
         return total
 
 
-class TableBias(NamedTuple):
-    """Relative positions by a table: `pattern.bias_place` says which row a pair gains.
-
-    Of a Pyramid, all levels share the table: the logit of a query and a key cluster of level l
-    gains `table[key // 2^l - query // 2^l + 2 * block_size - 1]`.
-
-    table: (pattern.bias_size, heads), or (..., 1) for all heads alike; 4 * block_size - 1 rows of
-        a Pyramid.
-    """
-
-    table: Tensor
-
-    def check(self, q: Tensor, pattern: Pattern) -> None:
-        """Raise ValueError if it does not fit queries (batch, heads, n_queries, head_dim)."""
-        if not pattern.biased_by_table or pattern.heads is not None:
-            raise ValueError(
-                "a TableBias (PyramidBias) needs a pattern that is biased_by_table, such as a "
-                f"Pyramid, got {pattern}; pass a tensor bias."
-            )
-        rows, heads = pattern.bias_size, q.shape[1]
-        if not isinstance(self.table, Tensor) or not self.table.dtype.is_floating_point:
-            kind = getattr(self.table, "dtype", type(self.table).__name__)
-            raise ValueError(f"TableBias.table must be a floating tensor, got {kind}.")
-        if tuple(self.table.shape) not in ((rows, heads), (rows, 1)):
-            raise ValueError(
-                f"TableBias.table must be (bias_size, heads or 1) = ({rows}, {heads} or 1) for "
-                f"{pattern}, got {tuple(self.table.shape)}."
-            )
-
-    def by_head(self) -> Tensor:
-        """The table as engines take it: (1, heads or 1, 1, rows)."""
-        return self.table.T[None, :, None]
-
-    def dense(self, pattern: Pattern, n_queries: int, n_keys: int) -> Tensor:
-        """The same bias as a (1, heads or 1, n_queries, n_keys) tensor."""
-        q = torch.arange(n_queries, device=self.table.device)[:, None]
-        k = torch.arange(n_keys, device=self.table.device)
-        return self.table[pattern.bias_place(q, k)].permute(2, 0, 1)[None]
-
-
 PyramidBias = TableBias
 """A TableBias by the name that it has for a Pyramid."""
 
-Bias = Tensor | WindowBias | TableBias
+Bias = Tensor | WindowBias | TableBias | Alibi
 """What `attend` takes as a bias."""
+
+
+def settle(
+    bias: WindowBias | TableBias | Alibi, q: Tensor, k: Tensor, pattern: Pattern
+) -> WindowBias | TableBias:
+    """A structured bias as implementations take it, for tensors as in `attend`."""
+    if isinstance(bias, Alibi):
+        first, skipped = pattern.tokens(0, 0)
+        lengths = q.shape[2] + first - skipped, k.shape[2] + skipped - first
+        return bias.tabled(q, max(*lengths, 1))
+    return bias.settled(pattern, q.shape[1]) if isinstance(bias, TableBias) else bias
 
 
 def window_place(pattern: Halo, q_at: Tensor, k_at: Tensor, axis: int) -> Tensor:

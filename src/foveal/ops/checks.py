@@ -9,9 +9,10 @@ from torch import Tensor
 
 from foveal.common.checks import as_bool, as_number
 from foveal.common.memo import remember
-from foveal.ops.bias import Bias, TableBias, WindowBias
+from foveal.ops.bias import Alibi, Bias, TableBias, WindowBias
+from foveal.ops.define import is_plain
 from foveal.ops.work import Work
-from foveal.patterns import Pattern
+from foveal.patterns import Part, Pattern
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SOFTCAPS = (1e-30, 1e30)
@@ -135,14 +136,17 @@ def _check_dropout(dropout_p: Any) -> None:
 def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
     if q.ndim != 4 or k.ndim != 4:
         return  # which `check_sizes` says
-    if isinstance(bias, WindowBias | TableBias):
+    if isinstance(bias, WindowBias | TableBias | Alibi):
         if pattern.biased_by_table and isinstance(bias, WindowBias):
             _refuse_bias(bias, pattern)
         bias.check(q, pattern)
+        if isinstance(bias, TableBias | Alibi):
+            _check_numbers(bias)
+            _check_tokens(q, k, pattern, bias)
         return
     if not isinstance(bias, Tensor):
         raise TypeError(
-            "bias must be a tensor, a WindowBias or a TableBias (PyramidBias), got "
+            "bias must be a tensor, a WindowBias, a TableBias (PyramidBias) or alibi(heads), got "
             f"{type(bias).__name__} {bias!r:.60}."
         )
     if pattern.biased_by_table or pattern.pools:
@@ -161,6 +165,30 @@ def _refuse_bias(bias: Bias, pattern: Pattern) -> None:
         f"{type(pattern).__name__} takes a TableBias (PyramidBias) or none, got "
         f"bias={type(bias).__name__} with {pattern}."
     )
+
+
+def _check_numbers(bias: TableBias | Alibi) -> None:
+    """Whether a table holds numbers: of ordinary tensors of the CPU, others would wait for it."""
+    values = bias[0]
+    if is_plain(values) and not bool(values.isfinite().all()):
+        name = f"{type(bias).__name__}.{bias._fields[0]}"
+        count = int((~values.isfinite()).sum())
+        raise ValueError(
+            f"{name} must hold finite numbers, got {count} of {values.numel()} that are NaN or "
+            "infinite; pairs that do not exist belong into the pattern."
+        )
+
+
+def _check_tokens(q: Tensor, k: Tensor, pattern: Pattern, bias: TableBias | Alibi) -> None:
+    """Where distances in tokens are asked for, whether they are those of the positions."""
+    if isinstance(bias, TableBias) and not bias.counts_tokens(pattern):
+        return
+    pattern = pattern.pattern if isinstance(pattern, Part) else pattern  # asked of the whole
+    if pattern.num_queries(k.shape[2]) != k.shape[2]:
+        raise ValueError(
+            f"{pattern} strides its queries, which have no distance in tokens; pass a TableBias "
+            "with the pattern's own rows, or rows=function of (q_idx, k_idx)."
+        )
 
 
 def _check_key_mask(q: Tensor, k: Tensor, key_mask: Any) -> None:

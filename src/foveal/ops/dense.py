@@ -39,7 +39,7 @@ def written_out(work: Work) -> int:
     """How many numbers, of masks or scores, a call would hold at one time if done at once."""
     pairs = work.q[2] * work.k[2]
     if (
-        work.dropout or work.bias_grad or work.bias in ("window", "table")
+        work.dropout or work.bias_grad or work.bias in ("window", "table", "offsets")
     ):  # no fused kernel knows them
         return work.heads * pairs
     count = 1 if is_causal_or_all(work) else pairs * (work.pattern.heads or 1)
@@ -109,21 +109,29 @@ def prepared(work: Work) -> Prepared | None:
 
 def by_definition(call: Call) -> tuple[Tensor, Tensor]:
     """A call without pooled keys by `masked_attention`: all scores of all pairs."""
-    work, bias = call.work, call.bias
-    if isinstance(bias, WindowBias):
-        assert isinstance(work.pattern, Halo)
-        bias = bias.dense(work.pattern, work.k[2])
-    elif isinstance(bias, TableBias):
-        bias = bias.dense(work.pattern, work.q[2], work.k[2])
+    work = call.work
     return masked_attention(
         *call[1:4],
         work.pattern.mask(work.q[2], work.k[2], call.q.device),
-        bias=bias,
+        bias=_bias_of(call, 0, work.q[2]),
         key_mask=call.key_mask,
         scale=call.scale,
         dropout_p=call.dropout_p,
         softcap=call.softcap,
     )
+
+
+def _bias_of(call: Call, first: int, count: int) -> Tensor | None:
+    """What `count` queries from `first` on gain: broadcasts to (batch, heads, count, n_keys)."""
+    work, bias = call.work, call.bias
+    if isinstance(bias, TableBias):
+        return bias.dense(work.pattern, count, work.k[2], first)
+    if isinstance(bias, WindowBias):
+        assert isinstance(work.pattern, Halo)
+        bias = bias.dense(work.pattern, work.k[2])
+    if bias is None or count == work.q[2] or bias.shape[2] == 1:
+        return bias
+    return bias[:, :, first : first + count]
 
 
 def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
@@ -158,18 +166,11 @@ def _in_turns(call: Call, turns: int) -> Tensor:
 
 def _rows(call: Call, first: int, count: int) -> Tensor:
     """Attention of `count` queries from `first` on, of which some may have no key."""
-    work, bias, dead = call.work, call.bias, None
-    whole = count == work.q[2]
-    if isinstance(bias, WindowBias):
-        assert isinstance(work.pattern, Halo)
-        bias = bias.dense(work.pattern, work.k[2])
-    elif isinstance(bias, TableBias):
-        bias = bias.dense(work.pattern, work.q[2], work.k[2])
+    work, dead = call.work, None
+    whole, bias = count == work.q[2], _bias_of(call, first, count)
     found = _mask(call, first, count)
     if not whole:
         call = call._replace(q=call.q[:, :, first : first + count])
-        if bias is not None and bias.shape[2] > 1:
-            bias = bias[:, :, first : first + count]
     mask: Tensor | None
     if call.key_mask is None and bias is None and found is not None:
         mask, dead = found.added, found.dead

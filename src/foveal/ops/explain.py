@@ -14,8 +14,9 @@ from foveal.ops.costs import dense_pairs, visited_pairs
 from foveal.ops.dense import MOST_PAIRS, written_out
 from foveal.ops.implementations import IMPLEMENTATIONS
 from foveal.ops.tiled import CHUNK
-from foveal.ops.work import Work
+from foveal.ops.work import Work, table_kind
 from foveal.patterns import Pattern
+from foveal.patterns.tabled import OwnRows
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def explain(
     sinks: bool = False,
     softcap: bool = False,
     q_offset: int = 0,
+    table_bias: bool = False,
 ) -> Explanation:
     """Which implementation attend() picks for a call, why, and what it costs.
 
@@ -96,9 +98,10 @@ def explain(
         num_queries: queries; as many as the pattern has for its keys when None.
         head_dim_v: features of values; head_dim when None.
         bias: the shape of a tensor that is added to the logits, which needs a gradient as q does.
-        pyramid_bias: the call has a TableBias, by its other name a PyramidBias.
+        pyramid_bias: as table_bias, by the name that a TableBias has for a Pyramid.
         key_mask, dropout, return_lse, sinks, softcap: whether the call has them.
         q_offset: the first of `num_queries` queries, as in `attend`; -1: they are the last.
+        table_bias: the call has a TableBias by the pattern's own rule, or alibi.
 
     Raises:
         ValueError: sizes do not fit each other or the pattern.
@@ -117,9 +120,11 @@ def explain(
     k = (batch, kv_heads or heads, keys, head_dim)
     flags = {"window_bias": window_bias, "pyramid_bias": pyramid_bias, "key_mask": key_mask}
     flags |= {"dropout": dropout, "return_lse": return_lse, "requires_grad": requires_grad}
-    flags |= {"sinks": sinks, "softcap": softcap}
+    flags |= {"sinks": sinks, "softcap": softcap, "table_bias": table_bias}
     flags = {name: as_bool(name, value) for name, value in flags.items()}
-    kind = "window" if window_bias else "table" if pyramid_bias else None
+    kind = "window" if window_bias else None
+    if table_bias or pyramid_bias:
+        kind = table_kind(pattern if pattern.biased_by_table else OwnRows(pattern))
     work = Work(
         pattern,
         q,

@@ -111,10 +111,11 @@ class Planned:
             return _by_head(self.engine, call)
         if isinstance(bias, WindowBias) and not self.takes_any_window:
             bias = _whole_rows(work, bias)
-        elif isinstance(bias, TableBias):
-            bias = bias.by_head()
+        pattern = work.pattern
+        if isinstance(bias, TableBias):
+            pattern, bias = bias.placed(pattern), bias.by_head()
         rest = (bias, call.key_mask, call.scale, call.dropout_p, work.lse, *call.shaping)
-        return self.engine(call.q, call.k, call.v, work.pattern, *rest)
+        return self.engine(call.q, call.k, call.v, pattern, *rest)
 
     def prepared(self, work: Work) -> Prepared | None:
         if work.pattern.pools or (work.pattern.heads is not None and not self.takes_heads):
@@ -138,6 +139,7 @@ class Tiled(Planned):
     """The tile plan in plain PyTorch."""
 
     name = "tiled"
+    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = tiled_attend
@@ -157,7 +159,7 @@ class Native(Planned):
 
     def lacks(self, work: Work) -> str | None:
         if work.bias == "table":
-            return "it has no tables of relative positions"
+            return "it has tables only for rows that follow from offsets, of keys one by one"
         return native.why_not(work.device.type, work.dtype)
 
     def ready(self, work: Work) -> bool:
@@ -240,11 +242,13 @@ def _whole_rows(work: Work, bias: WindowBias) -> WindowBias | Tensor:
 
 def _by_head(engine: Attention, call: Call) -> Result:
     """Heads with layouts of their own, one after the other."""
-    work, bias = call.work, call.bias
-    assert not isinstance(bias, TableBias | WindowBias)
+    work, bias, whole = call.work, call.bias, call.work.pattern
+    assert not isinstance(bias, WindowBias)
+    if isinstance(bias, TableBias):
+        whole, bias = bias.placed(whole), bias.by_head()
     repeats = work.q[1] // work.k[1]
     parts = []
-    for head, pattern in enumerate(work.pattern.per_head()):
+    for head, pattern in enumerate(whole.per_head()):
         own = slice(head // repeats, head // repeats + 1)
         part = bias
         if part is not None and part.shape[1] > 1:

@@ -20,21 +20,21 @@ from torch import Tensor
 
 from foveal.common.memo import remember
 from foveal.common.processor import multiplies_bfloat16
-from foveal.ops.bias import MASKED, WindowBias, bounded, window_columns
+from foveal.ops.bias import MASKED, WindowBias, window_columns
+from foveal.ops.pair_bias import bias_of_pairs
 from foveal.ops.places import (
     Scratch,
-    add_keys,
     batched_matmul,
     gather,
     matrices,
     narrow_places,
     outer_count,
-    row_products,
     scatter,
     take_keys,
     tile_values,
 )
 from foveal.patterns import Halo, Pattern
+from foveal.patterns.tabled import Tabled
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -107,6 +107,7 @@ class Inputs:
     scale: float
     dropout_p: float
     seed: int
+    softcap: float = 0.0  # 0: none
 
     # dtype: of the products and scores; sums: of what is added up over tiles, and of lse
 
@@ -114,7 +115,8 @@ class Inputs:
         half = self.q.dtype in (torch.float16, torch.bfloat16)
         self.sums = torch.float32 if half else self.q.dtype
         # a bias of some hundreds would leave bfloat16 no digit for the logits
-        exact = self.bias is not None and not self.pattern.biased_by_table
+        pooled = self.pattern.biased_by_table and not isinstance(self.pattern, Tabled)
+        exact = self.bias is not None and not pooled
         self.dtype = torch.bfloat16 if _stays_bfloat16(self.q) and not exact else self.sums
         self.scratch = Scratch(self.dtype, self.q.device)
         self.noise = torch.Generator(self.q.device)
@@ -234,24 +236,40 @@ class Inputs:
         take_keys(x, chunk.keys, out)
         return out
 
-    def logits(self, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
+    def logits(self, chunk: Chunk, q: Tensor, k: Tensor, bend: Tensor | None = None) -> Tensor:
         """q (b, g, t, R q, D) scaled, k (b, g, t, k, D) -> logits (b, g, t, R q, k).
 
-        Rows may be padded by masked keys.
+        Rows may be padded by masked keys. What the soft-cap's derivatives are goes into `bend`.
         """
         size = chunk.group.tile_k
         padded = self.scratch.get("scores", *q.shape[:4], self._row(size))
         padded[..., size:] = MASKED
         scores = padded[..., :size]
-        batched_matmul(q, k.mT, scores)
+        if self.softcap:
+            self._capped_scores(q, k, scores, bend)
+        else:
+            batched_matmul(q, k.mT, scores)
         shaped = scores.unflatten(3, (self.repeats, chunk.queries.num_items))
         if self.bias is not None:
-            shaped += self._bias(chunk, self.bias)
+            shaped += bias_of_pairs(self, chunk, self.bias)
         if chunk.mask is not None:
             shaped += chunk.mask[:, None]
         if self.key_bias is not None:
             shaped += tile_values(self.key_bias[chunk.batch], chunk.keys)[:, None, :, None, None]
         return padded
+
+    def _capped_scores(self, q: Tensor, k: Tensor, scores: Tensor, bend: Tensor | None) -> None:
+        """The soft-cap is for the product of features alone: a window bias is added to it."""
+        dim = self.head_dim
+        batched_matmul(q[..., :dim], k[..., :dim].mT, scores)
+        scores.div_(self.softcap).tanh_()
+        if bend is not None:
+            torch.mul(scores, scores, out=bend).neg_().add_(1.0)
+        scores *= self.softcap
+        if self.window is not None:
+            added = self.scratch.get("window", *scores.shape)
+            batched_matmul(q[..., dim:], k[..., dim:].mT, added)
+            scores += added
 
     def hidden(self, chunk: Chunk) -> Tensor:
         """Queries whose every key is masked: (b or 1, 1, t or 1, 1, q or 1) bool."""
@@ -268,30 +286,6 @@ class Inputs:
             return size
         return -(-size // BFLOAT16_ROW) * BFLOAT16_ROW
 
-    def _bias(self, chunk: Chunk, bias: Tensor) -> Tensor:
-        """The bias of the chunk's pairs: broadcasts to (b, g, t, R, q, k)."""
-        values = bounded(bias[self._bias_index(chunk, bias)])
-        repeats = self.repeats if values.shape[1] > 1 else 1
-        return values.unflatten(1, (-1, repeats)).transpose(2, 3)
-
-    def _bias_index(self, chunk: Chunk, bias: Tensor) -> tuple[Tensor, ...]:
-        """Indices of the chunk's pairs: shapes broadcast to (b, heads, t, q, k)."""
-
-        def every(dim: int, part: slice) -> Tensor:
-            start, stop = (part.start, part.stop) if bias.shape[dim] > 1 else (0, 1)
-            return torch.arange(start, stop, device="cpu")
-
-        all_heads = slice(chunk.heads.start * self.repeats, chunk.heads.stop * self.repeats)
-        batch = every(0, chunk.batch)[:, None, None, None, None]
-        heads = every(1, all_heads)[:, None, None, None]
-        by_query = bias.shape[2] > 1 or self.pattern.biased_by_table
-        q = chunk.queries.index()[:, :, None] * by_query
-        k = torch.cat([part.index() for part in chunk.keys], 1)[:, None, :] * (bias.shape[3] > 1)
-        if self.pattern.biased_by_table:
-            k = self.pattern.bias_place(q, k)
-            q = torch.zeros_like(q)
-        return tuple(part.to(bias.device) for part in (batch, heads, q, k))
-
     def drop(self, weights: Tensor) -> Tensor | None:
         """Dropout factors, 0 or 1 / (1 - p), of a chunk's weights."""
         if not self.dropout_p:
@@ -299,16 +293,6 @@ class Inputs:
         keep = self.scratch.get("drop", *weights.shape)
         keep.bernoulli_(1 - self.dropout_p, generator=self.noise)
         return keep.div_(1 - self.dropout_p)
-
-    def add_bias_grad(self, grad: Tensor, chunk: Chunk, grad_scores: Tensor) -> None:
-        """Sum the gradient of the chunk's logits into that of the bias."""
-        index = self._bias_index(chunk, grad)
-        values = grad_scores.unflatten(3, (self.repeats, -1)).transpose(2, 3).flatten(1, 2)
-        for dim in (0, 1):
-            if grad.shape[dim] == 1:
-                values = values.sum(dim, keepdim=True)
-        values = values.to(grad.dtype)
-        grad.index_put_(tuple(part.expand(values.shape) for part in index), values, True)
 
 
 def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
@@ -325,7 +309,7 @@ def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
     for chunk in inputs.chunks():
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
-        weights, chunk_lse = _softmax(inputs, chunk, scores, need_lse)
+        weights, chunk_lse = softmax_of(inputs, chunk, scores, need_lse)
         keep = inputs.drop(weights)
         if keep is not None:
             weights *= keep
@@ -338,7 +322,7 @@ def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
     return lse
 
 
-def _softmax(
+def softmax_of(
     inputs: Inputs, chunk: Chunk, scores: Tensor, need_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """scores (b, g, t, R q, k) -> weights in their place, and the log-sum-exp (b, g, t, R q).
@@ -363,87 +347,3 @@ def _softmax(
         lse = lse.masked_fill(empty, -torch.inf)
         weights *= ~empty[..., None]
     return weights, lse
-
-
-@dataclass
-class Gradients:
-    """Gradients being built, shaped as the inputs.
-
-    In memory the heads of a token lie side by side, as projections want them. Keys and values sum
-    over tiles, in the precision of sums; a query stands in one tile.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
-    window: WindowBias | None
-
-    @classmethod
-    def zeros(cls, inputs: Inputs) -> Gradients:
-        def zero(x: Tensor, dtype: torch.dtype = inputs.sums) -> Tensor:
-            batch, *heads, tokens, dim = x.shape
-            new = torch.zeros(batch, tokens, *heads, dim, dtype=dtype, device=x.device)
-            return new.movedim(1, -2)
-
-        return cls(
-            zero(inputs.q, inputs.q.dtype),
-            zero(inputs.k),
-            zero(inputs.v),
-            # not as the bias lies in memory, which may be transposed: graphs expect rows
-            None if inputs.bias is None else inputs.bias.new_zeros(inputs.bias.shape),
-            None if inputs.window is None else WindowBias(*(zero(x) for x in inputs.window)),
-        )
-
-
-def backward(inputs: Inputs, out: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Gradients:
-    """Gradients of the inputs; out and the gradients of out and lse shaped as in `forward`."""
-    grads = Gradients.zeros(inputs)
-    delta = row_products(out, grad_out, inputs.sums) - grad_lse
-    for chunk in inputs.chunks():
-        _chunk_backward(inputs, chunk, delta, grad_out, grads)
-    return grads
-
-
-def _chunk_backward(
-    inputs: Inputs, chunk: Chunk, delta: Tensor, grad_out: Tensor, grads: Gradients
-) -> None:
-    q = inputs.scaled_queries(chunk)
-    k = inputs.biased_keys(chunk)
-    d_out = inputs.queries("d_out", chunk, grad_out)
-    # a tile holds all keys of its queries; exp(scores - lse) is slow on CPU where pairs are masked
-    padded, lse = _softmax(inputs, chunk, inputs.logits(chunk, q, k), need_lse=False)
-    if lse is not None:  # zero times a query that is NaN would be NaN
-        q.masked_fill_((lse == -torch.inf)[..., None], 0.0)
-    keep = inputs.drop(padded)
-    weights = padded[..., : chunk.group.tile_k]
-    keep = None if keep is None else keep[..., : chunk.group.tile_k]
-
-    v = inputs.keys("v", inputs.v, chunk)
-    d_v = inputs.scratch.get("d_keys", *v.shape)
-    batched_matmul((weights if keep is None else weights * keep).mT, d_out, d_v)
-    add_keys(grads.v[chunk.batch, chunk.heads], chunk.keys, d_v)
-
-    d_scores = inputs.scratch.get("d_scores", *padded.shape)[..., : chunk.group.tile_k]
-    batched_matmul(d_out, v.mT, d_scores)
-    if keep is not None:
-        d_scores *= keep
-    d_scores -= inputs.per_query(delta, chunk).to(inputs.dtype)
-    d_scores *= weights
-    if grads.bias is not None:
-        inputs.add_bias_grad(grads.bias, chunk, d_scores)
-
-    d_k = inputs.scratch.get("d_keys", *k.shape[:4], inputs.head_dim)
-    batched_matmul(d_scores.mT, q[..., : inputs.head_dim], d_k)
-    add_keys(grads.k[chunk.batch, chunk.heads], chunk.keys, d_k)
-    d_q = inputs.scratch.get("d_q", *q.shape)
-    batched_matmul(d_scores, k, d_q)
-    _write_query_grads(inputs, chunk, d_q, grads)
-
-
-def _write_query_grads(inputs: Inputs, chunk: Chunk, d_q: Tensor, grads: Gradients) -> None:
-    """d_q (b, g, t, R q, E) holds the gradient of the queries, then that of the window bias."""
-    own, *rest = d_q.split([inputs.head_dim, *(x.shape[-1] for x in inputs.window or ())], -1)
-    inputs.write_queries(grads.q, chunk, own.mul_(inputs.scale))
-    for grad, part in zip(grads.window or (), rest, strict=True):
-        inputs.write_queries(grad, chunk, part)

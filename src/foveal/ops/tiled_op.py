@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.ops import tiled
+from foveal.ops import tiled, tiled_backward
 from foveal.ops.bias import WindowBias, finite
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 
@@ -20,7 +20,7 @@ def _backward(
     operands: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
     by_head = (_by_kv_head(x, operands.k) for x in (out, grad_out, grad_lse))
-    grads = tiled.backward(_inputs(operands), *by_head)
+    grads = tiled_backward.backward(_inputs(operands), *by_head)
     found = [grads.q.flatten(1, 2), grads.k, grads.v]
     found += [] if grads.bias is None else [grads.bias]
     found += [] if grads.window is None else [part.flatten(1, 2) for part in grads.window]
@@ -52,6 +52,7 @@ def _inputs(operands: Operands) -> tiled.Inputs:
         scale=operands.scale,
         dropout_p=operands.dropout_p,
         seed=0 if operands.seed is None else int(operands.seed),
+        softcap=operands.softcap,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveal.common.memo import untraced
 from foveal.ops.bias import TableBias, WindowBias
 from foveal.patterns import Pattern
+from foveal.patterns.tabled import Tabled
 
 Sizes = tuple[int, ...]
 
@@ -20,7 +21,8 @@ class Work(NamedTuple):
 
     q, k, v: the shapes of the tensors, (batch, heads, length, features).
     bias: None; "tensor", whose shape with four dimensions is `bias_shape`; "window" for a
-        WindowBias; "table" for a TableBias.
+        WindowBias; "offsets" for a TableBias whose rows follow from differences of numbers that
+        the tokens have (see `Codes`), "table" for any other.
     bias_grad, requires_grad: gradients are wanted, of the bias, or of anything.
     threads: of the processor; 0 while compiling, where sizes may be symbols.
     """
@@ -128,7 +130,7 @@ def work_of(
         options = (dropout_p, return_lse, scale, sinks, softcap)
         with untraced():  # within, sizes would be tensors
             return work_of(q, k, v, pattern, bias, key_mask, *options)
-    kind, shape, bias_grad = _bias(bias)
+    kind, shape, bias_grad = _bias(bias, pattern)
     grad = torch.is_grad_enabled()
     learned = bias_grad or (isinstance(scale, Tensor) and scale.requires_grad)
     learned = learned or (sinks is not None and sinks.requires_grad)
@@ -154,12 +156,19 @@ def work_of(
     )
 
 
-def _bias(bias: Tensor | WindowBias | TableBias | None) -> tuple[str | None, Sizes, bool]:
+def _bias(
+    bias: Tensor | WindowBias | TableBias | None, pattern: Pattern
+) -> tuple[str | None, Sizes, bool]:
     """(kind, shape with four dimensions, whether it may need a gradient)"""
     if bias is None:
         return None, (), False
     if isinstance(bias, WindowBias):
         return "window", (), bias.rows.requires_grad or bias.columns.requires_grad
     if isinstance(bias, TableBias):
-        return "table", (), bias.table.requires_grad
+        return table_kind(bias.placed(pattern)), (), bias.table.requires_grad
     return "tensor", (1,) * (4 - bias.ndim) + tuple(bias.shape), bias.requires_grad
+
+
+def table_kind(placed: Pattern) -> str:
+    """Of a TableBias, whose rule the pattern has: "offsets" or "table"."""
+    return "offsets" if isinstance(placed, Tabled) and placed.has_codes else "table"

@@ -47,6 +47,12 @@ class Axial(ImagePattern):
         """The wrapped row is a sliding window along the raster."""
         return SlidingWindow(self.width + 1) if self.wrap and self.axis == "row" else None
 
+    @property
+    def offset_reach(self) -> tuple[int, ...] | None:
+        if self._window:  # which comes from the row before
+            return super().offset_reach
+        return (0, self.width - 1) if self.axis == "row" else (self.height - 1, 0)
+
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         if self._window:
             return self._window.allows(q_idx, k_idx)

@@ -21,6 +21,7 @@ from foveal.common.memo import remember
 from foveal.patterns import registry
 from foveal.patterns.blockmask import analytic_block_mask
 from foveal.patterns.identity import is_fixed, key_of
+from foveal.patterns.offsets import Placed
 from foveal.patterns.sizes import check_int
 from foveal.patterns.stretch import keys_between
 from foveal.patterns.subclasses import drop_stale_forms
@@ -36,7 +37,7 @@ _MOST_SHOWN = 4096  # positions that a notebook draws by itself
 
 
 @dataclass(frozen=True, eq=False)
-class Pattern:
+class Pattern(Placed):
     """Base of all patterns: subclass it as a frozen dataclass and define `allows`.
 
     Everything else has a default derived from `allows`; override `_tiles`, `overlap`, `reads`,
@@ -171,16 +172,8 @@ class Pattern:
     """Whether every query reads at least one key at any length (class attribute)."""
 
     biased_by_table = False
-    """Whether a bias is a table of `bias_size` rows that `bias_place` picks (class attribute)."""
-
-    @property
-    def bias_size(self) -> int:
-        """Rows of a table of biases; only where `biased_by_table`."""
-        raise NotImplementedError(f"{type(self).__name__} has no table of biases.")
-
-    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        """Row of a bias table for each pair; both broadcast. See `biased_by_table`."""
-        raise NotImplementedError(f"{type(self).__name__} has no table of biases.")
+    """Whether the only bias is a table of `bias_size` rows, which `bias_place` picks by another
+    rule than an offset (class attribute)."""
 
     # -- pooled keys ------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveal.patterns.base import HeadMask, Overlap, Pattern
+from foveal.patterns.offsets import Codes, Coordinates
 
 
 @dataclass(frozen=True, init=False)
@@ -78,6 +79,79 @@ class _Combined(Pattern, abstract=True):
     def num_pairs(self, length: int) -> int:
         return sum(one.tiles(length).num_pairs for one in self.per_head())
 
+    # -- offsets: those of the parts on a grid, which parts along the sequence leave as they are --
+
+    @property
+    def _on_grid(self) -> tuple[Pattern, ...]:
+        return tuple(part for part in self.parts if part.bias_size is not None and not part.pools)
+
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        return self._on_grid[0].grid if self._on_grid else None
+
+    @property
+    def offset_reach(self) -> tuple[int, ...] | None:
+        reaches = [part.offset_reach for part in self._on_grid]
+        if not reaches or None in reaches or len({part.grid for part in self._on_grid}) > 1:
+            return None
+        return tuple(self._joint_reach(axis) for axis in zip(*reaches, strict=True))
+
+    @property
+    def offset_step(self) -> tuple[int, ...]:
+        steps = zip(*(part.offset_step for part in self._on_grid), strict=True)
+        return tuple(self._joint_step(axis) for axis in steps)
+
+    def _joint_reach(self, reaches: Iterable[int]) -> int:
+        return max(reaches)
+
+    def _joint_step(self, steps: Iterable[int]) -> int:
+        return math.gcd(*steps)
+
+    def coordinates(self, idx: Tensor) -> Coordinates:
+        return self._on_grid[0].coordinates(idx) if self._on_grid else (idx,)
+
+    def query_coordinates(self, q_idx: Tensor) -> Coordinates:
+        return self._on_grid[0].query_coordinates(q_idx) if self._on_grid else (q_idx,)
+
+    @property
+    def bias_size(self) -> int | None:
+        own = self._own_rule
+        return super().bias_size if own is None else own.bias_size
+
+    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        own = self._own_rule
+        if own is None:
+            return super().bias_place(q_idx, k_idx)
+        return own.bias_place(q_idx, k_idx)
+
+    @property
+    def has_offset_codes(self) -> bool:
+        own = self._own_rule
+        return super().has_offset_codes if own is None else own.has_offset_codes
+
+    def offset_codes(self, n_queries: int, n_keys: int) -> Codes:
+        own = self._own_rule
+        if own is None:
+            return super().offset_codes(n_queries, n_keys)
+        return own.offset_codes(n_queries, n_keys)
+
+    @property
+    def _own_rule(self) -> Pattern | None:
+        """The part whose rule holds for all pairs, where the rules do not add up to one of a grid.
+
+        Raises:
+            ValueError: several parts have rules that differ.
+        """
+        if not self._on_grid or self.offset_reach is not None:
+            return None
+        if len(set(self._on_grid)) > 1:
+            parts = " and ".join(map(str, self._on_grid))
+            raise ValueError(
+                f"{parts} have rows of a TableBias by rules that differ; say which row a pair "
+                "gains: TableBias(table, rows=function of (q_idx, k_idx))."
+            )
+        return self._on_grid[0]
+
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         """What the parts say, bools of shapes that broadcast, taken together."""
         raise NotImplementedError
@@ -141,6 +215,12 @@ class Intersection(_Combined):
 
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         return functools.reduce(operator.and_, found)
+
+    def _joint_reach(self, reaches: Iterable[int]) -> int:
+        return min(reaches)
+
+    def _joint_step(self, steps: Iterable[int]) -> int:
+        return math.lcm(*steps)
 
     def reads(self, position: int) -> Tensor:
         self._require_causal("reads")

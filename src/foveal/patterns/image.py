@@ -46,6 +46,10 @@ class ImagePattern(Pattern):
                 f"size={self.size}, got {length=}; (height, width) is the order of size."
             )
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.size  # type: ignore[return-value]
+
     def coordinates(self, idx: Tensor) -> tuple[Tensor, Tensor]:
         """Positions -> (row, column), each of the shape of `idx`."""
         return idx // self.width, idx % self.width

@@ -109,6 +109,17 @@ class Neighborhood(ImagePattern):
             allowed |= (rest.abs() <= side * dx) & (rest % dx == 0)
         return allowed & (distance >= 0)
 
+    @property
+    def offset_reach(self) -> tuple[int, ...] | None:
+        """A window that slides inside reaches kernel - 1 steps."""
+        if self.border == "wrap":
+            return super().offset_reach
+        return tuple((k - 1) * d for k, d in zip(self._kernel, self._dilation, strict=True))
+
+    @property
+    def offset_step(self) -> tuple[int, ...]:
+        return super().offset_step if self.border == "wrap" else self._dilation
+
     # -- plan -------------------------------------------------------------------------------
 
     def _axis_reach(self, i: int, axis: int, length: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveal.patterns.base import HeadMask, Overlap, Pattern
 from foveal.patterns.joined import Joined
+from foveal.patterns.offsets import Codes, Index
 from foveal.patterns.tiling import Tiling
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -86,11 +87,22 @@ class Part(Pattern):
         return self.pattern.biased_by_table
 
     @property
-    def bias_size(self) -> int:
+    def bias_size(self) -> int | None:
         return self.pattern.bias_size
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return self.pattern.bias_place(q_idx + self.first, k_idx + self.skipped)
+
+    def tokens(self, q_idx: Index, k_idx: Index) -> tuple[Index, Index]:
+        return self.pattern.tokens(q_idx + self.first, k_idx + self.skipped)
+
+    @property
+    def has_offset_codes(self) -> bool:
+        return self.pattern.has_offset_codes
+
+    def offset_codes(self, n_queries: int, n_keys: int) -> Codes:
+        query, key, rows = self.pattern.offset_codes(self.first + n_queries, self.skipped + n_keys)
+        return Codes(query[self.first :], key[self.skipped :], rows)
 
     @property
     def pools(self) -> bool:  # type: ignore[override]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.full import Full
+from foveal.patterns.offsets import Codes
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 
 
@@ -74,6 +75,40 @@ class TextImage(Pattern):
         # positions before the image are moved inside, for the pattern need not bear them
         image = self.image_pattern.allows((q_idx - text).clamp(min=0), (k_idx - text).clamp(min=0))
         return to_text | (in_image & image)
+
+    @property
+    def bias_size(self) -> int | None:
+        """The rows of the image, then two: of pixels that read text, and of text."""
+        size = self.image_pattern.bias_size
+        return None if size is None else size + 2
+
+    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        text, size = self.text_length, self.image_pattern.bias_size
+        if size is None:
+            return super().bias_place(q_idx, k_idx)
+        place = self.image_pattern.bias_place((q_idx - text).clamp(min=0), (k_idx - text).clamp(0))
+        place = torch.where((q_idx >= text) & (k_idx < text), size, place)
+        return torch.where(q_idx < text, size + 1, place)
+
+    @property
+    def has_offset_codes(self) -> bool:
+        return self.image_pattern.has_offset_codes
+
+    def offset_codes(self, n_queries: int, n_keys: int) -> Codes:
+        text, size = self.text_length, self.image_pattern.bias_size or 0
+        image = self.image_pattern.offset_codes(max(0, n_queries - text), max(0, n_keys - text))
+        # three stretches of differences: within the image, of it with text, of text
+        first = int(image.query.min()) if len(image.query) else 0
+        last = int(image.query.max()) if len(image.query) else 0
+        query = image.query.new_full((min(text, n_queries),), last + 1)
+        key = image.key.new_full((min(text, n_keys),), first - len(image.rows))
+        of_text = image.rows.new_full((last - first + 2,), size)
+        of_text[-1] = size + 1
+        return Codes(
+            torch.cat([query, image.query]),
+            torch.cat([key, image.key]),
+            torch.cat([image.rows, of_text]),
+        )
 
     def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
         text = self.text_length

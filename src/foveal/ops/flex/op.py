@@ -14,6 +14,7 @@ from foveal.ops.bias import MASKED, WindowBias
 from foveal.ops.flex.layout import layout
 from foveal.ops.logits import capped, with_sinks
 from foveal.patterns import Pattern
+from foveal.patterns.tabled import Tabled
 
 BLOCK = 128
 
@@ -62,7 +63,8 @@ def flex_attend(
     caller has asked `why_not`: there is no dropout and no WindowBias.
     """
     assert not isinstance(bias, WindowBias)
-    plan = layout(pattern, k.shape[2], BLOCK, str(q.device))
+    geometry = pattern.pattern if isinstance(pattern, Tabled) else pattern
+    plan = layout(geometry, k.shape[2], BLOCK, str(q.device))
     if plan.order is not None:
         q, k, v = (x.index_select(2, plan.order) for x in (q, k, v))
     out, lse = _kernel(q.device.type)(
@@ -118,7 +120,8 @@ def _score_mod(
     if softcap is not None:
         parts.append(lambda score, *at: capped(score, softcap))
     if bias is not None and pattern.biased_by_table:
-        parts.append(_add_table(bias.expand(-1, q.shape[1], -1, -1)[0, :, 0], pattern, q.device))
+        table = bias.expand(-1, q.shape[1], -1, -1)[0, :, 0]
+        parts.append(_add_table(table, pattern, order, q.device))
     elif bias is not None:
         parts.append(_add_bias(bias, order))
     if key_mask is not None:
@@ -132,12 +135,16 @@ def _then(first: Callable, second: Callable) -> Callable:
     return lambda score, *at: second(first(score, *at), *at)
 
 
-def _add_table(table: Tensor, pattern: Pattern, device: torch.device) -> Callable:
+def _add_table(
+    table: Tensor, pattern: Pattern, order: Tensor | None, device: torch.device
+) -> Callable:
     """table: (heads, rows)."""
     # where the rule has tables of its own, they lie on the device
     place = getattr(pattern.rule(device), "bias_place", pattern.bias_place)
 
     def add(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if order is not None:
+            i, j = order[i], order[j]
         return score + table[h, place(i, j)]
 
     return add

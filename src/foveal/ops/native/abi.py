@@ -11,7 +11,9 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.ops.bias import window_places
 from foveal.patterns import Halo, Pattern
-from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup
+from foveal.patterns.offsets import Codes
+from foveal.patterns.tabled import Tabled, codes_of
+from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup, Tiling
 
 WORD = 64
 """Queries in a word of a mask, and most in a tile of the kernel."""
@@ -63,6 +65,16 @@ class Bias(Structure):
     ]
 
 
+class Table(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("head", c_int64),
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("size", c_int64),
+    ]
+
+
 class Call(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("batch", "kv_heads", "repeats", "num_queries")),
@@ -91,6 +103,8 @@ class Call(Structure):
         ("delta", c_void_p),
         ("lse_batch", c_int64),
         ("lse_head", c_int64),
+        ("table", Table),
+        ("d_table", c_void_p),
     ]
 
 
@@ -148,6 +162,7 @@ class Plan:
                 window = window_places(pattern, group)
             groups.append(self._group(group, window))
         self.groups = (Group * len(groups))(*groups)
+        self.codes = _codes(pattern, tiling) if isinstance(pattern, Tabled) else None
 
     def _group(self, group: TileGroup, window: tuple[Tensor, Tensor] | None) -> Group:
         keys = (Places * len(group.keys))(*(self._places(part) for part in group.keys))
@@ -185,6 +200,17 @@ class Plan:
         x = x.to("cpu", torch.int64).contiguous()
         self._held.append(x)
         return x.data_ptr()
+
+
+def _codes(pattern: Tabled, tiling: Tiling) -> Codes:
+    """Codes whose differences run from 0 over no more than the pairs that stand in tiles."""
+    query, key, rows = codes_of(pattern, tiling.num_queries, tiling.num_keys)
+    ends = []
+    for group in tiling.groups:
+        q, k = query[group.queries.index()].aminmax(dim=1), key[group.key_index()].aminmax(dim=1)
+        ends += [int((q.min - k.max).min()), int((q.max - k.min).max())]
+    first, last = (min(ends), max(ends)) if ends else (0, 0)
+    return Codes(query - first, key.contiguous(), rows[first : last + 1].contiguous())
 
 
 def mask_words(mask: Tensor) -> Tensor:

@@ -132,13 +132,34 @@ long splits_of(const Call& call, long total, size_t sums) {
     return splits;
 }
 
+// d_table: sums of the numbers by offset, for each of the head's queries; or null.
 template <class In, class P>
 void backward_of_head(Backward<In, P>& tiles, const Call& call, long b, long g, long first,
-                      long last, float* d_k, long k_row, float* d_v, long v_row) {
-    for (long r = 0; r < call.repeats; ++r)
+                      long last, float* d_k, long k_row, float* d_v, long v_row,
+                      float* d_table) {
+    for (long r = 0; r < call.repeats; ++r, d_table += d_table ? call.table.size : 0) {
+        tiles.d_table = d_table;
         each_tile(call, first, last, [&](const Group& group, long tile, long part) {
             tiles.run(b, g * call.repeats + r, group, tile, part, d_k, k_row, d_v, v_row);
         });
+    }
+}
+
+// parts (batch, kv heads, splits, repeats, size) added up in order -> call.d_table
+inline void sum_tables(const Call& call, const std::vector<float>& parts, long splits) {
+    const long row = call.repeats * call.table.size, heads = call.kv_heads;
+    parallel(call.threads, heads, [&](auto next) {
+        std::vector<double> sum(row);
+        for (long g = next(); g >= 0; g = next()) {
+            std::fill(sum.begin(), sum.end(), 0.0);
+            for (long b = 0; b < call.batch; ++b)
+                for (long split = 0; split < splits; ++split) {
+                    const float* from = &parts[((b * heads + g) * splits + split) * row];
+                    for (long i = 0; i < row; ++i) sum[i] += from[i];
+                }
+            for (long i = 0; i < row; ++i) call.d_table[g * row + i] = (float)sum[i];
+        }
+    });
 }
 
 template <class In, class P>
@@ -150,6 +171,8 @@ void backward(const Call& call) {
     // where threads share the gradient of a bias, each copy is filled by a fixed list of tasks
     const long lists = call.bias_copies ? call.bias_copies : tasks;
     std::vector<float> shared(splits > 1 ? tasks * sums.size() : 0);
+    const long table_size = call.d_table ? call.repeats * call.table.size : 0;
+    std::vector<float> tables(tasks * table_size);
     parallel(call.threads, lists, [&](auto next) {
         Backward<In, P> tiles(call);
         std::vector<float> own(sums.in_place || splits > 1 ? 0 : sums.size());
@@ -160,6 +183,7 @@ void backward(const Call& call) {
                 const long unit = task / splits, split = task % splits;
                 const long b = unit / call.kv_heads, g = unit % call.kv_heads;
                 const long first = total * split / splits, last = total * (split + 1) / splits;
+                float* d_table = table_size ? &tables[task * table_size] : nullptr;
                 if (sums.in_place) {
                     float* d_k = (float*)call.d_k.data + b * call.d_k.batch + g * call.d_k.head;
                     float* d_v = (float*)call.d_v.data + b * call.d_v.batch + g * call.d_v.head;
@@ -168,17 +192,18 @@ void backward(const Call& call) {
                         memset(d_v + key * call.d_v.token, 0, call.value_dim * 4);
                     }
                     backward_of_head(tiles, call, b, g, first, last, d_k, call.d_k.token, d_v,
-                                     call.d_v.token);
+                                     call.d_v.token, d_table);
                     continue;
                 }
                 float* d_k = splits > 1 ? &shared[task * sums.size()] : own.data();
                 if (splits == 1) std::fill(own.begin(), own.end(), 0.0f);
                 backward_of_head(tiles, call, b, g, first, last, d_k, sums.k_width,
-                                 d_k + call.num_keys * sums.k_width, sums.v_width);
+                                 d_k + call.num_keys * sums.k_width, sums.v_width, d_table);
                 if (splits == 1) sums.write(d_k, 1, b, g, 0, call.num_keys);
             }
         }
     });
+    if (table_size) sum_tables(call, tables, splits);
     if (splits == 1) return;
     const long step = 256, pieces = ceil_div(call.num_keys, step);
     parallel(call.threads, units * pieces, [&](auto next) {

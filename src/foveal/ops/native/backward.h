@@ -28,7 +28,8 @@ struct Backward : Tile<In, P> {
     E *packed_weights, *packed_slopes, *packed_pairs;
     const E* weight_rows[KEYS];
     const E* slope_rows[KEYS];
-    float* d_bias = nullptr;  // where this thread sums the gradient of the bias
+    float* d_bias = nullptr;   // where this thread sums the gradient of the bias
+    float* d_table = nullptr;  // and of the head's numbers by offset
 
     explicit Backward(const Call& c) : Base(c) {
         Base::allocate(arena);
@@ -71,6 +72,7 @@ struct Backward : Tile<In, P> {
             else slope<false>();
             if (this->call.rows.data) sum_window(first);
             if (this->call.bias.data && d_bias) sum_bias();
+            if (d_table) sum_table();
             if (bend) bend_slopes();
             sum_products(d_k, k_row, d_v, v_row);
         }
@@ -237,6 +239,23 @@ struct Backward : Tile<In, P> {
             float* to = d_bias + (this->bias_row(q) - b.data);
             for (long j = 0; j < this->keys; ++j)
                 to[this->key[j] * b.key] += slopes[j * this->lanes + q];
+        }
+    }
+
+    void sum_table() {
+        const long lanes = this->lanes;
+        for (long i = 0; i < this->vectors; ++i) {
+            const int64_t* own = this->code + i * W;
+            const long count = this->n - i * W < W ? this->n - i * W : W;
+            for (long j = 0; j < this->keys; ++j) {
+                float* to = d_table - this->key_code[j];
+                const float* from = slopes + j * lanes + i * W;
+                if (this->consecutive[i] && count == W)
+                    V::store(to + own[0], V::template load<F>(to + own[0]) +
+                                              V::template load<F>(from));
+                else
+                    for (long u = 0; u < count; ++u) to[own[u]] += from[u];
+            }
         }
     }
 

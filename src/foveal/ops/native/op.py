@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +15,15 @@ from foveal.ops.native import abi, build
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 from foveal.ops.trust import agrees
 from foveal.patterns import SlidingWindow
+from foveal.patterns.offsets import Codes
 
 DTYPES = (torch.float32, torch.bfloat16)
 SUMS = torch.float32
 """What every pointer but those of q, k, v, out and their gradients points to."""
+
+LOG2E = 1.4426950408889634
+HUGE, PADDING = 3e38, 16
+"""What a number of a table counts at most; numbers behind it that a vector may touch."""
 
 GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
 
@@ -83,7 +89,7 @@ def _backward(
             whole = call.plan.covers_all or name in ("d_k", "d_v")
             grads[name] = grad if whole else grad.zero_()
             call.set(name, abi.matrix(grad))
-    bias = call.bias_gradient()
+    bias = call.gradient()
     call.set("d_out", abi.matrix(call.hold(unit_stride(grad_out.to(out.dtype)))))
     call.set("d_lse", call.hold(grad_lse.to(SUMS).contiguous()).data_ptr())
     delta = None if operands.sinks is None else grad_lse.to(SUMS).neg()  # of queries in no tile
@@ -92,7 +98,7 @@ def _backward(
         call.set("delta", delta.data_ptr())
     call.run("foveal_backward")
     found = [grads[name] for name in GRADIENTS[:3]]
-    found += [] if bias is None else [bias.sum(0)]
+    found += [] if bias is None else [bias()]
     found += [grads[name] for name in GRADIENTS[3:] if name in grads]
     if delta is not None and operands.sinks is not None:
         found.append(_sink_gradient(operands.sinks, lse, delta))
@@ -154,16 +160,46 @@ class _Call:
             bias, key_mask = key_mask[:, None, None, :], key_mask > MASKED / 2
         if x.sinks is not None:
             self.set("sinks", self.hold(x.sinks.to(SUMS).contiguous()).data_ptr())
-        if bias is not None:
+        if bias is not None and self.plan.codes is not None:
+            self._set_table(bias, self.plan.codes)
+        elif bias is not None:
             self.set("bias", abi.broadcast(self.hold(finite(bias, SUMS))))
         if key_mask is not None:
             self.set("key_mask", self.hold(key_mask.to(torch.bool).contiguous()).data_ptr())
 
-    def bias_gradient(self) -> Tensor | None:
-        """Zeros (copies, *bias.shape): a copy a thread where threads meet in it, else one."""
-        bias = self.operands.bias
+    def _set_table(self, bias: Tensor, codes: Codes) -> None:
+        """bias (1, heads or 1, 1, rows): what each difference of codes gains."""
+        table = finite(bias, SUMS)[0, :, 0].mul(LOG2E).clamp(-HUGE, HUGE)
+        values = torch.empty(len(table), len(codes.rows) + PADDING, dtype=SUMS, device="cpu")
+        torch.index_select(table, 1, codes.rows, out=values[:, :-PADDING])
+        values[:, -PADDING:] = 0.0
+        head = values.stride(0) if len(table) > 1 else 0
+        places = (codes.query.data_ptr(), codes.key.data_ptr(), len(codes.rows))
+        self.set("table", abi.Table(self.hold(values).data_ptr(), head, *places))
+
+    def gradient(self) -> Callable[[], Tensor] | None:
+        """Where the gradient of the bias goes; what is returned reads it after the run."""
+        bias, codes = self.operands.bias, self.plan.codes
         if bias is None:
             return None
+        if codes is None:
+            grad = self._bias_gradient(bias)
+            return lambda: grad.sum(0)
+        heads, rows = self.operands.q.shape[1], bias.shape[3]
+        sums = torch.empty(heads, len(codes.rows), dtype=SUMS, device="cpu")
+        self.set("d_table", self.hold(sums).data_ptr())
+
+        def by_row() -> Tensor:
+            first = torch.arange(heads, device="cpu") * rows * (bias.shape[1] > 1)
+            found = torch.zeros(bias.shape[1] * rows, dtype=torch.float64, device="cpu")
+            places = (codes.rows + first[:, None]).flatten()
+            found.index_add_(0, places, sums.flatten().double())
+            return found.view(bias.shape)
+
+        return by_row
+
+    def _bias_gradient(self, bias: Tensor) -> Tensor:
+        """Zeros (copies, *bias.shape): a copy a thread where threads meet in it, else one."""
         full = self.operands.q.shape[:3]
         shared = any(have == 1 < want for have, want in zip(bias.shape, full, strict=False))
         copies = torch.get_num_threads() if shared else 1

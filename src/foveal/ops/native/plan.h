@@ -49,6 +49,16 @@ struct Bias {
     int64_t batch, head, query, key;
 };
 
+// A number for each offset, times log2(e): the logit of a pair of head h gains
+// data[h * head + query[q] - key[k]], an index from 0 to size - 1 for all pairs in tiles. A whole
+// vector may be read from each index on.
+struct Table {
+    const float* data;
+    int64_t head;
+    const int64_t *query, *key;  // (queries), (keys)
+    int64_t size;
+};
+
 struct Call {
     int64_t batch, kv_heads, repeats, num_queries, num_keys, head_dim, value_dim;
     const Group* groups;
@@ -72,6 +82,8 @@ struct Call {
     int64_t bias_size;
     float* delta;  // (batch, heads, queries) what the gradient of sinks is made of, or null
     int64_t lse_batch, lse_head;  // from one row of lse to the next; 0: num_queries
+    Table table;
+    float* d_table;  // (heads, table.size), of data before it was multiplied
 };
 
 // A linear layer, weight (out, in), or a LayerNorm; what it lacks is null.

@@ -82,6 +82,8 @@ struct Tile {
     long alone[KEYS];  // the keys of the block that are
     float* scores;  // (KEYS, lanes) logits times log2(e), then weights
     float* bias;    // (KEYS, lanes)
+    int64_t code[QUERIES], key_code[KEYS];  // of a table
+    bool consecutive[QUERIES / W];
 
     Tile(const Call& c)
         : call(c), dim(c.head_dim), value_dim(c.value_dim), dim_padded(round_up(dim, W)),
@@ -127,6 +129,7 @@ struct Tile {
         pack_features<P>(head_of<In>(call.q, head), call.q.token, query, n, dim, lanes,
                          q_features);
         if (call.rows.data) pack_window();
+        if (call.table.data) start_table();
         if (call.dropout_p > 0) start_noise();
     }
 
@@ -345,6 +348,39 @@ struct Tile {
         }
         if (call.rows.data) add_window(first);
         if (call.bias.data) add_bias();
+        if (call.table.data) add_table();
+    }
+
+    // Codes of the tile's queries, and which vectors of them are consecutive.
+    void start_table() {
+        for (long i = 0; i < lanes; ++i) code[i] = call.table.query[query[i < n ? i : n - 1]];
+        for (long i = 0; i < vectors; ++i) {
+            consecutive[i] = true;
+            for (long j = i * W + 1; j < n && j < (i + 1) * W; ++j)
+                consecutive[i] = consecutive[i] && code[j] == code[j - 1] + 1;
+        }
+    }
+
+    void add_table() {
+        const float* base = call.table.data + head * call.table.head;
+        for (long j = 0; j < keys; ++j) key_code[j] = call.table.key[key[j]];
+        for (long i = 0; i < vectors; ++i) {
+            float* s = scores + i * W;
+            const int64_t* own = code + i * W;
+            if (consecutive[i]) {
+                const float* from = base + own[0];
+                for (long j = 0; j < keys; ++j)
+                    V::store(s + j * lanes, V::template load<F>(s + j * lanes) +
+                                                V::template load<F>(from - key_code[j]));
+            } else {
+                for (long j = 0; j < keys; ++j) {
+                    const float* from = base - key_code[j];
+                    F b;
+                    UNROLL for (long u = 0; u < W; ++u) b[u] = from[own[u]];
+                    V::store(s + j * lanes, V::template load<F>(s + j * lanes) + b);
+                }
+            }
+        }
     }
 
     // scores over the cap -> logits
