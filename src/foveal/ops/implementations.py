@@ -159,7 +159,7 @@ class Native(Planned):
 
     def lacks(self, work: Work) -> str | None:
         if work.bias == "table":
-            return "it has tables only for rows that follow from offsets, of keys one by one"
+            return "its tables of relative positions have a row an offset, and no other"
         return native.why_not(work.device.type, work.dtype)
 
     def ready(self, work: Work) -> bool:

@@ -2,7 +2,7 @@
 
 What `attend` hands to an engine for a TableBias: the plan and the pairs are those of the pattern,
 and `bias_place` says which row a pair gains. Rules by distance count tokens of the sequence; the
-rule of a grid is the pattern's own.
+rule of a grid is the pattern's own. None of these can be named in a text, so all are abstract.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Tabled(Pattern, abstract=True):
 
 
 @dataclass(frozen=True)
-class OwnRows(Tabled):
+class OwnRows(Tabled, abstract=True):
     """The rule of the pattern itself."""
 
     @property
@@ -97,7 +97,7 @@ class OwnRows(Tabled):
 
 
 @dataclass(frozen=True)
-class ListedRows(Tabled):
+class ListedRows(Tabled, abstract=True):
     """A rule of the user's own: place(q_idx, k_idx) -> row, of positions that broadcast."""
 
     place: Callable[[Tensor, Tensor], Tensor]
@@ -133,7 +133,7 @@ class DistanceRows(Tabled, abstract=True):
 
 
 @dataclass(frozen=True)
-class ClippedRows(DistanceRows):
+class ClippedRows(DistanceRows, abstract=True):
     """A row for each offset from `low` to `high`; what lies beyond gains the last one."""
 
     low: int
@@ -148,7 +148,7 @@ class ClippedRows(DistanceRows):
 
 
 @dataclass(frozen=True)
-class FarRows(DistanceRows):
+class FarRows(DistanceRows, abstract=True):
     """A row for each distance |query - key| from 0 to size - 1."""
 
     size: int
@@ -162,7 +162,7 @@ class FarRows(DistanceRows):
 
 
 @dataclass(frozen=True)
-class BucketRows(DistanceRows):
+class BucketRows(DistanceRows, abstract=True):
     """The buckets of T5: short distances each their own, longer ones by their logarithm.
 
     Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
