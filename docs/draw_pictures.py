@@ -1,6 +1,6 @@
-"""Draw the pictures of docs/patterns.md again: python docs/draw_pictures.py
+"""Draw the pictures of docs/patterns.md and docs/selected.md again: python docs/draw_pictures.py
 
-A picture of that page is named by the pattern that it shows, ![SlidingWindow(16)](pictures/...),
+A picture of the first is named by the pattern that it shows, ![SlidingWindow(16)](pictures/...),
 so page and pictures cannot part.
 """
 
@@ -8,10 +8,11 @@ import io
 import re
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from foveal.draw.patterns import draw_pattern
-from foveal.patterns import serialize
+from foveal.patterns import BlockSparse, Pattern, serialize
 
 DOCS = Path(__file__).parent
 PICTURE = re.compile(r"!\[(.+)\]\((pictures/[\w-]+\.png)\)")
@@ -24,13 +25,28 @@ def pictures() -> dict[str, str]:
     return {path: pattern for pattern, path in PICTURE.findall(text)}
 
 
+def selection() -> Pattern:
+    """Tiles that read their own block, the first, and two more of their past."""
+    scores = torch.rand(16, 16, generator=torch.Generator().manual_seed(3)).tril(-1)
+    scores[:, 0] = 0
+    layout = torch.zeros(16, 16).scatter(1, scores.topk(2).indices, 1.0) * (scores > 0)
+    layout += torch.eye(16)
+    layout[:, 0] = 1
+    return BlockSparse(layout, 4, causal=True)
+
+
+def save(path: str, pattern: Pattern) -> None:
+    picture = Image.open(io.BytesIO(draw_pattern(pattern)))
+    few = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    few.save(DOCS / path, optimize=True)
+    print(f"{path}  {(DOCS / path).stat().st_size / 1000:.0f} KB  {pattern}")
+
+
 def main() -> None:
     (DOCS / "pictures").mkdir(exist_ok=True)
     for path, expression in pictures().items():
-        picture = Image.open(io.BytesIO(draw_pattern(serialize.parse(expression))))
-        few = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-        few.save(DOCS / path, optimize=True)
-        print(f"{path}  {(DOCS / path).stat().st_size / 1000:.0f} KB  {expression}")
+        save(path, serialize.parse(expression))
+    save("results/selected.png", selection())
 
 
 if __name__ == "__main__":

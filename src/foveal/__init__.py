@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         attend,
         attend_selected,
         explain,
+        explain_selected,
         merge,
     )
 
@@ -75,6 +76,7 @@ __all__ = [
     "attend",
     "attend_selected",
     "explain",
+    "explain_selected",
     "Explanation",
     "merge",
     "WindowBias",

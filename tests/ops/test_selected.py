@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import foveal
 from foveal import attend_selected
@@ -376,3 +377,39 @@ def test_mistakes_are_told(name):
     change, kind, words = WRONG[name]
     with pytest.raises(kind, match=words):
         attend_selected(**(given | change(given)))
+
+
+def counted(job) -> int:
+    with FlopCounterMode(display=False) as counter:
+        job()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("impl", [i for i in IMPLS if i != "reference"])
+def test_operations_are_counted(impl):
+    """FlopCounterMode counts the most pairs that the shapes allow: two products, then five."""
+    inputs = tensors(grad=True)
+    pairs = 2 * 4 * 200 * 4 * 16  # batch, heads, queries, blocks, keys of a block
+
+    def run():
+        return attend_selected(*inputs, choose(), 16, impl=impl)
+
+    assert counted(run) == 2 * pairs * (16 + 16)
+    both = counted(lambda: run().sum().backward())
+    assert both == 2 * pairs * (16 + 16) + 2 * pairs * (3 * 16 + 2 * 16)
+
+
+def test_explained():
+    """explain_selected names the implementation that runs, and the pairs of blocks that differ."""
+    told = foveal.explain_selected(20, 4, 2, heads=3, head_dim=5)
+    assert told.impl == ("native" if HAS_NATIVE else "tiled")
+    assert foveal.explain_selected(20, 4, 2, dtype=torch.float64).impl == "tiled"
+    assert told.pairs == sum(min(i + 1, 8) for i in range(20))
+    # tiles of 4 queries read 4 keys, then 8
+    assert told.visited == 4 * 4 + 16 * 8
+    assert told.flops == 2 * told.visited * 3 * 10
+    assert foveal.explain_selected(20, 4, 2, causal=False).pairs == 20 * 8
+    one = foveal.explain_selected(20, 4, 2, num_queries=1, q_offset=-1)
+    assert (one.pairs, one.visited, one.num_queries) == (8, 8, 1)
+    with pytest.raises(ValueError, match="block_size must be a positive int"):
+        foveal.explain_selected(20, 0, 2)

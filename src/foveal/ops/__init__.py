@@ -6,13 +6,14 @@ from foveal.ops.bias import PyramidBias, TableBias, WindowBias
 from foveal.ops.explain import Explanation, explain
 from foveal.ops.merge import merge
 from foveal.ops.pyramid import pyramid_attend
-from foveal.ops.selected import attend_selected
+from foveal.ops.selected import attend_selected, explain_selected
 from foveal.ops.table import Alibi, alibi
 
 __all__ = [
     "attend",
     "attend_selected",
     "explain",
+    "explain_selected",
     "Explanation",
     "merge",
     "WindowBias",

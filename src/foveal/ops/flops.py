@@ -13,6 +13,7 @@ import torch
 from torch.utils import flop_counter
 
 from foveal.ops.operator import OPERATORS
+from foveal.ops.selected import operator as selected
 from foveal.ops.spec import rebuild
 
 Shape = tuple[int, ...]
@@ -37,6 +38,24 @@ def backward(
     return 2 * pairs_of(q, k, pattern, sizes) * (3 * q[3] + 2 * v[3])
 
 
+def selected_forward(
+    q: Shape, k: Shape, v: Shape, blocks: Shape, *rest: Any, out_shape: Any = None
+) -> int:
+    """Operations of ``foveal::selected_<name>_forward``; see `selected_pairs`."""
+    return 2 * selected_pairs(q, k, blocks, rest[1]) * (q[3] + v[3])
+
+
+def selected_backward(*given: Any, out_shape: Any = None) -> int:
+    """Operations of ``foveal::selected_<name>_backward``; see `selected_pairs`."""
+    q, k, v, blocks, _, size = given[4:10]
+    return 2 * selected_pairs(q, k, blocks, size) * (3 * q[3] + 2 * v[3])
+
+
+def selected_pairs(q: Shape, k: Shape, blocks: Shape, size: int) -> int:
+    """The most pairs that there may be: which blocks are named, shapes do not say."""
+    return q[0] * q[1] * q[2] * min(blocks[3] * size, k[2])
+
+
 def _sdpa(q: Shape, k: Shape, v: Shape, *rest: Any, out_shape: Any = None, **options: Any) -> int:
     return flop_counter.sdpa_flop_count(q, k, v)
 
@@ -58,6 +77,9 @@ def _register() -> None:
     for name in OPERATORS:
         formulas[getattr(torch.ops.foveal, f"{name}_forward")] = forward
         formulas[getattr(torch.ops.foveal, f"{name}_backward")] = backward
+    for name in selected.OPERATORS:
+        formulas[getattr(torch.ops.foveal, f"{name}_forward")] = selected_forward
+        formulas[getattr(torch.ops.foveal, f"{name}_backward")] = selected_backward
     # torch 2.13 forgets its kernel for the CPU, for which it counts nothing
     aten = torch.ops.aten
     formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _sdpa

@@ -92,10 +92,10 @@ def attend_selected(
         k: (batch, kv_heads, n_keys, head_dim); kv_heads divides heads, and all query heads of a
             key head share its selection.
         v: (batch, kv_heads, n_keys, head_dim_v).
-        blocks: (batch, kv_heads, ceil(n_queries / query_block), count) of any int dtype: the
-            blocks that each tile of queries reads. Block b holds the keys from b * block_size on;
-            a number below 0 is no block, one that comes twice counts once, and their order does
-            not matter.
+        blocks: (batch, kv_heads, tiles, count) of any int dtype, with ceil(n_queries /
+            query_block) tiles: the blocks that each tile of queries reads. Block b holds the keys
+            from b * block_size on; a number below 0 is no block, one that comes twice counts
+            once, and their order does not matter.
         block_size: keys in a block; the last may be shorter.
         causal: whether a query reads no token after its own, of whatever block.
         query_block: queries in a tile; as many as keys in a block when None. Tiles are counted

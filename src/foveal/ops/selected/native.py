@@ -26,7 +26,7 @@ def forward(x: Operands) -> tuple[Tensor, Tensor]:
 def backward(
     x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
-    """Gradients of q, k and v, laid out by `new_output`."""
+    """Gradients of q, k and v, laid out by `new_output`; tensors as in `forward`."""
     call = _Call(x)
     grads = [new_output(part, part.shape[-1]) for part in x[:3]]
     call.set_out(call.queries(out), call.per_query(lse))

@@ -51,7 +51,7 @@ def _attend(call: _Call) -> tuple[Tensor, Tensor]:
 def backward(
     x: Operands, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> list[Tensor]:
-    """Gradients of q, k and v, laid out by `new_output`."""
+    """Gradients of q, k and v, laid out by `new_output`; tensors as in `forward`."""
     call = _Call(x)
     d_outs = call.by_tile(grad_out)
     deltas = (d_outs * call.by_tile(out)).sum(-1) - call.by_tile(grad_lse[..., None])[..., 0]

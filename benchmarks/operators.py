@@ -1,0 +1,60 @@
+"""What attend and its kin do beside a pattern, each beside what one would do without it.
+
+python benchmarks/run.py selected-16384
+
+The file is not called operator.py, which would hide a module of Python from the scripts beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from foveal.bench import Case
+from foveal.bench.attention import DIM, HEADS, job, tensors
+from foveal.bench.case import Job
+from foveal.ops import attend_selected
+
+LENGTH, BLOCK, COUNT = 16_384, 64, 16
+
+
+def chosen_blocks(length: int, block: int, count: int, heads: int, device: str) -> Tensor:
+    """Each tile's own block, and others of its past: (1, heads, tiles, count)."""
+    tiles = length // block
+    own = torch.arange(tiles, device=device)
+    random = torch.Generator(device).manual_seed(0)
+    scores = torch.rand(1, heads, tiles, tiles, generator=random, device=device)
+    scores = scores.masked_fill(own > own[:, None], -1.0).masked_fill(own == own[:, None], 2.0)
+    best = scores.topk(min(count, tiles))
+    return best.indices.masked_fill(best.values < 0, -1)
+
+
+def selected(contender: str, run: str, device: str) -> Job:
+    """16 blocks of 64 keys for each 64 queries, beside all of the past."""
+    qkv = tensors(1, LENGTH, "float32", run, device)
+    if contender == "SDPA":
+        return job(lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True), qkv)
+    blocks = chosen_blocks(LENGTH, BLOCK, COUNT, HEADS, device)
+    return job(lambda q, k, v: attend_selected(q, k, v, blocks, BLOCK, impl=contender), qkv)
+
+
+def _pairs() -> int:
+    """Pairs of a head: the first tiles have fewer than COUNT blocks."""
+    tiles = torch.arange(LENGTH // BLOCK)
+    return int((BLOCK * BLOCK * tiles.clamp(max=COUNT - 1) + BLOCK * (BLOCK + 1) // 2).sum())
+
+
+CASES = [
+    Case(
+        "selected-16384",
+        "attend_selected, 16 blocks of 64 for each 64 of 16,384 queries; 8 heads of 64, float32",
+        ("native", "tiled", "SDPA"),
+        selected,
+        flops={
+            "forward": 4.0 * _pairs() * HEADS * DIM,
+            "training": 14.0 * _pairs() * HEADS * DIM,
+        },
+        seconds=40.0,
+    )
+]
