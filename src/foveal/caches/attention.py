@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveal.caches.stores import Log, Ring
 from foveal.common.memo import remember
+from foveal.ops.logits import shaped_attention
 from foveal.ops.rows_without_keys import open_dead_rows
 from foveal.patterns import Full, Pattern, SlidingWindow
 
@@ -171,6 +172,8 @@ class AttentionCache:
         scale: float | None = None,
         key_mask: Tensor | None = None,
         bias: Callable[[Tensor], Tensor] | None = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Attention of the newest token over exactly the keys that the pattern lets it read.
 
@@ -179,6 +182,7 @@ class AttentionCache:
             scale: of the scores; head_dim ** -0.5 by default.
             key_mask: (batch, position) bool of all tokens seen so far, True = real.
             bias: positions of keys (keys,) -> what to add to their logits (batch, heads, keys).
+            sinks, softcap: as in `attend` of foveal; sinks (heads,).
 
         Returns:
             (batch, heads, 1, head_dim); zeros for a token that reads nothing.
@@ -188,7 +192,7 @@ class AttentionCache:
         """
         if self.position == 0:
             raise ValueError("attend needs at least one token in the cache, got position=0.")
-        if self._reads_held and key_mask is None and bias is None:
+        if self._reads_held and key_mask is bias is sinks is softcap is None:
             return self._attend_held(q, scale)
         batch, heads, _, head_dim = q.shape
         positions, allowed = _reads(self.pattern, self.position - 1)
@@ -207,11 +211,8 @@ class AttentionCache:
         added = None if bias is None else bias(positions).to(k.dtype)
         if added is not None:
             added = added.reshape(batch, kv_heads, heads // kv_heads, -1)
-        if not masked:
-            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=added, scale=scale)
-        else:
-            mask = self._mask(positions, allowed, key_mask, grouped)
-            out = attend_some(grouped, k, v, mask, scale, added)
+        mask = self._mask(positions, allowed, key_mask, grouped) if masked else None
+        out = attend_some(grouped, k, v, mask, scale, added, sinks, softcap)
         return out.reshape(q.shape).to(q.dtype)
 
     def _attend_held(self, q: Tensor, scale: float | None) -> Tensor:
@@ -259,14 +260,33 @@ class AttentionCache:
 
 
 def attend_some(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, added: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    added: Tensor | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """Dense attention under a bool mask, and a bias `added`; zeros for a query without keys."""
-    some, dead = open_dead_rows(mask)
-    if added is not None:
-        some = added.masked_fill(~some, -torch.inf)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=some, scale=scale)
-    return out.masked_fill(dead, 0.0)
+    """Dense attention under a bool mask, and a bias `added`; zeros for a query without keys.
+
+    Args:
+        q: (batch, kv_heads, heads of a group, head_dim).
+        k, v: (batch, kv_heads, keys, head_dim).
+        sinks: (heads,).
+    """
+    some, dead = added, None
+    if mask is not None:
+        some, dead = open_dead_rows(mask)
+        if added is not None:
+            some = added.masked_fill(~some, -torch.inf)
+    if sinks is softcap is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=some, scale=scale)
+    else:
+        rows = None if sinks is None else sinks.view(*q.shape[1:3], 1)
+        out = shaped_attention(q, k, v, some, scale, softcap=softcap, sinks=rows)
+    return out if dead is None else out.masked_fill(dead, 0.0)
 
 
 def _head_patterns(pattern: Pattern) -> tuple[Pattern, ...]:

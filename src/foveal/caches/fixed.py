@@ -65,7 +65,13 @@ class FixedCache:
         return self
 
     def attend(
-        self, q: Tensor, scale: float | None = None, key_mask: Any = None, bias: Any = None
+        self,
+        q: Tensor,
+        scale: float | None = None,
+        key_mask: Any = None,
+        bias: Any = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         """q (batch, heads, 1, head_dim) as in AttentionCache.attend; no key_mask, no bias."""
         if key_mask is not None or bias is not None:
@@ -76,10 +82,10 @@ class FixedCache:
         row = self._mask.index_select(-2, self.position.view(1))
         if self.pattern.heads is not None:
             row = row.reshape(1, *grouped.shape[1:3], -1)
-        if self._all_read:
+        if self._all_read and sinks is softcap is None:
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=row, scale=scale)
         else:
-            out = attend_some(grouped, k, v, row, scale)
+            out = attend_some(grouped, k, v, row, scale, None, sinks, softcap)
         return out.reshape(q.shape).to(q.dtype)
 
 

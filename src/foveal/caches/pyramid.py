@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveal.common.memo import remember
 from foveal.ops.bias import PyramidBias
+from foveal.ops.logits import capped, shaped_attention
 from foveal.ops.pooling import pairs, pool_keys
 from foveal.patterns import Pyramid
 from foveal.patterns.pyramid_tiles import _PyramidTiles
@@ -188,7 +189,12 @@ class PyramidCache:
     # -- reading ----------------------------------------------------------------------------
 
     def attend(
-        self, q: Tensor, scale: float | None = None, bias: PyramidBias | None = None
+        self,
+        q: Tensor,
+        scale: float | None = None,
+        bias: PyramidBias | None = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Attention of the newest token over the clusters that the pattern lets it read.
 
@@ -196,6 +202,7 @@ class PyramidCache:
             q: (batch, heads, 1, head_dim); heads a multiple of kv_heads.
             scale: of the scores; head_dim ** -0.5 by default.
             bias: hierarchical relative positions.
+            sinks, softcap: as in `attend` of foveal; sinks (heads,).
 
         Returns:
             (batch, heads, 1, head_dim_v).
@@ -212,23 +219,39 @@ class PyramidCache:
         levels = len(weights) // self.data.shape[4]
         added = weights.to(q.device, torch.promote_types(q.dtype, torch.float32))[None, None, None]
         if bias is not None:  # (1, kv_heads or 1, heads a group or 1, clusters)
-            rows = bias.table[places.to(q.device)].T
-            added = added + rows.unflatten(0, (kv_heads if len(rows) > 1 else 1, -1))
+            table = bias.table[places.to(q.device)].T
+            added = added + table.unflatten(0, (kv_heads if len(table) > 1 else 1, -1))
         scale = q.shape[-1] ** -0.5 if scale is None else scale
+        rows = None if sinks is None else sinks.view(kv_heads, -1, 1)
         if self.pattern.queries == "coarse":
-            return self._attend_coarse(q, scale, added, levels)
+            return self._attend_coarse(q, scale, added, levels, rows, softcap)
         k, v = self.data[:, :, :, :levels].flatten(3, 4)
         grouped = q.unflatten(1, (kv_heads, -1))[:, :, :, 0].to(k.dtype)
-        out = F.scaled_dot_product_attention(grouped, k, v, added.to(k.dtype), scale=scale)
+        if rows is softcap is None:
+            out = F.scaled_dot_product_attention(grouped, k, v, added.to(k.dtype), scale=scale)
+        else:
+            out = shaped_attention(grouped, k, v, added, scale, softcap=softcap, sinks=rows)
         return out.flatten(1, 2)[:, :, None].to(q.dtype)
 
-    def _attend_coarse(self, q: Tensor, scale: float, added: Tensor, levels: int) -> Tensor:
-        """A query of its own for each level; added (1, 1 or kv_heads, 1 or group, clusters)."""
+    def _attend_coarse(
+        self,
+        q: Tensor,
+        scale: float,
+        added: Tensor,
+        levels: int,
+        sinks: Tensor | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """A query of its own for each level; added (1, 1 or kv_heads, 1 or group, clusters), and
+        sinks (kv_heads, group, 1)."""
         self._remember(q)
         k, v = self.data[:, :, :, :levels]
         queries = self._queries[:, :, :levels].unflatten(1, (k.shape[1], -1)).transpose(2, 3)
         scores = (queries @ k.mT).transpose(2, 3).flatten(3, 4)
-        weights = (scores * scale + added).softmax(-1).to(v.dtype)
+        logits = capped(scores * scale, softcap) + added
+        if sinks is not None:
+            logits = torch.cat((logits, sinks.to(logits.dtype).expand(len(q), -1, -1, -1)), -1)
+        weights = logits.softmax(-1)[..., : scores.shape[-1]].to(v.dtype)
         return (weights @ v.flatten(2, 3)).flatten(1, 2)[:, :, None].to(q.dtype)
 
 

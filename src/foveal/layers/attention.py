@@ -17,6 +17,7 @@ from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, state_dtype
 from foveal.ops import TableBias, attend
+from foveal.ops.checks import as_softcap
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
 
@@ -43,6 +44,9 @@ class SelfAttention(nn.Module):
         rotate_values: rotary positions turn the values too, as dalle-pytorch does; False turns
             queries and keys only, as RoFormer (Su et al., 2021).
         out_dropout: dropout on the output, as a second part of `to_out`; None = no such part.
+        softcap: bound of the logits, see `attend`; None = none.
+        sinks: learn the logit of one more key a head that has no value, see `attend`; zeros at
+            first.
 
     Attributes:
         stride: step from one token to the next, in the positions of relative attention.
@@ -65,6 +69,8 @@ class SelfAttention(nn.Module):
         relative_bias: bool | str = False,
         rotate_values: bool = False,
         out_dropout: float | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
     ) -> None:
         super().__init__()
         self.dim_head = head_size(dim, heads, dim_head)
@@ -91,10 +97,46 @@ class SelfAttention(nn.Module):
             self.to_out = nn.Sequential(*parts)  # type: ignore[assignment]
         self.relative = None if relative is None else RelativeTerms(relative)
         self.rel_bias = relative_table(pattern, relative_bias, heads)
+        self.softcap = as_softcap(softcap)
+        if self.softcap is not None and relative is not None:
+            raise ValueError(f"softcap cannot bound relative positions, got {softcap=}.")
+        self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
         self.stride = 1
+        self._built = self._names()
 
     def extra_repr(self) -> str:
-        return f"pattern={self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}"
+        shaping = "".join(f", {name}={value}" for name, value in self._shaping_words().items())
+        return f"pattern={self.pattern}, heads={self.heads}, kv_heads={self.kv_heads}{shaping}"
+
+    def _shaping_words(self) -> dict[str, Any]:
+        words = {"softcap": self.softcap, "sinks": self.sinks is not None}
+        return {name: value for name, value in words.items() if value}
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What shapes the logits in `attend` and in caches alike: sinks and softcap, if any."""
+        given = {"sinks": self.sinks, "softcap": self.softcap}
+        return {name: value for name, value in given.items() if value is not None}
+
+    _built: frozenset[str] = frozenset()
+
+    def _names(self) -> frozenset[str]:
+        parts = (vars(self), self._modules, self._parameters, self._buffers)
+        return frozenset(name for part in parts for name in part) | {"_built"}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is known by its parts: the two projections, rotary positions of queries
+        and keys, and a cache that is asked with `shaping`.
+
+        A subclass is none, nor is a layer to which a stranger added anything.
+        """
+        options = (self.relative, self.rel_bias, self.rotate_values or None)
+        return (
+            type(self) is SelfAttention
+            and all(one is None for one in options)
+            and self._names() == self._built
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rotary: Turn | None = None) -> Tensor:
         """(batch, tokens, dim) -> same.
@@ -166,7 +208,7 @@ class SelfAttention(nn.Module):
         """
         q, k, v = self._project(x, cache.position, rotary)
         cache = cache.append(k, v)
-        options: Any = {} if mask is None else {"key_mask": mask}
+        options: Any = self.shaping if mask is None else {"key_mask": mask, **self.shaping}
         if self.relative is not None:
             now = cache.position - 1
             q, options["bias"] = self.relative.newest(q, now, self.stride)
@@ -211,7 +253,16 @@ class SelfAttention(nn.Module):
             q, k, bias = self.relative.relate(q, k, self.pattern, self.stride)
         dropout = self.dropout if self.training else 0.0
         out = attend(
-            q, k, v, self.pattern, bias=bias, key_mask=mask, scale=scale, dropout_p=dropout
+            q,
+            k,
+            v,
+            self.pattern,
+            bias=bias,
+            key_mask=mask,
+            scale=scale,
+            dropout_p=dropout,
+            sinks=self.sinks,
+            softcap=self.softcap,
         )
         return project(self.to_out, join_heads(out))
 
@@ -228,5 +279,6 @@ class RelativeAttention(SelfAttention):
         kv_heads: int | None,
         shared: Relative,
         dropout: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(dim, pattern, heads, dim_head, kv_heads, shared, dropout)
+        super().__init__(dim, pattern, heads, dim_head, kv_heads, shared, dropout, **options)

@@ -56,6 +56,7 @@ def _is_known(block: Any) -> bool:
         and all(is_plain(norm, nn.LayerNorm) for norm in norms)
         and not (does_something(block.dropout) or does_something(ff.dropout))
         and (attn.rotary is None or is_plain(attn.rotary, Rotary))
+        and not attn.shaping
         and all(map(_is_readable, tensors))
         and _fits(attn, projections, norms)
     )

@@ -149,26 +149,9 @@ def _turn(rotary: nn.Module) -> Turn:
     return turn
 
 
-_FREE = {"dim_head", "heads", "kv_heads", "pattern", "dropout", "stride", *vars(nn.Module())}
-_PARTS = {"to_qkv", "to_out", "rotary"}
-"""What `_attention` reads of a SelfAttention, or may leave unread: all others must be off."""
-
-
 def can_prepare_attention(attn: nn.Module) -> bool:
-    """Whether a step of attention is what `prepared_block` knows.
-
-    An attribute or part that is not named here, of a later option or a stranger, is not known
-    unless it is None or False.
-    """
-    if type(attn) is not SelfAttention or not can_prepare():
-        return False
-    own = vars(attn)
-    return (
-        not any(own[name] is not None and own[name] is not False for name in own.keys() - _FREE)
-        and not any(attn._modules[name] is not None for name in attn._modules.keys() - _PARTS)
-        and not attn._parameters
-        and not attn._buffers
-    )
+    """Whether a step of attention is what `prepared_block` knows, as the layer itself says."""
+    return isinstance(attn, SelfAttention) and attn.is_plain and can_prepare()
 
 
 def _attention(attn: SelfAttention, rows: int, turns: Turns) -> Step:
@@ -177,7 +160,7 @@ def _attention(attn: SelfAttention, rows: int, turns: Turns) -> Step:
     shape = (rows, turning + kv_heads, 1, attn.dim_head)
     flat = (-1,) if rows == 1 else (rows, -1)
     to_qkv, to_out = (in_order(prepared(one, rows)) for one in (attn.to_qkv, attn.to_out))
-    turn = turns.of(attn.rotary)
+    turn, shaping = turns.of(attn.rotary), attn.shaping
 
     def step(x: Tensor, cache: Any) -> tuple[Tensor, Any]:
         qk, v = to_qkv(x).view(shape).split((turning, kv_heads), 1)
@@ -185,7 +168,7 @@ def _attention(attn: SelfAttention, rows: int, turns: Turns) -> Step:
             qk = turn(qk, cache.position)
         q, k = qk.split((heads, kv_heads), 1)
         cache = cache.append(k, v)
-        return to_out(cache.attend(q).reshape(flat)), cache
+        return to_out(cache.attend(q, **shaping).reshape(flat)), cache
 
     return step
 

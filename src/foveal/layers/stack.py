@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ class Block(ResidualBlock):
         dim, pattern, heads, dim_head, kv_heads, rotary: as in SelfAttention.
         ff_mult, activation: as in FeedForward.
         dropout: on attention weights, hidden features and both residual branches.
+        softcap, sinks: as in SelfAttention.
     """
 
     attention_class: ClassVar[type[SelfAttention]] = SelfAttention
@@ -55,9 +56,14 @@ class Block(ResidualBlock):
         ff_mult: float = 4,
         activation: Activation = "gelu",
         dropout: float = 0.0,
+        *,
+        softcap: float | None = None,
+        sinks: bool = False,
     ) -> None:
         sizes = (heads, dim_head, kv_heads)
-        attn = self.attention_class(dim, pattern, *sizes, rotary, dropout)
+        # only what is asked for: an attention class of a stranger may know neither
+        shaping = _given(softcap, sinks)
+        attn = self.attention_class(dim, pattern, *sizes, rotary, dropout, **shaping)
         super().__init__(
             dim, dropout, attn=attn, ff=FeedForward(dim, ff_mult, activation, dropout)
         )
@@ -85,6 +91,11 @@ class Block(ResidualBlock):
 
     def _is_known(self) -> bool:
         return type(self) is Block and can_prepare_attention(self.attn)
+
+
+def _given(softcap: float | None, sinks: bool) -> dict[str, Any]:
+    options = {"softcap": softcap, "sinks": sinks or None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 class Stack(ResidualStack):
@@ -117,14 +128,21 @@ class Stack(ResidualStack):
         activation: Activation = "gelu",
         dropout: float = 0.0,
         norm_out: bool = True,
+        *,
+        softcap: float | None = None,
+        sinks: bool = False,
     ) -> None:
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth=}.")
         if not patterns:
             raise ValueError("patterns must name at least one pattern, got none.")
         rest = (heads, dim_head, kv_heads, rotary, ff_mult, activation, dropout)
+        shaping = _given(softcap, sinks)
         super().__init__(
-            [self.block_class(dim, patterns[i % len(patterns)], *rest) for i in range(depth)],
+            [
+                self.block_class(dim, patterns[i % len(patterns)], *rest, **shaping)
+                for i in range(depth)
+            ],
             nn.LayerNorm(dim) if norm_out else nn.Identity(),
         )
 

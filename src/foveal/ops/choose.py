@@ -86,7 +86,8 @@ def ranking_of_symbols(work: Work) -> tuple[Choice, ...]:
     tiles = _tiles("the operator plans when the lengths are known")
     if work.exporting:  # an exported program must run where there is no compiler
         tiles = tiles[1:]
-    if is_a(work.pattern, Full) and (work.plain or not work.pattern.causal):
+    dense = is_a(work.pattern, Full) and (work.plain or not work.pattern.causal)
+    if dense and not work.softcap:
         return Choice("dense", "the pattern is dense attention"), *tiles
     return *tiles, Choice("dense", "")
 

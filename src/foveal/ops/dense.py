@@ -16,6 +16,7 @@ from foveal.common.processor import fast_dtype
 from foveal.ops.bias import TableBias, WindowBias, finite
 from foveal.ops.define import is_beyond_functions
 from foveal.ops.fused import fused_attention, make_differentiable
+from foveal.ops.logits import shaped_attention, with_sink_key
 from foveal.ops.masks import Mask, build, is_all, mask_of
 from foveal.ops.reference import masked_attention, without_unread
 from foveal.ops.work import Call, Prepared, Result, Work
@@ -30,17 +31,14 @@ def refuses(work: Work) -> str | None:
     """The reason why dense attention cannot do a call, or None."""
     if work.pattern.pools:
         return "it cannot pool keys into levels"
-    if work.sinks or work.softcap:
-        return "scaled_dot_product_attention knows neither sinks nor a soft-cap"
     return "it returns no log-sum-exp, got return_lse=True" if work.lse else None
 
 
 def written_out(work: Work) -> int:
     """How many numbers, of masks or scores, a call would hold at one time if done at once."""
     pairs = work.q[2] * work.k[2]
-    if (
-        work.dropout or work.bias_grad or work.bias in ("window", "table", "offsets")
-    ):  # no fused kernel knows them
+    unfused = work.dropout or work.softcap or work.bias_grad
+    if unfused or work.bias in ("window", "table", "offsets"):
         return work.heads * pairs
     count = 1 if is_causal_or_all(work) else pairs * (work.pattern.heads or 1)
     if work.key_mask:
@@ -135,14 +133,21 @@ def _bias_of(call: Call, first: int, count: int) -> Tensor | None:
 
 
 def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    q, k, v, work = call.q, call.k, call.v, call.work
-    grouped = work.q[1] != work.k[1]
-    dim, value_dim = work.q[3], work.v[3]
+    q, k, v, scale = call.q, call.k, call.v, call.scale
+    if call.softcap is not None:
+        sinks = None if call.sinks is None else call.sinks[:, None, None]
+        options: Any = {"softcap": call.softcap, "sinks": sinks}
+        return shaped_attention(q, k, v, mask, scale, call.dropout_p, **options)
+    if call.sinks is not None:
+        q, k, v, mask = with_sink_key(q, k, v, mask, scale, call.sinks)
+        scale = 1.0
+    grouped = q.shape[1] != k.shape[1]
+    dim, value_dim = q.shape[3], v.shape[3]
     if dim != value_dim and not call.dropout_p:  # fused kernels want them equal
         wide = max(dim, value_dim)
         q, k = (pad(x, (0, wide - dim)) if dim < wide else x for x in (q, k))
         v = pad(v, (0, wide - value_dim)) if value_dim < wide else v
-    out = fused_attention(q, k, v, mask, call.dropout_p, is_causal, call.scale, grouped)
+    out = fused_attention(q, k, v, mask, call.dropout_p, is_causal, scale, grouped)
     return out[..., :value_dim] if value_dim < dim and not call.dropout_p else out
 
 

@@ -125,7 +125,7 @@ class Planned:
             q, k, v, pattern, None, key_mask, scale, 0.0, False
         )[0], None
 
-    takes_softcap = False
+    takes_softcap = True
     """Whether the engine takes a soft-cap."""
 
     takes_heads = False
@@ -139,7 +139,6 @@ class Tiled(Planned):
     """The tile plan in plain PyTorch."""
 
     name = "tiled"
-    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = tiled_attend
@@ -152,7 +151,6 @@ class Native(Planned):
     """The tile plan in a C++ kernel."""
 
     name = "native"
-    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = native.native_attend
@@ -171,6 +169,7 @@ class Triton(Planned):
 
     name = "triton"
     takes_any_window = True
+    takes_softcap = False
 
     def __init__(self) -> None:
         self.engine = triton.triton_attend
@@ -195,7 +194,6 @@ class Flex(Planned):
 
     name = "flex"
     takes_heads = True
-    takes_softcap = True
 
     def __init__(self) -> None:
         self.engine = flex.flex_attend

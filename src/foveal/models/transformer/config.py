@@ -7,6 +7,7 @@ from typing import Any
 
 from foveal.layers.feed_forward import Activation
 from foveal.models.config import ModelConfig, PatternChoice, check_range, read_pattern
+from foveal.ops.checks import as_softcap
 from foveal.patterns import Full, Pattern
 
 
@@ -27,6 +28,8 @@ class TransformerConfig(ModelConfig):
         dropout: on embeddings, attention weights, hidden features and residual branches.
         tie_embeddings: use the embedding as output layer.
         rotary: rotary positions; without them order is seen through the pattern only.
+        softcap: bound of the attention logits, as in Gemma 2; None = none.
+        sinks: learn an attention sink a head and layer, as in gpt-oss.
     """
 
     num_tokens: int = 256
@@ -42,11 +45,14 @@ class TransformerConfig(ModelConfig):
     dropout: float = 0.0
     tie_embeddings: bool = False
     rotary: bool = True
+    softcap: float | None = None
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "pattern", read_pattern(self.pattern))
         check_range(0, depth=self.depth)
+        as_softcap(self.softcap)
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:

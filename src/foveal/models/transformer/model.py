@@ -19,7 +19,8 @@ class TransformerLM(CausalLM):
         config: a TransformerConfig; or give its keywords, which win where both are given:
             num_tokens=256, dim=512, depth=6, max_seq_len=1024, heads=8, dim_head=64,
             pattern=Full(causal=True), kv_heads=None, ff_mult=4, activation="gelu", dropout=0.,
-            tie_embeddings=False, rotary=True. See TransformerConfig for their meaning.
+            tie_embeddings=False, rotary=True, softcap=None, sinks=False. See TransformerConfig
+            for their meaning.
 
     Raises:
         ValueError: an unknown keyword or sizes that do not fit.
@@ -51,6 +52,8 @@ class TransformerLM(CausalLM):
             ff_mult=c.ff_mult,
             activation=c.activation,
             dropout=c.dropout,
+            softcap=c.softcap,
+            sinks=c.sinks,
         )
         super().__init__(
             c,
