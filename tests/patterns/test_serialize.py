@@ -24,6 +24,8 @@ EXAMPLES = [
     P.Pyramid(4, causal=True),
     P.Shorten(3),
     P.Part(P.SlidingWindow(8), 40, 24, 33),
+    P.Documents((3, 0, 5)),
+    P.Packed(P.Blocks(3, causal=True), (3, 5), (2, 5)),
     Strided(4, causal=False),
     Fixed(4, 2),
     BlockSparse(torch.eye(5), 3),

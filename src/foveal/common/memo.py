@@ -20,7 +20,10 @@ MEBIBYTE = 1 << 20
 
 
 def remember(
-    entries: int, mebibytes: float = 64, key: Callable[..., Hashable] | None = None
+    entries: int,
+    mebibytes: float = 64,
+    key: Callable[..., Hashable] | None = None,
+    size: Callable[[Any], int] | None = None,
 ) -> Callable[[Callable[Args, Result]], Callable[Args, Result]]:
     """Decorator: keep the results of the latest calls, as functools.lru_cache does, but
 
@@ -31,8 +34,9 @@ def remember(
       torch.func, torch.jit.trace), since it will serve others.
 
     While a graph is traced nothing is kept. Two threads that miss at once compute twice.
-    `key` gives the key of the arguments where that is quicker than to look at each. The function
-    gets `cache_clear()` and `cache_info()`, the latter (entries, bytes).
+    `key` gives the key of the arguments where that is quicker than to look at each, and `size` the
+    bytes of a result where that is quicker than to look for its tensors. The function gets
+    `cache_clear()` and `cache_info()`, the latter (entries, bytes).
     """
     make_key = key or _key
 
@@ -49,7 +53,7 @@ def remember(
                 return found[0]
             with outside():
                 result = function(*args, **kwargs)
-                kept.keep(own, result)
+                kept.keep(own, result, None if size is None else size(result))
             return result
 
         wrapped.cache_clear = kept.clear  # type: ignore[attr-defined]
@@ -76,9 +80,9 @@ class Kept(Generic[Result]):
                 self.results.move_to_end(key)
             return found
 
-    def keep(self, key: Hashable, result: Result) -> None:
-        """Keep a result; the oldest make room."""
-        size = num_bytes(result)
+    def keep(self, key: Hashable, result: Result, size: int | None = None) -> None:
+        """Keep a result of so many bytes (None: those of its tensors); the oldest make room."""
+        size = num_bytes(result) if size is None else size
         with self._lock:
             before = self.results.pop(key, (result, 0))[1]
             self.results[key] = (result, size)

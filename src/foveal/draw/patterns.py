@@ -78,6 +78,8 @@ def natural_length(pattern: Pattern) -> int:
     canvas = find_canvas(pattern)
     if canvas is not None:
         return canvas.text + canvas.height * canvas.width
+    if pattern.keeps_apart:
+        return sum(one.num_keys for one in pattern.documents())
     lengths = [natural_length(part) for part in getattr(pattern, "parts", ())]
     if isinstance(pattern, BlockSparse):
         lengths = [pattern.num_blocks * pattern.block_size]

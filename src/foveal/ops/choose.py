@@ -65,6 +65,9 @@ def ranking(work: Work) -> tuple[Choice, ...]:
         return _windowed(work)
     if not work.square:
         return (Choice("dense", f"no tile plan serves {work.lengths}"),)
+    if work.pattern.keeps_apart and work.device.type != "cuda":
+        why = "tiles hold no tokens of two documents, so that nothing passes between them"
+        return *_tiles(why), Choice("dense", "")
     if work.device.type == "meta":
         return _tiles("nothing is computed, and its operations count by the pairs of the pattern")
     tiles = _tiles("the tile plan is the fastest that can do this call")

@@ -6,12 +6,13 @@ Tensors are (*lead, tokens, dim), where the leading dimensions are the batch and
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from foveal.patterns.tiling import Grid, Lookup, Places, Runs, TileGroup
+from foveal.patterns.tiling import Grid, Lookup, Places, Runs, Scattered, TileGroup
 
 
 def narrow_places(places: Places, first: int, count: int) -> Places:
@@ -20,6 +21,8 @@ def narrow_places(places: Places, first: int, count: int) -> Places:
         return Lookup(places.positions[first : first + count])
     if isinstance(places, Runs):
         return Runs(places.units[first : first + count], places.size)
+    if isinstance(places, Scattered):
+        return Scattered(places.starts[first : first + count], places.items)
     (_, step), *rest = places.tiles
     return replace(places, start=places.start + first * step, tiles=((count, step), *rest))
 
@@ -71,6 +74,9 @@ def gather(x: Tensor, places: Places, out: Tensor) -> None:
     elif isinstance(places, Runs):
         runs = x.unflatten(-2, (-1, places.size))
         out.copy_(runs.index_select(-3, places.flat(x.device)).view(out.shape))
+    elif isinstance(places, Scattered):
+        for own, part in _one_by_one(x, places, out):
+            part.copy_(own)
     else:
         split_view(out, places).copy_(view(x, places))
 
@@ -90,6 +96,15 @@ def split_view(x: Tensor, grid: Grid) -> Tensor:
     )
 
 
+def _one_by_one(x: Tensor, places: Scattered, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tile in x (*lead, tokens, dim) and in values (*lead, tiles, items, dim), as views.
+
+    Of whole tiles a loop is faster than an index of tokens.
+    """
+    for tile, grid in enumerate(places.grids()):
+        yield view(x, grid), split_view(values[..., tile : tile + 1, :, :], grid)
+
+
 def scatter(x: Tensor, places: Places, values: Tensor) -> None:
     """Write tokens that no two tiles share: values (*lead, tiles, items, dim) -> x."""
     if isinstance(places, Lookup):
@@ -97,6 +112,9 @@ def scatter(x: Tensor, places: Places, values: Tensor) -> None:
         x.index_copy_(x.ndim - 2, index, values.flatten(-3, -2).to(x.dtype))
     elif isinstance(places, Runs):
         scatter(x, Lookup(places.index()), values)
+    elif isinstance(places, Scattered):
+        for own, part in _one_by_one(x, places, values):
+            own.copy_(part)
     else:
         view(x, places).copy_(split_view(values, places))
 
@@ -113,6 +131,10 @@ def accumulate(x: Tensor, places: Places, values: Tensor) -> None:
         runs = x.unflatten(-2, (-1, places.size))
         parts = values.to(x.dtype).flatten(-3, -2).unflatten(-2, (-1, places.size))
         runs.index_add_(x.ndim - 2, places.flat(x.device), parts)
+        return
+    if isinstance(places, Scattered):
+        for own, part in _one_by_one(x, places, values):
+            own.add_(part)
         return
     lead = x.ndim - 2
     grid, parts = _sum_shared(places, split_view(values, places), lead)

@@ -58,9 +58,14 @@ def _stays_bfloat16(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and multiplies_bfloat16()
 
 
-@remember(entries=256)
 def plan(pattern: Pattern, n_keys: int) -> Tiling:
     """The pattern's tiles, or for a short sequence one tile that holds it whole."""
+    # one tile would hold several documents
+    return pattern.tiles(n_keys) if pattern.keeps_apart else _plan(pattern, n_keys)
+
+
+@remember(entries=256)
+def _plan(pattern: Pattern, n_keys: int) -> Tiling:
     tiling = pattern.tiles(n_keys)
     num_queries = pattern.num_queries(n_keys)
     whole = num_queries * n_keys

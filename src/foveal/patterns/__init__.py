@@ -5,17 +5,19 @@ from foveal.patterns.base import Pattern
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.blocks import Blocks
 from foveal.patterns.combine import Intersection, Union
+from foveal.patterns.documents import Documents
 from foveal.patterns.fixed import Fixed
 from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.joined import Joined
 from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.packed import Packed
 from foveal.patterns.part import Part
 from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.shorten import Shorten
 from foveal.patterns.strided import Strided
 from foveal.patterns.text_image import TextImage
-from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup, Tiling
+from foveal.patterns.tiling import Grid, Lookup, Runs, Scattered, TileGroup, Tiling
 from foveal.patterns.window import SlidingWindow
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "TextImage",
     "Pyramid",
     "Shorten",
+    "Documents",
+    "Packed",
     "Union",
     "Intersection",
     "Part",
@@ -41,4 +45,5 @@ __all__ = [
     "Grid",
     "Lookup",
     "Runs",
+    "Scattered",
 ]

@@ -25,7 +25,7 @@ from foveal.patterns.offsets import Placed
 from foveal.patterns.sizes import check_int
 from foveal.patterns.stretch import keys_between
 from foveal.patterns.subclasses import drop_stale_forms
-from foveal.patterns.tiling import Tiling, consecutive, listed_groups
+from foveal.patterns.tiling import Tiling, consecutive, listed_groups, plan_bytes
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -171,6 +171,24 @@ class Pattern(Placed):
     always_reads = False
     """Whether every query reads at least one key at any length (class attribute)."""
 
+    shift_invariant = False
+    """Whether `allows` depends on `q_idx - k_idx` alone (class attribute)."""
+
+    keeps_apart = False
+    """Whether the row falls into documents that do not look at each other (class attribute)."""
+
+    def documents(self) -> Any:
+        """Where the documents stand, as foveal.patterns.packs takes them; if `keeps_apart`."""
+        raise NotImplementedError(f"{type(self).__name__} has no documents.")
+
+    def band(self) -> Band | None:
+        """(back, ahead): a query reads keys from `back` before it to `ahead` after it, no others.
+
+        A bound of None is none. Only where `shift_invariant`; None where most of the keys within
+        would be masked, so that tiles of consecutive keys are no good plan.
+        """
+        return None
+
     biased_by_table = False
     """Whether the only bias is a table of `bias_size` rows, which `bias_place` picks by another
     rule than an offset (class attribute)."""
@@ -242,7 +260,7 @@ class Pattern(Placed):
 
     def tiles(self, length: int) -> Tiling:
         """The tile plan for a self-attention of `length` tokens; built once and cached."""
-        return _cached_tiles(self, length)
+        return (_fresh_tiles if self.keeps_apart else _cached_tiles)(self, length)
 
     def _tiles(self, length: int) -> Tiling:
         return self._part(0, self.num_queries(length), length)
@@ -279,10 +297,10 @@ class Pattern(Placed):
             torch.zeros(shape, dtype=torch.bool, device=device),
         )
 
-    def _candidates(self, queries: Tensor, length: int, block: int = 16) -> Tensor:
-        """Sorted keys that the queries may read, found by blocks; a superset is fine."""
+    def _candidates(self, queries: Tensor, length: int, block: int = 16, first: int = 0) -> Tensor:
+        """Sorted keys of [first, length) that the queries may read, by blocks; a superset."""
         # `allows` has the last word, not `causal`, which a subclass may have forgotten
-        starts = torch.arange(0, length, block, device="cpu")
+        starts = torch.arange(first, length, block, device="cpu")
         ends = (starts + block - 1).clamp(max=length - 1)
         possible = self.overlap(queries.min(), queries.max(), starts, ends)[0]
         keys = starts[possible.expand(starts.shape)][:, None] + torch.arange(block, device="cpu")
@@ -398,10 +416,10 @@ def _combined(name: str, one: Pattern, other: Any) -> Any:
 
 
 Overlap = tuple[Tensor, Tensor]
+Band = tuple[int | None, int | None]
 
 
-@remember(entries=256)
-def _cached_tiles(pattern: Pattern, length: int) -> Tiling:
+def _build_tiles(pattern: Pattern, length: int) -> Tiling:
     pattern.check_length(length)
     if pattern.heads is not None:
         raise ValueError(
@@ -409,6 +427,11 @@ def _cached_tiles(pattern: Pattern, length: int) -> Tiling:
             "take the plan of one of pattern.per_head()."
         )
     return pattern._tiles(length)
+
+
+_cached_tiles = remember(entries=256)(_build_tiles)
+# documents differ in every batch: a plan serves the layers of one step, and is not met again
+_fresh_tiles = remember(entries=16, mebibytes=16, size=plan_bytes)(_build_tiles)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,18 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveal.patterns.base import HeadMask, Overlap, Pattern
+from foveal.patterns.base import Band, HeadMask, Overlap, Pattern
+from foveal.patterns.documents import Documents
+from foveal.patterns.full import Full
 from foveal.patterns.offsets import Codes, Coordinates
+from foveal.patterns.packs import pack_tiles, pairs_within
+from foveal.patterns.subclasses import is_a
+from foveal.patterns.tiling import Tiling
 
 
 @dataclass(frozen=True, init=False)
@@ -57,6 +63,10 @@ class _Combined(Pattern, abstract=True):
     def in_head(self, device: torch.device | str | None = None) -> HeadMask:
         rules = [part.in_head(device) for part in self.parts]
         return lambda head, q_idx, k_idx: self.fold([rule(head, q_idx, k_idx) for rule in rules])
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return all(part.shift_invariant for part in self.parts)
 
     def num_queries(self, n_keys: int) -> int:
         counts = {part.num_queries(n_keys) for part in self.parts}
@@ -182,6 +192,14 @@ class Union(_Combined):
     def always_reads(self) -> bool:  # type: ignore[override]
         return any(part.always_reads for part in self.parts)
 
+    def band(self) -> Band | None:
+        bands = [part.band() for part in self.parts]
+        known = [band for band in bands if band is not None]
+        if len(known) < len(bands):
+            return None
+        back, ahead = zip(*known, strict=True)
+        return _widest(back), _widest(ahead)
+
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         return functools.reduce(operator.or_, found)
 
@@ -213,6 +231,40 @@ class Intersection(_Combined):
     def causal(self) -> bool:
         return any(part.is_causal for part in self.parts)
 
+    @property
+    def keeps_apart(self) -> bool:  # type: ignore[override]
+        return any(part.keeps_apart for part in self.parts)
+
+    def documents(self) -> Any:
+        return next(part for part in self.parts if part.keeps_apart).documents()
+
+    def band(self) -> Band | None:
+        known = [band for part in self.parts if (band := part.band()) is not None]
+        if not known:
+            return None
+        back, ahead = zip(*known, strict=True)
+        return _narrowest(back), _narrowest(ahead)
+
+    def _within(self) -> Pattern:
+        """What must hold within the documents, positions as in the row."""
+        apart = next(part for part in self.parts if part.keeps_apart)
+        others = [part for part in self.parts if part is not apart]
+        if not is_a(apart, Documents):
+            return self
+        return Intersection(*others) if len(others) > 1 else (others or [Full()])[0]
+
+    def _tiles(self, length: int) -> Tiling:
+        if not self.keeps_apart:
+            return super()._tiles(length)
+        size = (self.num_queries(length), length)
+        return pack_tiles(self._within(), self.documents(), size, restarts=False)
+
+    def num_pairs(self, length: int) -> int:
+        within = self._within() if self.keeps_apart else self
+        if within is self or not within.shift_invariant:
+            return super().num_pairs(length)
+        return pairs_within(within, self.documents())
+
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         return functools.reduce(operator.and_, found)
 
@@ -231,13 +283,26 @@ class Intersection(_Combined):
 
     def keeps(self, position: int) -> Tensor:
         self._require_causal("keeps")
-        kept = [_positions(part.keeps(position)) for part in self.parts if part.is_causal]
-        return functools.reduce(lambda a, b: a[torch.isin(a, b)], kept)
+        kept = [part.keeps(position) for part in self.parts if part.is_causal]
+        kept += [part.past(position) for part in self.parts if is_a(part, Documents)]
+        found = [_positions(one) for one in kept]
+        return functools.reduce(lambda a, b: a[torch.isin(a, b)], found)
 
     def horizon(self) -> tuple[int, int] | None:
-        bounds = [part.horizon() for part in self.parts if part.is_causal]
+        if not self.is_causal:
+            return None
+        bounds = [part.horizon() for part in self.parts]  # of what is not causal None, or right
         known = [bound for bound in bounds if bound is not None]
         return min(known, key=sum) if known else None
+
+
+def _widest(bounds: Iterable[int | None]) -> int | None:
+    known = list(bounds)
+    return None if None in known else max(one for one in known if one is not None)
+
+
+def _narrowest(bounds: Iterable[int | None]) -> int | None:
+    return min((one for one in bounds if one is not None), default=None)
 
 
 def _positions(kept: range | Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.base import Band, Overlap, Pattern
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -27,6 +27,10 @@ class Full(Pattern):
         self._check_bools("causal")
 
     always_reads = True
+    shift_invariant = True
+
+    def band(self) -> Band:
+        return None, 0 if self.causal else None
 
     @property
     def period(self) -> int:

@@ -49,6 +49,7 @@ class Strided(Pattern):
     causal: bool = True
 
     always_reads = True
+    shift_invariant = True
 
     def __post_init__(self) -> None:
         self._check_ints(1, "stride")

@@ -27,6 +27,9 @@ CLOSED_FORMS = (
     "pools",
     "joined",
     "biased_by_table",
+    "shift_invariant",
+    "keeps_apart",
+    "band",
 )
 """What follows from the definition of a pattern, and may be given in a quicker way."""
 

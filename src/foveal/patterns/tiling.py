@@ -9,110 +9,34 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from foveal.patterns.grids import Grid, Lookup, Places, Runs, Scattered, offsets
+
+__all__ = [
+    "MAX_TILE",
+    "Axis",
+    "Grid",
+    "Lookup",
+    "Places",
+    "Run",
+    "Runs",
+    "Scattered",
+    "TileGroup",
+    "Tiling",
+    "axes_groups",
+    "consecutive",
+    "listed_groups",
+    "offsets",
+    "plan_bytes",
+]
+
 MAX_TILE = 64
 """Most queries in one tile: the shape at which scores, keys and values stay in cache."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Token positions on a regular grid: tile `t`, item `i` is `start + t . tile_strides + i . item_strides`.
-
-    tiles: (count, stride) of each tile dimension, in tokens; a stride of 0 means that all tiles
-        share their items.
-    items: (count, stride) of each item dimension; as many dimensions as `tiles`, each along the tile dimension of the same place.
-    """  # noqa: E501
-
-    start: int
-    tiles: tuple[tuple[int, int], ...]
-    items: tuple[tuple[int, int], ...]
-
-    @property
-    def num_tiles(self) -> int:
-        return math.prod(count for count, _ in self.tiles)
-
-    @property
-    def num_items(self) -> int:
-        return math.prod(count for count, _ in self.items)
-
-    def shift(self, offset: int) -> Grid:
-        return replace(self, start=self.start + offset)
-
-    def index(self) -> Tensor:
-        """Positions as a tensor: (num_tiles, num_items) int64."""
-        dims = [
-            torch.arange(count, device="cpu") * stride
-            for count, stride in (*self.tiles, *self.items)
-        ]
-        total = torch.tensor(self.start, device="cpu")
-        for axis, steps in enumerate(dims):
-            total = total + steps.reshape(-1, *[1] * (len(dims) - 1 - axis))
-        return total.reshape(self.num_tiles, self.num_items)
-
-
-@dataclass(frozen=True, eq=False)
-class Lookup:
-    """Token positions without a regular shape: positions (tiles, items) int64."""
-
-    positions: Tensor
-
-    @property
-    def num_tiles(self) -> int:
-        return self.positions.shape[0]
-
-    @property
-    def num_items(self) -> int:
-        return self.positions.shape[1]
-
-    def shift(self, offset: int) -> Lookup:
-        return Lookup(self.positions + offset)
-
-    def index(self) -> Tensor:
-        return self.positions
-
-    def flat(self, device: torch.device) -> Tensor:
-        """All positions in one row on a device: (tiles * items,)."""
-        return self.positions.reshape(-1).to(device)
-
-
-@dataclass(frozen=True, eq=False)
-class Runs:
-    """Runs of consecutive tokens: tile `t` holds the runs `units[t]`, each of `size` tokens.
-
-    units: (tiles, runs) int64; run `u` begins at token `u * size`.
-    """
-
-    units: Tensor
-    size: int
-
-    @property
-    def num_tiles(self) -> int:
-        return self.units.shape[0]
-
-    @property
-    def num_items(self) -> int:
-        return self.units.shape[1] * self.size
-
-    def shift(self, offset: int) -> Lookup:
-        return Lookup(self.index() + offset)
-
-    def index(self) -> Tensor:
-        return (
-            self.units[:, :, None] * self.size + torch.arange(self.size, device="cpu")
-        ).flatten(1)
-
-    def flat(self, device: torch.device) -> Tensor:
-        """All runs in one row on a device: (tiles * runs,)."""
-        return self.units.reshape(-1).to(device)
-
-
-Places = Grid | Lookup | Runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +46,13 @@ class TileGroup:
     queries: where the queries stand, (num_tiles, tile_q).
     keys: one or more places whose items lie side by side; together (num_tiles, tile_k).
     mask: (1 or num_tiles, tile_q, tile_k) bool, True = attend; None when every pair is allowed.
+    words: where they are known, the bits of the mask as the native kernel wants them.
     """
 
     queries: Places
     keys: tuple[Places, ...]
     mask: Tensor | None = None
+    words: Tensor | None = None
 
     @property
     def num_tiles(self) -> int:
@@ -205,6 +131,14 @@ class Tiling:
             for g in self.groups
         )
         return Tiling(num_queries, num_keys, groups)
+
+
+def plan_bytes(plan: Tiling) -> int:
+    """About what a plan takes in memory, objects of Python included; masks that are shared too."""
+    return sum(
+        4096 + (0 if one.mask is None else one.mask.numel()) + 8 * one.num_tiles
+        for one in plan.groups
+    )
 
 
 # ---------------------------------------------------------------------------------------------

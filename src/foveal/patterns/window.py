@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.base import Band, Overlap, Pattern
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -31,6 +31,10 @@ class SlidingWindow(Pattern):
         self._check_bools("causal")
 
     always_reads = True
+    shift_invariant = True
+
+    def band(self) -> Band:
+        return self.window - 1, 0 if self.causal else self.window - 1
 
     @property
     def period(self) -> int:

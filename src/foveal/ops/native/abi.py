@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
 
 import torch
@@ -11,9 +12,18 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.ops.bias import window_places
 from foveal.patterns import Halo, Pattern
+from foveal.patterns.identity import Same
 from foveal.patterns.offsets import Codes
 from foveal.patterns.tabled import Tabled, codes_of
-from foveal.patterns.tiling import Grid, Lookup, Runs, TileGroup, Tiling
+from foveal.patterns.tiling import (
+    Grid,
+    Lookup,
+    Runs,
+    Scattered,
+    TileGroup,
+    Tiling,
+    offsets,
+)
 
 WORD = 64
 """Queries in a word of a mask, and most in a tile of the kernel."""
@@ -167,7 +177,9 @@ class Plan:
     def _group(self, group: TileGroup, window: tuple[Tensor, Tensor] | None) -> Group:
         keys = (Places * len(group.keys))(*(self._places(part) for part in group.keys))
         self._held.append(keys)
-        mask = None if group.mask is None else mask_words(group.mask)
+        mask = group.words
+        if mask is None and group.mask is not None:
+            mask = mask_words(group.mask)
         rows, columns = (None, None) if window is None else window
         return Group(
             group.num_tiles,
@@ -182,22 +194,24 @@ class Plan:
             self._hold(columns),
         )
 
-    def _places(self, places: Grid | Lookup | Runs) -> Places:
+    def _places(self, places: Grid | Lookup | Runs | Scattered) -> Places:
         if isinstance(places, Runs):
             places = places.shift(0)
         if isinstance(places, Lookup):
             tiles = torch.zeros(places.num_tiles, dtype=torch.long, device="cpu")
             count = places.num_items
             return Places(self._hold(tiles), self._hold(places.positions), count, count)
-        first = Grid(places.start, places.tiles, tuple((1, 0) for _ in places.items))
-        one = Grid(0, tuple((1, 0) for _ in places.tiles), places.items)
-        tiles, items = first.index()[:, 0], one.index()[0]
+        if isinstance(places, Scattered):
+            items = offsets(places.items)
+            return Places(self._hold(places.starts), self._hold(items), 0, len(items))
+        tiles, items = places.starts(), offsets(places.items)
         return Places(self._hold(tiles), self._hold(items), 0, places.num_items)
 
     def _hold(self, x: Tensor | None) -> int | None:
         if x is None:
             return None
-        x = x.to("cpu", torch.int64).contiguous()
+        if x.dtype != torch.int64 or not x.is_contiguous():
+            x = x.to("cpu", torch.int64).contiguous()
         self._held.append(x)
         return x.data_ptr()
 
@@ -213,19 +227,27 @@ def _codes(pattern: Tabled, tiling: Tiling) -> Codes:
     return Codes(query - first, key.contiguous(), rows[first : last + 1].contiguous())
 
 
+@remember(entries=4096, mebibytes=32, key=Same)
 def mask_words(mask: Tensor) -> Tensor:
     """(tiles, tile_q, tile_k) bool -> a bit a query: (tiles, ceil(tile_q / 64), tile_k) int64."""
-    tiles, tile_q, tile_k = mask.shape
-    words = torch.zeros(tiles, -(-tile_q // WORD), tile_k, dtype=torch.long, device=mask.device)
-    for query in range(tile_q):
-        words[:, query // WORD] |= mask[:, query].to(torch.long) << (query % WORD)
-    return words
+    padded = torch.nn.functional.pad(mask, (0, 0, 0, -mask.shape[1] % WORD))
+    bits = padded.view(torch.uint8).unflatten(1, (-1, 8, 8))
+    octets = bits[:, :, :, 0].clone()
+    for place in range(1, 8):
+        octets += bits[:, :, :, place] << place
+    # the kernel reads them as words of the machine, the first query in the lowest bit
+    octets = octets if sys.byteorder == "little" else octets.flip(2)
+    return octets.mT.contiguous().view(torch.int64)[..., 0]
 
 
-@remember(entries=256)
 def plan(pattern: Pattern, n_keys: int, windowed: bool) -> Plan:
     """The pattern's plan for the kernel; with the places of a WindowBias if `windowed`."""
-    return Plan(pattern, n_keys, windowed)
+    return (_fresh if pattern.keeps_apart else _kept)(pattern, n_keys, windowed)
+
+
+_kept = remember(entries=256)(Plan)
+# as in Pattern.tiles; the masks lie there
+_fresh = remember(entries=16, mebibytes=16, size=lambda one: 4096 * len(one.groups))(Plan)
 
 
 def declare(library: ctypes.CDLL) -> None:
