@@ -378,7 +378,7 @@ def test_nothing_is_kept_for_ever():
 
     assert not spec._KEPT
     base._cached_tiles.cache_clear()
-    tiled.plan.cache_clear()
+    tiled._plan.cache_clear()
     gc.collect()
     assert not any(one() for one in seen)
 
