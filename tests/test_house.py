@@ -75,7 +75,7 @@ BY_TEXT = {
     "foveal.compat": "each package loads when it is first named",
     "foveal.bench.case": "modules of cases are named by who runs them",
     "foveal.data.text_files": "any one of several packages will do",
-    "foveal.patterns.base": "a notebook may draw a pattern, and drawing lies above",
+    "foveal.patterns.notebook": "a notebook may draw a pattern, and drawing lies above",
 }
 """Modules that import others by a text, which hides them from the contract, and why."""
 

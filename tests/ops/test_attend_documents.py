@@ -147,3 +147,19 @@ def test_compiled():
     for lengths in ((40, 60), (1, 99)):
         pattern = P.Documents(lengths) & P.SlidingWindow(9)
         assert_close(run(x, pattern), foveal.attend(x, x, x, pattern))
+
+
+@pytest.mark.parametrize("impl", [None, *IMPLS])
+@pytest.mark.parametrize("first", [0, 97, 120, 290])
+def test_some_queries(first, impl):
+    """Queries from an offset on get what they get among all, and read their documents only."""
+    q, k, v = tensors(torch.float32, grad=False)
+    for pattern in (
+        P.Documents(LENGTHS) & P.SlidingWindow(40),
+        P.Documents(LENGTHS) & P.Blocks(16, causal=True),
+        P.Packed(P.Strided(8), LENGTHS),
+    ):
+        whole = foveal.attend(q, k, v, pattern, impl="reference")[:, :, first : first + 15]
+        some = q[:, :, first : first + 15]
+        out = foveal.attend(some, k, v, pattern, q_offset=first, impl=impl)
+        assert_close(out, whole)

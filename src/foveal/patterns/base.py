@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from foveal.common.memo import remember
 from foveal.patterns import registry
 from foveal.patterns.blockmask import analytic_block_mask
 from foveal.patterns.identity import is_fixed, key_of
+from foveal.patterns.notebook import picture
 from foveal.patterns.offsets import Placed
 from foveal.patterns.sizes import check_int
 from foveal.patterns.stretch import keys_between
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 HeadMask = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(head, q_idx, k_idx), which broadcast -> may that head's query read the key?"""
-
-_MOST_SHOWN = 4096  # positions that a notebook draws by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +169,6 @@ class Pattern(Placed):
     always_reads = False
     """Whether every query reads at least one key at any length (class attribute)."""
 
-    shift_invariant = False
-    """Whether `allows` depends on `q_idx - k_idx` alone (class attribute)."""
-
     keeps_apart = False
     """Whether the row falls into documents that do not look at each other (class attribute)."""
 
@@ -184,7 +179,7 @@ class Pattern(Placed):
     def band(self) -> Band | None:
         """(back, ahead): a query reads keys from `back` before it to `ahead` after it, no others.
 
-        A bound of None is none. Only where `shift_invariant`; None where most of the keys within
+        A bound of None is none. Only where the period is 1; None where most of the keys within
         would be masked, so that tiles of consecutive keys are no good plan.
         """
         return None
@@ -381,15 +376,7 @@ class Pattern(Placed):
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the picture, or None where it is too large or cannot be drawn."""
-        try:
-            # drawing lies above patterns and needs matplotlib, so it is looked for when asked
-            drawing = importlib.import_module("foveal.draw.patterns")
-            if drawing.natural_length(self) > _MOST_SHOWN:
-                return None
-            picture: bytes = drawing.draw_pattern(self)
-            return picture
-        except (ModuleNotFoundError, NotImplementedError, ValueError):
-            return None
+        return picture(self)
 
     # -- algebra ----------------------------------------------------------------------------
 

@@ -64,10 +64,6 @@ class _Combined(Pattern, abstract=True):
         rules = [part.in_head(device) for part in self.parts]
         return lambda head, q_idx, k_idx: self.fold([rule(head, q_idx, k_idx) for rule in rules])
 
-    @property
-    def shift_invariant(self) -> bool:  # type: ignore[override]
-        return all(part.shift_invariant for part in self.parts)
-
     def num_queries(self, n_keys: int) -> int:
         counts = {part.num_queries(n_keys) for part in self.parts}
         if len(counts) > 1:
@@ -253,15 +249,18 @@ class Intersection(_Combined):
             return self
         return Intersection(*others) if len(others) > 1 else (others or [Full()])[0]
 
-    def _tiles(self, length: int) -> Tiling:
+    def _part(self, first: int, count: int, length: int) -> Tiling:
         if not self.keeps_apart:
-            return super()._tiles(length)
-        size = (self.num_queries(length), length)
-        return pack_tiles(self._within(), self.documents(), size, restarts=False)
+            return super()._part(first, count, length)
+        return pack_tiles(self._within(), self.documents(), (first, count), length, False)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        low, high = super()._span(first, count, length)
+        return low, length if self.keeps_apart else high  # of documents there is all or nothing
 
     def num_pairs(self, length: int) -> int:
         within = self._within() if self.keeps_apart else self
-        if within is self or not within.shift_invariant:
+        if within is self or within.period != 1:
             return super().num_pairs(length)
         return pairs_within(within, self.documents())
 

@@ -104,8 +104,11 @@ class Documents(Pattern):
         some = (q0 <= k1) & (k0 <= q1) & (q0 < none) & (k0 < none)
         return some, (q0 == q1) & (k0 == k1) & (q0 == k0) & (q0 < none)
 
-    def _tiles(self, length: int) -> Tiling:
-        return pack_tiles(Full(), self.documents(), (length, length), restarts=False)
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        return pack_tiles(Full(), self.documents(), (first, count), length, restarts=False)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        return super()._span(first, count, length)[0], length  # there is all of it or nothing
 
     def num_pairs(self, length: int) -> int:
         return pairs_within(Full(), self.documents())

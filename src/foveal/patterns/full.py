@@ -27,7 +27,6 @@ class Full(Pattern):
         self._check_bools("causal")
 
     always_reads = True
-    shift_invariant = True
 
     def band(self) -> Band:
         return None, 0 if self.causal else None

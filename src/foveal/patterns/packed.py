@@ -55,7 +55,7 @@ class Packed(Pattern):
         for length in set(self.lengths):
             self.pattern.check_length(length)
         for one in set(self.documents()):
-            if one.place < 0 and one.num_keys and not self.pattern.shift_invariant:
+            if one.place < 0 and one.num_keys and self.pattern.period != 1:
                 raise ValueError(
                     f"{self.pattern} has {one.num_queries + one.place} queries for the "
                     f"{one.num_keys} keys of a document, got {one.num_queries}."
@@ -142,9 +142,11 @@ class Packed(Pattern):
         near = (query[q_first] <= key[k_last]) & (key[k_first] <= query[q_last])
         return torch.where(together, some, near), together & every
 
-    def _tiles(self, length: int) -> Tiling:
-        size = (self.num_queries(length), length)
-        return pack_tiles(self.pattern, self.documents(), size, restarts=True)
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        return pack_tiles(self.pattern, self.documents(), (first, count), length, restarts=True)
+
+    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
+        return super()._span(first, count, length)[0], length  # there is all of it or nothing
 
     def num_pairs(self, length: int) -> int:
         if self.query_lengths is not None:

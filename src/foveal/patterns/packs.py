@@ -53,25 +53,47 @@ class Document(NamedTuple):
 
 
 def pack_tiles(
-    pattern: Pattern, documents: Sequence[Document], size: tuple[int, int], restarts: bool
+    pattern: Pattern,
+    documents: Sequence[Document],
+    queries: tuple[int, int],
+    num_keys: int,
+    restarts: bool,
 ) -> Tiling:
     """The plan of a row of documents.
 
     Args:
         pattern: who reads whom within a document.
         documents: in their order in the row.
-        size: queries and keys of the row.
+        queries: the first one, and how many; the plan numbers them from 0.
+        num_keys: of the row.
         restarts: whether the pattern counts from 0 in each document; else as in the row.
     """
-    documents = [one for one in documents if one.num_queries and one.num_keys]
-    band = pattern.band() if pattern.shift_invariant else None
+    first, count = queries
+    documents = [one for one in clipped(documents, first, count) if one.num_queries]
+    documents = [one for one in documents if one.num_keys]
+    band = pattern.band() if pattern.period == 1 else None
     if band is not None:
         groups = _banded(pattern, documents, band)
-    elif restarts or pattern.shift_invariant:
+    elif restarts or pattern.period == 1:
         groups = _by_length(pattern, documents)
     else:
         groups = [group for one in documents for group in _listed(pattern, one)]
-    return Tiling(*size, tuple(groups))
+    plan = Tiling(count, num_keys, tuple(groups))
+    return plan.shift(-first, 0, count, num_keys) if first else plan
+
+
+def clipped(
+    documents: Sequence[Document], first: int, count: int, skipped: int = 0
+) -> list[Document]:
+    """What is left of `count` queries from `first` on, and of the keys from `skipped` on."""
+    found = []
+    for query, key, num_queries, num_keys, place in documents:
+        start = min(max(query, first), query + num_queries)
+        stop = max(start, min(query + num_queries, first + count))
+        begin = min(max(key, skipped), key + num_keys)
+        left = key + num_keys - begin
+        found.append(Document(start, begin, stop - start, left, place + start - query))
+    return found
 
 
 def pairs_within(pattern: Pattern, documents: Sequence[Document]) -> int:
@@ -229,6 +251,8 @@ def _later_queries(
     pattern: Pattern, num_queries: int, num_keys: int, place: int
 ) -> list[TileGroup]:
     """The queries from `place` on, counted from 0."""
+    if place >= 0:
+        return list(pattern._part(place, num_queries, num_keys).groups)
     groups = _listed(pattern, Document(place, 0, num_queries, num_keys))
     return [TileGroup(one.queries.shift(-place), one.keys, one.mask) for one in groups]
 

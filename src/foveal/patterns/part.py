@@ -12,6 +12,7 @@ from torch import Tensor
 from foveal.patterns.base import HeadMask, Overlap, Pattern
 from foveal.patterns.joined import Joined
 from foveal.patterns.offsets import Codes, Index
+from foveal.patterns.packs import clipped
 from foveal.patterns.tiling import Tiling
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -81,6 +82,16 @@ class Part(Pattern):
         self.pattern.check_length(whole)
 
     # -- what else the whole has ------------------------------------------------------------
+
+    @property
+    def keeps_apart(self) -> bool:  # type: ignore[override]
+        return self.pattern.keeps_apart
+
+    def documents(self) -> Any:
+        return [
+            one._replace(query=one.query - self.first, key=one.key - self.skipped)
+            for one in clipped(self.pattern.documents(), self.first, self.count, self.skipped)
+        ]
 
     @property
     def biased_by_table(self) -> bool:  # type: ignore[override]

@@ -49,7 +49,10 @@ class Strided(Pattern):
     causal: bool = True
 
     always_reads = True
-    shift_invariant = True
+
+    @property
+    def period(self) -> int:
+        return 1
 
     def __post_init__(self) -> None:
         self._check_ints(1, "stride")

@@ -27,7 +27,6 @@ CLOSED_FORMS = (
     "pools",
     "joined",
     "biased_by_table",
-    "shift_invariant",
     "keeps_apart",
     "band",
 )

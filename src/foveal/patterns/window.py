@@ -31,7 +31,6 @@ class SlidingWindow(Pattern):
         self._check_bools("causal")
 
     always_reads = True
-    shift_invariant = True
 
     def band(self) -> Band:
         return self.window - 1, 0 if self.causal else self.window - 1
