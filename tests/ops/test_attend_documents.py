@@ -163,3 +163,15 @@ def test_some_queries(first, impl):
         some = q[:, :, first : first + 15]
         out = foveal.attend(some, k, v, pattern, q_offset=first, impl=impl)
         assert_close(out, whole)
+
+
+@pytest.mark.parametrize("impl", IMPLS[2:])
+def test_tables_of_packs(impl):
+    """A table of biases keeps documents apart too, NaN included."""
+    q, k, v = tensors(torch.float32, grad=False)
+    table = foveal.TableBias(torch.randn(81, 4))
+    pattern = P.Documents(LENGTHS) & P.SlidingWindow(40)
+    want = foveal.attend(q, k, v, pattern, bias=table, impl="reference")
+    k[:, :, :97] = math.nan
+    out = foveal.attend(q, k, v, pattern, bias=table, impl=impl)
+    assert_close(out[:, :, 97:], want[:, :, 97:])

@@ -43,6 +43,10 @@ class Tabled(Pattern, abstract=True):
         """The same rule for another pattern."""
         return type(self)(**{**self._contents(), "pattern": pattern})
 
+    @property
+    def keeps_apart(self) -> bool:  # type: ignore[override]
+        return self.pattern.keeps_apart
+
     def in_head(self, device: torch.device | str | None = None) -> HeadMask:
         return self.pattern.in_head(device)
 
