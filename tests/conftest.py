@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -41,9 +44,13 @@ def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was loaded and collected stays: the garbage collector need not walk it at each turn."""
+    """What was loaded and collected stays: the garbage collector need not walk it at each turn.
+
+    And its turns come seldom, for what compilers keep in a process is much to walk.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def pytest_unconfigure() -> None:
@@ -84,6 +91,70 @@ def emulated(
         patch.setattr(build, "why_not", lambda: None)
         yield
     print(f"\n{remote.calls} calls of the kernel for {wanted}, emulated")
+
+
+# -- what an import costs, asked of processes of their own ----------------------------------------
+
+FORKING = """
+import json, os, sys, tempfile, traceback, torch
+
+for line in sys.stdin:
+    code, environment = json.loads(line)
+    files = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            for stream, file in enumerate(files, 1):
+                os.dup2(file.fileno(), stream)
+            if environment is not None:
+                os.environ.clear()
+                os.environ.update(environment)
+            exec(code, {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    texts = [file.seek(0) or file.read() for file in files]
+    print(json.dumps([status, *texts]), flush=True)
+"""
+"""A process that has imported torch, and nothing else: each line is run in a fork of it."""
+
+
+@pytest.fixture(scope="session")
+def after_torch() -> Iterator[Callable[..., str]]:
+    """`after_torch(code, env)`: what it prints in a process that has just imported torch."""
+    if not hasattr(os, "fork"):
+        yield _fresh
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(code: str, env: Mapping[str, str] | None = None) -> str:
+            process.stdin.write(json.dumps([code, env and dict(env)]) + "\n")
+            process.stdin.flush()
+            status, out, err = json.loads(process.stdout.readline())
+            assert status == 0, err
+            return out
+
+        yield ask
+
+
+def _fresh(code: str, env: Mapping[str, str] | None = None) -> str:
+    command = [sys.executable, "-c", f"import torch\n{code}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # -- a recipe that trains in a second, for the tests of recipes and of the command ----------------

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import json
-import os
 import pkgutil
 import subprocess
 import sys
@@ -36,56 +35,6 @@ def modules() -> list[str]:
     return [module.name for module in walk if not module.name.endswith("__main__")]
 
 
-FORKING = """
-import json, os, sys, tempfile, traceback, torch
-
-for line in sys.stdin:
-    files = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            for stream, file in enumerate(files, 1):
-                os.dup2(file.fileno(), stream)
-            exec(json.loads(line), {"__name__": "__main__"})
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    texts = [file.seek(0) or file.read() for file in files]
-    print(json.dumps([code, *texts]), flush=True)
-"""
-"""A process that has imported torch, and nothing else: each line is run in a fork of it."""
-
-
-@pytest.fixture(scope="module")
-def after_torch():
-    """`after_torch(code)`: what it prints in a process that has just imported torch."""
-    if not hasattr(os, "fork"):
-        yield lambda code: run(f"import torch\n{code}")
-        return
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as process:
-
-        def ask(code: str) -> str:
-            process.stdin.write(json.dumps(code) + "\n")
-            process.stdin.flush()
-            status, out, err = json.loads(process.stdout.readline())
-            assert status == 0, err
-            return out
-
-        yield ask
-
-
 def run(code: str) -> str:
     """Output of a fresh process with the same interpreter and path."""
     done = subprocess.run(
@@ -93,16 +42,9 @@ def run(code: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def environment() -> dict[str, str]:
-    source = str(Path(foveal.__file__).parents[1])
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
 
 
 BLOCK = f"""

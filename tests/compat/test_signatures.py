@@ -2,8 +2,6 @@
 
 import importlib
 import inspect
-import subprocess
-import sys
 
 import pytest
 
@@ -99,7 +97,7 @@ def test_what_decorators_hide(peer):
         assert all(name in inspect.signature(ours).parameters for name in extra)
 
 
-def test_the_room_loads_when_it_is_named():
+def test_the_room_loads_when_it_is_named(after_torch):
     """`import foveal` loads nothing of it, and no package itself is ever imported."""
     code = """
 import sys, foveal
@@ -115,11 +113,10 @@ theirs = ("h_transformer_1d", "hourglass_transformer_pytorch", "halonet_pytorch"
           "dalle_pytorch", "einops", "rotary_embedding_torch")
 print([m for m in sys.modules if m.split(".")[0] in theirs])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:3] == ["[]", "[]", "[]"], done.stdout
+    assert after_torch(code).split("\n")[:3] == ["[]", "[]", "[]"]
 
 
-def test_packages_are_attributes_of_the_room():
+def test_packages_are_attributes_of_the_room(after_torch):
     """Without an import of its own, foveal.compat.<package> is there; another name is not."""
     code = """
 import foveal
@@ -128,5 +125,4 @@ print(foveal.compat.vit_pytorch.sep_vit.SepViT.__name__)
 print(set(foveal.compat._PACKAGES) <= set(dir(foveal.compat)))
 print(hasattr(foveal.compat, "halonet"), hasattr(foveal.layers, "load_upstream"))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["Attention", "SepViT", "True", "False", "False"]
+    assert after_torch(code).split() == ["Attention", "SepViT", "True", "False", "False"]

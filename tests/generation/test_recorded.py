@@ -25,6 +25,8 @@ PATTERNS = [
     P.TextImage(12, P.Axial((6, 6), "row", causal=True)),
 ]
 
+KINDS = ("full", "axial_row", "axial_col", "conv_like")
+
 
 def language(pattern, kv_heads=2):
     torch.manual_seed(0)
@@ -45,15 +47,13 @@ def drawing(**options):
     torch.manual_seed(0)
     model = DALLE(
         dim=24,
-        depth=4,
         heads=2,
         dim_head=12,
         num_text_tokens=20,
         text_seq_len=7,
         num_image_tokens=13,
         image_grid=(4, 5),
-        attn_types=("full", "axial_row", "axial_col", "conv_like"),
-        **options,
+        **{"depth": len(KINDS), "attn_types": KINDS, **options},
     )
     return model.double().eval()
 
@@ -119,7 +119,9 @@ def test_a_recorded_step_equals_an_ordinary_one(pattern, decoder):
     ids=str,
 )
 def test_pictures_are_drawn_by_recorded_steps(options, guidance, decoder):
-    model = drawing(**options)
+    # each kind of attention once, beside the options in the middle of an image alone
+    kinds = ("axial_row", "conv_like") if options else KINDS
+    model = drawing(depth=len(kinds), attn_types=kinds, **options)
     text = torch.randint(1, 20, (2, 7))
     pictures = Pictures(model, text, guidance)
     ours = decoder(pictures, model.max_seq_len)

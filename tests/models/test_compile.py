@@ -8,6 +8,13 @@ import torch
 import torch._inductor.config
 
 from foveal import patterns as P
+from foveal.layers import (
+    CausalHAttention1D,
+    HaloAttention,
+    HAttention1D,
+    HCrossAttention1D,
+    SeparableAttention,
+)
 from foveal.models import (
     CLIP,
     DALLE,
@@ -49,7 +56,6 @@ MATCHING = {
     "visual_heads": 2,
 }
 PICTURES = {"num_layers": 1, "num_tokens": 24, "codebook_dim": 12, "hidden_dim": 8}
-STAGES = {"num_classes": 10, "depths": (1, 1), "dims": (8, 16), "heads": (1, 2)}
 STAGE = {"num_classes": 10, "depths": (1,), "dims": (8,), "heads": (1,)}
 
 
@@ -76,7 +82,7 @@ MODELS = {
         [tokens(2, 21)],
     ),
     "hourglass": lambda: (
-        HourglassTransformerLM(**LM, depth=(0, (1, 1, 0), 1), shorten_factor=(2, 3)),
+        HourglassTransformerLM(**LM, depth=(0, (0, 1, 0), 0), shorten_factor=(2, 3)),
         [tokens(2, 21)],
     ),
     "hourglass, linear": lambda: (
@@ -105,13 +111,13 @@ MODELS = {
         ),
         [tokens(2, 30), tokens(2, 14) % 9],
     ),
-    "halonet": lambda: (HaloNet(**STAGES, strides=(4, 2)), [image(49, 70)]),
+    "halonet": lambda: (HaloNet(**STAGE, strides=(4,)), [image(49, 70)]),
     "sepvit": lambda: (
         SepVisionTransformer(**STAGE, strides=(4,), window_sizes=((7, 14),)),
         [image(49, 70)],
     ),
     "sepvit, compact": lambda: (
-        SepViT(num_classes=10, dim=8, depth=(1, 1), heads=(1, 2), dim_head=8),
+        SepViT(num_classes=10, dim=8, depth=(1,), heads=(1,), dim_head=8),
         [image(49, 70)],
     ),
     "dalle": lambda: (
@@ -149,28 +155,30 @@ def an_hourglass():
     return HourglassTransformerLM(**LM, depth=(0, 1, 0), **options).transformer
 
 
-def seq2seq():
-    sizes = {"enc_depth": 1, "dec_depth": 1, "enc_block_size": 4, "dec_block_size": 4}
-    return HTransformerSeq2Seq(**LM, **sizes)
-
-
-def separable():
-    return SepVisionTransformer(**STAGE, strides=(4,), window_sizes=((7,),)).stages[0].blocks[0]
-
-
 # what inductor is given: one layer of each kind, since it compiles each kernel for a second, with
 # the same sizes wherever they agree, since equal kernels are compiled once. What surrounds the
-# layers is torch's own, a whole DiscreteVAE is; the towers of CLIP are a stack, the encoder of a
-# classifier is seq2seq's, and the compact SepViT computes its attention by the same functions
+# layers is torch's own: norms, feed-forward and shortcuts are the stack's, and a whole VQVAE is;
+# the towers of CLIP are a stack, and the compact SepViT computes attention by the same functions
 SMALLEST = {
     "transformer": lambda: (a_stack(), [features(2, 21, 8)]),
     "hourglass, linear": lambda: (an_hourglass(), [features(2, 41, 8)]),  # a short group at last
-    "h-transformer seq2seq": lambda: (seq2seq(), [tokens(2, 21), tokens(2, 21)]),
-    "halonet": lambda: (
-        HaloNet(**STAGE, strides=(4,)).stages[0][0],
-        [features(2, 64, 13, 18)],
+    "h-transformer": lambda: (
+        HAttention1D(8, heads=2, dim_head=4, block_size=4, pos_emb=True),
+        [features(2, 21, 8)],
     ),
-    "sepvit": lambda: (separable(), [features(2, 13, 18, 8)]),
+    "h-transformer, causal": lambda: (
+        CausalHAttention1D(8, heads=2, dim_head=4, block_size=4, relative_bias=True),
+        [features(2, 21, 8)],
+    ),
+    "h-transformer, cross": lambda: (
+        HCrossAttention1D(8, heads=2, dim_head=4, block_size=4),
+        [features(2, 21, 8), features(2, 21, 8)],
+    ),
+    "halonet": lambda: (
+        HaloAttention(dim=8, block_size=8, halo_size=3, dim_head=8, heads=1),
+        [features(2, 8, 13, 18)],
+    ),
+    "sepvit": lambda: (SeparableAttention(8, 1, 7, grid=(2, 3)), [features(2, 13, 18, 8)]),
     "dalle": lambda: (
         DALLE(**DRAWING, depth=1, attn_types=("conv_like",)).transformer,
         [features(2, 18, 16)],

@@ -1,8 +1,5 @@
 """torch's FlopCounterMode counts attention: the pairs of a pattern, forward and backward."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -87,7 +84,7 @@ def test_every_operator_has_formulas():
 
 
 @pytest.mark.parametrize("first", ["import foveal", "from torch.utils import flop_counter"])
-def test_whatever_is_imported_first(first):
+def test_whatever_is_imported_first(first, after_torch):
     """Formulas are there whenever the counter is; importing foveal does not load it."""
     code = f"""
 import sys, torch
@@ -97,4 +94,4 @@ import foveal
 from torch.utils.flop_counter import flop_registry
 assert any("foveal" in str(packet) for packet in flop_registry)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    after_torch(code)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -126,11 +124,10 @@ def test_large_logits_and_nan():
     assert torch.isfinite(out[0, 0, :50]).all()
 
 
-def test_nothing_is_compiled_at_import(tmp_path):
+def test_nothing_is_compiled_at_import(tmp_path, after_torch):
     """Importing foveal neither builds nor loads the kernel."""
     code = "import foveal; from foveal.ops.native import build; assert not build._loaded"
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    after_torch(code, {**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
     assert not list(tmp_path.rglob("*.so"))
 
 

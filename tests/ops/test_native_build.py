@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 import foveal
 from foveal import patterns as P
 from foveal.common import processor
+from foveal.common.locks import FileLock
 from foveal.ops import known, native
 from foveal.ops.native import build
 
@@ -132,6 +132,24 @@ def test_a_damaged_library_is_built_again(built, cache, tmp_path, monkeypatch):
     assert (cache / whole.name).read_bytes() == whole.read_bytes()
 
 
+def test_who_waits_for_another_process_takes_what_it_built(built, cache, tmp_path, monkeypatch):
+    """Processes that start together compile once."""
+    (whole,) = built.iterdir()
+    compiler(tmp_path, monkeypatch, f"touch {tmp_path}/called; exit 1")
+    other = FileLock(cache.with_name(".building"))
+
+    def end():
+        shutil.copy(whole, tmp_path / "draft")
+        os.replace(tmp_path / "draft", cache / whole.name)
+        other.release()
+
+    timer = threading.Timer(0.3, end)
+    timer.start()
+    assert attends() == "native"
+    timer.join()
+    assert not (tmp_path / "called").exists()
+
+
 def test_a_library_that_cannot_be_loaded_is_built_again(built, cache, tmp_path, monkeypatch):
     """Whole, under its right name, but of another system."""
     (whole,) = built.iterdir()
@@ -228,7 +246,7 @@ def test_a_place_that_nothing_may_run_from(cache, tmp_path, monkeypatch):
     assert not (tmp_path / "called").exists()
 
 
-def test_without_a_home_it_imports_and_attends(tmp_path):
+def test_without_a_home_it_imports_and_attends(tmp_path, after_torch):
     """No HOME, no such user: a process of its own."""
     code = (
         "from pathlib import Path\n"
@@ -242,8 +260,7 @@ def test_without_a_home_it_imports_and_attends(tmp_path):
     kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
     env = {name: os.environ[name] for name in kept if name in os.environ}
     env |= {"TMPDIR": str(tmp_path), "CXX": "no-such-compiler"}
-    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert ran.stdout == "done\n", ran.stderr
+    assert after_torch(code, env) == "done\n"
 
 
 # -- classes of processors ----------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """A new task is one small class, a new data set another: a stranger's pair trains and scores."""
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -154,13 +153,12 @@ def test_each_task_says_what_it_is(task):
     assert kind is find_kind(task)
 
 
-def test_a_recipe_of_text_loads_no_other_task():
+def test_a_recipe_of_text_loads_no_other_task(after_torch):
     """Kinds are found by name, so that text does not wait for what trains pictures."""
     code = (
         "import sys; from foveal.recipes import load_recipe, run, score; "
         "load_recipe('bytes-transformer'); "
         "print(*[name for name in sys.modules if name.startswith('foveal.recipes.')])"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    tasks = {name.split(".")[2] for name in loaded.split()} & set(TASKS)
+    tasks = {name.split(".")[2] for name in after_torch(code).split()} & set(TASKS)
     assert tasks == {"bytes"}

@@ -24,6 +24,7 @@ import threading
 from pathlib import Path
 
 from foveal.common.cache import cache_folders, make_private
+from foveal.common.locks import locked
 from foveal.common.processor import processor_class, runnable_classes
 from foveal.ops.native.abi import declare
 
@@ -130,13 +131,17 @@ _loaded: dict[str, ctypes.CDLL] = {}
 def _find_or_build(wanted: str) -> ctypes.CDLL:
     if wanted in _failure:
         raise NativeError(_failure[wanted])
-    for folder in _folders():
-        for path in _kept(folder, wanted):
-            try:
-                return _open(path)
-            except OSError:  # another system's, or a place that nothing may run from
-                continue
-    return _build(wanted)
+    found = (_find(folder, wanted) for folder in _folders())
+    return next(filter(None, found), None) or _build(wanted)
+
+
+def _find(folder: Path, wanted: str) -> ctypes.CDLL | None:
+    for path in _kept(folder, wanted):
+        try:
+            return _open(path)
+        except OSError:  # another system's, or a place that nothing may run from
+            continue
+    return None
 
 
 def _folders() -> list[Path]:
@@ -203,7 +208,9 @@ def _build(wanted: str) -> ctypes.CDLL:
     for folder, threads in itertools.product(_folders(), THREADING):
         try:
             _check_may_run(folder)
-            return _open(_compile(folder, wanted, threads))
+            make_private(folder)
+            with locked(folder.with_name(".building"), COMPILE_SECONDS):  # once for all
+                return _find(folder, wanted) or _open(_compile(folder, wanted, threads))
         except (OSError, subprocess.SubprocessError) as error:
             reasons.append(_gist(error))
             if isinstance(error, subprocess.TimeoutExpired):
@@ -244,7 +251,6 @@ def _compile(folder: Path, wanted: str, threads: tuple[str, ...]) -> Path:
     compiler = _compiler()
     if compiler is None:
         raise OSError("no C++ compiler found")
-    make_private(folder)
     handle, name = tempfile.mkstemp(suffix=".draft", dir=folder)
     os.close(handle)
     draft = Path(name)
