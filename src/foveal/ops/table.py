@@ -90,8 +90,8 @@ class TableBias(NamedTuple):
     def settled(self, pattern: Pattern, heads: int) -> TableBias:
         """The same with a table (rows, heads or 1), whichever way it was given."""
         shape = tuple(self.table.shape)
-        first, last = (self._fits(s, pattern, heads) for s in (shape, _turned(shape)))
-        if first and not (last and shape[0] == 1):
+        turned = self._fits(_turned(shape), pattern, heads)
+        if self._fits(shape, pattern, heads) and not (turned and shape[0] == 1):
             return self
         return self._replace(table=self.table.flatten(1).T)
 

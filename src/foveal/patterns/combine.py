@@ -89,7 +89,8 @@ class _Combined(Pattern, abstract=True):
 
     @property
     def _on_grid(self) -> tuple[Pattern, ...]:
-        return tuple(part for part in self.parts if part.bias_size is not None and not part.pools)
+        parts = [one for one in self.parts if one.bias_size is not None and not one.pools]
+        return tuple(parts)  # lists, for the compiler follows
 
     @property
     def grid(self) -> tuple[int, ...] | None:
@@ -98,14 +99,14 @@ class _Combined(Pattern, abstract=True):
     @property
     def offset_reach(self) -> tuple[int, ...] | None:
         reaches = [part.offset_reach for part in self._on_grid]
-        if not reaches or None in reaches or len({part.grid for part in self._on_grid}) > 1:
+        if not reaches or None in reaches or any(part.grid != self.grid for part in self._on_grid):
             return None
-        return tuple(self._joint_reach(axis) for axis in zip(*reaches, strict=True))
+        return tuple([self._joint_reach(axis) for axis in zip(*reaches, strict=True)])
 
     @property
     def offset_step(self) -> tuple[int, ...]:
-        steps = zip(*(part.offset_step for part in self._on_grid), strict=True)
-        return tuple(self._joint_step(axis) for axis in steps)
+        steps = zip(*[part.offset_step for part in self._on_grid], strict=True)
+        return tuple([self._joint_step(axis) for axis in steps])
 
     def _joint_reach(self, reaches: Iterable[int]) -> int:
         return max(reaches)

@@ -91,7 +91,7 @@ class Halo(ImagePattern):
     @property
     def offset_reach(self) -> tuple[int, ...] | None:
         """Without a halo, blocks are the windows of Swin: (2 block - 1) offsets a side."""
-        return tuple(b + h - 1 for b, h in zip(self.block, self.halo, strict=True))
+        return tuple([b + h - 1 for b, h in zip(self.block, self.halo, strict=True)])
 
     def _axis_reach(self, i: Any, axis: int) -> tuple[Any, Any]:
         block, halo = self.block[axis], self.halo[axis]

@@ -114,7 +114,7 @@ class Neighborhood(ImagePattern):
         """A window that slides inside reaches kernel - 1 steps."""
         if self.border == "wrap":
             return super().offset_reach
-        return tuple((k - 1) * d for k, d in zip(self._kernel, self._dilation, strict=True))
+        return tuple([(k - 1) * d for k, d in zip(self._kernel, self._dilation, strict=True)])
 
     @property
     def offset_step(self) -> tuple[int, ...]:

@@ -33,7 +33,10 @@ Coordinates = tuple[Tensor, ...]
 
 def grid_size(reach: Sequence[int], step: Sequence[int]) -> int:
     """Offsets of -reach ... reach in steps, on all axes together."""
-    return math.prod(2 * (r // s) + 1 for r, s in zip(reach, step, strict=True))
+    total = 1
+    for axis, most in enumerate(reach):  # plainly, for the compiler follows
+        total = total * (2 * (most // step[axis]) + 1)
+    return total
 
 
 def grid_place(offsets: Sequence[Tensor], reach: Sequence[int], step: Sequence[int]) -> Tensor:
@@ -91,7 +94,7 @@ class Placed:
     def offset_reach(self) -> tuple[int, ...] | None:
         """Largest distance of a key from its query on each axis of the grid."""
         grid = self.grid
-        return None if grid is None else tuple(size - 1 for size in grid)
+        return None if grid is None else tuple([size - 1 for size in grid])
 
     @property
     def offset_step(self) -> tuple[int, ...]:
