@@ -33,6 +33,7 @@ class Explanation:
         flops: multiply-adds times two of both matrix products, forward, for all heads.
         score_bytes: bytes of attention scores alive at one time.
         alternatives: the other implementations and what each would mean.
+        logits: what shapes the logits beside a bias: a soft-cap, sinks.
     """
 
     impl: str
@@ -44,6 +45,7 @@ class Explanation:
     score_bytes: int
     alternatives: dict[str, str]
     num_queries: int = 0
+    logits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         dense = max(1, self.length * self.num_queries)
@@ -54,6 +56,8 @@ class Explanation:
             f"forward      {self.flops / 1e9:.3g} GFLOP",
             f"score memory {self.score_bytes / 2**20:.3g} MiB at a time",
         ]
+        if self.logits:
+            lines.append(f"logits       {', '.join(self.logits)}")
         lines += [f"{name:<12} {text}" for name, text in self.alternatives.items()]
         return "\n".join(lines)
 
@@ -165,6 +169,7 @@ def _explanation(work: Work, length: int) -> Explanation:
         _score_bytes(work, impl, visited),
         _alternatives(work, impl),
         work.q[2],
+        ("soft-capped",) * work.softcap + ("a sink a head",) * work.sinks,
     )
 
 
