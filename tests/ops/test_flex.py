@@ -13,7 +13,7 @@ from foveal.ops.tiled_op import tiled_attend
 from foveal.patterns.pyramid_tiles import _PyramidTiles
 from foveal.testing import assert_close, dense_attention
 
-IMAGE = (24, 20)
+IMAGE = (8, 60)  # wide, so that blocks in raster order are strips
 IMAGES = [
     P.Halo(IMAGE, 4, 2),
     P.Neighborhood(IMAGE, 5),

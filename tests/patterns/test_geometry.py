@@ -193,7 +193,7 @@ def test_plans_stay_small():
         lambda: P.Blocks(4, lookback=-1),
         lambda: P.Halo((8, 0)),
         lambda: P.Halo(8, 8, -1),
-        lambda: P.Neighborhood(8, 4),
+        lambda: P.Neighborhood(8, 4, causal="raster", border="wrap"),
         lambda: P.Neighborhood(8, 3, causal="past"),
         lambda: P.Neighborhood(8, 3, causal="raster", border="shift"),
         lambda: P.Axial(8, "diagonal"),

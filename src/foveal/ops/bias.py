@@ -61,6 +61,11 @@ class WindowBias(NamedTuple):
             raise ValueError(
                 f"a WindowBias needs a Halo pattern, got {pattern}; pass a tensor bias instead."
             )
+        if len(pattern.sides) != len(self):
+            raise ValueError(
+                f"a WindowBias needs a Halo over (height, width), got size={pattern.size}; pass a "
+                "tensor bias instead."
+            )
         for name, values, size in zip(self._fields, self, pattern.window, strict=True):
             expected = (*q.shape[:3], size)
             if not isinstance(values, Tensor) or not values.dtype.is_floating_point:

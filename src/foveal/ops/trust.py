@@ -29,7 +29,7 @@ def agrees(
     dims: tuple[int, int],
     dtype: torch.dtype,
     device: str,
-    window: tuple[int, int] | None = None,
+    window: tuple[int, ...] | None = None,
     reference: Attention = tiled_attend,
 ) -> bool:
     """Whether a small problem gives the results and gradients of `tiled`; warns where it does not.
@@ -71,7 +71,7 @@ def _same(
     dims: tuple[int, int],
     dtype: torch.dtype,
     device: str,
-    window: tuple[int, int] | None,
+    window: tuple[int, ...] | None,
 ) -> bool:
     queries, (head_dim, value_dim) = pattern.num_queries(n_keys), dims
     random = torch.Generator(device).manual_seed(0)

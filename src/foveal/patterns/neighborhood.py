@@ -1,18 +1,21 @@
-"""Two-dimensional neighbourhood attention: every pixel has a window of its own."""
+"""Neighbourhood attention: every pixel, or every block of pixels, has a window of its own."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from foveal.patterns.image import ImagePattern, Rows
-from foveal.patterns.sizes import pair
-from foveal.patterns.tiling import Axis, Tiling, listed_groups
+from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.image import Bounds, ImagePattern, tile_shape
+from foveal.patterns.sizes import FORMS, each, each_bool
+from foveal.patterns.tiling import MAX_TILE, WHOLE_BLOCK, Tiling, listed_groups
 
-Causal = Literal["raster", "corner"] | None
+Causal = Literal["raster", "corner"] | tuple[bool, ...] | None
 Border = Literal["clip", "shift", "wrap"]
 TILE = 8
 
@@ -21,83 +24,152 @@ TILE = 8
 class Neighborhood(ImagePattern):
     """Each pixel reads a kernel-sized window of pixels.
 
+    Over one to three axes, as in NATTEN: Hassani et al., "Neighborhood Attention Transformer"
+    (2023), and "Generalized Neighborhood Attention" (2025) for the stride.
+
     Args:
-        size: (height, width) of the image, or an int.
-        kernel_size: (height, width) of the window, or an int; odd where the window is centred.
-        dilation: distance between neighbouring keys, (vertical, horizontal) or an int.
+        size: (length,), (height, width) or (frames, height, width), or an int for a square image.
+        kernel_size: sides of the window, an int or one for each axis. An even one reaches one
+            pixel farther back than ahead.
+        dilation: distance between neighbouring keys, an int or one for each axis.
         causal: None: centred window. "raster": centred window cut to pixels that come no later
             in raster order. "corner": the window whose last pixel is the query (DALLE-pytorch's
-            conv_like).
+            conv_like). Or for each axis whether the window ends at the query there:
+            (True, False, False) is causal in time only.
         border: "clip": keys outside the image do not exist. "shift": the window slides inside,
-            so that every pixel has as many keys (NATTEN); not causal. "wrap": a row continues in
-            the row before and after, as in DALL-E's convolutional pattern (Ramesh et al. 2021,
-            appendix B.1); only with causal="raster".
+            so that every pixel has as many keys (NATTEN), but for the axes that are causal.
+            "wrap": a row continues in the row before and after, as in DALL-E's convolutional
+            pattern (Ramesh et al. 2021, appendix B.1); only of images with causal="raster".
+        stride: blocks of so many queries share the window of the one in their middle (or on
+            causal axes of the last), an int or one for each axis. With the kernel's own sides,
+            these are windows that do not overlap, as in Swin.
+        shift: where the first border between such blocks lies, an int or one for each axis.
 
     Raises:
-        ValueError: a size is not positive, a centred kernel is even, or options do not combine.
+        ValueError: a size is not positive, a stride is larger than its kernel, or options do not
+            combine.
     """
 
-    kernel_size: int | tuple[int, int] = 5
-    dilation: int | tuple[int, int] = 1
+    kernel_size: int | tuple[int, ...] = 5
+    dilation: int | tuple[int, ...] = 1
     causal: Causal = None
     border: Border = "clip"
+    stride: int | tuple[int, ...] = 1
+    shift: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "kernel_size", pair(self.kernel_size, "kernel_size"))
-        object.__setattr__(self, "dilation", pair(self.dilation, "dilation"))
-        if self.causal not in (None, "raster", "corner"):
-            raise ValueError(f"causal must be None, 'raster' or 'corner', got {self.causal!r}.")
+        count = len(self.sides)
+        for name, least in (("kernel_size", 1), ("dilation", 1), ("stride", 1), ("shift", 0)):
+            object.__setattr__(self, name, each(getattr(self, name), name, count, least))
+        self._check_words()
+        for stride, kernel, first in zip(self._stride, self._kernel, self._shift, strict=True):
+            if stride > kernel:
+                raise ValueError(
+                    f"stride must be at most the kernel, got stride={self.stride} and "
+                    f"kernel_size={self.kernel_size}."
+                )
+            if first >= stride:
+                raise ValueError(
+                    f"shift must be less than stride, got shift={self.shift} and "
+                    f"stride={self.stride}."
+                )
+
+    def _check_words(self) -> None:
+        if isinstance(self.causal, tuple | list):
+            flags = each_bool(self.causal, "causal", len(self.sides))
+            object.__setattr__(self, "causal", flags or None)
+        elif self.causal not in (None, "raster", "corner"):
+            raise ValueError(
+                "causal must be None, 'raster', 'corner' or a bool for each of "
+                f"{FORMS[len(self.sides) - 1]}, got {self.causal!r}."
+            )
         if self.border not in ("clip", "shift", "wrap"):
             raise ValueError(f"border must be 'clip', 'shift' or 'wrap', got {self.border!r}.")
-        if self.causal != "corner" and any(k % 2 == 0 for k in self._kernel):
-            raise ValueError(
-                f"kernel_size must be odd for a centred window, got {self.kernel_size}; use "
-                f"{tuple(k + 1 - k % 2 for k in self._kernel)}, or causal='corner'."
-            )
-        if self.border == "shift" and self.causal:
+        if self.border == "shift" and self.causal in ("raster", "corner"):
             raise ValueError(
                 f"border='shift' would move the window past the query, got causal={self.causal!r};"
-                " use border='clip'."
+                " use border='clip', or a bool for each axis."
             )
         if self.border == "wrap" and self.causal != "raster":
             raise ValueError(
                 f"border='wrap' needs causal='raster', got causal={self.causal!r}; use 'clip'."
             )
+        if self.border == "wrap" and (
+            len(self.sides) != 2
+            or set(self._stride) != {1}
+            or not all(k % 2 for k in self._kernel)
+        ):
+            raise ValueError(
+                "border='wrap' needs (height, width), odd kernels and a stride of 1, got "
+                f"size={self.size}, kernel_size={self.kernel_size}, stride={self.stride}; use "
+                "'clip'."
+            )
 
     @property
-    def _kernel(self) -> tuple[int, int]:
+    def _kernel(self) -> tuple[int, ...]:
         return self.kernel_size  # type: ignore[return-value]
 
     @property
-    def _dilation(self) -> tuple[int, int]:
+    def _dilation(self) -> tuple[int, ...]:
         return self.dilation  # type: ignore[return-value]
 
-    # -- definition -------------------------------------------------------------------------
+    @property
+    def _stride(self) -> tuple[int, ...]:
+        return self.stride  # type: ignore[return-value]
+
+    @property
+    def _shift(self) -> tuple[int, ...]:
+        return self.shift  # type: ignore[return-value]
+
+    # -- the rule of an axis ------------------------------------------------------------------
+
+    @property
+    def _in_order(self) -> bool:
+        return self.causal == "raster"
+
+    def _ends(self, axis: int) -> bool:
+        """Whether the window ends at the query on this axis."""
+        return self.causal[axis] if isinstance(self.causal, tuple) else self.causal == "corner"
+
+    def _cut(self, axis: int) -> bool:
+        return self._ends(axis) or (axis == 0 and self._in_order)
+
+    def _uncut(self, at: Any, axis: int) -> Bounds:
+        kernel, step, stride = self._kernel[axis], self._dilation[axis], self._stride[axis]
+        place, rest = (at, 0) if step == 1 else (at // step, at % step)
+        leader = place
+        if stride > 1:  # the query whose window the block shares
+            first, ends = self._shift[axis], self._ends(axis)
+            leader = (place - first) // stride * stride + first
+            leader = leader + (stride - 1 if ends else stride // 2)
+        start = leader - (kernel - 1 if self._ends(axis) else kernel // 2)
+        if self.border == "shift":  # inside the image, or ending there
+            # as many coordinates are in the query's residue class
+            count = (self.sides[axis] - rest + step - 1) // step
+            start = _at_most(start, count - kernel)
+            start = start if self._ends(axis) else _at_least_0(start)
+        low = start * step + rest
+        return low, low + (kernel - 1) * step + 1
+
+    def _step(self, axis: int) -> int:
+        return self._dilation[axis]
+
+    def _ahead(self, axis: int) -> bool:
+        return self._kernel[axis] > 1
+
+    def _back(self, axis: int) -> int:
+        kernel, stride = self._kernel[axis], self._stride[axis]
+        if self._ends(axis) or self.border == "shift":
+            return (kernel - 1) * self._dilation[axis]
+        return (kernel // 2 + stride - 1 - stride // 2) * self._dilation[axis]
+
+    # -- definition ---------------------------------------------------------------------------
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         if self.border == "wrap":
             return self._allows_wrapped(q_idx - k_idx)
-        inside = None
-        axes = zip(self.coordinates(q_idx), self.coordinates(k_idx), strict=True)
-        for axis, (q, k) in enumerate(axes):
-            here = self._axis_allows(q, k, axis)
-            inside = here if inside is None else inside & here
-        assert inside is not None
-        return inside & (k_idx <= q_idx) if self.causal == "raster" else inside
-
-    def _axis_allows(self, q: Tensor, k: Tensor, axis: int) -> Tensor:
-        kernel, step = self._kernel[axis], self._dilation[axis]
-        distance = q - k
-        aligned = distance % step == 0
-        if self.causal == "corner":
-            return aligned & (distance >= 0) & (distance < kernel * step)
-        if self.border == "clip":
-            return aligned & (distance.abs() <= kernel // 2 * step)
-        length = self.size[axis]  # type: ignore[index]
-        in_class = (length - q % step + step - 1) // step
-        start = (q // step - kernel // 2).minimum(in_class - kernel).clamp(min=0)
-        return aligned & (k // step >= start) & (k // step < start + kernel)
+        return super().allows(q_idx, k_idx)
 
     def _allows_wrapped(self, distance: Tensor) -> Tensor:
         (up, side), (dy, dx) = (k // 2 for k in self._kernel), self._dilation
@@ -109,45 +181,63 @@ class Neighborhood(ImagePattern):
             allowed |= (rest.abs() <= side * dx) & (rest % dx == 0)
         return allowed & (distance >= 0)
 
+    def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
+        if self.border != "wrap":
+            return super().overlap(q_first, q_last, k_first, k_last)
+        bounds = self.horizon()
+        assert bounds is not None
+        some = (k_first <= q_last) & (q_first - k_last < bounds[1])
+        return some, torch.zeros_like(some)
+
     @property
     def offset_reach(self) -> tuple[int, ...] | None:
         """A window that slides inside reaches kernel - 1 steps."""
-        if self.border == "wrap":
-            return super().offset_reach
+        if self.border == "wrap":  # and one that comes from the row before, all of it
+            return tuple([side - 1 for side in self.sides])
         return tuple([(k - 1) * d for k, d in zip(self._kernel, self._dilation, strict=True)])
 
     @property
     def offset_step(self) -> tuple[int, ...]:
-        return super().offset_step if self.border == "wrap" else self._dilation
+        return (1, 1) if self.border == "wrap" else self._dilation
 
-    # -- plan -------------------------------------------------------------------------------
+    # -- plan ---------------------------------------------------------------------------------
 
-    def _axis_reach(self, i: int, axis: int, length: int) -> tuple[int, int]:
-        kernel, step = self._kernel[axis], self._dilation[axis]
-        if self.causal == "corner":
-            return i - (kernel - 1) * step, i + 1
-        if self.border == "shift":
-            in_class = -(-(length - i % step) // step)
-            start = max(0, min(i // step - kernel // 2, in_class - kernel)) * step + i % step
-            return start, start + (kernel - 1) * step + 1
-        after = 0 if self.causal == "raster" and axis == 0 else kernel // 2 * step
-        return i - kernel // 2 * step, i + after + 1
+    @property
+    def _tile(self) -> tuple[int, ...]:
+        count = len(self.sides)
+        base = {1: (MAX_TILE,), 2: (TILE, TILE)}.get(count) or self._cube()
+        # whole blocks of queries that share a window: as many as a tile holds, or one
+        shared = [s * max(1, side // s) for s, side in zip(self._stride, base, strict=True)]
+        alone = self.causal is None and shared == list(self._stride)
+        return tile_shape(shared, WHOLE_BLOCK if alone else MAX_TILE)
 
-    def _axes(self, rows: int) -> list[Axis]:
-        return [
-            Axis(
-                length,
-                TILE,
-                lambda i, a=a: self._axis_reach(i, a, self.size[a]),  # type: ignore[misc, index]
-                self._dilation[a],
-            )
-            for a, length in enumerate((rows, self.width))
-        ]
+    def _cube(self) -> tuple[int, ...]:
+        """The tile of voxels that reads the fewest keys."""
+        lengths = [-(-n // s) for n, s in zip(self.sides, self._dilation, strict=True)]
+        best: tuple[int, ...] = (1, 1, 1)
+        least = math.inf
+        for exponents in itertools.product(range(MAX_TILE.bit_length()), repeat=3):
+            tile = tuple([1 << e for e in exponents])
+            if math.prod(tile) != MAX_TILE:
+                continue
+            keys = math.prod([t + k - 1 for t, k in zip(tile, self._kernel, strict=True)])
+            # queries that a short axis has not are read for nothing
+            used = math.prod([min(t, n) for t, n in zip(tile, lengths, strict=True)])
+            if keys / used < least:
+                best, least = tile, keys / used
+        return best
 
-    def _row_reach(self, rows: Tensor) -> Rows:
-        span = (self._kernel[0] - 1) * self._dilation[0]
-        extra = 1 + self._kernel[1] * self._dilation[1] // self.width
-        return rows - span - extra, rows + span + extra
+    def _breaks(self, axis: int) -> tuple[int | None, int]:
+        stride, step = self._stride[axis], self._dilation[axis]
+        if stride == 1:
+            return None, 0
+        whole = stride * max(1, self._tile[axis] // stride)
+        return whole * step, self._shift[axis] * step
+
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        if self.border == "wrap":
+            return Pattern._part(self, first, count, length)
+        return super()._part(first, count, length)
 
     def _tiles(self, length: int) -> Tiling:
         if self.border != "wrap":
@@ -176,54 +266,31 @@ class Neighborhood(ImagePattern):
         offsets = (rows + torch.arange(-side, side + 1, device="cpu") * dx).reshape(-1).unique()
         return offsets[offsets >= 0]
 
-    # -- decoding and counting --------------------------------------------------------------
+    # -- decoding and counting ----------------------------------------------------------------
 
     def reads(self, position: int) -> Tensor:
-        self._require_causal("reads")
-        if self.border == "wrap":
-            keys = (position - self._wrapped_offsets()).flip(0)
-            return keys[keys >= 0]
-        y, x = divmod(position, self.width)
-        grids = []
-        for axis, (i, length) in enumerate(zip((y, x), (y + 1, self.width), strict=True)):
-            low, high = self._axis_reach(i, axis, length)
-            step = self._dilation[axis]
-            low += -(low // step) * step if low < 0 else 0
-            grids.append(torch.arange(low, min(high, length), step, device="cpu"))
-        keys = (grids[0][:, None] * self.width + grids[1]).reshape(-1)
-        return keys[keys <= position]
+        if self.border != "wrap":
+            return super().reads(position)
+        keys = (position - self._wrapped_offsets()).flip(0)
+        return keys[keys >= 0]
 
     def horizon(self) -> tuple[int, int] | None:
-        if not self.causal:
-            return None
-        (kh, kw), (dy, dx) = self._kernel, self._dilation
-        if self.causal == "raster":
-            kh, kw = kh // 2 + 1, kw // 2 + 1
-        rows, columns = (kh - 1) * dy, (kw - 1) * dx
-        if self.border == "clip":
-            rows, columns = min(rows, self.height - 1), min(columns, self.width - 1)
-        return 0, rows * self.width + columns + 1
+        if self.border != "wrap":
+            return super().horizon()
+        return 0, self._back(0) * self.width + self._back(1) + 1
 
     def num_pairs(self, length: int) -> int:
-        if self.border == "wrap":
-            return int((length - self._wrapped_offsets()).clamp(min=0).sum())
-
-        if length != self.height * self.width:
+        if self.border != "wrap":
             return super().num_pairs(length)
-        centred = self._pairs_along(0) * self._pairs_along(1)
-        # the centred window is symmetric: its raster half holds each pair once, and the pixel
-        return (centred + length) // 2 if self.causal == "raster" else centred
+        return int((length - self._wrapped_offsets()).clamp(min=0).sum())
 
-    def _pairs_along(self, axis: int) -> int:
-        """Allowed pairs of coordinates on one axis, before the cut to the past."""
-        length, step = self.size[axis], self._dilation[axis]  # type: ignore[index]
-        pairs = 0
-        for i in range(length):
-            low, high = self._axis_reach(i, axis, length)
-            if self.causal == "raster":  # counted as if centred
-                low, high = (
-                    i - self._kernel[axis] // 2 * step,
-                    i + self._kernel[axis] // 2 * step + 1,
-                )
-            pairs += sum(0 <= j < length for j in range(low, high, step))
-        return pairs
+
+def _at_most(x: Any, most: Any) -> Any:
+    """The smaller of ints or tensors."""
+    if isinstance(x, Tensor):
+        return x.clamp(max=most)
+    return min(x, most)
+
+
+def _at_least_0(x: Any) -> Any:
+    return x.clamp(min=0) if isinstance(x, Tensor) else max(x, 0)

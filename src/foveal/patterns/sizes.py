@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from foveal.common.checks import as_int
+from foveal.common.checks import as_bool, as_int
 
 INTS = (int, torch.SymInt)  # sizes are symbols while a model is exported
 
 MOST = 2**31 - 1
 """Largest size in a pattern: products of two of them are still positions."""
+
+FORMS = ("(length,)", "(height, width)", "(frames, height, width)")
+"""What the numbers of a size are called, for one to three axes."""
 
 
 def check_int(name: str, value: Any, least: int) -> int:
@@ -33,16 +36,52 @@ def check_positive(**values: Any) -> None:
 
 def pair(value: Any, name: str, least: int = 1) -> tuple[int, int]:
     """An int or (height, width) as (height, width), checked to be at least `least` each."""
-    many = isinstance(value, tuple | list)
-    both = tuple(value) if many else (value, value)
-    try:
-        height, width = (check_int(name, one, least) for one in both)
-    except ValueError:
-        raise ValueError(
-            f"{name} must be an int or a (height, width) pair of at least {least}, "
-            f"got {name}={value!r}."
-        ) from None
+    height, width = each(value, name, 2, least)
     return height, width
+
+
+def each(value: Any, name: str, count: int, least: int = 1) -> tuple[int, ...]:
+    """An int, or one for each of `count` axes, as a tuple; checked to be at least `least` each."""
+    many = isinstance(value, tuple | list)
+    try:
+        found = tuple([check_int(name, one, least) for one in value]) if many else None
+        found = found or (check_int(name, value, least),) * count
+    except ValueError:
+        found = ()
+    if len(found) != count:
+        raise ValueError(
+            f"{name} must be an int or {FORMS[count - 1]} of at least {least}, got "
+            f"{name}={value!r}."
+        )
+    return found
+
+
+def sides(value: Any, name: str = "size") -> tuple[int, ...]:
+    """The lengths of one to three axes; an int is the side of a square."""
+    count = len(value) if isinstance(value, tuple | list) else 2
+    if not 1 <= count <= len(FORMS):
+        raise ValueError(
+            f"{name} must be an int (of a square), {', '.join(FORMS[:2])} or {FORMS[2]}, "
+            f"got {name}={value!r}."
+        )
+    return each(value, name, count)
+
+
+def each_bool(value: Any, name: str, count: int) -> bool | tuple[bool, ...]:
+    """A bool as it is, or one for each of `count` axes as a tuple; False where none is True.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, tuple | list):
+        return as_bool(name, value)
+    if len(value) != count:
+        raise ValueError(
+            f"{name} must be True, False or a bool for each of {FORMS[count - 1]}, got "
+            f"{name}={value!r}."
+        )
+    found = tuple([as_bool(name, one) for one in value])
+    return found if True in found else False
 
 
 def as_lengths(name: str, values: Any) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ CLOSED_FORMS = (
 
 _HARMLESS = (
     *CLOSED_FORMS,
-    *("_axes", "_row_reach", "_check_pairs", "check_length", "from_fields", "opaque"),
+    *("_axes", "_tile", "_breaks", "_check_pairs", "check_length", "from_fields", "opaque"),
     *("offset_reach", "offset_step", "offset_codes", "bias_size", "bias_place"),
 )
 """What a subclass may override without becoming another pattern."""

@@ -38,6 +38,9 @@ __all__ = [
 MAX_TILE = 64
 """Most queries in one tile: the shape at which scores, keys and values stay in cache."""
 
+WHOLE_BLOCK = 256
+"""Most queries in a tile whose queries share their keys, so that it needs no mask."""
+
 
 @dataclass(frozen=True, eq=False)
 class TileGroup:
@@ -172,7 +175,7 @@ class Axis:
     tile: queries in a tile.
     reach: coordinate -> (first, last + 1) of the keys it may read; clipped to the axis.
     spacing: step between neighbouring keys (dilation); tiles then hold one residue class.
-    tile_breaks: tiles never straddle a multiple of this.
+    tile_breaks: tiles never straddle a multiple of this, counted from `first_break`.
     anchored: False where the mask depends on the ranges only, not on the query's place.
     scale: key coordinates from one query to the next (strided queries).
     part: (first, last + 1) of the queries that are wanted; all when None.
@@ -186,6 +189,7 @@ class Axis:
     anchored: bool = True
     scale: int = 1
     part: tuple[int, int] | None = None
+    first_break: int = 0
 
     @property
     def num_queries(self) -> int:
@@ -206,8 +210,8 @@ class Axis:
     def _tiles(self, residue: int) -> Iterable[tuple[int, int]]:
         """(first coordinate, number of queries) of each tile in one residue class."""
         start, limit = self.part or (0, self.num_queries)
-        cuts = self.tile_breaks or max(1, limit)
-        for begin in range(start // cuts * cuts, limit, cuts):
+        cuts, offset = self.tile_breaks or max(1, limit), self.first_break
+        for begin in range((start - offset) // cuts * cuts + offset, limit, cuts):
             last = min(begin + cuts, limit)
             step = self.tile * self.spacing
             for first in range(max(begin, start) + residue, last, step):

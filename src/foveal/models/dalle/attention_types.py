@@ -7,7 +7,7 @@ import math
 import torch
 
 from foveal.patterns import Axial, BlockSparse, Full, Neighborhood, Pattern, TextImage
-from foveal.patterns.image import ImagePattern
+from foveal.patterns.image import GridPattern
 
 AttnType = str | Pattern
 
@@ -60,7 +60,7 @@ def pattern_of(
     Raises:
         ValueError: an unknown kind.
     """
-    if isinstance(kind, ImagePattern):
+    if isinstance(kind, GridPattern) and kind.grid is not None:
         return TextImage(text_length, kind, causal_text=causal)
     if isinstance(kind, Pattern):
         return kind

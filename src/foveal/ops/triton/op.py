@@ -39,6 +39,8 @@ def why_not(
     """The reason why the kernels cannot do a call, or None; `bias` as in `Work`."""
     if not is_a(pattern, Halo):
         return f"its kernels are for Halo patterns, not for {type(pattern).__name__}"
+    if len(pattern.sides) != 2 or pattern.causal:
+        return f"its kernels are for images (height, width) without causality, not for {pattern}"
     if head_dim > MAX_HEAD_DIM:
         return f"its heads have at most {MAX_HEAD_DIM} features, not {head_dim}"
     if pattern.window[1] > (widest := widest_window(head_dim, dtype)):

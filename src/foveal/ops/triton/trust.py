@@ -13,8 +13,8 @@ from foveal.patterns import Halo
 @ask_once
 @remember(entries=256)
 def trusted(
-    block: tuple[int, int],
-    halo: tuple[int, int],
+    block: tuple[int, ...],
+    halo: tuple[int, ...],
     stride: int,
     head_dim: int,
     value_dim: int,
