@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         explain_selected,
         merge,
     )
+    from foveal.ops.mods import flex_attention
 
 __all__ = [
     # modules
@@ -79,6 +80,7 @@ __all__ = [
     "explain_selected",
     "Explanation",
     "merge",
+    "flex_attention",
     "WindowBias",
     "TableBias",
     "PyramidBias",
@@ -134,11 +136,12 @@ _ROOMS = (
 _LAYERS, _PACKAGES = "foveal.compat.dalle_pytorch.attention", "foveal.compat.packages"
 provide(
     {
-        # names of rooms below
+        # names of rooms below, and of what few calls need
         "Attention": f"{_LAYERS}:Attention",
         "SparseAttention": f"{_LAYERS}:SparseAttention",
         "SparseConvCausalAttention": f"{_LAYERS}:SparseConvCausalAttention",
         "SparseAxialCausalAttention": f"{_LAYERS}:SparseAxialCausalAttention",
+        "flex_attention": "foveal.ops.mods:flex_attention",
         "SepViT": "foveal.compat.vit_pytorch.network:SepViT",
         "SepViTConfig": "foveal.compat.vit_pytorch.network:SepViTConfig",
         **{
