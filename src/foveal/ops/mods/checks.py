@@ -19,7 +19,7 @@ ENDLESS = 1 << 30
 
 
 def check_tensors(query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
-    """Raise TypeError or ValueError naming the first of the tensors that does not fit."""
+    """Raise TypeError or ValueError naming the first tensor, as in `attend`, that does not fit."""
     named = {"query": query, "key": key, "value": value}
     for name, x in named.items():
         if not isinstance(x, Tensor):
@@ -81,7 +81,7 @@ def check_mod(name: str, mod: Any, arguments: tuple[str, ...]) -> None:
 
 
 def check_block_mask(block_mask: Any, query: Tensor, key: Tensor) -> BlockMask | None:
-    """The BlockMask, or None for one that stands for none.
+    """The BlockMask, or None for one that stands for none; query and key as in `attend`.
 
     Raises:
         TypeError: it is something else.

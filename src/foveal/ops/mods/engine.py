@@ -27,7 +27,7 @@ CHUNK = 1 << 20
 class Asked:
     """What to compute, but for the tensors.
 
-    captured: tensors that the mod captures and that need a gradient.
+    captured: tensors of any shape that the mod captures and that need a gradient.
     key: what the mod held when it ran; see `key_of_mod`.
     """
 
@@ -67,7 +67,7 @@ class Chunk:
 
 
 def chunks(plan: Plan, q: Tensor) -> Iterator[Chunk]:
-    """All chunks of a call, always in the same order."""
+    """All chunks of a call, always in the same order; q (B, H, N, D)."""
     for part in plan.parts:
         batch = _numbers(part.batch, q.shape[0])
         heads = _numbers(part.heads, q.shape[1])
@@ -107,7 +107,7 @@ def _of_tiles(
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """The precision of scores and sums."""
+    """The precision of scores and sums, for x of any shape."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

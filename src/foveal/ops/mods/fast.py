@@ -22,7 +22,7 @@ SHARED = 4
 
 _SERIAL = itertools.count()
 _LOCK = threading.Lock()
-_KEPT: weakref.WeakKeyDictionary[Part, tuple[Planned, ...] | None] = weakref.WeakKeyDictionary()
+_KEPT: weakref.WeakKeyDictionary[Part, tuple[_Planned, ...] | None] = weakref.WeakKeyDictionary()
 
 
 class Listing:
@@ -43,7 +43,7 @@ class Listing:
 
 
 @dataclass(frozen=True, eq=False)
-class Planned(Pattern):
+class _Planned(Pattern):
     """What a BlockMask says of some sequences and heads, as a pattern of fixed lengths."""
 
     listing: Listing
@@ -90,7 +90,7 @@ class Planned(Pattern):
         return found[:n_queries, : tiling.num_keys if n_keys is None else n_keys].to(device)
 
 
-def patterns(plan: Plan, part: Part) -> tuple[Planned, ...] | None:
+def patterns(plan: Plan, part: Part) -> tuple[_Planned, ...] | None:
     """A part as patterns, whose results are to be merged; None where its masks are too many.
 
     One, or where the masks of whole tiles would be large two: of the cells that are full, which
@@ -101,7 +101,7 @@ def patterns(plan: Plan, part: Part) -> tuple[Planned, ...] | None:
             return _KEPT[part]
     with outside():
         tilings = _tilings(plan, part)
-        made = None if tilings is None else tuple([Planned(Listing(one)) for one in tilings])
+        made = None if tilings is None else tuple([_Planned(Listing(one)) for one in tilings])
     with _LOCK:
         return _KEPT.setdefault(part, made)
 

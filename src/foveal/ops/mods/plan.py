@@ -39,7 +39,7 @@ class Tiles:
     kinds: Tensor | None
 
     def take(self, here: Tensor | slice) -> Tiles:
-        """Some of the tiles."""
+        """Some of the tiles: a slice, or numbers (n,)."""
         shared = self.kinds is None or len(self.kinds) == 1 < len(self.number)
         kinds = self.kinds if shared else self.kinds[here]  # type: ignore[index]
         return Tiles(self.number[here], self.num_q, self.read[here], kinds)

@@ -26,8 +26,11 @@ class Watch(TorchFunctionMode):
     """What a mod asks of torch passes through here.
 
     Scalars index tensors without being read, and whatever needs a gradient is noted: closures,
-    globals, modules and whatever else can hold a tensor are found alike. Tensors may be replaced
-    by others, so that a gradient ends where the mod begins.
+    globals, modules and whatever else can hold a tensor are found alike.
+
+    Args:
+        instead: tensors of the same shapes that take the place of others, by their id: so that a
+            gradient ends where the mod begins.
 
     Attributes:
         noted: captured tensors that need a gradient, in the order in which they were met. Right
@@ -146,8 +149,8 @@ def depends(
     What is the same for all of them stays broadcast, and its stride is zero.
 
     Args:
-        batch, heads: the numbers that are in question.
-        at: one query and one key.
+        batch, heads: (b,) and (h,) numbers that are in question.
+        at: one query and one key, ().
     """
     run = _one_number("mask_mod", mod)
     run = torch.vmap(run, in_dims=(None, 0, None, None))
