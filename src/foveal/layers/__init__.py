@@ -10,6 +10,7 @@ from foveal.layers.halo import HaloAttention
 from foveal.layers.hierarchical import CausalHAttention1D, HAttention1D, PreShiftTokens
 from foveal.layers.hierarchical_cross import HCrossAttention1D
 from foveal.layers.patch import PEG, ChanLayerNorm, DropPath, OverlappingPatchEmbed
+from foveal.layers.position_bias import AlibiPositions, PositionBias, T5Positions
 from foveal.layers.positions import Positions
 from foveal.layers.relative import Relative
 from foveal.layers.relative_position import RelPosEmb
@@ -27,6 +28,9 @@ __all__ = [
     "Relative",
     "RelativeAttention",
     "Positions",
+    "PositionBias",
+    "AlibiPositions",
+    "T5Positions",
     "ResidualBlock",
     "ResidualStack",
     "Block",

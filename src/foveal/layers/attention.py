@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from foveal.common.arguments import checked
 from foveal.layers.checks import Device, check_dropout, check_sizes, head_size, join_heads
 from foveal.layers.grid_rotary import Rotation
 from foveal.layers.linear import project
+from foveal.layers.position_bias import PositionBias
 from foveal.layers.positions import Positions, relative_table
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
 from foveal.layers.weights import device_of, state_dtype
 from foveal.ops import TableBias, attend
 from foveal.ops.checks import as_softcap
+from foveal.ops.table import Alibi
 from foveal.patterns import Pattern, Pyramid
 from foveal.patterns.subclasses import is_a
 
@@ -37,7 +39,8 @@ class SelfAttention(nn.Module):
         kv_heads: number of key and value heads, each shared by heads / kv_heads queries
             (grouped-query attention); None = heads.
         rotary: positions: True = a Rotary of its own; any Positions to share their table, a
-            Relative for relative attention in their place; False = none.
+            Relative for relative attention in their place, a PositionBias (AlibiPositions,
+            T5Positions) to add to the logits; False = none.
         dropout: on the attention weights.
         relative_bias: learn a table of relative positions, over a pattern that takes one (such as
             a Pyramid): True = one a head, "shared" = one for all heads.
@@ -63,7 +66,7 @@ class SelfAttention(nn.Module):
         heads: int = 8,
         dim_head: int | None = 64,
         kv_heads: int | None = None,
-        rotary: bool | Positions | Relative = True,
+        rotary: bool | Positions | Relative | PositionBias = True,
         dropout: float = 0.0,
         *,
         relative_bias: bool | str = False,
@@ -88,6 +91,8 @@ class SelfAttention(nn.Module):
         self.pattern, self.dropout, self.rotate_values = pattern, dropout, rotate_values
         relative = rotary if isinstance(rotary, Relative) else None
         rotary = False if isinstance(rotary, Relative) else rotary
+        self.position_bias = rotary if isinstance(rotary, PositionBias) else None
+        rotary = False if isinstance(rotary, PositionBias) else rotary
         self.rotary = Rotary(self.dim_head) if rotary is True else rotary or None
         self.to_qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.dim_head, bias=False)
         self.to_out = nn.Linear(heads * self.dim_head, dim)
@@ -97,12 +102,33 @@ class SelfAttention(nn.Module):
             self.to_out = nn.Sequential(*parts)  # type: ignore[assignment]
         self.relative = None if relative is None else RelativeTerms(relative)
         self.rel_bias = relative_table(pattern, relative_bias, heads)
+        self._check_bias()
         self.softcap = as_softcap(softcap)
         if self.softcap is not None and relative is not None:
             raise ValueError(f"softcap cannot bound relative positions, got {softcap=}.")
         self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
         self.stride = 1
         self._built = self._names()
+
+    def _check_bias(self) -> None:
+        if self.position_bias is None:
+            return
+        if self.position_bias.heads != self.heads:
+            raise ValueError(
+                f"{self.position_bias} must have the layer's heads, got heads={self.heads}."
+            )
+        if self.rel_bias is not None or self.pattern.pools:
+            raise ValueError(
+                f"{self.position_bias} cannot stand beside relative_bias, nor over {self.pattern} "
+                "if it pools keys."
+            )
+
+    @property
+    def bias(self) -> TableBias | Alibi | None:
+        """What is added to the logits by the offset of a pair, as `attend` takes it."""
+        if self.position_bias is not None:
+            return self.position_bias()
+        return None if self.rel_bias is None else TableBias(self.rel_bias)
 
     def extra_repr(self) -> str:
         shaping = "".join(f", {name}={value}" for name, value in self._shaping_words().items())
@@ -131,7 +157,12 @@ class SelfAttention(nn.Module):
 
         A subclass is none, nor is a layer to which a stranger added anything.
         """
-        options = (self.relative, self.rel_bias, self.rotate_values or None)
+        options = (
+            self.relative,
+            self.rel_bias,
+            self.position_bias,
+            self.rotate_values or None,
+        )
         return (
             type(self) is SelfAttention
             and all(one is None for one in options)
@@ -212,8 +243,8 @@ class SelfAttention(nn.Module):
         if self.relative is not None:
             now = cache.position - 1
             q, options["bias"] = self.relative.newest(q, now, self.stride)
-        elif self.rel_bias is not None:
-            options["bias"] = self._table_of(q, cache)
+        elif (bias := self.bias) is not None:
+            options["bias"] = self._bias_of(bias, q, cache)
         return project(self.to_out, join_heads(cache.attend(q, **options))), cache
 
     def _project(
@@ -231,22 +262,23 @@ class SelfAttention(nn.Module):
         q, k = qk.transpose(1, 2).split((self.heads, self.kv_heads), 1)
         return q, k, v.transpose(1, 2)
 
-    def _table_of(self, q: Tensor, cache: AttentionState) -> Any:
-        """The learned table as a cache takes it, for the newest query (batch, heads, 1, dim_head):
-        a PyramidCache whole, others by the rows of the keys that are read."""
-        table, now = cast(Tensor, self.rel_bias), cache.position - 1
+    def _bias_of(self, bias: TableBias | Alibi, q: Tensor, cache: AttentionState) -> Any:
+        """The bias as a cache takes it, for the newest query (batch, heads, 1, dim_head): a
+        PyramidCache the table, others a function of the keys that are read."""
         if isinstance(cache, PyramidCache):
-            return TableBias(table)
+            return bias
+        now = cache.position - 1
 
-        def rows(places: Tensor) -> Tensor:
-            found = self.pattern.bias_place(torch.tensor(now, device=places.device), places)
-            return table[found.to(table.device)].T.expand(*q.shape[:2], -1)
+        def gained(places: Tensor) -> Tensor:
+            places = places.to(q.device)
+            found = bias.at(self.pattern, torch.full_like(places[:1], now), places)
+            return found.expand(*q.shape[:2], -1)
 
-        return rows
+        return gained
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q, k, v as from `_project`, mask (batch, tokens) -> (batch, tokens, dim)."""
-        bias: Any = None if self.rel_bias is None else TableBias(self.rel_bias)
+        bias: Any = self.bias
         scale = None
         if self.relative is not None:
             scale = self.dim_head**-0.5

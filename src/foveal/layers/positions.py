@@ -1,11 +1,12 @@
 """What all kinds of positions are to an attention layer.
 
-Two ways to tell a layer where its tokens stand, both given as its `rotary`:
+Three ways to tell a layer where its tokens stand, all given as its `rotary`:
 
 - a `Positions` turns queries and keys (Rotary, InterleavedRotary, GridRotary); it has no weights,
   and all layers of a model share one;
 - a `Relative` is what the relative attention layers of a model share; each makes its own
-  RelativeTerms of it, which say what a pair of tokens gains.
+  RelativeTerms of it, which say what a pair of tokens gains;
+- a `PositionBias` says what a pair gains by its distance alone (AlibiPositions, T5Positions).
 
 Beside them a layer may learn a table, over a pattern that takes one (such as a Pyramid).
 """

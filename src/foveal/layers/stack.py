@@ -12,6 +12,7 @@ from foveal.common.arguments import checked
 from foveal.layers.attention import AttentionState, SelfAttention
 from foveal.layers.feed_forward import Activation, FeedForward
 from foveal.layers.native_step import native_step
+from foveal.layers.position_bias import PositionBias
 from foveal.layers.positions import Positions
 from foveal.layers.prepared import (
     Step,
@@ -52,7 +53,7 @@ class Block(ResidualBlock):
         heads: int = 8,
         dim_head: int | None = 64,
         kv_heads: int | None = None,
-        rotary: bool | Positions | Relative = True,
+        rotary: bool | Positions | Relative | PositionBias = True,
         ff_mult: float = 4,
         activation: Activation = "gelu",
         dropout: float = 0.0,
@@ -123,7 +124,7 @@ class Stack(ResidualStack):
         heads: int = 8,
         dim_head: int | None = 64,
         kv_heads: int | None = None,
-        rotary: bool | Positions | Relative = True,
+        rotary: bool | Positions | Relative | PositionBias = True,
         ff_mult: float = 4,
         activation: Activation = "gelu",
         dropout: float = 0.0,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from foveal.common.words import suggest
 from foveal.layers.feed_forward import Activation
 from foveal.models.config import ModelConfig, PatternChoice, check_range, read_pattern
 from foveal.ops.checks import as_softcap
 from foveal.patterns import Full, Pattern
+
+Positions = Literal["rotary", "alibi", "t5", "none"]
+POSITIONS: tuple[Positions, ...] = ("rotary", "alibi", "t5", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,9 @@ class TransformerConfig(ModelConfig):
         dropout: on embeddings, attention weights, hidden features and residual branches.
         tie_embeddings: use the embedding as output layer.
         rotary: rotary positions; without them order is seen through the pattern only.
+        positions: "rotary"; "alibi", logits that lose a slope times the distance (Press et al.
+            2022); "t5", a learned table of 32 buckets of distances that all layers share (Raffel
+            et al. 2020); "none". None goes by `rotary`.
         softcap: bound of the attention logits, as in Gemma 2; None = none.
         sinks: learn an attention sink a head and layer, as in gpt-oss.
     """
@@ -45,6 +52,7 @@ class TransformerConfig(ModelConfig):
     dropout: float = 0.0
     tie_embeddings: bool = False
     rotary: bool = True
+    positions: Positions | None = None
     softcap: float | None = None
     sinks: bool = False
 
@@ -52,7 +60,18 @@ class TransformerConfig(ModelConfig):
         super().__post_init__()
         object.__setattr__(self, "pattern", read_pattern(self.pattern))
         check_range(0, depth=self.depth)
+        if self.positions not in (None, *POSITIONS):
+            hint = suggest(str(self.positions), POSITIONS, "")
+            raise ValueError(
+                f"positions must be one of {', '.join(POSITIONS)} or None, got "
+                f"positions={self.positions!r}. {hint}".strip()
+            )
         as_softcap(self.softcap)
+
+    @property
+    def knows_places_by(self) -> Positions:
+        """How tokens know their positions."""
+        return self.positions or ("rotary" if self.rotary else "none")
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveal.layers import Rotary, Stack
+from foveal.layers import AlibiPositions, PositionBias, Rotary, Stack, T5Positions
 from foveal.layers.checks import head_size
 from foveal.models.causal import CausalLM
 from foveal.models.registry import register
@@ -19,8 +19,8 @@ class TransformerLM(CausalLM):
         config: a TransformerConfig; or give its keywords, which win where both are given:
             num_tokens=256, dim=512, depth=6, max_seq_len=1024, heads=8, dim_head=64,
             pattern=Full(causal=True), kv_heads=None, ff_mult=4, activation="gelu", dropout=0.,
-            tie_embeddings=False, rotary=True, softcap=None, sinks=False. See TransformerConfig
-            for their meaning.
+            tie_embeddings=False, rotary=True, positions=None, softcap=None, sinks=False. See
+            TransformerConfig for their meaning.
 
     Raises:
         ValueError: an unknown keyword or sizes that do not fit.
@@ -48,7 +48,7 @@ class TransformerLM(CausalLM):
             heads=c.heads,
             dim_head=dim_head,
             kv_heads=c.kv_heads,
-            rotary=Rotary(dim_head) if c.rotary else False,
+            rotary=self._positions(c, dim_head),
             ff_mult=c.ff_mult,
             activation=c.activation,
             dropout=c.dropout,
@@ -65,3 +65,14 @@ class TransformerLM(CausalLM):
             tie_embeddings=c.tie_embeddings,
         )
         self.is_causal = all(pattern.is_causal for pattern in c.patterns)
+        if c.knows_places_by in ("alibi", "t5"):
+            self.recordable = False  # a recorded step reads all places alike
+
+    @staticmethod
+    def _positions(c: TransformerConfig, dim_head: int) -> bool | Rotary | PositionBias:
+        if c.knows_places_by == "alibi":
+            return AlibiPositions(c.heads)
+        if c.knows_places_by == "t5":
+            causal = all(pattern.is_causal for pattern in c.patterns)
+            return T5Positions(c.heads, bidirectional=not causal)
+        return Rotary(dim_head) if c.knows_places_by == "rotary" else False
