@@ -21,6 +21,8 @@ TOLERANCE = {
     torch.float16: (4e-3, 1e-2),
     torch.bfloat16: (2.5e-2, 6e-2),
 }
+RMS = {torch.float64: 1e-10, torch.float32: 2e-5}
+"""Relative root mean square of what outputs and gradients may differ by."""
 
 
 @dataclass
@@ -34,13 +36,15 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     default_dtype: torch.dtype = torch.float32
     return_lse: bool = True
+    first: int = 0  # the place of the first query
+    rule: tuple[Any, ...] = ()  # how a pair picks its row of a table, see `table_rows`
 
     def __str__(self) -> str:
         shapes = {name: (tuple(x.shape), x.dtype) for name, x in self.tensors.items()}
+        options = {n: "..." if isinstance(x, Tensor) else x for n, x in self.options.items()}
         return (
-            f"case {self.word}: {self.pattern}, impl={self.impl}, {shapes}, "
-            f"{ {name: type(x).__name__ for name, x in self.options.items()} }, "
-            f"default dtype {self.default_dtype}"
+            f"case {self.word}: {self.pattern}, impl={self.impl}, {shapes}, {options}, "
+            f"rule {self.rule}, default dtype {self.default_dtype}"
         )
 
 
@@ -48,9 +52,10 @@ def readable(case: Case) -> Tensor:
     """(batch, heads, n_queries, n_keys) bool, pair by pair from `allows`."""
     q, k = case.tensors["q"], case.tensors["k"]
     (batch, heads, n, _), m = q.shape, k.shape[2]
-    i, j = torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)
-    pairs = case.pattern.allows(i, j).expand(case.pattern.heads or 1, n * m)
-    found = pairs.view(1, -1, n, m).expand(batch, heads, n, m)
+    i, j = torch.arange(n).repeat_interleave(m) + case.first, torch.arange(m).repeat(n)
+    own = case.pattern.heads or 1
+    pairs = case.pattern.allows(i, j).expand(own, n * m)
+    found = pairs.view(1, own, n, m).expand(batch, heads, n, m)
     key_mask = case.options.get("key_mask")
     return found if key_mask is None else found & key_mask[:, None, None, :]
 
@@ -67,14 +72,27 @@ def formula(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     if isinstance(case.pattern, P.Pyramid):
         logits = pyramid_logits(case, q, k, given.get("table"), scale)
     else:
-        logits = torch.einsum("bhid,bhjd->bhij", q, k) * scale
+        logits = bent(case, torch.einsum("bhid,bhjd->bhij", q, k) * scale)
+        if "table" in given:
+            rows = table_rows(case, q.shape[2], k.shape[2])
+            logits = logits + given["table"][rows].permute(2, 0, 1)
+    if "slopes" in given:
+        far = torch.arange(q.shape[2])[:, None] + case.first - torch.arange(k.shape[2])
+        logits = logits - given["slopes"][:, None, None] * far.abs()
     if "bias" in given:
         bias = given["bias"]
         allowed = allowed & (bias > -math.inf)
         logits = logits + bias.masked_fill(bias == -math.inf, 0.0)
     if "rows" in given:
-        logits = logits + window_logits(case.pattern, given["rows"], given["columns"], k.shape[2])
+        logits = logits + window_logits(case, given["rows"], given["columns"], k.shape[2])
+    if "sinks" in given:  # one more key of each head, whose value is zero
+        sinks = given["sinks"][None, :, None, None].expand(*logits.shape[:3], 1)
+        logits, v = torch.cat([logits, sinks], 3), torch.cat([v, torch.zeros_like(v[:, :, :1])], 2)
+        allowed = torch.cat([allowed.expand(*logits.shape[:3], -1), sinks > -math.inf], 3)
+        logits = logits.masked_fill(~allowed, 0.0)
     some = allowed.any(-1, keepdim=True)
+    if not logits.shape[3]:
+        return logits @ v, logits.new_full(logits.shape[:3], -math.inf) + q.sum() * 0
     top = logits.detach().masked_fill(~allowed, -math.inf).amax(-1, keepdim=True)
     top = top.masked_fill(~some, 0.0)
     weights = torch.exp((logits - top).masked_fill(~allowed, -math.inf))
@@ -84,11 +102,41 @@ def formula(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return out, lse[..., 0]
 
 
-def window_logits(pattern: P.Halo, rows: Tensor, columns: Tensor, n_keys: int) -> Tensor:
+def bent(case: Case, logits: Tensor) -> Tensor:
+    """Logits under the soft-cap of the case."""
+    cap = case.options.get("softcap")
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def listed_row(q_idx: Tensor, k_idx: Tensor) -> Tensor:
+    """A rule of one's own: one of seven rows, whatever the offset."""
+    return (3 * q_idx + 5 * k_idx) % 7
+
+
+def table_rows(case: Case, n: int, m: int) -> Tensor:
+    """(n_queries, n_keys): the row of a table that each pair gains."""
+    i, j = torch.arange(n)[:, None] + case.first, torch.arange(m)[None]
+    kind, *sizes = case.rule
+    if kind == "listed":
+        return listed_row(i, j)
+    if kind == "offset":
+        return (i - j).clamp(-sizes[0], sizes[0]) + sizes[0]
+    (_, width), kernel, dilation = sizes  # of a grid; pairs out of reach have any row
+    places = ((i // width, j // width), (i % width, j % width))
+    row = torch.zeros(n, m, dtype=torch.long)
+    for (at, key), side, apart in zip(places, kernel, dilation, strict=True):
+        step = torch.div(at - key, apart, rounding_mode="floor").clamp(1 - side, side - 1)
+        row = row * (2 * side - 1) + step + side - 1
+    return row
+
+
+def window_logits(case: Case, rows: Tensor, columns: Tensor, n_keys: int) -> Tensor:
     """Every query's bias of every key by its place in the window of the query's block."""
+    pattern = case.pattern
+    assert isinstance(pattern, P.Halo)
     stride, width = pattern.query_stride, pattern.width
     across = -(-width // stride)
-    i, j = torch.arange(rows.shape[2])[:, None], torch.arange(n_keys)[None]
+    i, j = torch.arange(rows.shape[2])[:, None] + case.first, torch.arange(n_keys)[None]
     places = ((i // across * stride, j // width), (i % across * stride, j % width))
     found = []
     for (at, key), block, halo, values in zip(
@@ -109,21 +157,21 @@ def pyramid_logits(case: Case, q: Tensor, k: Tensor, table: Tensor | None, scale
     if pattern.queries == "coarse":  # in which padding counts as zeros
         q = q * query_mask[:, None, :, None]
     logits = torch.zeros(batch, heads, n, m, dtype=torch.float64)
-    for i in range(n):
+    for at_q, i in enumerate(range(case.first, case.first + n)):
         for level, cluster in pyramid_clusters(pattern, i, m):
             first = cluster << level
-            query = q[:, :, i]
+            query = q[:, :, at_q]
             if pattern.queries == "coarse" and level:
                 start = i >> level << level
                 query = q[:, :, start]
                 if not pattern.causal:
                     query = cluster_mean(q, query_mask, i >> level, level)
             at = torch.einsum("bhd,bhd->bh", query, cluster_mean(k, key_mask, cluster, level))
-            at = at * scale
+            at = bent(case, at * scale)
             if table is not None:
                 at = at + table[cluster - (i >> level) + 2 * pattern.block_size - 1]
             here = torch.zeros(n, m, dtype=torch.bool)
-            here[i, first : first + (1 << level)] = True
+            here[at_q, first : first + (1 << level)] = True
             logits = torch.where(here, at[:, :, None, None], logits)
     return logits
 
@@ -190,15 +238,23 @@ def differ(case: Case, name: str, got: Tensor | None, want: Tensor) -> list[str]
     sums = torch.float64 if case.tensors["q"].dtype == torch.float64 else torch.float32
     limit += 8 * torch.finfo(sums).eps * float(ordinary.abs().amax()) if ordinary.numel() else 0
     scale = max(float(want.detach().abs().amax()), _floor(case, name)) if want.numel() else 1.0
-    error = float((got.detach().double() - want.detach()).abs().amax()) if want.numel() else 0.0
-    return [] if error <= limit * scale else [f"{name} differs by {error:.3g} of {scale:.3g}"]
+    error = (got.detach().double() - want.detach()).abs()
+    most = float(error.amax()) if want.numel() else 0.0
+    found = [] if most <= limit * scale else [f"{name} differs by {most:.3g} of {scale:.3g}"]
+    if got.dtype in RMS and len(kinds) == 1:
+        limit = RMS[got.dtype] + limit - TOLERANCE[got.dtype]["gradient" in name]
+        norm = float(want.detach().square().mean().sqrt()) if want.numel() else 1.0
+        rms = float(error.square().mean().sqrt()) if want.numel() else 0.0
+        if not rms <= limit * max(norm, _floor(case, name) / 3):
+            found.append(f"{name} differs by {rms:.3g} of {norm:.3g} (root mean square)")
+    return found
 
 
 def _floor(case: Case, name: str) -> float:
     """What counts as small: terms of about one that may cancel, many in a broadcast bias."""
-    if not name.endswith(("bias", "table")):
+    shared = case.tensors.get(name.rpartition(" ")[2])
+    if shared is None or not name.endswith(("bias", "table", "sinks", "slopes")):
         return 0.3
     q, k = case.tensors["q"], case.tensors["k"]
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-    shared = case.tensors["bias" if name.endswith("bias") else "table"]
     return 0.3 * math.sqrt(pairs / max(1, shared.numel()))

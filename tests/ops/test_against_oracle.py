@@ -1,8 +1,9 @@
 """Random calls of attend() beside a formula that is written here and shares no code with ops/.
 
 A case is drawn from its number: a pattern (nested ones too), an implementation, dtypes, odd sizes,
-grouped heads, padding, biases, strided views, keys that are NaN or infinite where nobody may read
-them, another default dtype. Outputs, log-sum-exp and all gradients are compared.
+grouped heads, padding, biases, tables, sinks, a soft-cap, an offset of the queries, strided views,
+keys that are NaN or infinite where nobody may read them, another default dtype. Outputs,
+log-sum-exp and all gradients are compared.
 
 The suite runs 200 cases. More, or others, or one that failed:
 
@@ -21,12 +22,12 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Case, compare, differ, formula, readable
+from oracle import Case, compare, differ, formula, listed_row, readable
 from torch import Tensor
 
 import foveal
 from foveal import patterns as P
-from foveal.ops import PyramidBias, WindowBias
+from foveal.ops import TableBias, WindowBias
 
 COUNT = int(os.environ.get("FOVEAL_CASES", "200"))
 SEED = os.environ.get("FOVEAL_SEED", "0")
@@ -121,8 +122,7 @@ def draw_case(word: str) -> Case:
     heads = draw.choice((1, 2, 4, 6))
     pattern, n_keys = any_pattern(draw, heads)
     torch.manual_seed(draw.randrange(1 << 30))
-    square = draw.random() < 0.9 or pattern.heads is not None
-    n_queries = pattern.num_queries(n_keys) if square else max(1, n_keys // 3)
+    n_queries, offset = draw_queries(draw, pattern, n_keys)
     dtype = draw.choice((torch.float64, *[torch.float32] * 3, torch.bfloat16, torch.float16))
     batch, kv_heads = draw.randint(1, 3), draw.choice([h for h in (1, 2, 3, 6) if heads % h == 0])
     dims = draw.choice((1, 3, 8, 16, 24, 33)), draw.choice((1, 5, 8, 16, 40))
@@ -137,10 +137,19 @@ def draw_case(word: str) -> Case:
         options["key_mask"][0] &= draw.random() < 0.7
     if draw.random() < 0.3:
         options["scale"] = draw.choice((0.0, 0.3, 1, -0.7))
-    tensors |= draw_bias(draw, pattern, tensors["q"], n_keys)
-    impls = [None, None, *possible(pattern, tensors, n_queries == pattern.num_queries(n_keys))]
-    impl = draw.choice(impls)
-    case = Case(word, pattern, tensors, impl, options)
+    if offset is not None:
+        options["q_offset"] = offset
+    if draw.random() < 0.3:
+        options["softcap"] = draw.choice((0.6, 5, 50.0))
+    first = total_queries(pattern, n_keys) - n_queries if offset == -1 else offset or 0
+    given, rule = draw_bias(draw, pattern, tensors["q"], n_keys)
+    tensors |= given
+    if draw.random() < 0.3:
+        tensors["sinks"] = torch.randn(heads).to(draw.choice((dtype, torch.float32)))
+        if draw.random() < 0.2:
+            tensors["sinks"][0] = -math.inf
+    impl = draw.choice([None, None, *possible(pattern, tensors, options, n_queries, n_keys)])
+    case = Case(word, pattern, tensors, impl, options, first=first, rule=rule)
     case.return_lse = impl != "dense" and draw.random() < 0.5
     if draw.random() < 0.15:
         case.default_dtype = draw.choice((torch.float64, torch.bfloat16))
@@ -149,17 +158,39 @@ def draw_case(word: str) -> Case:
     return case
 
 
-def possible(pattern: P.Pattern, tensors: dict[str, Tensor], square: bool) -> list[str]:
+def total_queries(pattern: P.Pattern, n_keys: int) -> int:
+    return n_keys if isinstance(pattern, P.Pyramid) else pattern.num_queries(n_keys)
+
+
+def draw_queries(draw: random.Random, pattern: P.Pattern, n_keys: int) -> tuple[int, int | None]:
+    """(number of queries, q_offset or None): all of them, some, or those at the end."""
+    total, kind = total_queries(pattern, n_keys), draw.random()
+    coarse = isinstance(pattern, P.Pyramid) and pattern.queries == "coarse"
+    if kind < 0.6 or coarse:
+        return total, draw.choice((None, None, 0))
+    if kind < 0.65 and pattern.heads is None:
+        return max(1, n_keys // 3), None
+    count = draw.choice((0, 1, draw.randint(0, total), draw.randint(0, total)))
+    return count, draw.choice((-1, draw.randint(0, total - count)))
+
+
+def possible(
+    pattern: P.Pattern,
+    tensors: dict[str, Tensor],
+    options: dict[str, Any],
+    n_queries: int,
+    n_keys: int,
+) -> list[str]:
     """The implementations that the docs promise for a call on a CPU."""
-    if isinstance(pattern, P.Pyramid):
-        found = ["reference", "tiled"]
-        table = "table" in tensors
-    else:
-        found = ["reference", "dense", *(["tiled"] if square else [])]
-        table = False
-    dtype = tensors["q"].dtype
-    has_native = foveal.ops.native.why_not("cpu", dtype) is None
-    return [*found, "native", "native"] if has_native and square and not table else found
+    pools = isinstance(pattern, P.Pyramid)
+    found = ["reference", "tiled", "tiled"]
+    if not (pools or "sinks" in tensors or "softcap" in options):
+        found += ["dense"]
+    if n_queries > total_queries(pattern, n_keys):
+        found = ["reference"]
+    elif foveal.ops.native.why_not("cpu", tensors["q"].dtype) is None and "table" not in tensors:
+        found += ["native", "native", "native"]
+    return found
 
 
 def random_view(draw: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -183,28 +214,48 @@ def random_view(draw: random.Random, shape: tuple[int, ...], dtype: torch.dtype)
 
 def draw_bias(
     draw: random.Random, pattern: P.Pattern, q: Tensor, n_keys: int
-) -> dict[str, Tensor]:
-    """Tensors of a bias by name: "bias", the parts of a WindowBias, or a table."""
-    kind = draw.random()
+) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """Tensors of a bias by name, and the rule of a table: "bias", "rows" and "columns" of a
+    WindowBias, "table" of a TableBias, "slopes" of alibi."""
+    kind, heads = draw.random(), q.shape[1]
     if isinstance(pattern, P.Pyramid):
         if kind < 0.6:
-            return {}
-        return {"table": torch.randn(pattern.bias_size, draw.choice((1, q.shape[1])))}
-    n_queries = q.shape[2]
-    if isinstance(pattern, P.Halo) and kind < 0.4 and n_queries == pattern.num_queries(n_keys):
+            return {}, ()
+        return {"table": torch.randn(pattern.bias_size, draw.choice((1, heads)))}, ()
+    if isinstance(pattern, P.Halo) and kind < 0.4:
         sides = dict(zip(("rows", "columns"), pattern.window, strict=True))
-        return {name: torch.randn(*q.shape[:3], side).to(q.dtype) for name, side in sides.items()}
-    if kind < 0.6:
-        return {}
-    full = (q.shape[0], q.shape[1], n_queries, n_keys)
+        return {n: torch.randn(*q.shape[:3], side).to(q.dtype) for n, side in sides.items()}, ()
+    if kind < 0.5:
+        return {}, ()
+    wide = draw.choice((q.dtype, torch.float32, torch.float64))
+    if kind < 0.75 and total_queries(pattern, n_keys) == n_keys and pattern.heads is None:
+        return draw_table(draw, pattern, heads, wide)
+    full = (q.shape[0], heads, q.shape[2], n_keys)
     shape = [draw.choice((1, size)) for size in full][draw.choice((0, 0, 1, 2)) :]
-    dtype = draw.choice((q.dtype, torch.float32, torch.float64, torch.bfloat16))
+    dtype = draw.choice((wide, torch.bfloat16))
     size = draw.choice((1.0, 1.0, 10.0, 200.0))
     bias = (torch.randn(shape, dtype=torch.float64) * size).to(dtype)
     if draw.random() < 0.4:
         lowest = draw.choice((-math.inf, torch.finfo(dtype).min))
         bias = bias.masked_fill(torch.rand(shape) < draw.choice((0.2, 0.8)), lowest)
-    return {"bias": bias}
+    return {"bias": bias}, ()
+
+
+def draw_table(
+    draw: random.Random, pattern: P.Pattern, heads: int, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """A table by a rule of its own, by offsets along the sequence or on the grid, or alibi."""
+    kind = draw.choice(("listed", "alibi", "own", "own"))
+    if kind == "alibi":
+        return {"slopes": torch.rand(heads).to(dtype) / 8}, ()
+    rule: tuple[Any, ...] = ("listed",)
+    if kind == "own" and pattern.bias_size is None:
+        rule = ("offset", draw.randint(0, 40))
+    elif kind == "own" and type(pattern) is P.Neighborhood and pattern.causal is None:
+        rule = ("grid", pattern.size, pattern.kernel_size, pattern.dilation)
+    size = {"listed": 7, "offset": 2 * rule[-1] + 1 if rule[0] == "offset" else 0}.get(rule[0])
+    rows = pattern.bias_size if size is None else size
+    return {"table": torch.randn(rows, draw.choice((1, heads))).to(dtype)}, rule
 
 
 def with_garbage(draw: random.Random, case: Case) -> Case:
@@ -228,6 +279,8 @@ def run(case: Case) -> list[str]:
     torch.set_default_dtype(case.default_dtype)
     try:
         got = call(case, given)
+    except Exception as error:  # which the other cases of the part shall not hide
+        return [f"{type(error).__name__}: {error}"]
     finally:
         torch.set_default_dtype(torch.float32)
     exact = {name: x.detach().double().requires_grad_() for name, x in case.tensors.items()}
@@ -255,10 +308,16 @@ def call(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     options: dict[str, Any] = {**case.options, "impl": case.impl}
     if "bias" in given:
         options["bias"] = given["bias"]
+    if "sinks" in given:
+        options["sinks"] = given["sinks"]
+    if "slopes" in given:
+        options["bias"] = foveal.alibi(len(given["slopes"]), given["slopes"])
     if "rows" in given:
         options["bias"] = WindowBias(given["rows"], given["columns"])
     if "table" in given:
-        options["bias"] = PyramidBias(given["table"])
+        options["bias"] = TableBias(
+            given["table"], listed_row if case.rule[:1] == ("listed",) else None
+        )
     q, k, v = given["q"], given["k"], given["v"]
     if case.return_lse:
         return foveal.attend(q, k, v, case.pattern, return_lse=True, **options)
