@@ -75,6 +75,11 @@ def _check_queries(pattern: Pattern, first: int) -> None:
         )
 
 
+def _strides(pattern: Pattern, n_keys: int) -> bool:
+    """Whether queries are fewer than keys, so that a part of the keys tells of other queries."""
+    return pattern.num_queries(n_keys) != n_keys
+
+
 def part_of(
     pattern: Pattern, first: int, n_queries: int, n_keys: int, whole: bool = False
 ) -> tuple[Pattern, int, int]:
@@ -84,7 +89,7 @@ def part_of(
     """
     if pattern.pools and not torch.compiler.is_compiling() and not first:
         return pattern, 0, n_keys  # of which queries are as many as you like
-    if whole or pattern.pools or torch.compiler.is_compiling():
+    if whole or pattern.pools or torch.compiler.is_compiling() or _strides(pattern, n_keys):
         return Part(pattern, first, n_queries), 0, n_keys
     low, high = pattern._span(first, n_queries, n_keys)
     moved = 0 if pattern.period is None else low - low % pattern.period

@@ -57,8 +57,12 @@ def pyramid_attend(
     plan = pattern.joined(n, m)
     if not n or not m:
         dtype = torch.promote_types(q.dtype, torch.float32)
-        empty = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
-        return with_sinks(q.new_zeros((*q.shape[:3], v.shape[-1])), empty, sinks)
+        out, lse = (
+            q.new_zeros((*q.shape[:3], v.shape[-1])),
+            q.new_full(q.shape[:3], -torch.inf, dtype=dtype),
+        )
+        none = q[..., :0].sum() + k[..., :0].sum() + v[..., :0].sum()  # 0, with a gradient
+        return with_sinks(out + none, lse + none, sinks)
     keys = pool_keys(k, v, key_mask, plan.levels, plan.unit)
     table = None if bias is None else bias.by_head()
     rest = (table, keys.gain.expand(q.shape[0], -1), scale, dropout_p)

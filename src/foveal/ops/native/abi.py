@@ -237,7 +237,7 @@ def mask_words(mask: Tensor) -> Tensor:
         octets += bits[:, :, :, place] << place
     # the kernel reads them as words of the machine, the first query in the lowest bit
     octets = octets if sys.byteorder == "little" else octets.flip(2)
-    return octets.mT.contiguous().view(torch.int64)[..., 0]
+    return octets.mT.clone(memory_format=torch.contiguous_format).view(torch.int64)[..., 0]
 
 
 def plan(pattern: Pattern, n_keys: int, windowed: bool) -> Plan:
