@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `__getattr__` finds the same
         alibi,
         attend,
         attend_selected,
+        attend_varlen,
         explain,
         explain_selected,
         merge,
@@ -76,6 +77,7 @@ __all__ = [
     # attention
     "attend",
     "attend_selected",
+    "attend_varlen",
     "explain",
     "explain_selected",
     "Explanation",

@@ -359,3 +359,17 @@ def test_large_logits_have_exact_gradients(size):
     weight = torch.autograd.grad(want.sum(), exact[2])[0]
     # the logits themselves are rounded to `size / 10000`, the sum of their weights is not
     torch.testing.assert_close(got[3].double().sum(2), weight.sum(2), rtol=1e-4, atol=1e-4)
+
+
+def test_words_of_masks():
+    """A bit a query, whatever the sizes of a mask."""
+    from foveal.ops.native.abi import mask_words
+
+    for shape in ((1, 1, 1), (3, 64, 1), (2, 65, 7), (1, 130, 16), (2, 9, 1)):
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+        words = mask_words(mask)
+        assert words.shape == (shape[0], -(-shape[1] // 64), shape[2])
+        for tile in range(shape[0]):
+            for query in range(shape[1]):
+                bits = words[tile, query // 64] >> (query % 64) & 1
+                assert torch.equal(bits.bool(), mask[tile, query])

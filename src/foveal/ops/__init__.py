@@ -8,10 +8,12 @@ from foveal.ops.merge import merge
 from foveal.ops.pyramid import pyramid_attend
 from foveal.ops.selected import attend_selected, explain_selected
 from foveal.ops.table import Alibi, alibi
+from foveal.ops.varlen import attend_varlen
 
 __all__ = [
     "attend",
     "attend_selected",
+    "attend_varlen",
     "explain",
     "explain_selected",
     "Explanation",
