@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.caches.extend import Relate, attend_held
 from foveal.caches.stores import Log, Ring
 from foveal.common.memo import remember
+from foveal.ops import TableBias
 from foveal.ops.logits import shaped_attention
 from foveal.ops.rows_without_keys import open_dead_rows
 from foveal.patterns import Full, Pattern, SlidingWindow
@@ -124,6 +126,49 @@ class AttentionCache:
         self._store.push(k, v, self.position)
         self.position += 1
         return self
+
+    def extend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        key_mask: Tensor | None = None,
+        bias: TableBias | None = None,
+        relate: Relate | None = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Load many more tokens, and attention of each of them over what it reads.
+
+        Args:
+            q: (batch, heads, tokens, head_dim); heads a multiple of kv_heads.
+            k, v: (batch, kv_heads, tokens, head_dim), positions already applied.
+            scale: of the scores; head_dim ** -0.5 by default.
+            key_mask: (batch, position + tokens) bool of all tokens, the new ones included.
+            bias: relative positions by a table.
+            relate: relative positions by further features of queries and keys.
+            sinks, softcap: as in `attend` of foveal; sinks (heads,).
+
+        Returns:
+            (batch, heads, tokens, head_dim); zeros for a token that reads nothing.
+
+        Raises:
+            ValueError: sizes that do not fit, or more tokens than max_length.
+        """
+        self._check_tokens(k, v)
+        first, new = self.position, torch.stack((k, v)).to(self.dtype)
+        self.position = end = first + k.shape[2]
+        if isinstance(self._store, Log) and _is_all(self.pattern, end):
+            self._store.write(new, first)  # nothing is forgotten: attention reads it in place
+            held, kv = torch.arange(first, device="cpu"), self._store.held_data()
+        else:
+            self.position = first
+            held, old = self.kept()
+            self.position, kv = end, torch.cat((old, new), 3)
+            self._store.write(new, first)
+        options = (scale, key_mask, bias, relate, sinks, softcap)
+        return attend_held(q, kv, self.pattern, first, held, *options)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -313,6 +358,12 @@ def _keeps(heads: tuple[Pattern, ...], position: int) -> range | Tensor:
     if len(set(heads)) == 1:
         return heads[0].keeps(position)
     return torch.cat([_positions(one.keeps(position)) for one in set(heads)]).unique()
+
+
+def _is_all(pattern: Pattern, length: int) -> bool:
+    """Whether a cache still holds all of `length` tokens after the last of them."""
+    kept = _keeps(_head_patterns(pattern), length - 1) if length else range(0)
+    return isinstance(kept, range) and len(kept) == length
 
 
 @remember(entries=64)

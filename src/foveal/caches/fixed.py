@@ -59,10 +59,20 @@ class FixedCache:
         self.data.index_copy_(3, positions.to(self.data.device), kv)
 
     def append(self, k: Tensor, v: Tensor) -> FixedCache:
-        """Load the next token: k, v (batch, kv_heads, 1, head_dim)."""
+        """Load the next token, or several: k, v (batch, kv_heads, tokens, head_dim)."""
         kv = torch.stack((k, v)).to(self.data.dtype)
-        self.data.index_copy_(3, self.position.view(1), kv)
+        self.data.index_copy_(3, self._places(k.shape[2]), kv)
         return self
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """Load tokens and let them attend: q (batch, heads, tokens, head_dim) -> same."""
+        return self.append(k, v).attend(q, **options)
+
+    def _places(self, count: int) -> Tensor:
+        """Positions of the newest tokens: (count,)."""
+        if count == 1:
+            return self.position.view(1)
+        return self.position + torch.arange(count, device=self.position.device)
 
     def attend(
         self,
@@ -72,16 +82,22 @@ class FixedCache:
         bias: Any = None,
         sinks: Tensor | None = None,
         softcap: float | None = None,
+        relate: Any = None,
     ) -> Tensor:
-        """q (batch, heads, 1, head_dim) as in AttentionCache.attend; no key_mask, no bias."""
-        if key_mask is not None or bias is not None:
+        """q (batch, heads, tokens, head_dim), of the tokens that `append` took; no key_mask, no
+        bias."""
+        if key_mask is not None or bias is not None or relate is not None:
             raise ValueError("a recorded step takes neither a key_mask nor relative positions.")
         k, v = self.data
-        batch, _, _, head_dim = q.shape
+        batch, heads, count, head_dim = q.shape
         grouped = q.reshape(batch, k.shape[1], -1, head_dim).to(k.dtype)
-        row = self._mask.index_select(-2, self.position.view(1))
+        row = self._mask.index_select(-2, self._places(count))
         if self.pattern.heads is not None:
             row = row.reshape(1, *grouped.shape[1:3], -1)
+        elif count > 1:  # the tokens of each head of a group, one head after the other
+            row = row.repeat(heads // k.shape[1], 1)
+        if sinks is not None and count > 1:
+            sinks = sinks.repeat_interleave(count)
         if self._all_read and sinks is softcap is None:
             out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=row, scale=scale)
         else:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.caches.pyramid_extend import extend
 from foveal.common.memo import remember
 from foveal.ops.bias import PyramidBias
 from foveal.ops.logits import capped, shaped_attention
@@ -35,6 +36,7 @@ class PyramidCache:
     Attributes:
         position: number of tokens seen so far.
         data: (2, batch, kv_heads, levels, 2 * block_size, head_dim), keys first.
+        queries: (batch, heads, levels, head_dim), of coarse queries the newest at each level.
 
     Raises:
         ValueError: the pattern is not a causal Pyramid, or a size is not positive.
@@ -70,21 +72,26 @@ class PyramidCache:
             (2, batch, kv_heads, levels, ring, head_dim), dtype=dtype, device=device
         )
         kept = levels if pattern.queries == "coarse" else 0
-        self._queries = self.data.new_zeros((batch, heads, kept, head_dim))
+        self.queries = self.data.new_zeros((batch, heads, kept, head_dim))
 
     @property
     def num_bytes(self) -> int:
         """Bytes of memory held."""
-        return sum(t.numel() * t.element_size() for t in (self.data, self._queries))
+        return sum(t.numel() * t.element_size() for t in (self.data, self.queries))
 
     @property
     def levels(self) -> int:
         return self.data.shape[3]
 
+    @property
+    def ring(self) -> int:
+        """Clusters that a level holds."""
+        return self.data.shape[4]
+
     def clone(self) -> PyramidCache:
         """A copy that shares no buffer with this cache."""
         twin = copy.copy(self)
-        twin.data, twin._queries = self.data.clone(), self._queries.clone()
+        twin.data, twin.queries = self.data.clone(), self.queries.clone()
         return twin
 
     # -- loading ----------------------------------------------------------------------------
@@ -126,7 +133,7 @@ class PyramidCache:
     def _fill(self, kv: Tensor) -> None:
         length, ring = kv.shape[3], self.data.shape[4]
         while self.levels < self.pattern.num_levels(length):
-            self._add_level()
+            self.add_level()
         pooled = pool_keys(kv[0], kv[1], None, self.levels)
         for number in range(self.levels):
             whole = length >> number  # clusters that are complete
@@ -141,7 +148,7 @@ class PyramidCache:
         """One token (2, batch, kv_heads, head_dim) into level 0, and the clusters it completes."""
         ring = self.data.shape[4]
         if self.position >= ring << (self.levels - 1):
-            self._add_level()
+            self.add_level()
         self.data[:, :, :, 0, self.position % ring] = token.to(self.data.dtype)
         self.position += 1
         for level in range(1, self.levels):
@@ -152,25 +159,25 @@ class PyramidCache:
             below = self.data[:, :, :, level - 1, halves : halves + 2]
             self.data[:, :, :, level, (cluster - 1) % ring] = below.mean(3)
 
-    def _add_level(self) -> None:
+    def add_level(self) -> None:
         """One more level; the ring below still holds all of its clusters."""
         above = torch.zeros_like(self.data[:, :, :, :1])
         above[:, :, :, 0, : self.pattern.block_size] = pairs(self.data[:, :, :, -1], 3).mean(4)
         self.data = torch.cat((self.data, above), 3)
-        if self._queries.shape[2]:
-            self._queries = F.pad(self._queries, (0, 0, 0, 1))
+        if self.queries.shape[2]:
+            self.queries = F.pad(self.queries, (0, 0, 0, 1))
 
     def _fill_queries(self, q: Tensor) -> None:
         """The query of the first token of the cluster that is newest at each level."""
-        for level in range(self._queries.shape[2]):
+        for level in range(self.queries.shape[2]):
             first = (self.position - 1) >> level << level
-            self._queries[:, :, level] = q[:, :, first].to(self._queries.dtype)
+            self.queries[:, :, level] = q[:, :, first].to(self.queries.dtype)
 
     def _remember(self, q: Tensor) -> None:
         """The newest query stands for every cluster that it is the first token of."""
         newest = self.position - 1
         starts = self.levels if newest == 0 else (newest & -newest).bit_length()
-        self._queries[:, :, :starts] = q.to(self._queries.dtype)
+        self.queries[:, :, :starts] = q.to(self.queries.dtype)
 
     def _check(self, kv: Tensor) -> None:
         expected, got = self.data.shape, kv.shape
@@ -187,6 +194,33 @@ class PyramidCache:
             )
 
     # -- reading ----------------------------------------------------------------------------
+
+    def extend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        bias: PyramidBias | None = None,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Load many more tokens, and attention of each of them over what it reads.
+
+        Args:
+            q: (batch, heads, tokens, head_dim); heads a multiple of kv_heads.
+            k, v: (batch, kv_heads, tokens, head_dim), positions already applied.
+            scale, bias, sinks, softcap: as in `attend`.
+
+        Returns:
+            (batch, heads, tokens, head_dim).
+
+        Raises:
+            ValueError: sizes that do not fit, or more tokens than max_length.
+        """
+        self._check(torch.stack((k, v)))
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return extend(self, q, k, v, scale, bias, sinks, softcap)
 
     def attend(
         self,
@@ -246,7 +280,7 @@ class PyramidCache:
         sinks (kv_heads, group, 1)."""
         self._remember(q)
         k, v = self.data[:, :, :, :levels]
-        queries = self._queries[:, :, :levels].unflatten(1, (k.shape[1], -1)).transpose(2, 3)
+        queries = self.queries[:, :, :levels].unflatten(1, (k.shape[1], -1)).transpose(2, 3)
         scores = (queries @ k.mT).transpose(2, 3).flatten(3, 4)
         logits = capped(scores * scale, softcap) + added
         if sinks is not None:

@@ -102,6 +102,25 @@ class Recorded:
         self._graph.replay()
         return self._logits.clone(), cache
 
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """(batch, count), the state -> logits of all these tokens, state; runs as it is.
+
+        Raises:
+            ValueError: another state, or more than max_length tokens.
+        """
+        if self._sizes is None or cache is not self._state:
+            raise ValueError("cache must be the state that the latest prefill gave.")
+        if self._seen + tokens.shape[1] > self._length:
+            raise ValueError(
+                f"the state holds at most max_length={self._length} tokens, got "
+                f"{self._seen + tokens.shape[1]}; give prefill a larger max_length."
+            )
+        logits = self.decoder.extend(tokens, cache)[0]  # type: ignore[attr-defined]
+        self._seen += tokens.shape[1]
+        self._place += tokens.shape[1]
+        return logits, cache
+
     def _advance(self) -> Tensor:
         logits = self.decoder.step(self._token, self._state)[0]
         self._place += 1

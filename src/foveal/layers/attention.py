@@ -247,6 +247,32 @@ class SelfAttention(nn.Module):
             options["bias"] = self._bias_of(bias, q, cache)
         return project(self.to_out, join_heads(cache.attend(q, **options))), cache
 
+    def extend(
+        self,
+        x: Tensor,
+        cache: AttentionState,
+        mask: Tensor | None = None,
+        rotary: Turn | None = None,
+    ) -> tuple[Tensor, AttentionState]:
+        """Many more tokens: what as many calls of `step` give, or `prefill` of an empty cache.
+
+        Args:
+            x: (batch, tokens, dim).
+            mask: (batch, tokens seen, these included) bool, True = real.
+
+        Returns:
+            (batch, tokens, dim), and the cache.
+        """
+        if isinstance(cache.position, int) and not cache.position:
+            return self.prefill(x, cache, mask, rotary)
+        q, k, v = self._project(x, cache.position, rotary)
+        options: Any = self.shaping if mask is None else {"key_mask": mask, **self.shaping}
+        if self.relative is not None:
+            options["relate"] = self.relative.between(self.stride)
+        elif self.rel_bias is not None:
+            options["bias"] = TableBias(self.rel_bias)
+        return project(self.to_out, join_heads(cache.extend(q, k, v, **options))), cache
+
     def _project(
         self, x: Tensor, offset: int | Tensor, rotary: Turn | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:

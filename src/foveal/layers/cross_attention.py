@@ -135,6 +135,36 @@ class CrossAttention(nn.Module):
             q, bias = self.relative.newest(q, offset, self.stride, context_stride)
         return project(self.to_out, join_heads(cache.attend(q, bias=bias)))
 
+    def extend(
+        self,
+        x: Tensor,
+        cache: AttentionCache,
+        pattern: Pattern,
+        offset: int,
+        x_stride: int = 1,
+        context_stride: int = 1,
+        group: int = 1,
+    ) -> Tensor:
+        """Attention of x (batch, tokens, dim), the latest queries, over all cached keys -> as x.
+
+        Args:
+            offset: position of the first of them.
+            Others as in `forward`.
+        """
+        k, v = cache.kept()[1]
+        q = self.queries(x, offset, x_stride)
+        if self.relative is not None:
+            steps = torch.arange(x.shape[1], device=x.device) * x_stride + offset
+            relate = self.relative.between(self.stride, context_stride)
+            q, k = relate(q, k, steps, torch.arange(k.shape[2], device=x.device))
+        before = offset % group  # queries of its group that came earlier
+        num_groups = -(-(before + x.shape[1]) // group)
+        q = _grouped(F.pad(q, (0, 0, before, 0)) if before else q, group, num_groups)
+        scale = self.dim_head**-0.5
+        out = attend(q.to(k.dtype), k, v, pattern, scale=scale, q_offset=-1).to(x.dtype)
+        out = _ungrouped(out, group, self.heads)[:, :, before : before + x.shape[1]]
+        return project(self.to_out, join_heads(out))
+
     def _turn(self, x: Tensor, offset: int, stride: int) -> Tensor:
         x = x.unflatten(-1, (self.heads, self.dim_head))
         if self.rotary is not None:

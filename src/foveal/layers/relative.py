@@ -105,6 +105,17 @@ class RelativeTerms(nn.Module):
 
         return self.content(q), bias
 
+    def between(
+        self, stride: int, key_stride: int = 1
+    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`extended`, for queries and keys at places of one sequence, or of two: positions stand
+        `stride` of the sinusoids' apart, and keys `key_stride` positions."""
+
+        def relate(q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
+            return self.extended(q, k, q_at * stride, k_at * (key_stride * stride))
+
+        return relate
+
     def content(self, q: Tensor) -> Tensor:
         """q + u: (B, H, N, D)."""
         return q + self.shared.u[:, None].to(q.dtype)

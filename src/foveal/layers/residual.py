@@ -91,7 +91,7 @@ class Branch(NamedTuple):
         return DecodingState([shift, inner], max_length=max_length)
 
     def decode(self, x: Tensor, state: Any, first: bool, *memory: Any) -> tuple[Tensor, Any]:
-        """As `run`, over the first tokens or over one more.
+        """As `run`, over the first tokens, over one more or over many more.
 
         Args:
             x: (batch, tokens, dim).
@@ -105,13 +105,13 @@ class Branch(NamedTuple):
         """
         y = self.norm(x)
         if self.shift is not None:
-            y = (self.shift.prefill if first else self.shift.step)(y, state.parts[0])
+            y = _way(self.shift, first, y)(y, state.parts[0])
         if self.kind == "ff":
             y = self.inner(y)
         elif self.kind == "cross":
             y = self._recall(y, state, first, *memory)
         else:
-            attend = self.inner.prefill if first else self.inner.step
+            attend = _way(self.inner, first, y)
             if self.shift is None:
                 y, state = attend(y, state)
             else:
@@ -121,9 +121,15 @@ class Branch(NamedTuple):
     def _recall(self, y: Tensor, state: DecodingState, first: bool, *memory: Any) -> Tensor:
         position, state.position = state.position, state.position + y.shape[1]
         if not first:
-            return self.inner.step(y, state.parts[1], position)
+            tokens = enumerate(y.split(1, 1), position)
+            return torch.cat([self.inner.step(x, state.parts[1], at) for at, x in tokens], 1)
         state.parts[1] = self.inner.remember(*memory, state.max_length)
         return self.inner(y, *memory)
+
+
+def _way(inner: Any, first: bool, x: Tensor) -> Any:
+    """How a part reads tokens x (batch, tokens, dim): a single one has a quicker way."""
+    return inner.prefill if first else inner.step if x.shape[1] == 1 else inner.extend
 
 
 class Branches:
@@ -272,6 +278,10 @@ class ResidualStack(nn.Module):
 
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
         """One more token: x (batch, 1, dim) -> same, and the cache."""
+        return self._decode(x, cache)
+
+    def extend(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Many more tokens: x (batch, tokens, dim) -> same, and the cache."""
         return self._decode(x, cache)
 
     def _decode(

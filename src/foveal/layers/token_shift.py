@@ -140,6 +140,29 @@ class TokenShift:
         rows[position % self.reach] = own
         return x
 
+    def extend(self, x: Tensor, cache: DecodingState) -> Tensor:
+        """The shift of many more tokens x (batch, tokens, dim) -> same, remembered."""
+        rows, count = cache.tensors["rows"], x.shape[1]
+        first = cache.position if cache.place is None else cache.place
+        cache.position += count
+        places = torch.arange(count, device=x.device) + first
+        back = places[:1] + torch.arange(-self.reach, 0, device=x.device)
+        before = rows[back % self.reach, :, 0].transpose(0, 1).to(x.dtype)
+        seen = torch.cat((before, x[..., : self.kept]), 1)
+        pixel = places - self.text_length
+        shifted = (x.clone(), x.clone())
+        for out, at, parts in zip(
+            shifted, (places, pixel), (self.words, self.pixels), strict=True
+        ):
+            for start, stop, back_by, width in parts:
+                real = at % width != 0 if width else at >= back_by
+                source = seen[:, self.reach - back_by :][:, :count, start:stop]
+                out[..., start:stop] = source * real[:, None]
+        stays = places[-self.reach :]
+        kept = x[:, count - len(stays) :, None, : self.kept].transpose(0, 1)
+        rows[stays % self.reach] = kept.to(rows.dtype)
+        return torch.where((pixel < 0)[:, None], *shifted)
+
     def _step_at(self, x: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         """The same at a position (1,) that no Python number depends on."""
         pixel = place - self.text_length

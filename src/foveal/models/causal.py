@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
+from foveal.common.checks import as_int
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
@@ -41,6 +42,9 @@ class Body(Protocol):
 
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
         """One more token (batch, 1, dim) -> same."""
+
+    def extend(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Many more tokens (batch, tokens, dim) -> same."""
 
 
 class CausalLM(Model):
@@ -115,12 +119,13 @@ class CausalLM(Model):
 
     @torch.no_grad()
     def prefill(
-        self, tokens: Tensor, max_length: int | None = None
+        self, tokens: Tensor, max_length: int | None = None, chunk: int | None = None
     ) -> tuple[Tensor, DecodingState]:
         """Read a prompt: tokens (batch, length) -> logits of its last position, decoding state.
 
         Args:
             max_length: most tokens that will come, prompt included; None lets the state grow.
+            chunk: read so many tokens at a time, which bounds the memory; None: all at once.
 
         Returns:
             logits (batch, num_tokens), and the state that `step` continues.
@@ -130,8 +135,28 @@ class CausalLM(Model):
         """
         self._check_tokens(tokens, None)
         cache = self.make_cache(tokens.shape[0], max_length)
-        x, cache = self._body.prefill(self._embed(tokens), cache)
+        x, cache = in_chunks(self._body, self._embed(tokens), cache, chunk)
         return self._logits(x[:, -1]), cache
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Read many more tokens: those of a prompt that goes on, or drafts to be verified.
+
+        Args:
+            tokens: (batch, count) int, at least one.
+            cache: from `make_cache` (empty), `prefill`, `step` or `extend`; updated in place.
+
+        Returns:
+            logits (batch, count, num_tokens) of all these positions, as `forward` gives them, the
+            last of which are those of the next token; and the state.
+
+        Raises:
+            ValueError: tokens of another shape, or a sequence longer than max_seq_len.
+        """
+        self._check_tokens(tokens, None)
+        self._check_room(cache, tokens.shape[1])
+        x, cache = self._body.extend(self._embed(tokens, cache.position), cache)
+        return self._logits(x), cache
 
     @torch.no_grad()
     def step(self, token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
@@ -166,10 +191,11 @@ class CausalLM(Model):
 
         return step
 
-    def _check_room(self, cache: DecodingState) -> None:
-        if cache.position >= self.max_seq_len:
+    def _check_room(self, cache: DecodingState, count: int = 1) -> None:
+        if cache.position + count > self.max_seq_len:
+            more = "one more token" if count == 1 else f"{count} more tokens"
             raise ValueError(
-                f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
+                f"the sequence must fit into max_seq_len={self.max_seq_len}, got {more} "
                 f"at position {cache.position}."
             )
 
@@ -267,6 +293,23 @@ class CausalLM(Model):
 
     def _check_vocabulary(self, prompt: Prompts) -> None:
         check_vocabulary(prompt, self.num_tokens)
+
+
+def in_chunks(
+    body: Any, x: Tensor, cache: DecodingState, chunk: int | None, *memory: Tensor | None
+) -> tuple[Tensor, DecodingState]:
+    """First tokens x (batch, tokens, dim) through a body, some after the other: the features of
+    the last ones, and the state.
+
+    Raises:
+        ValueError: chunk is not a positive int, or None.
+    """
+    size = x.shape[1] if chunk is None else as_int("chunk", chunk, 1)
+    first, *rest = x.split(size, 1)
+    y, cache = body.prefill(first, cache, *memory)
+    for part in rest:
+        y, cache = body.extend(part, cache)
+    return y, cache
 
 
 def as_index(tokens: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from foveal.ops.bias import Bias, WindowBias
 from foveal.ops.masks import is_all
 from foveal.ops.work import Work
 from foveal.patterns import Part, Pattern
+from foveal.patterns.part import part_of as of_stretch
 
 LAST = -1
 PLANNED = ("tiled", "native", "triton", "flex")
@@ -92,8 +93,7 @@ def part_of(
     if whole or pattern.pools or torch.compiler.is_compiling() or _strides(pattern, n_keys):
         return Part(pattern, first, n_queries), 0, n_keys
     low, high = pattern._span(first, n_queries, n_keys)
-    moved = 0 if pattern.period is None else low - low % pattern.period
-    return Part(pattern, first - moved, n_queries, low - moved), low, high
+    return of_stretch(pattern, first, n_queries, low), low, high
 
 
 def applied(

@@ -156,6 +156,16 @@ class PackageHourglass(HourglassTransformer):
         cache.position += 1
         return self.norm_out(x), cache
 
+    def extend(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Many more tokens: x (batch, tokens, dim) -> same, one after the other."""
+        if not cache.position:
+            return self.prefill(x, cache)
+        outs = []
+        for token in x.split(1, 1):
+            y, cache = self.step(token, cache)
+            outs.append(y)
+        return torch.cat(outs, 1), cache
+
     def make_cache(self, *args: object, **options: object) -> DecodingState:
         """An empty decoding state; nothing is kept for attention beyond a group."""
         cache = super().make_cache(*args, **options)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from foveal.layers.checks import Device
 from foveal.layers.linear import is_plain, linear
 from foveal.layers.weights import device_of, is_traced, matrix
 from foveal.models.base import Model
+from foveal.models.causal import in_chunks
 from foveal.models.dalle.config import SIZES, DALLEConfig
 from foveal.models.dalle.generate import generate_image_tokens, generate_images, generate_texts
 from foveal.models.dalle.tokenizer import ImageTokenizerLike, attach, config_with, from_description
@@ -156,12 +157,7 @@ class DALLE(Model):
             return (text_loss + weight * image_loss) / (weight + 1)
         ids = self._text_ids(text, null_cond_prob)
         x = self._features(ids, self._image_tokens(image, len(ids)))
-        split = self.text_seq_len
-        words, pixels = self._text_logits(x[:, :split]), self._image_logits(x[:, split:])
-        least = torch.finfo(words.dtype).min
-        words = F.pad(words, (0, self.num_image_tokens), value=least)
-        pixels = F.pad(pixels, (self.num_text_tokens, 0), value=least)
-        return torch.cat((words, pixels), 1)
+        return self._all_logits(x, self.text_seq_len)
 
     def losses(
         self, text: Tensor, image: Tensor, null_cond_prob: float = 0.0
@@ -189,7 +185,12 @@ class DALLE(Model):
 
     @torch.no_grad()
     def prefill(
-        self, text: Tensor, image: Tensor | None = None, *, whole_text: bool = True
+        self,
+        text: Tensor,
+        image: Tensor | None = None,
+        *,
+        whole_text: bool = True,
+        chunk: int | None = None,
     ) -> tuple[Tensor, DecodingState]:
         """Read a text, and perhaps the first tokens of a picture.
 
@@ -197,6 +198,7 @@ class DALLE(Model):
             text: (batch, up to text_seq_len) int.
             image: (batch, fewer than image_seq_len) int, the first tokens of a picture.
             whole_text: the text is complete, and a picture follows. False: more text follows.
+            chunk: read so many tokens at a time, which bounds the memory; None: all at once.
 
         Returns:
             logits of the next token: (batch, num_image_tokens), or where text follows
@@ -212,7 +214,7 @@ class DALLE(Model):
             ids = F.pad(self._check_text(text), (1, 0))
             tokens = ids.new_zeros(len(ids), 0)
         x = self._embed(ids, tokens)
-        x, cache = self.transformer.prefill(x, self.make_cache(len(ids)))
+        x, cache = in_chunks(self.transformer, x, self.make_cache(len(ids)), chunk)
         return self._next_logits(self._finish(x[:, -1:]), cache.position), cache
 
     @torch.no_grad()
@@ -230,18 +232,50 @@ class DALLE(Model):
         """
         if token.ndim != 1:
             raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
-        if cache.position >= self.max_seq_len:
+        x = self._embed_more(token[:, None].long(), cache)
+        x, cache = self.transformer.step(x, cache)
+        return self._next_logits(self._finish(x), cache.position), cache
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Read many more tokens a row, of the text, of the picture, or of both.
+
+        Args:
+            tokens: (batch, count) int: words up to the end of the text, then tokens of a picture.
+
+        Returns:
+            logits (batch, count, total_tokens) of all these positions, as `forward` gives them;
+            and the state, updated in place.
+
+        Raises:
+            ValueError: tokens that are not (batch, count), or more than the picture has.
+        """
+        if tokens.ndim != 2 or not tokens.shape[1] or tokens.is_floating_point():
             raise ValueError(
-                f"the sequence must fit into max_seq_len={self.max_seq_len}, got one more token "
+                "tokens must be (batch, count) of an int type with at least one token, got shape "
+                f"{tuple(tokens.shape)} of {tokens.dtype}."
+            )
+        words = max(0, self.text_seq_len - cache.position)  # whose next token is a word
+        x = self._embed_more(tokens.long(), cache)
+        x, cache = self.transformer.extend(x, cache)
+        return self._all_logits(self._finish(x), words), cache
+
+    def _embed_more(self, tokens: Tensor, cache: DecodingState) -> Tensor:
+        """Tokens (batch, count) that follow -> (batch, count, dim)."""
+        end, count = self.text_seq_len + 1, tokens.shape[1]
+        if cache.position + count > self.max_seq_len:
+            more = "one more token" if count == 1 else f"{count} more tokens"
+            raise ValueError(
+                f"the sequence must fit into max_seq_len={self.max_seq_len}, got {more} "
                 f"at position {cache.position}."
             )
         place = cache.position if cache.place is None else cache.place
-        if cache.position <= self.text_seq_len:
-            x = self._embed_text(token[:, None].long(), place)
-        else:
-            x = self._embed_image(token[:, None].long(), place - self.text_seq_len - 1)
-        x, cache = self.transformer.step(x, cache)
-        return self._next_logits(self._finish(x), cache.position), cache
+        words = max(0, end - cache.position)
+        if not words:
+            return self._embed_image(tokens, place - end)
+        x = self._embed_text(tokens[:, :words], place)
+        rest = tokens[:, words:]
+        return torch.cat((x, self._embed_image(rest, 0)), 1) if rest.shape[1] else x
 
     def example_inputs(self, length: int | None = None) -> tuple[Tensor, ...]:
         """A whole text and the tokens of a picture, or of its beginning, without values."""
@@ -301,6 +335,15 @@ class DALLE(Model):
         """x (batch, 1, dim) of the latest position -> logits of the token at `position`."""
         is_text = position <= self.text_seq_len
         return (self._text_logits(x) if is_text else self._image_logits(x))[:, 0]
+
+    def _all_logits(self, x: Tensor, split: int) -> Tensor:
+        """x (batch, positions, dim) -> (batch, positions, total_tokens); words follow the first
+        `split` positions, and where a token cannot be stands the lowest finite value."""
+        words, pixels = self._text_logits(x[:, :split]), self._image_logits(x[:, split:])
+        least = torch.finfo(words.dtype).min
+        words = F.pad(words, (0, self.num_image_tokens), value=least)
+        pixels = F.pad(pixels, (self.num_text_tokens, 0), value=least)
+        return torch.cat((words, pixels), 1)
 
     def _text_logits(self, x: Tensor) -> Tensor:
         return self._some_logits(x, slice(self.num_text_tokens))

@@ -105,6 +105,18 @@ class ResamplingAttention(nn.Module):
         stride = 1 if self.shortening else self.factor
         return self._add(base, self.attn.step(q, cache, position, stride))
 
+    def extend(
+        self, resampled: Tensor | None, x: Tensor | None, cache: AttentionCache, position: int
+    ) -> Tensor:
+        """The latest queries (B, queries, D), from a fine position on, over all remembered."""
+        base, q = self._queries(resampled, x)
+        if self.shortening:
+            y = self.attn.extend(q, cache, Shorten(self.factor), position, self.factor)
+        else:
+            strides = (1, self.factor, self.factor)
+            y = self.attn.extend(q, cache, Full(causal=True), position, *strides)
+        return self._add(base, y)
+
     def _queries(self, resampled: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
         """What attention is added to, and what asks: (B, queries, D) each."""
         parts = [part for part in (resampled, x) if part is not None]

@@ -304,6 +304,49 @@ class HourglassTransformer(nn.Module):
         cache.parts = [before, inner, after, fine_keys, coarse_keys]
         return self.norm_out(x), cache
 
+    def extend(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Many more tokens: x (batch, tokens, dim) -> same, and the cache."""
+        if not cache.position:
+            return self.prefill(x, cache)
+        first, stop = cache.position, cache.position + x.shape[1]
+        x, cache.parts[0] = self.pre_transformer.extend(x, cache.parts[0])
+        source = x
+        if self.attn_shorten is not None:
+            source, context = self.attn_shorten.source(x)
+            cache.parts[3] = self.attn_shorten.remember(context, cache.parts[3])
+        recent = torch.cat((cache.tensors["recent"].to(x.dtype), source), 1)
+        cache.tensors["recent"] = recent[:, -self.factor :].clone()
+        wide = cache.tensors["wide"].to(x.dtype)
+        if (stop - 1) // self.factor > (first - 1) // self.factor:
+            told = self._extend_inner(recent, cache)
+            if self.upsample is not None:
+                wide = torch.cat((wide, self.upsample(told)), 1)
+        place = (first - 1) % self.factor + 1  # in the group of the token before, or behind it
+        y = None if self.upsample is None else wide[:, place : place + x.shape[1]]
+        if self.attn_upsample is not None:
+            y = self.attn_upsample.extend(y, x, cache.parts[4], first)
+        x, cache.parts[2] = self.post_transformer.extend(self._join(x, y), cache.parts[2])
+        cache.position = stop
+        return self.norm_out(x), cache
+
+    def _extend_inner(self, recent: Tensor, cache: DecodingState) -> Tensor:
+        """What new coarse tokens say (batch, groups, dim), from the k latest fine ones and the
+        new ones (batch, k + tokens, dim)."""
+        k, first = self.factor, cache.position
+        start, stop = -(-first // k), -(-(first + recent.shape[1] - k) // k)
+        begin = start * k + 1 - first
+        groups = recent[:, begin : begin + (stop - start) * k].unflatten(1, (stop - start, k))
+        real = torch.ones(1, 1, k, dtype=torch.bool, device=recent.device)
+        coarse = self.shorten(Groups(groups, real))
+        if self.attn_shorten is not None:
+            coarse = self.attn_shorten.extend(coarse, None, cache.parts[3], start * k)
+        coarse, cache.parts[1] = self.valley_transformer.extend(coarse, cache.parts[1])
+        if self.attn_upsample is not None:
+            coarse, context = self.attn_upsample.source(coarse)
+            cache.parts[4] = self.attn_upsample.remember(context, cache.parts[4])
+        self._tell(coarse[:, -1:], cache)
+        return coarse
+
     def step(self, x: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
         """One more token x (batch, 1, dim) -> same; the inner level steps every k-th time."""
         parts = (self.pre_transformer, self.valley_transformer, self.post_transformer)

@@ -61,14 +61,24 @@ class HTransformer1D(CausalLM):
         self._compat = c.compat is not None
 
     @torch.no_grad()
-    def prefill(self, tokens: Tensor, max_length: int | None = None) -> tuple[Tensor, Any]:
+    def prefill(
+        self, tokens: Tensor, max_length: int | None = None, chunk: int | None = None
+    ) -> tuple[Tensor, Any]:
         """Prompt (batch, length) -> logits (batch, num_tokens), state, as in CausalLM.
 
         The package's mathematics has no state, so it starts over each time.
         """
         if self._compat:
             return Recompute(self).prefill(tokens)
-        return super().prefill(tokens, max_length)
+        return super().prefill(tokens, max_length, chunk)
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: DecodingState | Tensor) -> tuple[Tensor, Any]:
+        """Tokens (batch, count) -> logits (batch, count, num_tokens), state, as in CausalLM."""
+        if isinstance(cache, Tensor):
+            known = torch.cat((cache, tokens), 1)
+            return self(known)[:, cache.shape[1] :], known
+        return super().extend(tokens, cache)
 
     @torch.no_grad()
     def step(self, token: Tensor, cache: DecodingState | Tensor) -> tuple[Tensor, Any]:

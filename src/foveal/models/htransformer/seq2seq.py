@@ -14,7 +14,13 @@ from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import project
 from foveal.layers.weights import device_of
 from foveal.models.base import Model, evaluating
-from foveal.models.causal import as_index, check_tokens, check_vocabulary, only_real
+from foveal.models.causal import (
+    as_index,
+    check_tokens,
+    check_vocabulary,
+    in_chunks,
+    only_real,
+)
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
 from foveal.models.htransformer.stack import make_stack
 from foveal.models.registry import register
@@ -121,6 +127,7 @@ class HTransformerSeq2Seq(Model):
         target: Tensor,
         source_mask: Tensor | None = None,
         max_length: int | None = None,
+        chunk: int | None = None,
     ) -> tuple[Tensor, DecodingState]:
         """Read a source and the first tokens of a target.
 
@@ -128,6 +135,7 @@ class HTransformerSeq2Seq(Model):
             source, source_mask: (batch, source length) int and bool, as in `forward`.
             target: (batch, length) int.
             max_length: most tokens of the target that will come; max_seq_len when None.
+            chunk: read so many tokens of the target at a time; None: all at once.
 
         Returns:
             logits (batch, num_target_tokens) after the last token, and the state that `step`
@@ -137,8 +145,21 @@ class HTransformerSeq2Seq(Model):
         memory = self.encode(source, source_mask)
         cache = self.make_cache(len(target), max_length)
         x = self.emb_dropout(self.target_emb(as_index(target)))
-        x, cache = self.decoder.prefill(x, cache, memory, source_mask)
+        x, cache = in_chunks(self.decoder, x, cache, chunk, memory, source_mask)
         return project(self.to_logits, x[:, -1]), cache
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
+        """Read many more tokens of the target: (batch, count) -> logits (batch, count,
+        num_target_tokens) of all these positions, state.
+
+        Raises:
+            ValueError: tokens of another shape, or a target longer than its max_length.
+        """
+        check_tokens(tokens, None, self.max_seq_len)
+        x = self.emb_dropout(self.target_emb(as_index(tokens)))
+        x, cache = self.decoder.extend(x, cache)
+        return project(self.to_logits, x), cache
 
     @torch.no_grad()
     def step(self, token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:

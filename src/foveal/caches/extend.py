@@ -1,0 +1,72 @@
+"""Many tokens at once over a cache: each reads what is held, and those before it among the new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.common.memo import remember
+from foveal.ops import TableBias, attend
+from foveal.ops.bias import Bias
+from foveal.patterns import Pattern
+from foveal.patterns.part import Gathered, part_of
+
+Relate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(queries, keys, places of the queries, places of the keys) -> queries and keys whose product
+knows how far apart they stand."""
+
+
+def attend_held(
+    q: Tensor,
+    kv: Tensor,
+    pattern: Pattern,
+    first: int,
+    held: Tensor,
+    scale: float | None,
+    key_mask: Tensor | None,
+    bias: TableBias | None,
+    relate: Relate | None,
+    sinks: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of the tokens from position `first` on.
+
+    Args:
+        q: (batch, heads, tokens, head_dim).
+        kv: (2, batch, kv_heads, keys, head_dim), of the tokens `held`, then of the new ones.
+        held: (keys - tokens,) their positions, ascending.
+        key_mask: (batch, first + tokens) bool, True = real.
+
+    Returns:
+        (batch, heads, tokens, head_dim)
+    """
+    k, v = kv
+    count = q.shape[2]
+    places = torch.cat((held, torch.arange(first, first + count, device="cpu")))
+    part: Pattern
+    added: Bias | None = bias
+    if len(held) and int(places[-1]) - int(held[0]) + 1 != len(places):
+        part = _gathered(pattern, first, count, tuple(held.tolist()))
+        if bias is not None:
+            new = places[len(held) :, None]
+            rows = pattern.bias_place(new, places[None]).to(bias.table.device)
+            added = bias.table[rows].permute(2, 0, 1)[None]
+    else:
+        part = part_of(pattern, first, count, int(places[0]))
+    wide, given = q.to(k.dtype), None if key_mask is None else key_mask[:, places.to(q.device)]
+    if relate is not None:
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        wide, k = relate(wide, k, places[len(held) :].to(q.device), places.to(q.device))
+    options: Any = {"bias": added, "key_mask": given, "scale": scale}
+    out = attend(wide, k, v, part, sinks=sinks, softcap=softcap, **options)
+    return out.to(q.dtype)
+
+
+@remember(entries=64)
+def _gathered(pattern: Pattern, first: int, count: int, held: tuple[int, ...]) -> Gathered:
+    """One for all layers, which then have one plan."""
+    new = range(first, first + count)
+    return Gathered(pattern, first, count, torch.tensor((*held, *new), device="cpu"))
