@@ -66,7 +66,11 @@ MODELS = {
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> M.CausalLM:
     torch.manual_seed(0)
-    return MODELS[request.param]().double().eval()
+    model = MODELS[request.param]().double().eval()
+    for name, weight in model.named_parameters():
+        if name.endswith(("sinks", "rel_bias")):  # zeros at first
+            torch.nn.init.normal_(weight)
+    return model
 
 
 def test_every_split(model: M.CausalLM) -> None:
