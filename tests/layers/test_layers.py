@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from foveal import patterns as P
-from foveal.layers import CrossAttention, FeedForward, Rotary, SelfAttention, Stack
+from foveal.layers import CrossAttention, FeedForward, Relative, Rotary, SelfAttention, Stack
+from foveal.ops import attend
 
 THREE_HEADS = torch.arange(12).reshape(3, 2, 2) % 5 > 0
 
@@ -152,3 +153,25 @@ def test_nonsense_sizes(build, message):
     """Sizes that do not fit are refused with the values in the message."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_sinks_and_soft_cap_are_options_of_a_layer():
+    """The layer computes what attend does with them, learns the sinks, and says so."""
+    torch.manual_seed(0)
+    layer = SelfAttention(16, P.SlidingWindow(5), 2, 8, rotary=False, softcap=0.5, sinks=True)
+    torch.nn.init.normal_(layer.sinks)
+    x = torch.randn(2, 11, 16)
+    q, k, v = (part.transpose(1, 2) for part in layer.to_qkv(x).view(2, 11, 3, 2, 8).unbind(2))
+    out = attend(q, k, v, layer.pattern, sinks=layer.sinks, softcap=0.5, impl="reference")
+    want = layer.to_out(out.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-6)
+    layer(x).sum().backward()
+    assert layer.sinks.grad.abs().min() > 0
+    assert "softcap=0.5, sinks=True" in repr(layer)
+    plain = SelfAttention(16, P.SlidingWindow(5), 2, 8)
+    assert "sinks" not in plain.state_dict()
+    assert "softcap" not in repr(plain)
+    with pytest.raises(ValueError, match="softcap must be a positive number"):
+        SelfAttention(16, P.Full(), 2, 8, softcap=0)
+    with pytest.raises(ValueError, match="softcap cannot bound relative positions"):
+        SelfAttention(16, P.Full(), 2, 8, rotary=Relative(16, 2, 8), softcap=1.0)

@@ -71,6 +71,8 @@ def test_it_steps_only_what_it_knows():
     assert native_step(make(P.Full(causal=True), **sizes, activation="swiglu").blocks, 1) is None
     assert native_step(make(P.Full(causal=True), **sizes, dropout=0.1).train().blocks, 1) is None
     assert native_step(make(P.Full(causal=True), dim=512, heads=8).blocks, 1) is None
+    for option in ({"sinks": True}, {"softcap": 5.0}):
+        assert native_step(make(P.Full(causal=True), **sizes, **option).blocks, 1) is None
     with torch.enable_grad():
         assert native_step(blocks, 1) is None
     for name in ("attn_norm", "attn.to_out", "attn.rotary", "ff", "dropout"):

@@ -82,16 +82,43 @@ def check_splits(model, splits, steps):
         assert cache.position == n - 1 + len(rows)
 
 
-def transformer(pattern):
+def transformer(pattern, **options):
     torch.manual_seed(1)
-    return TransformerLM(
-        num_tokens=VOCABULARY, dim=8, depth=2, heads=2, dim_head=4, kv_heads=1, pattern=pattern
-    )
+    sizes = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4, "kv_heads": 1}
+    return TransformerLM(num_tokens=VOCABULARY, pattern=pattern, **sizes, **options)
 
 
 def hourglass(**options):
     torch.manual_seed(1)
     return HourglassTransformerLM(num_tokens=VOCABULARY, dim=8, heads=2, dim_head=4, **options)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        P.Full(causal=True),
+        P.SlidingWindow(5),
+        P.Strided(4),
+        P.Pyramid(2, causal=True, queries="fine"),
+        P.Pyramid(2, causal=True, queries="coarse"),
+        P.BlockSparse(torch.stack((torch.eye(7), torch.ones(7, 7))) > 0, 16, True),
+    ],
+    ids=str,
+)
+def test_sinks_and_soft_cap_decode(pattern):
+    """Caches know both, whatever they hold; logits are made large enough to be capped."""
+    for options in ({"softcap": 0.7}, {"sinks": True}, {"softcap": 2.0, "sinks": True}):
+        model = transformer(pattern, **options)
+        for name, x in model.named_parameters():
+            if name.endswith("sinks"):
+                torch.nn.init.normal_(x, std=2.0)
+            if name.endswith("to_qkv.weight"):
+                x.data *= 8
+        check_splits(model, [1, 13], 20)
+        single = model.float()
+        prompt = torch.randint(0, VOCABULARY, (1, 3))
+        kinds = [single.generate(prompt, 9, temperature=0, use_cache=one) for one in (True, False)]
+        assert torch.equal(*kinds)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -44,19 +44,28 @@ def inputs(pattern, length, *, batch=1, heads=HEADS, kv_heads=None, dim=8, dim_v
     return given
 
 
-def check(pattern, length=None, *, key_mask=None, biased=True, dtype=torch.float32, **sizes):
+def check(
+    pattern, length=None, *, key_mask=None, biased=True, dtype=torch.float32, softcap=None, **sizes
+):
     """Outputs, log-sum-exps and every gradient of both, beside the oracle."""
     length = pattern.height * pattern.width if length is None else length
     given = inputs(pattern, length, dtype=dtype, biased=biased, **sizes)
     exact = [x.detach().double().requires_grad_() for x in given]
     bias = WindowBias(*given[3:]) if biased else None
     out, lse = foveal.attend(
-        *given[:3], pattern, bias=bias, key_mask=key_mask, impl="triton", return_lse=True
+        *given[:3],
+        pattern,
+        bias=bias,
+        key_mask=key_mask,
+        impl="triton",
+        return_lse=True,
+        softcap=softcap,
     )
     want, want_lse = masked_attention(
         *exact[:3],
         pattern.mask(given[0].shape[2], length, torch.device(DEVICE)),
         bias=WindowBias(*exact[3:]).dense(pattern, length) if biased else None,
+        softcap=softcap,
         key_mask=key_mask,
     )
     rtol = TOLERANCE[dtype]
@@ -90,6 +99,12 @@ def check(pattern, length=None, *, key_mask=None, biased=True, dtype=torch.float
 def test_it_equals_the_oracle(pattern, biased):
     """Outputs and the gradients of q, k, v, rows and columns are exact for every shape."""
     check(pattern, biased=biased)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_soft_cap(biased):
+    """The product is capped and not the bias, which keeps its gradient."""
+    check(P.Halo((5, 11), 4, 2), biased=biased, softcap=0.7)
 
 
 def test_blocks_of_more_queries_than_a_tile():

@@ -92,8 +92,6 @@ class Planned:
     def refuses(self, work: Work) -> str | None:
         if not work.square:
             return f"it needs the queries that the pattern has for its keys, got {work.lengths}"
-        if work.softcap and not self.takes_softcap:
-            return "it has no soft-cap of the logits"
         return self.lacks(work)
 
     def lacks(self, work: Work) -> str | None:
@@ -124,9 +122,6 @@ class Planned:
         return lambda q, k, v, pattern, key_mask, scale: engine(
             q, k, v, pattern, None, key_mask, scale, 0.0, False
         )[0], None
-
-    takes_softcap = True
-    """Whether the engine takes a soft-cap."""
 
     takes_heads = False
     """Whether the engine takes a pattern whose heads have layouts of their own."""
@@ -169,7 +164,6 @@ class Triton(Planned):
 
     name = "triton"
     takes_any_window = True
-    takes_softcap = False
 
     def __init__(self) -> None:
         self.engine = triton.triton_attend

@@ -87,6 +87,26 @@ def _load_bias(base, index, exists, stride, place, size):
     return values.to(tl.float32) * LOG2_E
 
 
+@triton.jit
+def _logits(products, scale, softcap):
+    """Products of queries and keys -> logits in base 2, within the soft-cap if there is one."""
+    if softcap is None:
+        logits = products * (scale * LOG2_E)
+    else:
+        tanh = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2_E * scale / softcap)) + 1.0)
+        logits = tanh * (softcap * LOG2_E)
+    return logits
+
+
+@triton.jit
+def _before_cap(d_logits, logits, softcap):
+    """Gradients of what `_logits` gave, as it gave it -> those of scaled products."""
+    if softcap is not None:
+        tanh = logits / (softcap * LOG2_E)
+        d_logits = d_logits * (1.0 - tanh * tanh)
+    return d_logits
+
+
 # -- forward ------------------------------------------------------------------------------------
 
 
@@ -99,7 +119,7 @@ def forward_kernel(
     columns, columns_b, columns_h, columns_n,
     out, out_b, out_h, out_n,
     lse, key_mask,
-    scale, heads, repeats, num_queries, num_keys, query_width, width, blocks_x, tiles,
+    scale, softcap, heads, repeats, num_queries, num_keys, query_width, width, blocks_x, tiles,
     QUERY_H: tl.constexpr, QUERY_W: tl.constexpr, STRIDE: tl.constexpr,
     HALO_H: tl.constexpr, HALO_W: tl.constexpr,
     DIM: tl.constexpr, DIM_V: tl.constexpr,
@@ -137,7 +157,8 @@ def forward_kernel(
             row, top, left, width, num_keys, key_mask, WINDOW_H, WINDOW_W, R, C
         )
         keys = _load(k, key_at, key_real, k_n, DIM, D)
-        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2_E)
+        products = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        logits = _logits(products, scale, softcap)
         if rows is not None:
             down = _load_bias(rows, at, real, rows_n, row + tl.arange(0, R), WINDOW_H)
             logits += tl.reshape(down[:, :, None] + across[:, None, :], (M, R * C))
@@ -184,7 +205,7 @@ def query_gradient_kernel(
     d_rows, d_rows_b, d_rows_h, d_rows_n,
     d_columns, d_columns_b, d_columns_h, d_columns_n,
     lse, d_lse, delta, key_mask,
-    scale, heads, repeats, num_queries, num_keys, query_width, width, blocks_x, tiles,
+    scale, softcap, heads, repeats, num_queries, num_keys, query_width, width, blocks_x, tiles,
     QUERY_H: tl.constexpr, QUERY_W: tl.constexpr, STRIDE: tl.constexpr,
     HALO_H: tl.constexpr, HALO_W: tl.constexpr,
     DIM: tl.constexpr, DIM_V: tl.constexpr,
@@ -231,7 +252,9 @@ def query_gradient_kernel(
             row, top, left, width, num_keys, key_mask, WINDOW_H, WINDOW_W, R, C
         )
         keys = _load(k, key_at, key_real, k_n, DIM, D)
-        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2_E)
+        products = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        logits = _logits(products, scale, softcap)
+        capped = logits
         if rows is not None:
             down = _load_bias(rows, at, real, rows_n, row + tl.arange(0, R), WINDOW_H)
             logits += tl.reshape(down[:, :, None] + across[:, None, :], (M, R * C))
@@ -240,7 +263,8 @@ def query_gradient_kernel(
         tokens = _load(v, key_at, key_real, v_n, DIM_V, E)
         d_weights = tl.dot(d_result, tl.trans(tokens), input_precision=PRECISION)
         d_logits = weights * (d_weights - shift[:, None])
-        gradient += tl.dot(d_logits.to(keys.dtype), keys, input_precision=PRECISION)
+        d_products = _before_cap(d_logits, capped, softcap)
+        gradient += tl.dot(d_products.to(keys.dtype), keys, input_precision=PRECISION)
         if rows is not None:
             window = tl.reshape(d_logits, (M, R, C))
             d_across += tl.sum(window, 1)
@@ -262,7 +286,7 @@ def key_gradient_kernel(
     d_k, d_k_b, d_k_h, d_k_n,
     d_v, d_v_b, d_v_h, d_v_n,
     lse, delta, key_mask,
-    scale, heads, repeats, num_queries, num_keys, query_width, width, blocks_y, blocks_x,
+    scale, softcap, heads, repeats, num_queries, num_keys, query_width, width, blocks_y, blocks_x,
     tiles, tiles_x,
     QUERY_H: tl.constexpr, QUERY_W: tl.constexpr, STRIDE: tl.constexpr,
     HALO_H: tl.constexpr, HALO_W: tl.constexpr,
@@ -309,7 +333,9 @@ def key_gradient_kernel(
             block_y, block_x, step % CHUNKS, query_width, num_queries, QUERY_H, QUERY_W, M
         )
         queries = _load(q + batch * q_b + head * q_h, query_at, query_real, q_n, DIM, D)
-        logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * (scale * LOG2_E)
+        products = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        logits = _logits(products, scale, softcap)
+        capped = logits
         if rows is not None:
             down = _load_bias_transposed(
                 rows + batch * rows_b + head * rows_h,
@@ -332,6 +358,7 @@ def key_gradient_kernel(
         d_weights = tl.dot(tokens, tl.trans(d_result), input_precision=PRECISION)
         shift = tl.load(delta + line + query_at, mask=query_real, other=0.0)
         d_logits = weights * (d_weights - shift[None, :])
+        d_logits = _before_cap(d_logits, capped, softcap)
         d_keys += tl.dot(d_logits.to(queries.dtype), queries, input_precision=PRECISION)
 
     _store(d_k + batch * d_k_b + key_head * d_k_h, at, real, d_k_n, DIM, d_keys * scale, D)

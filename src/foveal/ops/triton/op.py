@@ -94,7 +94,12 @@ class _Launch:
             q.shape[0] * q.shape[1],
             k.shape[0] * k.shape[1],
         )  # times batch
-        self.scalars = (operands.scale, q.shape[1], q.shape[1] // k.shape[1])
+        self.scalars = (
+            operands.scale,
+            operands.softcap or None,
+            q.shape[1],
+            q.shape[1] // k.shape[1],
+        )
         self.lengths = (q.shape[2], k.shape[2], pattern.query_size[1], pattern.width)
         # a sequence may fill only the first rows of its image
         self.size = _ceil(k.shape[2], pattern.width), pattern.width
