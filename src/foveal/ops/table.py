@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.checks import as_int
+from foveal.common.memo import remember
 from foveal.patterns import Pattern
 from foveal.patterns.tabled import BucketRows, ClippedRows, FarRows, ListedRows, OwnRows
 
@@ -81,7 +82,7 @@ class TableBias(NamedTuple):
         if pattern.biased_by_table and pattern.heads is not None:
             raise ValueError(f"a pattern with heads of its own takes no table, got {pattern}.")
         shape, heads = tuple(table.shape), q.shape[1]
-        if not (self._fits(shape, pattern, heads) or self._fits(_turned(shape), pattern, heads)):
+        if _reading(pattern, shape, self.rows, heads) is None:
             raise ValueError(
                 f"TableBias.table must be (rows, heads or 1) = ({self._wanted(pattern)}, {heads} "
                 f"or 1) for {pattern}, got {shape}."
@@ -89,23 +90,9 @@ class TableBias(NamedTuple):
 
     def settled(self, pattern: Pattern, heads: int) -> TableBias:
         """The same with a table (rows, heads or 1), whichever way it was given."""
-        shape = tuple(self.table.shape)
-        turned = self._fits(_turned(shape), pattern, heads)
-        if self._fits(shape, pattern, heads) and not (turned and shape[0] == 1):
+        if _reading(pattern, tuple(self.table.shape), self.rows, heads) == "rows first":
             return self
         return self._replace(table=self.table.flatten(1).T)
-
-    def _fits(self, shape: tuple[int, ...], pattern: Pattern, heads: int) -> bool:
-        """Whether (rows, heads) is a shape for this pattern."""
-        if len(shape) != 2 or shape[1] not in (1, heads):
-            return False
-        rows, own = shape[0], pattern.bias_size
-        if isinstance(self.rows, Buckets):
-            near = rows // (4 if self.rows.bidirectional else 2)
-            return 0 < near < self.rows.max_distance and not (self.rows.bidirectional and rows % 2)
-        if self.rows is not None:
-            return rows > 0
-        return rows % 2 == 1 if own is None else rows == own
 
     def _wanted(self, pattern: Pattern) -> str:
         """The number of rows in words."""
@@ -119,18 +106,7 @@ class TableBias(NamedTuple):
 
     def placed(self, pattern: Pattern) -> Pattern:
         """The pattern with the rule of this table, which is settled: `biased_by_table`."""
-        size = self.table.shape[0]
-        if self.rows is None and pattern.biased_by_table:
-            return pattern
-        if isinstance(self.rows, Buckets):
-            return BucketRows(pattern, size, *self.rows)
-        if isinstance(self.rows, Far):
-            return FarRows(pattern, size)
-        if self.rows is not None:
-            return ListedRows(pattern, self.rows, size)
-        if pattern.bias_size is not None:
-            return OwnRows(pattern)
-        return ClippedRows(pattern, -(size // 2), size // 2)
+        return _placed(pattern, self.table.shape[0], self.rows)
 
     def counts_tokens(self, pattern: Pattern) -> bool:
         """Whether the rows go by distances in tokens of the sequence."""
@@ -151,6 +127,47 @@ class TableBias(NamedTuple):
     def at(self, pattern: Pattern, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         """What pairs gain, positions that broadcast: (heads or 1, ...)."""
         return self.table[self.placed(pattern).bias_place(q_idx, k_idx)].movedim(-1, 0)
+
+
+@remember(entries=512)
+def _placed(pattern: Pattern, size: int, rows: Rows | Buckets | Far | None) -> Pattern:
+    if rows is None and pattern.biased_by_table:
+        return pattern
+    if isinstance(rows, Buckets):
+        return BucketRows(pattern, size, *rows)
+    if isinstance(rows, Far):
+        return FarRows(pattern, size)
+    if rows is not None:
+        return ListedRows(pattern, rows, size)
+    if pattern.bias_size is not None:
+        return OwnRows(pattern)
+    return ClippedRows(pattern, -(size // 2), size // 2)
+
+
+@remember(entries=512)
+def _reading(
+    pattern: Pattern, shape: tuple[int, ...], rows: Rows | Buckets | Far | None, heads: int
+) -> str | None:
+    """How a table of this shape is to be read: "rows first", "heads first", or not at all."""
+    first, last = _fits(pattern, shape, rows, heads), _fits(pattern, _turned(shape), rows, heads)
+    if first and not (last and shape[0] == 1):
+        return "rows first"
+    return "heads first" if last else None
+
+
+def _fits(
+    pattern: Pattern, shape: tuple[int, ...], rows: Rows | Buckets | Far | None, heads: int
+) -> bool:
+    """Whether (rows, heads) is a shape for this pattern."""
+    if len(shape) != 2 or shape[1] not in (1, heads):
+        return False
+    count, own = shape[0], pattern.bias_size
+    if isinstance(rows, Buckets):
+        near = count // (4 if rows.bidirectional else 2)
+        return 0 < near < rows.max_distance and not (rows.bidirectional and count % 2)
+    if rows is not None:
+        return count > 0
+    return count % 2 == 1 if own is None else count == own
 
 
 def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ from foveal.patterns.tiling import (
     offsets,
 )
 
+PADDING = 16
+"""Numbers behind a table that a vector may touch."""
 WORD = 64
 """Queries in a word of a mask, and most in a tile of the kernel."""
 
@@ -217,14 +219,18 @@ class Plan:
 
 
 def _codes(pattern: Tabled, tiling: Tiling) -> Codes:
-    """Codes whose differences run from 0 over no more than the pairs that stand in tiles."""
+    """Codes whose differences run from 0 over no more than the pairs that stand in tiles.
+
+    Behind the last one stand as many rows as a vector may touch.
+    """
     query, key, rows = codes_of(pattern, tiling.num_queries, tiling.num_keys)
     ends = []
     for group in tiling.groups:
         q, k = query[group.queries.index()].aminmax(dim=1), key[group.key_index()].aminmax(dim=1)
         ends += [int((q.min - k.max).min()), int((q.max - k.min).max())]
     first, last = (min(ends), max(ends)) if ends else (0, 0)
-    return Codes(query - first, key.contiguous(), rows[first : last + 1].contiguous())
+    rows = torch.nn.functional.pad(rows[first : last + 1], (0, PADDING))
+    return Codes(query - first, key.contiguous(), rows)
 
 
 @remember(entries=4096, mebibytes=32, key=Same)

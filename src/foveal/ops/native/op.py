@@ -22,8 +22,8 @@ SUMS = torch.float32
 """What every pointer but those of q, k, v, out and their gradients points to."""
 
 LOG2E = 1.4426950408889634
-HUGE, PADDING = 3e38, 16
-"""What a number of a table counts at most; numbers behind it that a vector may touch."""
+HUGE = 3e38
+"""What a number of a table counts at most, times log2(e)."""
 
 GRADIENTS = ("d_q", "d_k", "d_v", "d_rows", "d_columns")
 
@@ -169,12 +169,10 @@ class _Call:
 
     def _set_table(self, bias: Tensor, codes: Codes) -> None:
         """bias (1, heads or 1, 1, rows): what each difference of codes gains."""
-        table = finite(bias, SUMS)[0, :, 0].mul(LOG2E).clamp(-HUGE, HUGE)
-        values = torch.empty(len(table), len(codes.rows) + PADDING, dtype=SUMS, device="cpu")
-        torch.index_select(table, 1, codes.rows, out=values[:, :-PADDING])
-        values[:, -PADDING:] = 0.0
+        table = finite(bias, SUMS)[0, :, 0].mul(LOG2E).clamp_(-HUGE, HUGE)
+        values = table.index_select(1, codes.rows)
         head = values.stride(0) if len(table) > 1 else 0
-        places = (codes.query.data_ptr(), codes.key.data_ptr(), len(codes.rows))
+        places = (codes.query.data_ptr(), codes.key.data_ptr(), len(codes.rows) - abi.PADDING)
         self.set("table", abi.Table(self.hold(values).data_ptr(), head, *places))
 
     def gradient(self) -> Callable[[], Tensor] | None:
@@ -186,13 +184,14 @@ class _Call:
             grad = self._bias_gradient(bias)
             return lambda: grad.sum(0)
         heads, rows = self.operands.q.shape[1], bias.shape[3]
-        sums = torch.empty(heads, len(codes.rows), dtype=SUMS, device="cpu")
+        own = codes.rows[: -abi.PADDING]
+        sums = torch.empty(heads, len(own), dtype=SUMS, device="cpu")
         self.set("d_table", self.hold(sums).data_ptr())
 
         def by_row() -> Tensor:
             first = torch.arange(heads, device="cpu") * rows * (bias.shape[1] > 1)
             found = torch.zeros(bias.shape[1] * rows, dtype=torch.float64, device="cpu")
-            places = (codes.rows + first[:, None]).flatten()
+            places = (own + first[:, None]).flatten()
             found.index_add_(0, places, sums.flatten().double())
             return found.view(bias.shape)
 
