@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from foveal.bench import Case
-from foveal.bench.attention import DIM, HEADS, job, tensors
+from foveal.bench.attention import DIM, HEADS, flops, job, tensors
 from foveal.bench.case import Job
-from foveal.ops import attend_selected
+from foveal.ops import attend, attend_selected
+from foveal.patterns import Neighborhood, Pattern, SlidingWindow
 
 LENGTH, BLOCK, COUNT = 16_384, 64, 16
 
@@ -45,7 +46,24 @@ def _pairs() -> int:
     return int((BLOCK * BLOCK * tiles.clamp(max=COUNT - 1) + BLOCK * (BLOCK + 1) // 2).sum())
 
 
+def shaped(pattern: Pattern, length: int, word: str) -> Case:
+    """Learned sinks and a soft-cap, each beside the same call without it."""
+
+    def make(contender: str, run: str, device: str) -> Job:
+        qkv = tensors(1, length, "float32", run, device)
+        sinks = torch.zeros(HEADS, device=device, requires_grad=run == "training")
+        options = {"sinks": {"sinks": sinks}, "softcap": {"softcap": 50.0}}.get(contender, {})
+        return job(lambda q, k, v: attend(q, k, v, pattern, impl="native", **options), qkv)
+
+    title = f"native with sinks and with a soft-cap, {word}; 8 heads of 64, float32"
+    contenders = ("sinks", "softcap", "plain")
+    work = flops(pattern, length, 1)
+    return Case(f"shaped-{length}", title, contenders, make, flops=work, devices=("cpu",))
+
+
 CASES = [
+    shaped(SlidingWindow(256), 8192, "a window of 256 over 8,192 tokens"),
+    shaped(Neighborhood((64, 64), 7), 4096, "7 x 7 pixels of 64 x 64"),
     Case(
         "selected-16384",
         "attend_selected, 16 blocks of 64 for each 64 of 16,384 queries; 8 heads of 64, float32",
@@ -56,5 +74,5 @@ CASES = [
             "training": 14.0 * _pairs() * HEADS * DIM,
         },
         seconds=40.0,
-    )
+    ),
 ]
