@@ -49,15 +49,43 @@ class Case:
 
 
 def readable(case: Case) -> Tensor:
-    """(batch, heads, n_queries, n_keys) bool, pair by pair from `allows`."""
+    """(batch, heads, n_queries, n_keys) bool, pair by pair from `allows` of what is no pack."""
     q, k = case.tensors["q"], case.tensors["k"]
     (batch, heads, n, _), m = q.shape, k.shape[2]
     i, j = torch.arange(n).repeat_interleave(m) + case.first, torch.arange(m).repeat(n)
     own = case.pattern.heads or 1
-    pairs = case.pattern.allows(i, j).expand(own, n * m)
+    pairs = allowed_pairs(case.pattern, i, j).expand(own, n * m)
     found = pairs.view(1, own, n, m).expand(batch, heads, n, m)
     key_mask = case.options.get("key_mask")
     return found if key_mask is None else found & key_mask[:, None, None, :]
+
+
+def allowed_pairs(pattern: P.Pattern, i: Tensor, j: Tensor) -> Tensor:
+    """Which of the pairs there are; documents are told apart token by token."""
+    if isinstance(pattern, P.Documents):
+        at_q, at_k = _document(pattern.lengths, i), _document(pattern.lengths, j)
+        return (at_q == at_k) & (at_q < len(pattern.lengths))
+    if isinstance(pattern, P.Intersection):
+        parts = [allowed_pairs(part, i, j) for part in pattern.parts]
+        return torch.stack(torch.broadcast_tensors(*parts)).all(0)
+    if not isinstance(pattern, P.Packed):
+        return pattern.allows(i, j)
+    keys, queries = pattern.lengths, pattern.query_lengths or pattern.lengths
+    at_q, at_k = _document(queries, i), _document(keys, j)
+    # queries are the last ones of their document
+    late = torch.tensor([k - q for q, k in zip(queries, keys, strict=True)] + [0])[at_q]
+    within = pattern.pattern.allows(i - _starts(queries)[at_q] + late, j - _starts(keys)[at_k])
+    return within & (at_q == at_k) & (at_q < len(keys))
+
+
+def _document(lengths: tuple[int, ...], at: Tensor) -> Tensor:
+    """The document of each token; after the last one comes padding."""
+    found = [number for number, length in enumerate(lengths) for _ in range(length)]
+    return torch.tensor([*found, len(lengths)])[at.clamp(max=len(found))]
+
+
+def _starts(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor([sum(lengths[:number]) for number in range(len(lengths) + 1)])
 
 
 def formula(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -78,9 +78,32 @@ def simple_pattern(draw: random.Random, length: int, heads: int | None) -> P.Pat
     return kinds[draw.choice(list(kinds))]()
 
 
+def packed_pattern(draw: random.Random) -> tuple[P.Pattern, int]:
+    """Documents of 0, 1, prime and other lengths, and the number of keys of their row."""
+    lengths = [
+        draw.choice((0, 1, 1, 2, 17, 31, 61, draw.randint(1, 100)))
+        for _ in range(draw.randint(1, 6))
+    ]
+    total = max(1, sum(lengths))
+    lengths += [] if sum(lengths) else [1]
+    inner = simple_pattern(draw, total, None)
+    while isinstance(inner, P.BlockSparse):  # of which a document may be longer
+        inner = simple_pattern(draw, total, None)
+    kind = draw.random()
+    if kind < 0.15:
+        return P.Documents(lengths), total + draw.choice((0, 5))
+    if kind < 0.5:
+        return P.Documents(lengths) & inner, total + draw.choice((0, 5))
+    queries = [draw.randint(0, length) for length in lengths] if kind > 0.8 else None
+    return P.Packed(inner, lengths, queries), total
+
+
 def any_pattern(draw: random.Random, heads: int) -> tuple[P.Pattern, int]:
     """(pattern, number of keys), with nestings three deep."""
-    kind = draw.choice(("simple", "simple", "image", "image", "text", "nested", "pyramid", "down"))
+    kinds = ("simple", "simple", "image", "image", "text", "nested", "pyramid", "down")
+    kind = draw.choice((*kinds, "documents", "documents", "documents"))
+    if kind == "documents":
+        return packed_pattern(draw)
     size = (draw.randint(2, 17), draw.randint(2, 17))
     pixels = size[0] * size[1]
     if kind == "down":
