@@ -186,7 +186,8 @@ def _check_tokens(q: Tensor, k: Tensor, pattern: Pattern, bias: TableBias | Alib
     """Where distances in tokens are asked for, whether they are those of the positions."""
     if isinstance(bias, TableBias) and not bias.counts_tokens(pattern):
         return
-    pattern = pattern.pattern if isinstance(pattern, Part) else pattern  # asked of the whole
+    if isinstance(pattern, Part):  # the whole was asked, when all of its keys were there
+        return
     if pattern.num_queries(k.shape[2]) != k.shape[2]:
         raise ValueError(
             f"{pattern} strides its queries, which have no distance in tokens; pass a TableBias "
