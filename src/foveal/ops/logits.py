@@ -60,7 +60,8 @@ def with_sink_key(
     Two features of the queries hold its logit, so that it has the gradient of a product, and in
     half precision all of its digits. Queries are scaled already. Shapes as in `attend`.
     """
-    sinks = sinks.clamp(min=torch.finfo(q.dtype).min / 4)  # zero times -inf would be NaN
+    lowest = max(torch.finfo(x.dtype).min for x in (q, sinks))
+    sinks = sinks.clamp(min=lowest / 4)  # zero times -inf would be NaN
     high = sinks.to(q.dtype)
     low = (sinks - high.to(sinks.dtype)).detach().to(q.dtype)
     logit = torch.stack((high, low), -1)[None, :, None].expand(*q.shape[:3], 2)
