@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from foveal.common import locks
-from foveal.common.locks import FileLock, HeldError, is_alive, locked
+from foveal.common.locks import FileLock, HeldError, is_alive, locked, thread_lock
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -152,3 +152,27 @@ def test_processes_are_known_to_live_or_not():
     assert is_alive(1)
     assert not is_alive(2**22 + 7)
     assert not is_alive(10**17)
+
+
+@needs_fork
+@pytest.mark.parametrize("owner", ["a cache of calls", "the kernel's build", "an object"])
+def test_a_lock_among_threads_is_free_in_a_forked_child(owner):
+    """Whoever held it when the process forked does not live there."""
+    from foveal.ops import known
+    from foveal.ops.native import build
+
+    class Own:
+        def __init__(self):
+            self.lock = thread_lock(self, "lock")
+
+    own = Own()
+    held = {
+        "a cache of calls": lambda: known.CALLS._lock,
+        "the kernel's build": lambda: build._LOCK,
+        "an object": lambda: own.lock,
+    }[owner]
+    with held():
+        child = os.fork()
+        if not child:
+            os._exit(0 if held().acquire(timeout=1) else 1)
+    assert os.waitpid(child, 0)[1] == 0

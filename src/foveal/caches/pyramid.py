@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.caches.pyramid_extend import extend
+from foveal.caches.state import lasting
 from foveal.common.memo import remember
 from foveal.ops.bias import PyramidBias
 from foveal.ops.logits import capped, shaped_attention
@@ -42,6 +43,7 @@ class PyramidCache:
         ValueError: the pattern is not a causal Pyramid, or a size is not positive.
     """
 
+    @lasting
     def __init__(
         self,
         pattern: Pyramid,
@@ -88,6 +90,7 @@ class PyramidCache:
         """Clusters that a level holds."""
         return self.data.shape[4]
 
+    @lasting
     def clone(self) -> PyramidCache:
         """A copy that shares no buffer with this cache."""
         twin = copy.copy(self)

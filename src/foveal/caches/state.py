@@ -6,7 +6,11 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+lasting = torch.inference_mode(False)
+"""Decorator: tensors made within can be written to later, in inference mode and out of it."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class DecodingState:
         own = sum(t.numel() * t.element_size() for t in self.tensors.values())
         return own + sum(part.num_bytes for part in self.parts if part is not None)
 
+    @lasting
     def clone(self) -> DecodingState:
         """A copy that shares no buffer with this state."""
         twin = copy.copy(self)

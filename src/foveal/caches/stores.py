@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from foveal.caches.state import lasting
+
 FIRST_PLACES = 64
 """Places of a log whose final length is unknown."""
 
@@ -24,6 +26,7 @@ class _Store:
     def num_bytes(self) -> int:
         return self.data.numel() * self.data.element_size()
 
+    @lasting
     def _allocate(self, like: Tensor, places: int) -> Tensor:
         return like.new_empty((*like.shape[:3], places, like.shape[4]))
 
@@ -80,6 +83,7 @@ class Ring(_Store):
     def num_bytes(self) -> int:
         return self.whole.numel() * self.whole.element_size()
 
+    @lasting
     def clone(self) -> Ring:
         twin = copy.copy(self)
         twin.whole = self.whole.clone()
@@ -152,6 +156,7 @@ class Log(_Store):
         max_length: most tokens to come, None when unknown.
     """
 
+    @lasting
     def __init__(
         self, like: Tensor, keeps: Callable[[int], range | Tensor], max_length: int | None
     ) -> None:
@@ -166,6 +171,7 @@ class Log(_Store):
         )  # position of each place, ascending
         self.count = 0
 
+    @lasting
     def clone(self) -> Log:
         twin = copy.copy(self)
         twin.data, twin.held = self.data.clone(), self.held.clone()
@@ -216,6 +222,7 @@ class Log(_Store):
             return (positions >= kept.start) & (positions < kept.stop)
         return torch.isin(positions, kept.to("cpu"))
 
+    @lasting
     def _make_room(self, tokens: int, after: int) -> None:
         """Forget what nothing reads after position `after`; grow when that frees too little."""
         held = self.held[: self.count]

@@ -6,9 +6,12 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -17,6 +20,7 @@ except ImportError:  # Windows
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _held: set[FileLock] = set()
+_owners: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 class HeldError(ValueError):
@@ -108,6 +112,15 @@ def locked(path: Path, patience: float = 10.0) -> Iterator[None]:
             lock.release()
 
 
+def thread_lock(owner: Any, name: str) -> threading.Lock:
+    """A lock among threads, which its owner keeps under `name`; a forked child gets a new one.
+
+    There the thread that held the old one may not exist, and nobody would ever give it back.
+    """
+    _owners[owner] = name
+    return threading.Lock()
+
+
 def is_alive(process: int) -> bool:
     """Whether a process of this number runs on this machine, as far as one may know."""
     if os.name == "nt":  # there, asking is killing
@@ -167,6 +180,8 @@ def _leave_to_parent() -> None:
     """A forked child does not keep its parent's locks alive."""
     for lock in list(_held):
         lock._forget()
+    for owner, name in list(_owners.items()):
+        setattr(owner, name, threading.Lock())
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from foveal.common.locks import thread_lock
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -70,7 +71,7 @@ class Kept(Generic[Result]):
         self.results: OrderedDict[Hashable, tuple[Result, int]] = OrderedDict()
         self.bytes = 0
         self._entries, self._most = entries, most_bytes
-        self._lock = threading.Lock()
+        self._lock = thread_lock(self, "_lock")
 
     def find(self, key: Hashable) -> tuple[Result, int] | None:
         """(result, its bytes), or None."""

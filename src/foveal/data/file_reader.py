@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from foveal.common.locks import thread_lock
 from foveal.data.walk import printable
 
 _READS_AT = hasattr(os, "preadv")
@@ -52,7 +52,7 @@ class FileReader:
             raise ValueError(
                 f"the data file {printable(path)} cannot be read any more: {error.strerror}."
             ) from None
-        self._lock = threading.Lock()
+        self._lock = thread_lock(self, "_lock")
         self._check()
 
     def read_into(self, out: np.ndarray, start: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
+from foveal.common.locks import thread_lock
 from foveal.layers.feed_forward import FeedForward
 from foveal.layers.linear import FEW_WEIGHTS, is_plain
 from foveal.layers.prepared import can_prepare_attention, does_something
@@ -126,7 +126,7 @@ class NativeStep:
         self._run = build.library().foveal_step
         self._checked: Any = None
         self._pointers = self._point()
-        self._lock = threading.Lock()  # one call for all threads
+        self._lock = thread_lock(self, "_lock")  # one call for all threads
 
     def _point(self) -> list[int]:
         return [one.data_ptr() for one in self._weights]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foveal.caches import DecodingState
+from foveal.caches.state import lasting
 from foveal.layers.checks import Device
 
 
@@ -108,6 +109,7 @@ class TokenShift:
 
     # -- decoding ---------------------------------------------------------------------------
 
+    @lasting
     def make_cache(self, batch: int, dtype: torch.dtype, device: Device) -> DecodingState:
         """An empty state: the features (reach, batch, 1, kept) that later tokens take over."""
         rows = torch.zeros(self.reach, batch, 1, self.kept, dtype=dtype, device=device)

@@ -184,6 +184,7 @@ class CausalLM(Model):
             return self.step
         body, embed, logits = make(rows), self._embedder(), self._projector(rows)
 
+        @torch.no_grad()
         def step(token: Tensor, cache: DecodingState) -> tuple[Tensor, DecodingState]:
             self._check_room(cache)
             x, cache = body(embed(token[:, None], cache.position), cache)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from foveal.common.memo import sizes_of
 from foveal.common.processor import fast_dtype
 from foveal.ops.bias import TableBias, WindowBias, finite
 from foveal.ops.define import is_beyond_functions
@@ -141,8 +142,8 @@ def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
     if call.sinks is not None:
         q, k, v, mask = with_sink_key(q, k, v, mask, scale, call.sinks)
         scale = 1.0
-    grouped = q.shape[1] != k.shape[1]
-    dim, value_dim = q.shape[3], v.shape[3]
+    (_, heads, _, dim), (_, kv_heads, _, _), (*_, value_dim) = map(sizes_of, (q, k, v))
+    grouped = heads != kv_heads
     if dim != value_dim and not call.dropout_p:  # fused kernels want them equal
         wide = max(dim, value_dim)
         q, k = (pad(x, (0, wide - dim)) if dim < wide else x for x in (q, k))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -163,10 +163,16 @@ def attention_operator(
         *tensors, pattern, sizes, scale, dropout_p, softcap, _ = inputs
         ctx.save_for_backward(*tensors, *output)
         ctx.pattern = _passed(pattern, sizes)
+        ctx.key = _key_of(ctx.pattern)
         ctx.options = (scale, dropout_p, softcap)
 
     @one_at_a_time
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
+        if ctx.key != _key_of(ctx.pattern):
+            raise RuntimeError(
+                "what the gradient needs has been modified by an inplace operation: "
+                f"{type(ctx.pattern).__name__} is another pattern than in the forward pass."
+            )
         saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
         tensors = (grad_out, grad_lse, *saved)
         if _is_differentiated(*tensors):
@@ -188,6 +194,7 @@ def attention_operator(
         *tensors, pattern, scale, dropout_p, softcap, _ = inputs
         out, lse = forward(Operands(*inputs))
         ctx.save_for_backward(*tensors, out, lse)
+        ctx.key = _key_of(pattern)
         ctx.pattern, ctx.options = pattern, (scale, dropout_p, softcap)
         return out, lse
 
@@ -244,6 +251,13 @@ def _passed(text: str, sizes: list[int]) -> Passed:
 
 def _unpassed(pattern: Passed) -> Pattern:
     return rebuild(*pattern) if isinstance(pattern, tuple) else pattern
+
+
+def _key_of(pattern: Passed) -> Hashable:
+    """The key of a pattern that can be changed in place, as a tensor can; None of others."""
+    if isinstance(pattern, tuple) or pattern.has_fixed_key():
+        return None
+    return pattern.cache_key()
 
 
 def _is_differentiated(*tensors: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.common.memo import sizes_of
+from foveal.common.memo import sizes_of, untraced
 from foveal.ops.bias import TableBias
 from foveal.ops.logits import capped, with_sinks
 from foveal.ops.merge import merge
@@ -140,7 +140,8 @@ def _dense_logits(
     queries = [q] * count
     if plan.coarse:
         queries = pool_queries(q, query_mask, count, first=pattern.is_causal)
-    level = pattern.level(i, j)
+    with untraced():  # it asks for values, of places alone
+        level = pattern.level(i, j)
     logits = q.new_full((*q.shape[:3], m), -torch.inf)
     for at, (q_at, k_at) in enumerate(zip(queries, keys, strict=True)):
         shared = 1 << at if plan.coarse else 1

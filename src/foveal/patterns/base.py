@@ -127,7 +127,8 @@ class Pattern(Placed):
             contents = self._contents()
             values = [(name, key_of(value)) for name, value in contents.items()]
             found = (type(self), *values)
-            if all(is_fixed(value) for value in contents.values()):
+            frozen = "__dataclass_params__" in vars(type(self))  # else attributes may be set
+            if frozen and all(is_fixed(value) for value in contents.values()):
                 object.__setattr__(self, "_key", found)
         return found
 

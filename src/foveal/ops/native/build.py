@@ -19,12 +19,12 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
-import threading
 from pathlib import Path
 
 from foveal.common.cache import cache_folders, make_private
-from foveal.common.locks import locked
+from foveal.common.locks import locked, thread_lock
 from foveal.common.processor import processor_class, runnable_classes
 from foveal.ops.native.abi import declare
 
@@ -43,7 +43,7 @@ CLASSES = {
 }
 """Classes of processors and the flags of a kernel for them, fastest first."""
 
-_LOCK = threading.Lock()
+_LOCK = thread_lock(sys.modules[__name__], "_LOCK")
 
 
 class NativeError(RuntimeError):
