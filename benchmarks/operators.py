@@ -1,11 +1,13 @@
 """What attend and its kin do beside a pattern, each beside what one would do without it.
 
-python benchmarks/run.py selected-16384
+python benchmarks/run.py selected-16384 table-window table-near table-swin
 
 The file is not called operator.py, which would hide a module of Python from the scripts beside it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from foveal.bench import Case
 from foveal.bench.attention import DIM, HEADS, flops, job, tensors
 from foveal.bench.case import Job
-from foveal.ops import attend, attend_selected
-from foveal.patterns import Neighborhood, Pattern, SlidingWindow
+from foveal.ops import TableBias, alibi, attend, attend_selected
+from foveal.patterns import Halo, Neighborhood, Pattern, SlidingWindow
 
 LENGTH, BLOCK, COUNT = 16_384, 64, 16
 
@@ -61,9 +63,45 @@ def shaped(pattern: Pattern, length: int, word: str) -> Case:
     return Case(f"shaped-{length}", title, contenders, make, flops=work, devices=("cpu",))
 
 
+TABLES = {
+    "table-window": ("a window of 256 at 8,192 tokens", SlidingWindow(256), 8192, 511),
+    "table-near": ("7 x 7 neighbours at 64 x 64", Neighborhood(64, 7), 4096, 169),
+    "table-swin": ("windows of 8 x 8 at 64 x 64", Halo(64, 8, 0), 4096, 225),
+}
+
+
+def biased(name: str) -> Callable[[str, str, str], Job]:
+    """A call with a learned table, or alibi, beside the same call without."""
+    _, pattern, length, rows = TABLES[name]
+
+    def make(contender: str, run: str, device: str) -> Job:
+        given = tensors(1, length, "float32", run, device)
+        if contender == "table":
+            table = torch.randn(rows, HEADS, device=device, requires_grad=run == "training")
+            return job(
+                lambda q, k, v, t: attend(q, k, v, pattern, bias=TableBias(t), impl="native"),
+                [*given, table],
+            )
+        bias = alibi(HEADS) if contender == "alibi" else None
+        return job(lambda q, k, v: attend(q, k, v, pattern, bias=bias, impl="native"), given)
+
+    return make
+
+
 CASES = [
     shaped(SlidingWindow(256), 8192, "a window of 256 over 8,192 tokens"),
     shaped(Neighborhood((64, 64), 7), 4096, "7 x 7 pixels of 64 x 64"),
+    *(
+        Case(
+            name,
+            f"attend over {title}, with a learned table and without; 8 heads of 64, float32",
+            ("table", "alibi", "plain"),
+            biased(name),
+            flops=flops(pattern, length, 1),
+            seconds=1.0,
+        )
+        for name, (title, pattern, length, _) in TABLES.items()
+    ),
     Case(
         "selected-16384",
         "attend_selected, 16 blocks of 64 for each 64 of 16,384 queries; 8 heads of 64, float32",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foveal.common.memo import untraced
+from foveal.common.memo import remember, untraced
 from foveal.ops.bias import TableBias, WindowBias
 from foveal.patterns import Pattern
 from foveal.patterns.tabled import Tabled
@@ -169,6 +169,7 @@ def _bias(
     return "tensor", (1,) * (4 - bias.ndim) + tuple(bias.shape), bias.requires_grad
 
 
+@remember(entries=512)
 def table_kind(placed: Pattern) -> str:
     """Of a TableBias, whose rule the pattern has: "offsets" or "table"."""
     return "offsets" if isinstance(placed, Tabled) and placed.has_codes else "table"
