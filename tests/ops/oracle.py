@@ -63,7 +63,7 @@ def readable(case: Case) -> Tensor:
 def allowed_pairs(pattern: P.Pattern, i: Tensor, j: Tensor) -> Tensor:
     """Which of the pairs there are; documents are told apart token by token."""
     if isinstance(pattern, P.Documents):
-        at_q, at_k = _document(pattern.lengths, i), _document(pattern.lengths, j)
+        at_q, at_k = document_of(pattern.lengths, i), document_of(pattern.lengths, j)
         return (at_q == at_k) & (at_q < len(pattern.lengths))
     if isinstance(pattern, P.Intersection):
         parts = [allowed_pairs(part, i, j) for part in pattern.parts]
@@ -71,14 +71,14 @@ def allowed_pairs(pattern: P.Pattern, i: Tensor, j: Tensor) -> Tensor:
     if not isinstance(pattern, P.Packed):
         return pattern.allows(i, j)
     keys, queries = pattern.lengths, pattern.query_lengths or pattern.lengths
-    at_q, at_k = _document(queries, i), _document(keys, j)
+    at_q, at_k = document_of(queries, i), document_of(keys, j)
     # queries are the last ones of their document
     late = torch.tensor([k - q for q, k in zip(queries, keys, strict=True)] + [0])[at_q]
     within = pattern.pattern.allows(i - _starts(queries)[at_q] + late, j - _starts(keys)[at_k])
     return within & (at_q == at_k) & (at_q < len(keys))
 
 
-def _document(lengths: tuple[int, ...], at: Tensor) -> Tensor:
+def document_of(lengths: tuple[int, ...], at: Tensor) -> Tensor:
     """The document of each token; after the last one comes padding."""
     found = [number for number, length in enumerate(lengths) for _ in range(length)]
     return torch.tensor([*found, len(lengths)])[at.clamp(max=len(found))]

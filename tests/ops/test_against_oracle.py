@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Case, compare, differ, formula, listed_row, readable
+from oracle import Case, compare, differ, document_of, formula, listed_row, readable
 from torch import Tensor
 
 import foveal
@@ -31,6 +31,7 @@ from foveal.ops import TableBias, WindowBias
 
 COUNT = int(os.environ.get("FOVEAL_CASES", "200"))
 SEED = os.environ.get("FOVEAL_SEED", "0")
+PACKS = COUNT // 2
 PARTS = 20
 WORDS = [os.environ["FOVEAL_CASE"]] if "FOVEAL_CASE" in os.environ else None
 
@@ -355,6 +356,54 @@ def test_random_calls(part: int) -> None:
         case = draw_case(word)
         wrong += [f"{case}: {complaint}" for complaint in run(case)]
     assert not wrong, "\n".join(wrong)
+
+
+def in_pack(word: str, impl: str) -> Case | None:
+    """The case of this word, if it is one of several documents and `impl` takes it."""
+    case = draw_case(word)
+    if not isinstance(case.pattern, P.Packed | P.Documents | P.Intersection):
+        return None
+    parts = (case.pattern, *getattr(case.pattern, "parts", ()))
+    lengths = next((one.lengths for one in parts if hasattr(one, "lengths")), ())
+    dtype = case.tensors["q"].dtype
+    if sum(map(bool, lengths)) < 2 or case.tensors["q"].shape[2] > sum(lengths):
+        return None
+    refused = "table" in case.tensors or dtype in (torch.float64, torch.float16)
+    return None if impl == "native" and refused else replace(case, impl=impl)
+
+
+@pytest.mark.parametrize(
+    "impl", ["tiled", *["native"] * (foveal.ops.native.build.why_not() is None)]
+)
+def test_documents_do_not_feel_each_other(impl: str) -> None:
+    """Not a bit of a document's result or gradients changes when another one of the pack does."""
+    cases = [one for at in range(PACKS) if (one := in_pack(f"pack-{at}", impl)) is not None]
+    assert len(cases) > 3
+    for case in cases:
+        pattern = case.pattern
+        pack = next(x for x in (pattern, *getattr(pattern, "parts", ())) if hasattr(x, "lengths"))
+        n, m = case.tensors["q"].shape[2], case.tensors["k"].shape[2]
+        queries = getattr(pack, "query_lengths", None) or pack.lengths
+        longest = max(range(len(pack.lengths)), key=lambda at: pack.lengths[at])
+        changed = {
+            "q": document_of(queries, torch.arange(n) + case.first) == longest,
+            "k": document_of(pack.lengths, torch.arange(m)) == longest,
+        }
+        changed["v"] = changed["k"]
+        other = dict(case.tensors)
+        for name, rows in changed.items():
+            x = case.tensors[name]
+            other[name] = torch.where(rows[:, None], torch.randn_like(x.contiguous()), x)
+        found = []
+        for tensors in (case.tensors, other):
+            given = {name: x.detach().clone().requires_grad_() for name, x in tensors.items()}
+            out, _ = call(case, given)
+            loss = out.float().masked_fill(changed["q"][:, None], 0.0).square().sum()
+            grads = torch.autograd.grad(loss, [given[name] for name in "qkv"], allow_unused=True)
+            kept = [out, *grads]
+            rows = [changed["q"], changed["q"], changed["k"], changed["k"]]
+            found.append([x[:, :, ~r] for x, r in zip(kept, rows, strict=True) if x is not None])
+        assert all(map(torch.equal, *found)), str(case)
 
 
 def test_sixteen_threads_at_once() -> None:
