@@ -27,7 +27,8 @@ class AttentionCache:
     and return the cache: use the returned one, and `clone()` to try two continuations.
 
     Args:
-        pattern: a causal pattern.
+        pattern: a causal pattern, or one that is causal from a position on (a Prefix in a union):
+            all before it must then come in `prefill`.
         batch, kv_heads, head_dim: sizes of the keys and values.
         max_length: most tokens that will ever come; lets buffers be allocated once. None: they
             grow as needed.
@@ -79,7 +80,7 @@ class AttentionCache:
     def _check(
         pattern: Pattern, batch: int, kv_heads: int, head_dim: int, max_length: int | None
     ) -> None:
-        if not pattern.is_causal:
+        if pattern.decodes_from is None:
             raise ValueError(
                 f"pattern must be causal to be decoded a token at a time, got {pattern}; "
                 "use its causal form."

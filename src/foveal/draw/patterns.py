@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveal.common.files import write_file
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
-from foveal.patterns import Halo, Pattern, Pyramid, TextImage
+from foveal.patterns import BlockDiffusion, Halo, NextScale, Pattern, Pyramid, TextImage
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.image import ImagePattern
 
@@ -80,6 +80,10 @@ def natural_length(pattern: Pattern) -> int:
         return canvas.text + canvas.height * canvas.width
     if pattern.keeps_apart:
         return sum(one.num_keys for one in pattern.documents())
+    if isinstance(pattern, NextScale):
+        return pattern.ends[-1]
+    if isinstance(pattern, BlockDiffusion):
+        return 2 * pattern.num_tokens
     lengths = [natural_length(part) for part in getattr(pattern, "parts", ())]
     if isinstance(pattern, BlockSparse):
         lengths = [pattern.num_blocks * pattern.block_size]

@@ -2,6 +2,7 @@
 
 from foveal.patterns.axial import Axial
 from foveal.patterns.base import Pattern
+from foveal.patterns.block_diffusion import BlockDiffusion
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.blocks import Blocks
 from foveal.patterns.combine import Intersection, Union
@@ -11,8 +12,10 @@ from foveal.patterns.full import Full
 from foveal.patterns.halo import Halo
 from foveal.patterns.joined import Joined
 from foveal.patterns.neighborhood import Neighborhood
+from foveal.patterns.next_scale import NextScale
 from foveal.patterns.packed import Packed
 from foveal.patterns.part import Part
+from foveal.patterns.prefix import Prefix
 from foveal.patterns.pyramid import Pyramid
 from foveal.patterns.shorten import Shorten
 from foveal.patterns.strided import Strided
@@ -34,6 +37,9 @@ __all__ = [
     "TextImage",
     "Pyramid",
     "Shorten",
+    "Prefix",
+    "NextScale",
+    "BlockDiffusion",
     "Documents",
     "Packed",
     "Union",

@@ -318,7 +318,7 @@ class Pattern(Placed):
         Raises:
             ValueError: the pattern is not causal, so a new token cannot be decoded.
         """
-        self._require_causal("reads")
+        self._require_causal("reads", position)
         last = position + 1
         bounds = self.horizon()
         if bounds is None or last <= sum(bounds):
@@ -340,7 +340,7 @@ class Pattern(Placed):
 
     def keeps(self, position: int) -> range | Tensor:
         """Positions that a cache must still hold after `position`, for the tokens to come."""
-        self._require_causal("keeps")
+        self._require_causal("keeps", position + 1)
         bounds = self.horizon()
         if bounds is None:
             return range(position + 1)
@@ -355,11 +355,18 @@ class Pattern(Placed):
             ]
         )
 
-    def _require_causal(self, what: str) -> None:
-        if not self.is_causal:
+    @property
+    def decodes_from(self) -> int | None:
+        """Position from which tokens may come one at a time: nothing reads a later one then."""
+        return 0 if self.is_causal else None
+
+    def _require_causal(self, what: str, position: int = 0) -> None:
+        first = self.decodes_from
+        if first is None or position < first:
+            late = "" if first is None else f" or a position of at least {first}"
             raise ValueError(
-                f"{what} needs a causal pattern, got {self}; decoding a token at a time is only "
-                "defined when no query reads a later key (causal=True)."
+                f"{what} needs a causal pattern{late}, got {self}; decoding a token at a time is "
+                "only defined when no query reads a later key (causal=True)."
             )
 
     # -- counting ---------------------------------------------------------------------------

@@ -200,12 +200,17 @@ class Union(_Combined):
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         return functools.reduce(operator.or_, found)
 
+    @property
+    def decodes_from(self) -> int | None:
+        found = [part.decodes_from for part in self.parts]
+        return _widest(found)
+
     def reads(self, position: int) -> Tensor:
-        self._require_causal("reads")
+        self._require_causal("reads", position)
         return torch.cat([part.reads(position) for part in self.parts]).unique()
 
     def keeps(self, position: int) -> Tensor:
-        self._require_causal("keeps")
+        self._require_causal("keeps", position + 1)
         return torch.cat([_positions(part.keeps(position)) for part in self.parts]).unique()
 
     def horizon(self) -> tuple[int, int] | None:
@@ -227,6 +232,10 @@ class Intersection(_Combined):
     @property
     def causal(self) -> bool:
         return any(part.is_causal for part in self.parts)
+
+    @property
+    def decodes_from(self) -> int | None:
+        return _narrowest(part.decodes_from for part in self.parts)
 
     @property
     def keeps_apart(self) -> bool:  # type: ignore[override]
@@ -275,25 +284,29 @@ class Intersection(_Combined):
         return math.lcm(*steps)
 
     def reads(self, position: int) -> Tensor:
-        self._require_causal("reads")
-        first = next(part for part in self.parts if part.is_causal)
+        self._require_causal("reads", position)
+        first = next(part for part in self.parts if _decodes(part, position))
         keys = first.reads(position)
         allowed = self.allows(torch.tensor(position, device="cpu"), keys)
         return keys[allowed if self.heads is None else allowed.any(0)]
 
     def keeps(self, position: int) -> Tensor:
-        self._require_causal("keeps")
-        kept = [part.keeps(position) for part in self.parts if part.is_causal]
+        self._require_causal("keeps", position + 1)
+        kept = [part.keeps(position) for part in self.parts if _decodes(part, position + 1)]
         kept += [part.past(position) for part in self.parts if is_a(part, Documents)]
         found = [_positions(one) for one in kept]
         return functools.reduce(lambda a, b: a[torch.isin(a, b)], found)
 
     def horizon(self) -> tuple[int, int] | None:
-        if not self.is_causal:
+        if self.decodes_from is None:
             return None
         bounds = [part.horizon() for part in self.parts]  # of what is not causal None, or right
         known = [bound for bound in bounds if bound is not None]
         return min(known, key=sum) if known else None
+
+
+def _decodes(part: Pattern, position: int) -> bool:
+    return part.decodes_from is not None and part.decodes_from <= position
 
 
 def _widest(bounds: Iterable[int | None]) -> int | None:

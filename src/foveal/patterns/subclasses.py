@@ -28,6 +28,7 @@ CLOSED_FORMS = (
     "joined",
     "biased_by_table",
     "keeps_apart",
+    "decodes_from",
     "band",
 )
 """What follows from the definition of a pattern, and may be given in a quicker way."""

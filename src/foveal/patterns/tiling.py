@@ -33,6 +33,7 @@ __all__ = [
     "listed_groups",
     "offsets",
     "plan_bytes",
+    "rectangle",
 ]
 
 MAX_TILE = 64
@@ -327,6 +328,18 @@ def listed_groups(
     for tiles in found.values():
         q, k, m = (torch.stack(part) for part in zip(*tiles, strict=True))
         groups.append(TileGroup(Lookup(q), (Lookup(k),), None if bool(m.all()) else m))
+    return groups
+
+
+def rectangle(first: int, stop: int, first_key: int, last_key: int) -> list[TileGroup]:
+    """Queries [first, stop), all of which read the keys [first_key, last_key) and no others."""
+    groups = []
+    whole, rest = divmod(max(0, stop - first), MAX_TILE)
+    for start, count, size in ((first, whole, MAX_TILE), (stop - rest, 1, rest)):
+        if count and size and first_key < last_key:
+            queries = Grid(start, ((count, MAX_TILE),), ((size, 1),))
+            keys = Grid(first_key, ((count, 0),), ((last_key - first_key, 1),))
+            groups.append(TileGroup(queries, (keys,)))
     return groups
 
 
