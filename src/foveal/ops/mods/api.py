@@ -20,7 +20,7 @@ from foveal.ops.mods.engine import Asked, Result, attend_by_mod, working_dtype
 from foveal.ops.mods.fast import patterns
 from foveal.ops.mods.held import frozen
 from foveal.ops.mods.plan import Part, Plan, plan, whole
-from foveal.patterns import Full
+from foveal.patterns import Full, Pattern
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask
@@ -149,10 +149,11 @@ def _apart(
         if query.device.type == "meta":
             found = _shapes(query, value)
         elif not (query.numel() and key.numel()):
-            found = _without_mods(query, key, value, None, factor)
+            found = _without_mods(query, key, value, None, factor, want_lse)
         else:
             key, value = (x.expand(len(query), -1, -1, -1) for x in (key, value))
-            found = _computed(query, key, value, score_mod, block_mask, factor, want_top)
+            want = (want_lse, want_top)
+            found = _computed(query, key, value, score_mod, block_mask, factor, want)
     return _returned(found, return_lse, return_aux, want_lse)
 
 
@@ -193,25 +194,30 @@ def _computed(
     score_mod: Mod | None,
     block_mask: BlockMask | None,
     scale: float,
-    want_top: bool,
+    want: tuple[bool, bool],
 ) -> Result:
-    """By the engines of `attend` where nothing but a mask shapes the weights, else by chunks."""
+    """By the engines of `attend` where nothing but a mask shapes the weights, else by chunks.
+
+    want: whether the log-sum-exp and the largest score are asked for.
+    """
     lengths, made = (q.shape[2], k.shape[2]), None
     if block_mask is not None:
         made = plan(block_mask, lengths, q.shape[0], q.shape[1], q.device)
-    if score_mod is None and not want_top:
+    if score_mod is None and not want[1]:
         if made is None:
-            return _without_mods(q, k, v, None, scale)
+            return _without_mods(q, k, v, None, scale, want[0])
         by_part = [patterns(made, part) for part in made.parts]
         if None not in by_part:
-            return _without_mods(q, k, v, made, scale)
-    asked = Asked(made or whole(lengths), frozen(score_mod), scale)
+            return _without_mods(q, k, v, made, scale, want[0])
+    asked = Asked(made or whole(lengths), frozen(score_mod), scale, want[0])
     return attend_by_mod(asked, q, k, v, is_beyond_functions(q, k, v))
 
 
-def _without_mods(q: Tensor, k: Tensor, v: Tensor, made: Plan | None, scale: float) -> Result:
+def _without_mods(
+    q: Tensor, k: Tensor, v: Tensor, made: Plan | None, scale: float, need_lse: bool
+) -> Result:
     if made is None:
-        out, lse = attend(q, k, v, Full(), scale=scale, return_lse=True)
+        out, lse = _by_patterns(q, k, v, (Full(),), scale, need_lse)
         return out, lse, lse
     by_batch: dict[Rows, list[Part]] = {}
     for part in made.parts:
@@ -219,14 +225,14 @@ def _without_mods(q: Tensor, k: Tensor, v: Tensor, made: Plan | None, scale: flo
     groups = list(by_batch)
     split = (_split(x, groups, 0) for x in (q, k, v))
     each = zip(*split, by_batch.values(), strict=True)
-    found = [_by_head(q, k, v, parts, made, scale) for q, k, v, parts in each]
+    found = [_by_head(q, k, v, parts, made, scale, need_lse) for q, k, v, parts in each]
     outs, lses = zip(*found, strict=True)
     out, lse = _joined(outs, groups, 0), _joined(lses, groups, 0)
     return out, lse, lse
 
 
 def _by_head(
-    q: Tensor, k: Tensor, v: Tensor, parts: list[Part], made: Plan, scale: float
+    q: Tensor, k: Tensor, v: Tensor, parts: list[Part], made: Plan, scale: float, need_lse: bool
 ) -> tuple[Tensor, Tensor]:
     """Sequences that read the same, head by head where these differ."""
     groups = [part.heads for part in parts]
@@ -235,13 +241,20 @@ def _by_head(
     split = (_split(x, groups, 1) for x in (q, k, v))
     found = []
     for own_q, own_k, own_v, part in zip(*split, parts, strict=True):
-        each = [
-            attend(own_q, own_k, own_v, pattern, scale=scale, return_lse=True)
-            for pattern in patterns(made, part) or ()
-        ]
-        found.append(merge(each) if len(each) > 1 else each[0])
+        each = patterns(made, part) or ()
+        found.append(_by_patterns(own_q, own_k, own_v, each, scale, need_lse))
     outs, lses = zip(*found, strict=True)
     return _joined(outs, groups, 1), _joined(lses, groups, 1)
+
+
+def _by_patterns(
+    q: Tensor, k: Tensor, v: Tensor, each: tuple[Pattern, ...], scale: float, need_lse: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention over the keys of all patterns together; without `need_lse` lse is anything."""
+    if len(each) == 1 and not need_lse:
+        out = attend(q, k, v, each[0], scale=scale)
+        return out, out[..., 0].detach()
+    return merge([attend(q, k, v, one, scale=scale, return_lse=True) for one in each])
 
 
 Rows = tuple[int, ...] | None

@@ -27,6 +27,7 @@ CHUNK = 1 << 20
 class Asked:
     """What to compute, but for the tensors.
 
+    need_lse: whether the log-sum-exp is asked for; else it may hold anything.
     captured: tensors of any shape that the mod captures and that need a gradient.
     key: what the mod held when it ran; see `key_of_mod`.
     """
@@ -34,6 +35,7 @@ class Asked:
     plan: Plan
     mod: Mod | None
     scale: float
+    need_lse: bool = True
     captured: list[Tensor] = field(default_factory=list)
     key: list[object] = field(default_factory=list)
 
@@ -133,7 +135,9 @@ def _chunk(
     empty = top == -torch.inf
     # a row without keys would compute -inf - -inf
     scores = scores.masked_fill(empty[..., None], 0.0)
-    lse = torch.logsumexp(scores, -1).masked_fill(empty, -torch.inf)
+    lse = top
+    if asked.need_lse:
+        lse = torch.logsumexp(scores, -1).masked_fill(empty, -torch.inf)
     out = torch.softmax(scores, -1) @ v
     return out.masked_fill(empty[..., None], 0.0), lse, top
 
