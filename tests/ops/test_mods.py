@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import gc
 import math
@@ -343,6 +344,25 @@ def test_masks_that_are_too_many_are_asked_for_at_each_tile(name, most, monkeypa
     assert_close(found[1], expected[1], 1e-10)
     for one, other in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
         assert_close(one, other, 1e-10)
+
+
+def test_chunks_leave_nothing_behind(monkeypatch):
+    """What a mod makes of one chunk is gone when the next one runs, forward and backward."""
+    monkeypatch.setattr(engine, "CHUNK", 64 * 64)
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = array.array("i", [0])
+
+    def mod(score, b, h, q, k):
+        most[0] = max(most[0], len(alive))
+        result = torch.tanh(score * 2) / 2
+        alive.add(result)
+        return result
+
+    q, k, v = tensors(lengths=(N, N))
+    mask = block_mask(CASES["documents"], 64)
+    foveal.flex_attention(q, k, v, mod, mask).sum().backward()
+    assert most[0] <= 1
+    assert len(alive) == 0
 
 
 def test_full_cells_apart_from_the_others(monkeypatch):

@@ -33,8 +33,8 @@ class Watch(TorchFunctionMode):
             gradient ends where the mod begins.
 
     Attributes:
-        noted: captured tensors that need a gradient, in the order in which they were met. Right
-            only while gradients are switched off: then nothing made inside needs one.
+        noted: captured tensors that need a gradient, in the order in which they were met, while
+            gradients are switched off: then nothing made inside needs one.
     """
 
     def __init__(self, instead: dict[int, Tensor] | None = None) -> None:
@@ -55,7 +55,7 @@ class Watch(TorchFunctionMode):
 
     def _seen(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            if value.requires_grad and id(value) not in self._instead:
+            if value.requires_grad and not torch.is_grad_enabled():
                 self.noted.setdefault(id(value), value)
             return self._instead.get(id(value), value)
         if type(value) in (tuple, list):
