@@ -1,11 +1,14 @@
 """Every pattern against its own definition: plans, counts, decoding views and intervals."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal import patterns as P
+from foveal.testing.contract import tiling_mask
 
 side = st.integers(1, 21)
 kernel = st.sampled_from([1, 3, 5, 11])
@@ -56,6 +59,38 @@ def two_dimensional(draw, causal_only=False):
 
 
 @st.composite
+def on_axes(draw):
+    """A line, an image or a clip, with a rule of its own for each axis."""
+    count = draw(st.integers(1, 3))
+    most = {1: 150, 2: 19, 3: 8}[count]
+
+    def each(least, most):
+        return tuple(draw(st.integers(least, most)) for _ in range(count))
+
+    size, block = each(1, most), each(1, 5)
+    flags = tuple(draw(st.booleans()) for _ in range(count))
+    order = draw(st.sampled_from([False, True, flags]))
+    stride = tuple(draw(st.integers(1, b)) for b in block)
+    shift = tuple(draw(st.integers(0, s - 1)) for s in stride)
+    near = {"kernel_size": block, "dilation": each(1, 3), "stride": stride, "shift": shift}
+    along = draw(st.sets(st.integers(0, count - 1), min_size=1))
+    choices = [
+        P.Neighborhood(
+            size, causal=draw(st.sampled_from([None, "raster", "corner", flags])), **near
+        ),
+        P.Neighborhood(size, causal=flags, border="shift", **near),
+        P.Halo(size, block, each(0, 3), causal=order),
+        P.Axial(size, tuple(along), order),
+        P.Blocks(
+            block, order, each(0, 1), size, tuple(draw(st.integers(0, b - 1)) for b in block)
+        ),
+    ]
+    pattern = draw(st.sampled_from(choices))
+    full = math.prod(size)
+    return pattern, draw(st.sampled_from([full, full // size[0], max(1, full - 1), full // 2 + 1]))
+
+
+@st.composite
 def text_image(draw):
     pattern, length = draw(two_dimensional())
     text = draw(st.sampled_from([0, 5, 70]))
@@ -69,7 +104,7 @@ def combined(draw):
     return draw(st.sampled_from([first | second, first & second])), length
 
 
-anything = st.one_of(one_dimensional(), two_dimensional(), text_image(), combined())
+anything = st.one_of(one_dimensional(), two_dimensional(), on_axes(), text_image(), combined())
 
 
 def painted(pattern, length):
@@ -143,6 +178,17 @@ def test_reads_and_keeps_follow_the_mask(case):
         assert bounds is None or len(kept) <= sum(bounds)
 
 
+@settings(deadline=None, max_examples=60)
+@given(on_axes(), st.data())
+def test_a_part_of_the_queries_is_planned_alone(case, data):
+    """Chunks of a clip or an image: their plan is the rows of the mask, whole rows or not."""
+    pattern, length = case
+    first = data.draw(st.integers(0, length))
+    count = data.draw(st.integers(0, length - first))
+    planned = tiling_mask(pattern._part(first, count, length))
+    assert planned.equal(pattern.mask(length)[first : first + count])
+
+
 @pytest.mark.parametrize(
     ("image", "pairs"),
     [
@@ -201,6 +247,21 @@ def test_plans_stay_small():
         lambda: P.TextImage(-1, P.Full()),
         lambda: P.TextImage(4, "full"),
         lambda: P.Axial(4).mask(17),
+        lambda: P.Axial((2, 3, 4)).mask(25),
+        lambda: P.Axial((2, 3, 4), "time axis"),
+        lambda: P.Axial((2, 3, 4), ("frames", 3)),
+        lambda: P.Axial((2, 3, 4), ()),
+        lambda: P.Axial((2, 3, 4), causal=(True, False)),
+        lambda: P.Halo((2, 3, 4, 5)),
+        lambda: P.Halo((4, 4, 4), (2, 2)),
+        lambda: P.Halo(8, 4, 1, 2, causal=True),
+        lambda: P.Neighborhood(8, 3, stride=4),
+        lambda: P.Neighborhood(8, 4, stride=2, shift=2),
+        lambda: P.Neighborhood((2, 3, 4), 3, causal=(True, False)),
+        lambda: P.Neighborhood((2, 3, 4), 3, causal="raster", border="wrap"),
+        lambda: P.Blocks((2, 2)),
+        lambda: P.Blocks(4, shift=4),
+        lambda: P.Blocks((2, 2), size=(4, 4, 4)),
     ],
 )
 def test_nonsense_is_named(build):

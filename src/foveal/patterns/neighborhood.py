@@ -19,6 +19,9 @@ Causal = Literal["raster", "corner"] | tuple[bool, ...] | None
 Border = Literal["clip", "shift", "wrap"]
 TILE = 8
 
+KEY_COST = 32
+"""What fetching a key for a tile costs, in pairs."""
+
 
 @dataclass(frozen=True)
 class Neighborhood(ImagePattern):
@@ -204,35 +207,37 @@ class Neighborhood(ImagePattern):
 
     @property
     def _tile(self) -> tuple[int, ...]:
-        count = len(self.sides)
-        base = {1: (MAX_TILE,), 2: (TILE, TILE)}.get(count) or self._cube()
-        # whole blocks of queries that share a window: as many as a tile holds, or one
-        shared = [s * max(1, side // s) for s, side in zip(self._stride, base, strict=True)]
-        alone = self.causal is None and shared == list(self._stride)
-        return tile_shape(shared, WHOLE_BLOCK if alone else MAX_TILE)
+        plain, count = set(self._stride) == {1}, len(self.sides)
+        if plain and count < 3:
+            return (MAX_TILE,) if count == 1 else (TILE, TILE)
+        if math.prod(self._stride) > MAX_TILE:  # blocks that share a window
+            return tile_shape(self._stride, MAX_TILE if self.causal else WHOLE_BLOCK)
+        return self._cheapest()
 
-    def _cube(self) -> tuple[int, ...]:
-        """The tile of voxels that reads the fewest keys."""
+    def _cheapest(self) -> tuple[int, ...]:
+        """The tile, of whole blocks of queries, that costs its queries the least."""
         lengths = [-(-n // s) for n, s in zip(self.sides, self._dilation, strict=True)]
-        best: tuple[int, ...] = (1, 1, 1)
-        least = math.inf
-        for exponents in itertools.product(range(MAX_TILE.bit_length()), repeat=3):
-            tile = tuple([1 << e for e in exponents])
-            if math.prod(tile) != MAX_TILE:
+        best, least = self._stride, math.inf
+        doublings = range(MAX_TILE.bit_length())
+        for powers in itertools.product(doublings, repeat=len(lengths)):
+            tile = tuple([s << power for s, power in zip(self._stride, powers, strict=True)])
+            if math.prod(tile) > MAX_TILE:
                 continue
-            keys = math.prod([t + k - 1 for t, k in zip(tile, self._kernel, strict=True)])
-            # queries that a short axis has not are read for nothing
-            used = math.prod([min(t, n) for t, n in zip(tile, lengths, strict=True)])
-            if keys / used < least:
-                best, least = tile, keys / used
+            keys = queries = 1
+            rules = zip(tile, self._kernel, self._stride, lengths, strict=True)
+            for side, kernel, stride, length in rules:
+                keys *= kernel + side - stride
+                queries *= min(side, length)
+            cost = keys * (math.prod(tile) + KEY_COST) / queries
+            if cost <= least:
+                best, least = tile, cost
         return best
 
     def _breaks(self, axis: int) -> tuple[int | None, int]:
         stride, step = self._stride[axis], self._dilation[axis]
         if stride == 1:
             return None, 0
-        whole = stride * max(1, self._tile[axis] // stride)
-        return whole * step, self._shift[axis] * step
+        return stride * max(1, self._tile[axis] // stride) * step, self._shift[axis] * step
 
     def _part(self, first: int, count: int, length: int) -> Tiling:
         if self.border == "wrap":
