@@ -6,7 +6,7 @@ import torch
 from foveal import patterns as P
 from foveal.models import HourglassTransformerLM, TransformerLM
 
-LENGTH = 97
+LENGTH = 73
 VOCABULARY = 20
 
 PATTERNS = [

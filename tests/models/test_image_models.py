@@ -311,12 +311,16 @@ def test_exports_with_dynamic_batch(kind: str) -> None:
 def test_exports_with_dynamic_sizes(kind: str) -> None:
     """... and every height and width that fills more than one window in each stage.
 
-    Sizes that are symbols grow with the depth: the stages of one network follow one another, and
-    of the others the first is exported.
+    Sizes that are symbols grow with the depth, and with their number: the stages of one network
+    follow one another at any height, and of the others the first is exported. Both sides of a
+    halo layer at once are tested beside that layer.
     """
     model = small(kind, **one_stage(kind)).eval()
-    program = export(model, torch.randn(2, 3, 250, 260), [0, 2, 3])
-    for shape in [(1, 3, 301, 240), (3, 3, 256, 288)]:
+    sides = {"halonet": [3], "sepvit": [2, 3], "compact": [2]}[kind]
+    program = export(model, torch.randn(2, 3, 250, 260), [0, *sides])
+    for shape in [[1, 3, 301, 240], [3, 3, 256, 288]]:
+        for side in {2, 3} - set(sides):
+            shape[side] = (250, 260)[side - 2]
         x = torch.randn(shape)
         assert_close(program(x), model(x), 1e-5)
 
