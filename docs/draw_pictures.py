@@ -5,12 +5,14 @@ so page and pictures cannot part.
 """
 
 import io
+import math
 import re
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from foveal.draw.curves import Curve, draw_curves
 from foveal.draw.patterns import draw_pattern
 from foveal.patterns import BlockSparse, Pattern, serialize
 
@@ -35,6 +37,20 @@ def selection() -> Pattern:
     return BlockSparse(layout, 4, causal=True)
 
 
+def shaped_logits() -> None:
+    """What a soft-cap makes of logits, and which share of the weights a sink takes."""
+    x = [0.5 * step for step in range(-40, 41)]
+    curves = [Curve("as it is", x, x, "faint")]
+    curves += [Curve(f"softcap={c}", x, [c * math.tanh(at / c) for at in x]) for c in (5, 10, 20)]
+    labels = {"xlabel": "scaled product of a query and a key", "ylabel": "logit"}
+    draw_curves(curves, DOCS / "results/softcap.png", **labels)
+    curves = [
+        Curve(f"a sink at {s}", x, [1 / (1 + math.exp(s - at)) for at in x]) for s in (-5, 0, 5)
+    ]
+    labels = {"xlabel": "log-sum-exp of the keys", "ylabel": "sum of their weights"}
+    draw_curves(curves, DOCS / "results/sinks.png", **labels)
+
+
 def save(path: str, pattern: Pattern) -> None:
     picture = Image.open(io.BytesIO(draw_pattern(pattern)))
     few = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
@@ -47,6 +63,7 @@ def main() -> None:
     for path, expression in pictures().items():
         save(path, serialize.parse(expression))
     save("results/selected.png", selection())
+    shaped_logits()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from test_attend import CASES as ATTENDED
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +15,7 @@ from foveal import patterns as P
 from foveal.ops import PyramidBias, WindowBias, attend, explain
 from foveal.ops.choose import IMPLS
 from foveal.ops.logits import with_sinks
+from foveal.testing import dense_attention
 
 PLANNED = ["tiled", "native"]
 
@@ -119,6 +121,17 @@ def test_dense(pattern, options):
         want, lse = formula(*(x.double() for x in given), pattern.mask(30), **given_options)
         every = given if sinks is None else [*given, sinks]
         check((got, lse.detach()), (want, lse.detach()), every, limit)
+
+
+@pytest.mark.parametrize(("pattern", "length"), ATTENDED, ids=str)
+def test_every_pattern(pattern, length):
+    """The kernel under every pattern, beside the public oracle."""
+    q, k, v = (x.detach() for x in draw(length, heads=2, kv_heads=1))
+    options = {"sinks": torch.randn(2), "softcap": 0.7}
+    out, lse = attend(q, k, v, pattern, impl="native", return_lse=True, **options)
+    want = dense_attention(q, k, v, pattern, **options)
+    torch.testing.assert_close(out.double(), want[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lse.double(), want[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("queries", ["fine", "coarse"])

@@ -44,7 +44,7 @@ class HAttention1D(SelfAttention):
         causal, neighbors, queries: see patterns.Pyramid.
         relative_bias: learn a table of hierarchical relative positions: True = one a head,
             "shared" = one for all heads.
-        kv_heads, dropout: as in SelfAttention.
+        kv_heads, dropout, softcap, sinks: as in SelfAttention.
 
     Raises:
         ValueError: sizes or options that make no sense.
@@ -66,11 +66,14 @@ class HAttention1D(SelfAttention):
         relative_bias: bool | str = False,
         kv_heads: int | None = None,
         dropout: float = 0.0,
+        softcap: float | None = None,
+        sinks: bool = False,
     ) -> None:
         pattern = Pyramid(block_size, causal, neighbors, queries)
         rotary = _positions(pos_emb, head_size(dim, heads, dim_head))
         sizes = (heads, dim_head, kv_heads, rotary or False, dropout)
-        super().__init__(dim, pattern, *sizes, relative_bias=relative_bias)
+        options: Any = {"relative_bias": relative_bias, "softcap": softcap, "sinks": sinks}
+        super().__init__(dim, pattern, *sizes, **options)
         self.register_load_state_dict_pre_hook(_drop_buffers)
 
 

@@ -72,7 +72,10 @@ def ranking(work: Work) -> tuple[Choice, ...]:
         return _tiles("nothing is computed, and its operations count by the pairs of the pattern")
     tiles = _tiles("the tile plan is the fastest that can do this call")
     if work.q[2] <= SHORT and work.k[2] <= SHORT:
-        return Choice("dense", f"{work.k[2]} tokens are one tile"), *tiles
+        dense = Choice("dense", f"{work.k[2]} tokens are one tile")
+        if (work.sinks or work.softcap) and work.device.type == "cpu":
+            return tiles[0], dense, tiles[1]  # SDPA knows neither, and the kernel is short
+        return dense, *tiles
     if work.device.type == "cuda":
         return _on_cuda(work)
     return _by_seconds(work)

@@ -18,6 +18,8 @@ def dense_attention(
     bias: Tensor | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Masked softmax attention, computed and returned in float64, with gradients.
 
@@ -30,6 +32,8 @@ def dense_attention(
         bias: added to the scaled scores; broadcasts with (batch, heads, queries, keys).
         key_mask: (batch, keys) bool, True = real token.
         scale: of the scores; head_dim ** -0.5 by default.
+        sinks: (heads,) scores of one more key of each head, whose value is zero.
+        softcap: c, where c tanh(x / c) takes the place of scaled scores x, before the bias.
 
     Returns:
         out (batch, heads, queries, head_dim_v): zeros for a query without a key.
@@ -52,9 +56,18 @@ def dense_attention(
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     if bias is not None:
         scores = scores + bias.double()
     on = _allowed(scores, mask, key_mask)
+    if sinks is not None:
+        logits = sinks.double()[:, None, None].expand(*scores.shape[:3], 1)
+        scores, on = (
+            torch.cat((scores, logits), 3),
+            torch.nn.functional.pad(on, (0, 1), value=True),
+        )
+        v = torch.nn.functional.pad(v, (0, 0, 0, 1))
     return _softmax_sum(scores.masked_fill(~on, -math.inf), on, v)
 
 
