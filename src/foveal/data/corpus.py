@@ -87,6 +87,16 @@ class Corpus:
             filled, index = filled + piece, index + 1
         return out
 
+    def places(self, start: int, length: int) -> np.ndarray:
+        """Where the bytes of a window stand in their files, or in what of these it holds.
+
+        Returns:
+            (length,) int64: 0, 1, 2, ... from the beginning of the window, and of each file.
+        """
+        whole = np.arange(start, start + length)
+        first = self._starts[np.searchsorted(self._starts, whole, side="right") - 1]
+        return whole - np.maximum(first, start)
+
     def checksum(self) -> str:
         """The first 12 hex digits of the SHA-256 of all bytes: names the data beside a score."""
         digest = hashlib.sha256()

@@ -29,12 +29,16 @@ class TextConfig:
         column: the column that holds the text, where the data are tables (.csv, .tsv, .jsonl,
             .json, .parquet).
         context: bytes that a window holds.
+        pack: the files in a window are documents of their own (packing): nothing is read across
+            their borders, positions restart, and no loss asks for the first byte of a file. False:
+            a window is one text, wherever files begin.
     """
 
     path: str = "stdlib"
     valid: str = ""
     column: str = ""
     context: int = 256
+    pack: bool = False
 
 
 class TextWindows:
@@ -45,11 +49,12 @@ class TextWindows:
     Args:
         corpus: the bytes to train on.
         context: bytes per window; the window's successor byte is the last target.
+        pack: as in TextConfig.
     """
 
-    def __init__(self, corpus: Corpus, context: int) -> None:
+    def __init__(self, corpus: Corpus, context: int, pack: bool = False) -> None:
         check_context(corpus, context)
-        self.corpus, self.context = corpus, context
+        self.corpus, self.context, self.pack = corpus, context, pack
         # one window is kept in reserve for the offset, where the corpus is long enough for it
         self._count = max(1, (len(corpus) - 1) // context - 1)
         self._slack = max(1, min(context, len(corpus) - self._count * context))
@@ -57,13 +62,18 @@ class TextWindows:
     def __len__(self) -> int:
         return self._count
 
-    def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), each int64 of shape (batch, context)."""
+    def draw(self, draw: Draw) -> tuple[Tensor, ...]:
+        """(inputs, targets), each int64 of shape (batch, context); positions too, if packed."""
         offsets = permute(draw.passes.numpy() % self._slack, self._slack, draw.seed + 1)
         starts = draw.indices.numpy() * self.context + offsets
         rows = [self.corpus.read(int(start), self.context + 1) for start in starts]
         tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
+        if not self.pack:
+            return tokens[:, :-1], tokens[:, 1:]
+        found = [self.corpus.places(int(start), self.context + 1) for start in starts]
+        places = torch.from_numpy(np.stack(found))
+        targets = tokens[:, 1:].masked_fill(places[:, 1:] == 0, IGNORED)
+        return tokens[:, :-1], targets, places[:, :-1]
 
 
 class TextStream(Stream):
@@ -103,7 +113,8 @@ def scoring_windows(
     *,
     stride: int | None = None,
     limit: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    pack: bool = False,
+) -> Iterator[tuple[Tensor, ...]]:
     """Windows that score every byte but the first exactly once, in order, the same every time.
 
     Args:
@@ -112,10 +123,12 @@ def scoring_windows(
             from a cold start, a smaller one gives each scored byte at least `context - stride`
             bytes of history (but those of the first window).
         limit: use only so many windows, spread evenly over the corpus.
+        pack: as in TextConfig; the first byte of a file is scored too, as what follows the last
+            one of the file before.
 
     Yields:
         (inputs, targets), int64 of shape (context,) or shorter at the end; targets that another
-        window scores are `IGNORED`.
+        window scores are `IGNORED`. Positions of the inputs too, if packed.
     """
     stride = context if stride is None else stride
     if not 1 <= stride <= context:
@@ -131,18 +144,20 @@ def scoring_windows(
         chosen = np.linspace(0, len(ends) - 1, limit).round().astype(int)  # type: ignore[assignment]
     for index in chosen:
         scored_from = ends[index - 1] if index else 0
-        yield _window(corpus, context, int(scored_from), int(ends[index]), stride)
+        yield _window(corpus, context, int(scored_from), int(ends[index]), stride, pack)
 
 
 def _window(
-    corpus: Corpus, context: int, scored_from: int, end: int, stride: int
-) -> tuple[Tensor, Tensor]:
+    corpus: Corpus, context: int, scored_from: int, end: int, stride: int, pack: bool
+) -> tuple[Tensor, ...]:
     """The window that ends at `end` and scores the targets after `scored_from`."""
     start = scored_from if stride == context else max(0, end - context)
     tokens = torch.from_numpy(corpus.read(start, end + 1 - start).astype(np.int64))
     targets = tokens[1:].clone()
     targets[: scored_from - start] = IGNORED
-    return tokens[:-1], targets
+    if not pack:
+        return tokens[:-1], targets
+    return tokens[:-1], targets, torch.from_numpy(corpus.places(start, end - start))
 
 
 def encode(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from foveal.common.arguments import checked
 from foveal.layers.checks import Device, check_dropout, check_sizes, head_size, join_heads
 from foveal.layers.grid_rotary import Rotation
 from foveal.layers.linear import project
+from foveal.layers.packing import Packing
 from foveal.layers.position_bias import PositionBias
 from foveal.layers.positions import Positions, relative_table
 from foveal.layers.relative import Relative, RelativeTerms
@@ -176,7 +177,17 @@ class SelfAttention(nn.Module):
             mask: (batch, tokens) bool, True = real; keys that are not real are read by nobody.
             rotary: positions in place of the layer's own.
         """
+        if isinstance(mask, Packing):
+            return self._packed(x, mask, rotary)
         return self._attend(*self._project(x, 0, rotary), mask)
+
+    def _packed(self, x: Tensor, packing: Packing, rotary: Turn | None) -> Tensor:
+        """Documents side by side, x (1, tokens, dim) -> same: each as if it were alone."""
+        if self.relative is not None:
+            raise ValueError(f"relative positions cannot be packed, got {self.relative}.")
+        turn = rotary or self.rotary
+        q, k, v = self._project(x, 0, None if turn is None else packing.turn(turn))
+        return self._over(packing.within(self.pattern), q, k, v, None)
 
     def make_cache(
         self, batch: int, max_length: int | None = None, device: Device = None
@@ -304,17 +315,23 @@ class SelfAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q, k, v as from `_project`, mask (batch, tokens) -> (batch, tokens, dim)."""
+        return self._over(self.pattern, q, k, v, mask)
+
+    def _over(
+        self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """`_attend` under a pattern that takes the place of the layer's own."""
         bias: Any = self.bias
         scale = None
         if self.relative is not None:
             scale = self.dim_head**-0.5
-            q, k, bias = self.relative.relate(q, k, self.pattern, self.stride)
+            q, k, bias = self.relative.relate(q, k, pattern, self.stride)
         dropout = self.dropout if self.training else 0.0
         out = attend(
             q,
             k,
             v,
-            self.pattern,
+            pattern,
             bias=bias,
             key_mask=mask,
             scale=scale,

@@ -42,10 +42,15 @@ class NextToken(Kind):
             )
         return model
 
-    def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean cross-entropy in nats of the next token; inputs and targets (batch, length)."""
-        inputs, targets = batch
-        return F.cross_entropy(model(inputs).float().flatten(0, 1), targets.flatten())
+    def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """Mean cross-entropy in nats of the next token; inputs and targets (batch, length).
+
+        Positions of packed rows come third. Targets of -100 are left out.
+        """
+        inputs, targets, *places = batch
+        packed = {"position_ids": places[0]} if places else {}
+        logits = model(inputs, **packed).float().flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten())
 
     def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
         """The loss on training and held-out data, in bits."""

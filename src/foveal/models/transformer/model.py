@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from foveal.layers import AlibiPositions, PositionBias, Rotary, Stack, T5Positions
 from foveal.layers.checks import head_size
+from foveal.layers.packing import Packing
 from foveal.models.causal import CausalLM
 from foveal.models.registry import register
 from foveal.models.transformer.config import SIZES, TransformerConfig
@@ -35,6 +38,7 @@ class TransformerLM(CausalLM):
     """
 
     family = "transformer"
+    packs = True
     config_class = TransformerConfig
     recordable = True
 
@@ -67,6 +71,40 @@ class TransformerLM(CausalLM):
         self.is_causal = all(pattern.is_causal for pattern in c.patterns)
         if c.knows_places_by in ("alibi", "t5"):
             self.recordable = False  # a recorded step reads all places alike
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            tokens: (batch, length) int.
+            mask: (batch, length) bool, True = real; what is not real influences nothing real.
+            position_ids: (batch, length) int, of rows that hold several documents (packing): 0, 1,
+                2, ... in each of them. Documents get what they get alone: nothing is read across
+                their borders, and positions and patterns restart.
+
+        Returns:
+            (batch, length, num_tokens)
+
+        Raises:
+            ValueError: shapes that do not fit, more tokens than max_seq_len, positions that do not
+                restart, or both a mask and positions.
+        """
+        if position_ids is None:
+            return super().forward(tokens, mask)
+        if mask is not None or position_ids.shape != tokens.shape:
+            raise ValueError(
+                f"position_ids must be of the shape of tokens {tuple(tokens.shape)} and without "
+                f"a mask (give padding a document), got {tuple(position_ids.shape)}."
+            )
+        self._check_tokens(tokens, None)
+        x = self._embed(tokens).flatten(0, 1)[None]
+        packing: Any = Packing(position_ids)
+        return self._logits(self._body(x, packing))[0].unflatten(0, tokens.shape)
 
     @staticmethod
     def _positions(c: TransformerConfig, dim_head: int) -> bool | Rotary | PositionBias:

@@ -29,6 +29,7 @@ from foveal.draw.report import Section
 from foveal.recipes.bytes.writing import Continuation, keep_first_samples, write_on
 from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, sum_of_bits
+from foveal.recipes.settings import RunConfig
 from foveal.training.progress import showing, tracked
 from foveal.training.task import Totals
 
@@ -62,7 +63,7 @@ class Bytes(NextToken):
         return train, held_out
 
     def source(self, task: KindTask) -> TextWindows:
-        return TextWindows(task.train, task.config.data.context)
+        return TextWindows(task.train, task.config.data.context, task.config.data.pack)
 
     def units(self, task: KindTask) -> int:
         return int(task.config.data.context)
@@ -70,12 +71,27 @@ class Bytes(NextToken):
     def max_seq_len(self, data: TextConfig) -> int:
         return data.context
 
+    def build(self, config: RunConfig, **assets: Any) -> nn.Module:
+        model = super().build(config, **assets)
+        if config.data.pack and not getattr(model, "packs", False):
+            raise ValueError(
+                "data.pack needs a model that takes documents side by side, a transformer, got "
+                f"{config.model.get('name')!r}; set data.pack = false."
+            )
+        return model
+
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Bits per byte over 96 windows or a megabyte of them, spread evenly over the data."""
         context = task.config.data.context
         limit = _QUICK_WINDOWS if quick else max(1, self.limit // context)
         return score_windows(
-            task.model, task.held_out, context, limit=limit, rank=rank, world=world_size
+            task.model,
+            task.held_out,
+            context,
+            limit=limit,
+            rank=rank,
+            world=world_size,
+            pack=task.config.data.pack,
         )
 
     def facts(self, task: KindTask) -> dict[str, str]:
@@ -107,7 +123,8 @@ class Bytes(NextToken):
                 f"context must be at most {longest}, the most that the model of this run looks "
                 f"at, got {context=}."
             )
-        bits, count = score_windows(model, found, context, stride=stride)["bits_per_byte"]
+        options = {"stride": stride, "pack": run.config.data.pack}
+        bits, count = score_windows(model, found, context, **options)["bits_per_byte"]
         return {
             "bits_per_byte": bits / count,
             "bytes": len(found),
@@ -196,25 +213,35 @@ def score_windows(
     limit: int | None = None,
     rank: int = 0,
     world: int = 1,
+    pack: bool = False,
 ) -> Totals:
     """Sum of bits and number of scored bytes, for every `world`-th batch of windows."""
     device = next(model.parameters()).device
-    windows = scoring_windows(corpus, context, stride=stride, limit=limit)
+    windows = scoring_windows(corpus, context, stride=stride, limit=limit, pack=pack)
     bits, count = 0.0, 0
     total = limit or -(-len(corpus) // (stride or context))
     size = max(1, _SCORING_TOKENS.get(device.type, _MANY_TOKENS) // context)
     batches = iter(lambda: list(islice(windows, size)), [])
     for number, batch in enumerate(tracked(batches, -(-total // size))):
         if number % world == rank:
-            inputs, targets = (part.to(device) for part in _padded(batch))
-            bits += sum_of_bits(model(inputs), targets)
+            inputs, targets, *places = (part.to(device) for part in _padded(batch))
+            packed = {"position_ids": places[0]} if places else {}
+            bits += sum_of_bits(model(inputs, **packed), targets)
             count += int((targets != IGNORED).sum())
     return {"bits_per_byte": (bits, count)}
 
 
-def _padded(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _padded(batch: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Stack windows; a causal model does not see the padding to the right of a short one."""
-    length = max(len(inputs) for inputs, _ in batch)
-    inputs = torch.stack([F.pad(a, (0, length - len(a))) for a, _ in batch])
-    targets = torch.stack([F.pad(b, (0, length - len(b)), value=IGNORED) for _, b in batch])
-    return inputs, targets
+    length = max(len(inputs) for inputs, *_ in batch)
+    inputs = torch.stack([F.pad(a, (0, length - len(a))) for a, *_ in batch])
+    targets = torch.stack([F.pad(b, (0, length - len(b)), value=IGNORED) for _, b, *_ in batch])
+    places = [p for _, _, *rest in batch for p in rest]
+    if not places:
+        return inputs, targets
+    later = torch.arange(1, length + 1)  # padding goes on in the last document
+    return inputs, targets, torch.stack([_counted_on(p, later[: length - len(p)]) for p in places])
+
+
+def _counted_on(places: Tensor, later: Tensor) -> Tensor:
+    return torch.cat([places, places[-1] + later])
