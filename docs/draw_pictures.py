@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/patterns.md and docs/selected.md again: python docs/draw_pictures.py
+"""Draw the pictures of patterns.md, selected.md and biases.md again: python docs/draw_pictures.py
 
 A picture of the first is named by the pattern that it shows, ![SlidingWindow(16)](pictures/...),
 so page and pictures cannot part.
@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from foveal.draw.biases import draw_bias
 from foveal.draw.curves import Curve, draw_curves
 from foveal.draw.patterns import draw_pattern
-from foveal.patterns import BlockSparse, Pattern, serialize
+from foveal.patterns import BlockSparse, Neighborhood, Pattern, SlidingWindow, serialize
 
 DOCS = Path(__file__).parent
 PICTURE = re.compile(r"!\[(.+)\]\((pictures/[\w-]+\.png)\)")
@@ -51,9 +52,11 @@ def shaped_logits() -> None:
     draw_curves(curves, DOCS / "results/sinks.png", **labels)
 
 
-def save(path: str, pattern: Pattern) -> None:
-    picture = Image.open(io.BytesIO(draw_pattern(pattern)))
-    few = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+def save(path: str, pattern: Pattern, drawn: bytes | None = None) -> None:
+    picture = Image.open(io.BytesIO(drawn or draw_pattern(pattern)))
+    few = picture.convert("RGB").quantize(
+        COLORS if drawn is None else 4 * COLORS, dither=Image.Dither.NONE
+    )
     few.save(DOCS / path, optimize=True)
     print(f"{path}  {(DOCS / path).stat().st_size / 1000:.0f} KB  {pattern}")
 
@@ -64,6 +67,9 @@ def main() -> None:
         save(path, serialize.parse(expression))
     save("results/selected.png", selection())
     shaped_logits()
+    neighbours = Neighborhood((12, 16), 5, border="shift")
+    save("results/offsets.png", neighbours, draw_bias(neighbours))
+    save("results/alibi.png", SlidingWindow(32), draw_bias(SlidingWindow(32), "alibi"))
 
 
 if __name__ == "__main__":

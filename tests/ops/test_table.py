@@ -42,6 +42,21 @@ def on_grid(width: int, up: int, across: int, step: int = 1) -> Row:
     return row
 
 
+def in_volume(sides: tuple[int, int, int], reach: tuple[int, int, int]) -> Row:
+    """Offsets on three axes, in row-major order."""
+
+    def place(i: int) -> tuple[int, int, int]:
+        return i // (sides[1] * sides[2]), i // sides[2] % sides[1], i % sides[2]
+
+    def row(i: int, j: int) -> int:
+        found = 0
+        for one, other, most in zip(place(i), place(j), reach, strict=True):
+            found = found * (2 * most + 1) + min(max(one - other, -most), most) + most
+        return found
+
+    return row
+
+
 def with_text(text: int, size: int, image: Row) -> Row:
     def row(i: int, j: int) -> int:
         if i < text:
@@ -89,6 +104,14 @@ CASES = {
         83,
         with_text(7, 81, on_grid(11, 4, 4)),
     ),
+    "windows of a volume": (
+        P.Halo((3, 5, 5), (2, 3, 3), 0),
+        75,
+        75,
+        in_volume((3, 5, 5), (1, 2, 2)),
+    ),
+    "volume": (P.Neighborhood((4, 3, 6), (3, 2, 5)), 72, 135, in_volume((4, 3, 6), (2, 1, 4))),
+    "axis": (P.Neighborhood((40,), 7, border="shift"), 40, 13, clipped(6)),
     "text in line": (P.TextImage(7, P.SlidingWindow(9)), 50, 9, clipped(4)),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,11 +24,14 @@ class Options:
         pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
         length: positions to draw; the whole image of an image pattern, else 64, unless given.
         output: the picture's path; named after the pattern unless given.
+        bias: draw what pairs gain by their offset instead: "rows", the row of each pair in a
+            TableBias of the pattern; "alibi"; "t5", the buckets of T5.
     """
 
     pattern: Annotated[str, tyro.conf.Positional]
     length: int | None = None
     output: Path | None = None
+    bias: Literal["rows", "alibi", "t5"] | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +47,11 @@ def main(arguments: list[str]) -> int:
         pattern = serialize.parse(options.pattern)
     path = Path(_file_name(options.pattern)) if options.output is None else options.output
     check_output(path)
+    if options.bias is not None:
+        from foveal.draw.biases import draw_bias
+
+        print(draw_bias(pattern, options.bias, options.length, path))
+        return 0
     from foveal.draw.patterns import draw_pattern
 
     print(draw_pattern(pattern, options.length, path))

@@ -128,7 +128,7 @@ def sharpness(pattern: Pattern, length: int, shape: torch.Size) -> Tensor:
     return 0.6 ** pattern.level(queries[:, None], keys[None]).float()
 
 
-def _chosen(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
+def chosen_query(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
     """The query to show: near the middle, and off the axes of symmetry."""
     num_queries = pattern.num_queries(length)
     if canvas is None or num_queries != length:
@@ -146,7 +146,7 @@ def _figure(pattern: Pattern, length: int) -> Any:
     canvas = find_canvas(pattern)
     if canvas is not None and length <= canvas.text:
         canvas = None
-    query = _chosen(pattern, length, canvas)
+    query = chosen_query(pattern, length, canvas)
     heads = pattern.per_head()[:MAX_HEADS]
     panels = len(heads) + (canvas is not None)
     caption = _caption(pattern, length, 58 * panels)
