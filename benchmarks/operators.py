@@ -88,7 +88,32 @@ def biased(name: str) -> Callable[[str, str, str], Job]:
     return make
 
 
+def tail(contender: str, run: str, device: str) -> Job:
+    """The last 64 queries of a window of 256 over 16,384 keys, beside SDPA under their mask."""
+    qkv, window = tensors(1, LENGTH, "float32", run, device), SlidingWindow(256)
+    if contender == "SDPA":
+        places = torch.arange(LENGTH, device=device)
+        mask = window.allows(places[-BLOCK:, None], places)
+        return job(lambda q, k, v: scaled_dot_product_attention(_last(q), k, v, mask), qkv, BLOCK)
+    options = {"q_offset": -1, "impl": contender}
+    return job(lambda q, k, v: attend(_last(q), k, v, window, **options), qkv, BLOCK)
+
+
+def _last(q: Tensor) -> Tensor:
+    return q[:, :, -BLOCK:]
+
+
 CASES = [
+    Case(
+        "tail-16384",
+        "the last 64 queries of a window of 256 over 16,384 keys; 8 heads of 64, float32",
+        ("native", "tiled", "SDPA"),
+        tail,
+        flops={
+            "forward": 4.0 * BLOCK * 256 * HEADS * DIM,
+            "training": 14.0 * BLOCK * 256 * HEADS * DIM,
+        },
+    ),
     shaped(SlidingWindow(256), 8192, "a window of 256 over 8,192 tokens"),
     shaped(Neighborhood((64, 64), 7), 4096, "7 x 7 pixels of 64 x 64"),
     *(

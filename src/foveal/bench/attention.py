@@ -35,8 +35,11 @@ def tensors(batch: int, length: int, dtype: str, run: str, device: str) -> list[
     return [x.transpose(1, 2).detach().requires_grad_(run == "training") for x in joined.unbind(2)]
 
 
-def job(attention: Attention, qkv: list[Tensor]) -> Job:
-    """The forward pass, or with inputs that require gradients the forward and backward pass."""
+def job(attention: Attention, qkv: list[Tensor], last: int | None = None) -> Job:
+    """The forward pass, or with inputs that require gradients the forward and backward pass.
+
+    last: so many queries, the last ones, have a result; all when None.
+    """
     if not qkv[0].requires_grad:
 
         def forward() -> Tensor:
@@ -44,7 +47,7 @@ def job(attention: Attention, qkv: list[Tensor]) -> Job:
                 return attention(*qkv)
 
         return forward
-    grad = torch.randn_like(qkv[0])
+    grad = torch.randn_like(qkv[0] if last is None else qkv[0][:, :, -last:])
     return lambda: torch.autograd.grad(attention(*qkv), qkv, grad)
 
 

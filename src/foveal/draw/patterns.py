@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveal.common.files import write_file
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
-from foveal.patterns import BlockDiffusion, Halo, NextScale, Pattern, Pyramid, TextImage
+from foveal.patterns import BlockDiffusion, Halo, NextScale, Part, Pattern, Pyramid, TextImage
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.image import ImagePattern
 
@@ -84,6 +84,8 @@ def natural_length(pattern: Pattern) -> int:
         return pattern.ends[-1]
     if isinstance(pattern, BlockDiffusion):
         return 2 * pattern.num_tokens
+    if isinstance(pattern, Part):
+        return max(1, natural_length(pattern.pattern) - pattern.skipped)
     lengths = [natural_length(part) for part in getattr(pattern, "parts", ())]
     if isinstance(pattern, BlockSparse):
         lengths = [pattern.num_blocks * pattern.block_size]
