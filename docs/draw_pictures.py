@@ -44,12 +44,18 @@ def shaped_logits() -> None:
     curves = [Curve("as it is", x, x, "faint")]
     curves += [Curve(f"softcap={c}", x, [c * math.tanh(at / c) for at in x]) for c in (5, 10, 20)]
     labels = {"xlabel": "scaled product of a query and a key", "ylabel": "logit"}
-    draw_curves(curves, DOCS / "results/softcap.png", **labels)
+    shrink(draw_curves(curves, DOCS / "results/softcap.png", **labels))
     curves = [
         Curve(f"a sink at {s}", x, [1 / (1 + math.exp(s - at)) for at in x]) for s in (-5, 0, 5)
     ]
     labels = {"xlabel": "log-sum-exp of the keys", "ylabel": "sum of their weights"}
-    draw_curves(curves, DOCS / "results/sinks.png", **labels)
+    shrink(draw_curves(curves, DOCS / "results/sinks.png", **labels))
+
+
+def shrink(path: Path) -> None:
+    picture = Image.open(path).convert("RGB")
+    picture = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
+    picture.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def save(path: str, pattern: Pattern, drawn: bytes | None = None) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from test_attend import CASES as ATTENDED
+from test_attend import needs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -77,6 +78,7 @@ CASES = {
 @pytest.mark.parametrize("impl", ["reference", *PLANNED])
 def test_equals_the_formula(impl, name, softcap):
     """Outputs, log-sum-exp and all gradients, with biases, padding and grouped heads."""
+    needs(impl)
     torch.manual_seed(0)
     pattern, n = CASES[name]
     dtype, limit = (torch.float32, 2e-5) if impl == "native" else (torch.float64, 1e-10)
@@ -126,6 +128,7 @@ def test_dense(pattern, options):
 @pytest.mark.parametrize(("pattern", "length"), ATTENDED, ids=str)
 def test_every_pattern(pattern, length):
     """The kernel under every pattern, beside the public oracle."""
+    needs("native")
     q, k, v = (x.detach() for x in draw(length, heads=2, kv_heads=1))
     options = {"sinks": torch.randn(2), "softcap": 0.7}
     out, lse = attend(q, k, v, pattern, impl="native", return_lse=True, **options)
@@ -137,6 +140,7 @@ def test_every_pattern(pattern, length):
 @pytest.mark.parametrize("queries", ["fine", "coarse"])
 def test_pyramid(queries):
     """Pooled keys: the soft-cap is for the product alone, the sink for all levels together."""
+    needs("native")
     pattern = P.Pyramid(4, causal=True, queries=queries)
     given = draw(37, dtype=torch.float64)
     sinks = torch.randn(4, dtype=torch.float64, requires_grad=True)
@@ -157,6 +161,7 @@ def test_pyramid(queries):
 @pytest.mark.parametrize("impl", PLANNED)
 def test_half_precision(impl):
     """bfloat16 beside sinks in float32, whose gradient keeps their dtype."""
+    needs(impl)
     given, sinks = draw(70, dtype=torch.bfloat16), torch.randn(4, requires_grad=True)
     options = {"softcap": 3.0, "sinks": sinks}
     got = attend(*given, P.SlidingWindow(9), impl=impl, return_lse=True, **options)
@@ -170,6 +175,7 @@ def test_half_precision(impl):
 
 def test_the_cap_of_the_kernel():
     """Its tanh is exact to 5e-7 from 1e-6 to far beyond where it is one, and odd."""
+    needs("native")
     x = torch.logspace(-6, 3, 4000)
     x, cap = 1e6 * torch.cat((x, -x)), 1e6  # so that the logarithm's own rounding is small
     q, k = torch.ones(1, 1, 8000, 1), x[None, None, :, None]
@@ -182,6 +188,7 @@ def test_the_cap_of_the_kernel():
 @pytest.mark.parametrize("impl", ["reference", *PLANNED])
 def test_extreme_sinks(impl, sink):
     """None at all, one that takes nothing, and one that takes all; never NaN."""
+    needs(impl)
     q, k, v = draw(20)
     sinks = torch.full((4,), sink, requires_grad=True)
     mask = torch.ones(2, 20, dtype=torch.bool)
@@ -200,6 +207,7 @@ def test_extreme_sinks(impl, sink):
 @pytest.mark.parametrize("impl", PLANNED)
 def test_a_query_that_is_not_finite_spoils_itself_only(impl):
     """NaN passes a soft-cap as NaN, and only to the query that has it."""
+    needs(impl)
     q, k, v = (x.detach() for x in draw(90))
     q[0, 0, 40], k[0, 0, 10] = math.nan, math.nan
     q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
