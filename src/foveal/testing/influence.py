@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ SequenceFn = Callable[[Tensor], Tensor]
 METHODS = ("gradient", "perturbation")
 MOVED = 1e-9
 """Change, relative to the outputs, above which a perturbed input counts as having moved them."""
+_AT_ONCE = 64  # outputs whose gradients are held together
 
 
 def reach(
@@ -115,20 +118,32 @@ def _by_gradient(fn: SequenceFn, x: Tensor, generator: torch.Generator) -> Tenso
             raise ValueError("fn's output carries no gradient; use method='perturbation'.")
         weights = torch.randn(out.shape[1:], dtype=out.dtype, generator=generator, device="cpu")
         sums = (out[0] * weights.to(out.device)).sum(-1)
-        rows = [_gradient(total, x) for total in sums]
-    return (
-        torch.stack(rows) if rows else torch.zeros(0, x.shape[1], dtype=torch.bool, device="cpu")
-    )
+        rows = [_gradients(some, x) for some in sums.split(_AT_ONCE) if len(some)]
+    return torch.cat(rows) if rows else torch.zeros(0, x.shape[1], dtype=torch.bool, device="cpu")
 
 
-def _gradient(total: Tensor, x: Tensor) -> Tensor:
-    """Input tokens on which one number depends: (length,) bool."""
-    (grad,) = torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)
-    if grad is None:
-        return torch.zeros(x.shape[1], dtype=torch.bool, device="cpu")
-    if not bool(grad.isfinite().all()):
+def _gradients(totals: Tensor, x: Tensor) -> Tensor:
+    """Input tokens on which each of some numbers depends: (numbers, length) bool."""
+    try:
+        found = _in_one_pass(totals, x)
+    except RuntimeError:  # some operation knows no gradients of many outputs
+        grads = [
+            torch.autograd.grad(one, x, retain_graph=True, allow_unused=True)[0] for one in totals
+        ]
+        found = torch.stack([torch.zeros_like(x) if grad is None else grad for grad in grads])
+    if not bool(found.isfinite().all()):
         raise ValueError("fn must have finite gradients, got infinity or NaN.")
-    return (grad[0] != 0).any(-1)
+    return (found[:, 0] != 0).any(-1)
+
+
+def _in_one_pass(totals: Tensor, x: Tensor) -> Tensor:
+    """The gradient of each of some numbers (numbers, *x.shape)."""
+    each = torch.eye(len(totals), dtype=totals.dtype, device=totals.device)
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what goes one by one
+        (found,) = torch.autograd.grad(totals, x, each, is_grads_batched=True, **options)
+    return x.new_zeros(len(totals), *x.shape) if found is None else found
 
 
 @torch.no_grad()
