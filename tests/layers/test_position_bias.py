@@ -51,6 +51,13 @@ def test_steps_are_the_forward_pass(pattern, kind):
             out, cache = attn.step(x[:, i : i + 1], cache, mask[:, : i + 1])
             parts.append(out)
         assert_close(torch.cat(parts, 1), whole, 1e-10)
+        out, cache = attn.prefill(x[:, :first], attn.make_cache(2), mask[:, :first])
+        parts = [out]
+        for i in range(first, LENGTH, 9):
+            end = min(i + 9, LENGTH)
+            out, cache = attn.extend(x[:, i:end], cache, mask[:, :end])
+            parts.append(out)
+        assert_close(torch.cat(parts, 1), whole, 1e-10)
 
 
 @pytest.mark.parametrize("kind", ["alibi", "t5"])
@@ -65,6 +72,7 @@ def test_a_model_decodes(kind):
         for first in (1, 5, 22):
             logits, cache = model.prefill(tokens[:, :first])
             assert_close(logits, whole[:, first - 1], 1e-5)
+            assert_close(model.prefill(tokens, chunk=first)[0], whole[:, -1], 1e-5)
             for i in range(first, 23):
                 logits, cache = model.step(tokens[:, i], cache)
                 assert_close(logits, whole[:, i], 1e-5)

@@ -16,6 +16,7 @@ from foveal.common.memo import remember
 from foveal.ops import TableBias
 from foveal.ops.logits import shaped_attention
 from foveal.ops.rows_without_keys import open_dead_rows
+from foveal.ops.table import Alibi
 from foveal.patterns import Full, Pattern, SlidingWindow
 
 
@@ -135,7 +136,7 @@ class AttentionCache:
         v: Tensor,
         scale: float | None = None,
         key_mask: Tensor | None = None,
-        bias: TableBias | None = None,
+        bias: TableBias | Alibi | None = None,
         relate: Relate | None = None,
         sinks: Tensor | None = None,
         softcap: float | None = None,
@@ -147,7 +148,7 @@ class AttentionCache:
             k, v: (batch, kv_heads, tokens, head_dim), positions already applied.
             scale: of the scores; head_dim ** -0.5 by default.
             key_mask: (batch, position + tokens) bool of all tokens, the new ones included.
-            bias: relative positions by a table.
+            bias: relative positions by a table, or ALiBi.
             relate: relative positions by further features of queries and keys.
             sinks, softcap: as in `attend` of foveal; sinks (heads,).
 

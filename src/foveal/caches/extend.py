@@ -11,6 +11,7 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.ops import TableBias, attend
 from foveal.ops.bias import Bias
+from foveal.ops.table import Alibi
 from foveal.patterns import Pattern
 from foveal.patterns.part import Gathered, part_of
 
@@ -27,7 +28,7 @@ def attend_held(
     held: Tensor,
     scale: float | None,
     key_mask: Tensor | None,
-    bias: TableBias | None,
+    bias: TableBias | Alibi | None,
     relate: Relate | None,
     sinks: Tensor | None,
     softcap: float | None,
@@ -52,8 +53,8 @@ def attend_held(
         part = _gathered(pattern, first, count, tuple(held.tolist()))
         if bias is not None:
             new = places[len(held) :, None]
-            rows = pattern.bias_place(new, places[None]).to(bias.table.device)
-            added = bias.table[rows].permute(2, 0, 1)[None]
+            exact = torch.promote_types(q.dtype, torch.float32)
+            added = bias.at(pattern, new, places[None])[None].to(q.device, exact)
     else:
         part = part_of(pattern, first, count, int(places[0]))
     wide, given = q.to(k.dtype), None if key_mask is None else key_mask[:, places.to(q.device)]

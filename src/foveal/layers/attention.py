@@ -280,8 +280,8 @@ class SelfAttention(nn.Module):
         options: Any = self.shaping if mask is None else {"key_mask": mask, **self.shaping}
         if self.relative is not None:
             options["relate"] = self.relative.between(self.stride)
-        elif self.rel_bias is not None:
-            options["bias"] = TableBias(self.rel_bias)
+        elif (bias := self.bias) is not None:
+            options["bias"] = bias
         return project(self.to_out, join_heads(cache.extend(q, k, v, **options))), cache
 
     def _project(
