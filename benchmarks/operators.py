@@ -7,6 +7,7 @@ The file is not called operator.py, which would hide a module of Python from the
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,8 @@ from foveal.bench import Case
 from foveal.bench.attention import DIM, HEADS, flops, job, tensors
 from foveal.bench.case import Job
 from foveal.ops import TableBias, alibi, attend, attend_selected
-from foveal.patterns import Halo, Neighborhood, Pattern, SlidingWindow
+from foveal.ops.native import abi
+from foveal.patterns import Documents, Full, Halo, Neighborhood, Pattern, SlidingWindow
 
 LENGTH, BLOCK, COUNT = 16_384, 64, 16
 
@@ -26,8 +28,8 @@ def chosen_blocks(length: int, block: int, count: int, heads: int, device: str) 
     """Each tile's own block, and others of its past: (1, heads, tiles, count)."""
     tiles = length // block
     own = torch.arange(tiles, device=device)
-    random = torch.Generator(device).manual_seed(0)
-    scores = torch.rand(1, heads, tiles, tiles, generator=random, device=device)
+    noise = torch.Generator(device).manual_seed(0)
+    scores = torch.rand(1, heads, tiles, tiles, generator=noise, device=device)
     scores = scores.masked_fill(own > own[:, None], -1.0).masked_fill(own == own[:, None], 2.0)
     best = scores.topk(min(count, tiles))
     return best.indices.masked_fill(best.values < 0, -1)
@@ -103,6 +105,35 @@ def _last(q: Tensor) -> Tensor:
     return q[:, :, -BLOCK:]
 
 
+DOCUMENTS, TOKENS = 32, 256
+
+
+def packed(contender: str, run: str, device: str) -> Job:
+    """32 documents of 256 tokens in one row, beside the batch of 32."""
+    impl, way = contender.split()
+    pattern: Pattern = Full(causal=True)
+    if way == "batch":
+        given = tensors(DOCUMENTS, TOKENS, "float32", run, device)
+    else:
+        given = tensors(1, DOCUMENTS * TOKENS, "float32", run, device)
+        pattern = Documents([TOKENS] * DOCUMENTS) & pattern
+    return job(lambda q, k, v: attend(q, k, v, pattern, impl=impl), given)
+
+
+def fresh_pack(contender: str, run: str, device: str) -> Job:
+    """The plan of 32 documents of new random lengths in 8,192 tokens, as the kernel takes it."""
+    draw = random.Random(0)
+    total = DOCUMENTS * TOKENS
+    within = {"causal": Full(causal=True), "window": SlidingWindow(256)}[contender]
+
+    def plan() -> None:
+        cuts = sorted(draw.sample(range(1, total), DOCUMENTS - 1))
+        lengths = [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
+        abi.plan(Documents(lengths) & within, total, False)
+
+    return plan
+
+
 CASES = [
     Case(
         "tail-16384",
@@ -113,6 +144,24 @@ CASES = [
             "forward": 4.0 * BLOCK * 256 * HEADS * DIM,
             "training": 14.0 * BLOCK * 256 * HEADS * DIM,
         },
+    ),
+    Case(
+        "documents-8192",
+        "32 documents of 256 tokens in a row, and in a batch; causal, 8 heads of 64, float32",
+        ("native packed", "native batch", "tiled packed", "tiled batch"),
+        packed,
+        flops=flops(Documents([TOKENS] * DOCUMENTS) & Full(causal=True), DOCUMENTS * TOKENS, 1),
+        devices=("cpu",),
+        seconds=1.0,
+    ),
+    Case(
+        "fresh-pack",
+        "a plan of 32 documents of new random lengths in 8,192 tokens",
+        ("causal", "window"),
+        fresh_pack,
+        runs=("forward",),
+        devices=("cpu",),
+        seconds=1.0,
     ),
     shaped(SlidingWindow(256), 8192, "a window of 256 over 8,192 tokens"),
     shaped(Neighborhood((64, 64), 7), 4096, "7 x 7 pixels of 64 x 64"),
