@@ -22,6 +22,12 @@ class Gradients:
 
     In memory the heads of a token lie side by side, as projections want them. Keys and values sum
     over tiles, in the precision of sums; a query stands in one tile.
+
+    Attributes:
+        q: (B, G, R, N, D).
+        k, v: (B, G, M, D or V).
+        bias: (B or 1, H or 1, N or 1, M or 1), or a table (1, H or 1, 1, rows).
+        window: rows and columns (B, G, R, N, window).
     """
 
     q: Tensor
