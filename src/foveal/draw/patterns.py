@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,21 +15,33 @@ from foveal.common.files import write_file
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
 from foveal.patterns import BlockDiffusion, Halo, NextScale, Part, Pattern, Pyramid, TextImage
 from foveal.patterns.block_sparse import BlockSparse
-from foveal.patterns.image import ImagePattern
+from foveal.patterns.image import GridPattern
 
 MAX_LENGTH = 16384
 MAX_CELLS = 640
 """Cells of a mask on a side; longer sequences are drawn as shares of allowed pairs."""
 MAX_HEADS = 4
+MAX_FRAMES = 12
+"""Frames of a clip that are shown, those round the query's."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where the pixels of an image pattern stand in the sequence."""
+    """Where the pixels of an image pattern stand in the sequence; a line has one row."""
 
     height: int
     width: int
     text: int = 0
+    frames: int = 1
+
+    @property
+    def length(self) -> int:
+        return self.text + self.frames * self.height * self.width
+
+    def place(self, token: int) -> tuple[int, int, int]:
+        """(frame, row, column) of a token of the image."""
+        rest, column = divmod(token - self.text, self.width)
+        return *divmod(rest, self.height), column
 
 
 @overload
@@ -43,7 +55,8 @@ def draw_pattern(
 ) -> bytes | Path:
     """Draw a pattern as a PNG: the mask (rows are queries), and what one query reads.
 
-    On images a second panel shows the pixels that one pixel reads, and the text before them.
+    On images a second panel shows the pixels that one pixel reads, and the text before them; of a
+    clip, the frames side by side.
     Blue is read, white is not, orange is the query shown; of a causal pattern the future is grey.
     Where a Pyramid reads means of clusters, blue is the paler the larger they are.
     Patterns of several heads get a mask for each of the first four.
@@ -77,7 +90,7 @@ def natural_length(pattern: Pattern) -> int:
     """The length a pattern is made for: its image or layout, or 64 where it has none."""
     canvas = find_canvas(pattern)
     if canvas is not None:
-        return canvas.text + canvas.height * canvas.width
+        return canvas.length
     if pattern.keeps_apart:
         return sum(one.num_keys for one in pattern.documents())
     if isinstance(pattern, NextScale):
@@ -94,11 +107,12 @@ def natural_length(pattern: Pattern) -> int:
 
 def find_canvas(pattern: Pattern) -> Canvas | None:
     """The image that a pattern is about, itself or through its parts; None for sequences."""
-    if isinstance(pattern, ImagePattern):
-        return Canvas(pattern.height, pattern.width)
+    if isinstance(pattern, GridPattern) and pattern.grid is not None:
+        frames, height, width = (1, 1, *pattern.grid)[-3:]
+        return Canvas(height, width, frames=frames)
     if isinstance(pattern, TextImage):
         image = find_canvas(pattern.image_pattern)
-        return image and Canvas(image.height, image.width, image.text + pattern.text_length)
+        return image and replace(image, text=image.text + pattern.text_length)
     found = (find_canvas(part) for part in getattr(pattern, "parts", ()))
     return next((canvas for canvas in found if canvas is not None), None)
 
@@ -135,8 +149,9 @@ def chosen_query(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
     num_queries = pattern.num_queries(length)
     if canvas is None or num_queries != length:
         return num_queries * 5 // 8
-    row, column = canvas.height * 4 // 7, canvas.width * 4 // 7
-    return min(canvas.text + row * canvas.width + column, length - 1)
+    frame, row, column = (n * 4 // 7 for n in (canvas.frames, canvas.height, canvas.width))
+    place = (frame * canvas.height + row) * canvas.width + column
+    return min(canvas.text + place, length - 1)
 
 
 # -- panels -------------------------------------------------------------------------------------
@@ -146,7 +161,7 @@ def _figure(pattern: Pattern, length: int) -> Any:
     from matplotlib.figure import Figure
 
     canvas = find_canvas(pattern)
-    if canvas is not None and length <= canvas.text:
+    if canvas is not None and (length <= canvas.text or canvas.frames * canvas.height == 1):
         canvas = None
     query = chosen_query(pattern, length, canvas)
     heads = pattern.per_head()[:MAX_HEADS]
@@ -231,36 +246,87 @@ def _draw_canvas(axes: Any, pattern: Pattern, canvas: Canvas, length: int, query
     allowed = pattern.allows(torch.tensor(query), keys)
     read = allowed.any(0) if allowed.dim() == 2 else allowed.expand(length)
     query = _own_key(pattern, query)
-    text_rows = -(-canvas.text // canvas.width)
-    gap = 1 if text_rows else 0
-    rows = text_rows + gap + canvas.height
-    picture = torch.ones(rows, canvas.width, 3)
-    for key in range(min(length, canvas.text + canvas.height * canvas.width)):
-        pixel = key - canvas.text
-        place = key if pixel < 0 else (text_rows + gap) * canvas.width + pixel
-        unread = FUTURE if pattern.is_causal and key > query else EMPTY
-        colour = QUERY if key == query else READ if read[key] else unread
-        picture[place // canvas.width, place % canvas.width] = _colour(colour)
-    axes.imshow(
-        picture.tolist(),
-        interpolation="nearest",
-        extent=(0, canvas.width, canvas.height, -text_rows - gap),
-    )
-    _pixel_grid(axes, canvas, text_rows, gap)
-    row, column = divmod(query - canvas.text, canvas.width)
+    colours = _colours(pattern, read, query)
+    image = torch.ones(canvas.length, 3)
+    image[:length] = colours
+    text, pixels = image[: canvas.text], image[canvas.text :]
+    pixels = pixels.view(canvas.frames, canvas.height, canvas.width, 3)
+    if canvas.frames > 1:
+        _draw_frames(axes, pixels, text, canvas, query)
+    else:
+        _draw_image(axes, pixels[0], text)
+    place = canvas.place(query)[canvas.frames == 1 :]
     reads_itself = "" if bool(read[query]) else ", not itself"
-    axes.set_title(f"what pixel ({row}, {column}) reads{reads_itself}", color=INK, fontsize=10)
+    word = "pixel" if canvas.frames == 1 else "voxel"
+    axes.set_title(f"what {word} {place} reads{reads_itself}", color=INK, fontsize=10)
     axes.set_xlabel("column", color=INK)
-    axes.set_ylabel("row", color=INK)
+    axes.set_ylabel("row" if canvas.frames == 1 else "row, frame by frame", color=INK)
     _dress(axes)
+    if canvas.frames > 1:
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def _colours(pattern: Pattern, read: Tensor, query: int) -> Tensor:
+    """(keys, 3): what is read, the query itself, and what it may not look at."""
+    colours = _colour(EMPTY).repeat(len(read), 1)
+    if pattern.is_causal:
+        colours[query + 1 :] = _colour(FUTURE)
+    colours[read] = _colour(READ)
+    colours[query] = _colour(QUERY)
+    return colours
+
+
+def _draw_image(axes: Any, pixels: Tensor, text: Tensor) -> None:
+    """pixels (height, width, 3) under the rows of the text (tokens, 3)."""
+    height, width = pixels.shape[:2]
+    text_rows = -(-len(text) // width)
+    gap = 1 if text_rows else 0
+    above = torch.ones((text_rows + gap) * width, 3)
+    above[: len(text)] = text
+    picture = torch.cat([above.view(-1, width, 3), pixels])
+    extent = (0, width, height, -text_rows - gap)
+    axes.imshow(picture.tolist(), interpolation="nearest", extent=extent)
+    _pixel_grid(axes, Canvas(height, width, len(text)), text_rows, gap)
+
+
+def _draw_frames(axes: Any, pixels: Tensor, text: Tensor, canvas: Canvas, query: int) -> None:
+    """pixels (frames, height, width, 3), each under its number, and the text (tokens, 3) above."""
+    own, count = canvas.place(query)[0], min(MAX_FRAMES, canvas.frames)
+    first = min(max(0, own - count // 2), canvas.frames - count)
+    gap = 1 + canvas.height // 4
+    columns = max(1, round((count * (canvas.height + gap) / (canvas.width + 1)) ** 0.5))
+    rows = -(-count // columns)
+    sheet = torch.ones(rows * (canvas.height + gap), columns * (canvas.width + 1) - 1, 3)
+    for number in range(count):
+        row, column = divmod(number, columns)
+        top, left = row * (canvas.height + gap) + gap, column * (canvas.width + 1)
+        sheet[top : top + canvas.height, left : left + canvas.width] = pixels[first + number]
+        lines: dict[str, Any] = {"color": MUTED, "linewidth": 0.35, "alpha": 0.7}
+        if max(sheet.shape[:2]) <= 144:
+            right, bottom = left + canvas.width, top + canvas.height
+            axes.vlines(range(left, right + 1), top, bottom, **lines)
+            axes.hlines(range(top, bottom + 1), left, right, **lines)
+        name = f"frame {first + number}"
+        axes.text(left, top - 0.3, name, ha="left", va="bottom", fontsize=7, color=INK)
+    height, width = sheet.shape[:2]
+    above = torch.ones(-(-len(text) // width) * width, 3)
+    above[: len(text)] = text
+    picture = torch.cat([above.view(-1, width, 3), sheet])
+    extent = (0, width, height, height - len(picture))
+    axes.imshow(picture.tolist(), interpolation="nearest", extent=extent)
 
 
 def _own_key(pattern: Pattern, query: int) -> int:
     """The key at the place of a query; another number only where queries are strided."""
     if not isinstance(pattern, Halo):
         return query
-    row, column = pattern.query_coordinates(torch.tensor(query))
-    return int(row) * pattern.width + int(column)
+    key = 0
+    for at, side in zip(
+        pattern.query_coordinates(torch.tensor(query)), pattern.sides, strict=True
+    ):
+        key = key * side + int(at)
+    return key
 
 
 def _pixel_grid(axes: Any, canvas: Canvas, text_rows: int, gap: int) -> None:
