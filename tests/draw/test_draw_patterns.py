@@ -43,6 +43,10 @@ def png_size(content: bytes) -> tuple[int, int]:
         Halo((6, 10), 4, 1, query_stride=2),
         Neighborhood((7, 9), 3, 2),
         TextImage(11, Axial((4, 6), "column", causal=True)),
+        TextImage(11, Axial((3, 4, 6), "frames", causal=True)),
+        Halo((14, 4, 6), 2, 1, query_stride=2),
+        Blocks((2, 3), size=(4, 7), shift=(1, 0)),
+        Neighborhood((40,), 6),
         BlockSparse(LAYOUTS, 8),
         BlockSparse(LAYOUTS, 8, causal=True) | SlidingWindow(4),
     ],
@@ -90,7 +94,11 @@ def test_image_and_natural_length_are_found():
     text = TextImage(11, Axial((4, 6), causal=True))
     assert find_canvas(text) == Canvas(4, 6, 11)
     assert find_canvas(Blocks(4) | Halo((6, 10), 4, 1)) == Canvas(6, 10)
+    assert find_canvas(TextImage(2, Halo((3, 6, 10), 2, 1))) == Canvas(6, 10, 2, frames=3)
+    assert find_canvas(Blocks((2, 3), size=(4, 7))) == Canvas(4, 7)
     assert find_canvas(SlidingWindow(3)) is None
+    assert natural_length(Neighborhood((40,), 5)) == 40
+    assert natural_length(Axial((3, 4, 6))) == 72
     assert natural_length(text) == 35
     assert natural_length(SlidingWindow(3)) == 64
     assert natural_length(BlockSparse(LAYOUTS, 8)) == 40
