@@ -53,7 +53,7 @@ def forget():
     from foveal.ops import bias, tiled
     from foveal.patterns import base, joined
 
-    for one in (base._cached_tiles, tiled.plan, bias.window_columns, joined._clusters):
+    for one in (base._cached_tiles, tiled._plan, bias.window_columns, joined._clusters):
         one.cache_clear()
 
 

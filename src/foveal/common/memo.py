@@ -70,16 +70,18 @@ class Kept(Generic[Result]):
     def __init__(self, entries: int, most_bytes: int) -> None:
         self.results: OrderedDict[Hashable, tuple[Result, int]] = OrderedDict()
         self.bytes = 0
+        self._tight = False  # whether what comes next may make the oldest go
         self._entries, self._most = entries, most_bytes
         self._lock = thread_lock(self, "_lock")
 
     def find(self, key: Hashable) -> tuple[Result, int] | None:
         """(result, its bytes), or None."""
-        with self._lock:
-            found = self.results.get(key)
-            if found is not None:
-                self.results.move_to_end(key)
-            return found
+        found = self.results.get(key)
+        if found is not None and self._tight:  # else no order is needed, and no lock
+            with self._lock:
+                if key in self.results:
+                    self.results.move_to_end(key)
+        return found
 
     def keep(self, key: Hashable, result: Result, size: int | None = None) -> None:
         """Keep a result of so many bytes (None: those of its tensors); the oldest make room."""
@@ -93,12 +95,13 @@ class Kept(Generic[Result]):
             ):
                 _, (_, old) = self.results.popitem(last=False)
                 self.bytes -= old
+            self._tight = 2 * len(self.results) > self._entries or 2 * self.bytes > self._most
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
             self.results.clear()
-            self.bytes = 0
+            self.bytes, self._tight = 0, False
 
 
 def _key(*args: Any, **kwargs: Any) -> Hashable:
