@@ -4,7 +4,7 @@
 #ifndef FOVEAL_BACKWARD_H
 #define FOVEAL_BACKWARD_H
 
-#include "tile.h"
+#include "logits.h"
 
 template <class In, class P>
 struct Backward : Tile<In, P> {

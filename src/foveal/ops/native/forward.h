@@ -4,7 +4,7 @@
 #ifndef FOVEAL_FORWARD_H
 #define FOVEAL_FORWARD_H
 
-#include "tile.h"
+#include "logits.h"
 
 template <class In, class P>
 struct Forward : Tile<In, P> {

@@ -5,42 +5,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <new>
-#include <vector>
 
 #include "ahead.h"
+#include "arena.h"
 #include "packing.h"
 #include "plan.h"
 
 constexpr float LOWEST = -3.4e38f;  // below every logit of a pair; that of a masked pair is -inf
 constexpr float HUGE_BIAS = 3e38f;  // what a bias counts at most, times log2(e): it stays finite
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.69314718055994531f;
-
-// Zeroed buffers of one thread.
-class Arena {
-  public:
-    Arena() = default;
-    Arena(const Arena&) = delete;
-    ~Arena() {
-        for (void* buffer : buffers_) free(buffer);
-    }
-    template <class T>
-    T* take(size_t count) {
-        size_t bytes = (count * sizeof(T) + 64) / 64 * 64;
-        void* buffer = aligned_alloc(64, bytes);
-        if (!buffer) throw std::bad_alloc();
-        memset(buffer, 0, bytes);
-        buffers_.push_back(buffer);
-        return (T*)buffer;
-    }
-
-  private:
-    std::vector<void*> buffers_;
-};
-
-inline long round_up(long n, long to) { return (n + to - 1) / to * to; }
-inline long ceil_div(long n, long by) { return (n + by - 1) / by; }
 
 inline uint32_t mix(uint32_t x) {
     x = (x ^ x >> 16) * 0x7feb352du;
@@ -335,148 +308,32 @@ struct Tile {
         }
     }
 
-    // -- logits ----------------------------------------------------------------------------------
-
-    // Of all pairs; those that the mask forbids hold anything.
-    // bend (KEYS, lanes), or null: the derivatives of the soft-cap.
-    void logits(long first, float* bend = nullptr) {
-        if (call.softcap > 0) {
-            dots(k.row, q_features, dim, (float)(call.scale / call.softcap), scores);
-            soft_cap(bend);
-        } else {
-            dots(k.row, q_features, dim, (float)call.scale * LOG2E, scores);
-        }
-        if (call.rows.data) add_window(first);
-        if (call.bias.data) add_bias();
-        if (call.table.data) add_table();
-    }
-
-    // Codes of the tile's queries, and which vectors of them are consecutive.
-    void start_table() {
-        for (long i = 0; i < lanes; ++i) code[i] = call.table.query[query[i < n ? i : n - 1]];
-        for (long i = 0; i < vectors; ++i) {
-            consecutive[i] = true;
-            for (long j = i * W + 1; j < n && j < (i + 1) * W; ++j)
-                consecutive[i] = consecutive[i] && code[j] == code[j - 1] + 1;
-        }
-    }
-
-    void add_table() {
-        const float* base = call.table.data + head * call.table.head;
-        for (long j = 0; j < keys; ++j) key_code[j] = call.table.key[key[j]];
-        for (long i = 0; i < vectors; ++i) {
-            float* s = scores + i * W;
-            const int64_t* own = code + i * W;
-            if (consecutive[i]) {
-                const float* from = base + own[0];
-                for (long j = 0; j < keys; ++j)
-                    V::store(s + j * lanes, V::template load<F>(s + j * lanes) +
-                                                V::template load<F>(from - key_code[j]));
-            } else {
-                for (long j = 0; j < keys; ++j) {
-                    const float* from = base - key_code[j];
-                    F b;
-                    UNROLL for (long u = 0; u < W; ++u) b[u] = from[own[u]];
-                    V::store(s + j * lanes, V::template load<F>(s + j * lanes) + b);
-                }
-            }
-        }
-    }
-
-    // scores over the cap -> logits
-    void soft_cap(float* bend) {
-        const float most = (float)call.softcap * LOG2E;
-        for (long j = 0; j < keys; ++j) {
-            if (masked && !bits[j]) continue;
-            for (long i = j * lanes; i < (j + 1) * lanes; i += W) {
-                const F t = V::tanh(V::template load<F>(scores + i));
-                V::store(scores + i, t * most);
-                if (bend) V::store(bend + i, 1.0f - t * t);
-            }
-        }
-    }
+    // -- logits, in logits.h ---------------------------------------------------------------------
 
     // In base 2; -inf where the head has none.
     float sink() const { return call.sinks ? call.sinks[head] * LOG2E : -INFINITY; }
-
-    void add_window(long first) {
-        for (long j = 0; j < keys; ++j) {
-            const float* a = window_rows + group->window_rows[first + j] * lanes;
-            const float* b = window_columns + group->window_columns[first + j] * lanes;
-            float* s = scores + j * lanes;
-            for (long i = 0; i < lanes; i += W)
-                V::store(s + i, V::template load<F>(s + i) + V::template load<F>(a + i) +
-                                    V::template load<F>(b + i));
-        }
-    }
 
     const float* bias_row(long q) const {
         const Bias& b = call.bias;
         return b.data + batch * b.batch + head * b.head + query[q] * b.query;
     }
 
-    void add_bias() {
-        const F most = V::all(HUGE_BIAS), never = V::all(-INFINITY);
-        for (long q = 0; q < n; ++q) {
-            const float* from = bias_row(q);
-            for (long j = 0; j < keys; ++j) bias[j * lanes + q] = from[key[j] * call.bias.key];
-        }
-        for (long j = 0; j < keys; ++j) {
-            typename V::I none = {};
-            for (long i = 0; i < lanes; i += W) {
-                const F given = V::template load<F>(bias + j * lanes + i);
-                F b = given * LOG2E;
-                b = b < -most ? -most : b;
-                b = b > most ? most : b;
-                none |= given == never;
-                float* s = scores + j * lanes + i;
-                V::store(s, V::template load<F>(s) + b);
-            }
-            if (V::any(none)) forbid(j);
-        }
-    }
-
+    // Of all pairs; those that the mask forbids hold anything.
+    // bend (KEYS, lanes), or null: the derivatives of the soft-cap.
+    void logits(long first, float* bend = nullptr);
+    // scores over the cap -> logits
+    void soft_cap(float* bend);
+    // Codes of the tile's queries, and which vectors of them are consecutive.
+    void start_table();
+    void add_table();
+    void add_window(long first);
+    void add_bias();
     // A bias of -inf is a mask.
-    void forbid(long j) {
-        for (long q = 0; q < n; ++q)
-            if (bias[j * lanes + q] == -INFINITY) bits[j] &= ~(1ull << q);
-        masked = masked || bits[j] != full;
-    }
-
+    void forbid(long j);
     // values (KEYS, lanes) become `low` where the mask forbids the pair.
-    void apply_mask(float* values, float low_value) {
-        constexpr uint32_t every = W == 32 ? ~0u : (1u << W) - 1;
-        const F low = V::all(low_value);
-        for (long j = 0; j < keys; ++j) {
-            if (bits[j] == full) continue;
-            for (long i = 0; i < lanes; i += W) {
-                uint32_t own = (uint32_t)(bits[j] >> i) & every;
-                float* s = values + j * lanes + i;
-                if (own == every) continue;
-                V::store(s, own ? (V::lanes(own) ? V::template load<F>(s) : low) : low);
-            }
-        }
-    }
-
-    // -- dropout ---------------------------------------------------------------------------------
-
+    void apply_mask(float* values, float low_value);
     // values (KEYS, lanes) times 0 or 1 / (1 - p); the same draw for the same query and key.
-    void drop(float* values) {
-        typedef typename V::U U;
-        const U limit = V::all((uint32_t)(call.dropout_p * 4294967296.0));
-        const float keep = (float)(1.0 / (1.0 - call.dropout_p));
-        for (long j = 0; j < keys; ++j) {
-            const U own = V::all((uint32_t)key[j] * 0x9e3779b9u);
-            for (long i = 0; i < lanes; i += W) {
-                U x = V::template load<U>(noise + i) + own;
-                x = (x ^ x >> 16) * 0x7feb352du;
-                x = (x ^ x >> 15) * 0x846ca68bu;
-                x ^= x >> 16;
-                float* to = values + j * lanes + i;
-                V::store(to, x >= limit ? V::template load<F>(to) * keep : F{});
-            }
-        }
-    }
+    void drop(float* values);
 };
 
 #endif
