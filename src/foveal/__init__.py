@@ -150,6 +150,7 @@ provide(
             name: f"{_PACKAGES}:{name}"
             for name in ("load_upstream", "save_upstream", "list_upstreams", "register_upstream")
         },
+        "read_checkpoint": "foveal.compat.files:read_checkpoint",
         # a family of models, and values of `compat`
         "sepvit_compact": "foveal.compat.vit_pytorch.network:SepViT",
         "h-transformer-1d-0.1.9": "foveal.compat.h_transformer_1d.attention:PackageAttention",

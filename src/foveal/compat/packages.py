@@ -13,6 +13,7 @@ from torch import nn
 from foveal.common.files import write_file
 from foveal.common.words import suggest
 from foveal.compat.dalle_pytorch.checkpoints import DALLE_PYTORCH
+from foveal.compat.files import Checkpoint, Weights, read_checkpoint
 from foveal.compat.h_transformer_1d.checkpoints import H_TRANSFORMER_1D
 from foveal.compat.halonet_pytorch.checkpoints import HALONET_PYTORCH
 from foveal.compat.hourglass_transformer_pytorch.checkpoints import HOURGLASS_PYTORCH
@@ -20,7 +21,6 @@ from foveal.compat.sepvit import AUTHORS
 from foveal.compat.timm import TIMM
 from foveal.compat.upstream import Upstream
 from foveal.compat.vit_pytorch.checkpoints import VIT_PYTORCH
-from foveal.interop.files import Checkpoint, Weights, read_checkpoint
 
 PACKAGE_DEFAULT = "package"
 """Default of `compat`: the mathematics of the package that wrote the checkpoint."""

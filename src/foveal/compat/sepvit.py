@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from foveal.compat.files import Checkpoint
 from foveal.compat.upstream import Upstream, load, take
 from foveal.compat.vit_pytorch.checkpoints import count_blocks
-from foveal.interop.files import Checkpoint
 from foveal.models.sepvit.model import SepVisionTransformer
 
 RENAMES = (

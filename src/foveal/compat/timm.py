@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.compat.files import Checkpoint, Weights
 from foveal.compat.halonet_pytorch.checkpoints import window_sizes
 from foveal.compat.upstream import Upstream, load, must
-from foveal.interop.files import Checkpoint, Weights
 from foveal.layers.halo import HaloAttention
 
 

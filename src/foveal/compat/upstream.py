@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.interop.files import Checkpoint, Weights
+from foveal.compat.files import Checkpoint, Weights
 
 Table = dict[str, str]
 """Names of a package's parameters -> ours; several of theirs may be one of ours."""

@@ -23,8 +23,8 @@ from typing import Any
 from torch import nn
 
 from foveal.compat.dalle_pytorch.names import clip_names, dalle_names, flat, shaped
+from foveal.compat.files import Checkpoint, Weights
 from foveal.compat.upstream import Upstream, load, must, take, to_ours, to_theirs
-from foveal.interop.files import Checkpoint, Weights
 from foveal.models.clip import CLIP, CLIPConfig
 from foveal.models.config import check_keywords
 from foveal.models.dalle.config import PACKAGE, DALLEConfig

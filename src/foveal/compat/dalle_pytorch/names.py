@@ -6,8 +6,8 @@ of theirs may be one of ours.
 
 from __future__ import annotations
 
+from foveal.compat.files import Weights
 from foveal.compat.upstream import Table, to_ours
-from foveal.interop.files import Weights
 from foveal.layers.grid_rotary import text_image_angles
 from foveal.models.clip.model import CLIP
 from foveal.models.dalle.model import DALLE

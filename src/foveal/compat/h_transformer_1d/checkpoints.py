@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.compat.files import Checkpoint, Weights
 from foveal.compat.h_transformer_1d.h_transformer_1d import RotaryEmbedding, package_mask
 from foveal.compat.upstream import Table, Upstream, load, must, take, to_ours, to_theirs
-from foveal.interop.files import Checkpoint, Weights
 from foveal.models.htransformer.config import BACKWARD, PACKAGE
 from foveal.models.htransformer.model import HTransformer1D
 

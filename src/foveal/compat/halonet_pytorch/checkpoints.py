@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from foveal.compat.files import Checkpoint, Weights
 from foveal.compat.upstream import Upstream, load, must, take
-from foveal.interop.files import Checkpoint, Weights
 from foveal.layers.halo import HaloAttention, Padding
 
 NAME = "halonet-pytorch"

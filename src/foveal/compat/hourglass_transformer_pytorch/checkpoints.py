@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.compat.files import Checkpoint, Weights
 from foveal.compat.upstream import Table, Upstream, load, must, take, to_ours, to_theirs
-from foveal.interop.files import Checkpoint, Weights
 from foveal.models.hourglass.config import PACKAGE
 from foveal.models.hourglass.model import HourglassTransformerLM
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from foveal.compat.files import Checkpoint, Weights
 from foveal.compat.upstream import Upstream, load, must, take
 from foveal.compat.vit_pytorch.network import SepViT
-from foveal.interop.files import Checkpoint, Weights
 from foveal.layers.separable import DSSA
 
 NAME = "vit-pytorch"

@@ -1,18 +1,18 @@
-"""Checkpoints of other packages."""
+"""Checkpoints of other packages: the part of `foveal.compat` that reads and writes them."""
 
 from typing import Any
 
 from foveal.common.lazy import provided
-from foveal.interop.files import read_checkpoint
 
-__all__ = [
+_NAMES = (
     "load_upstream",
     "save_upstream",
     "list_upstreams",
     "register_upstream",
     "read_checkpoint",
-]
+)
+__all__ = [*_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    return provided(name, "foveal.interop", __all__)
+    return provided(name, "foveal.interop", _NAMES)

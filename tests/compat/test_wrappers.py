@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import foveal
+from foveal.compat.wrappers import unwrap
 from foveal.interop import load_upstream, read_checkpoint
-from foveal.interop.wrappers import unwrap
 from foveal.models import TransformerLM
 
 WEIGHTS = foveal.HaloAttention(dim=8, block_size=4, halo_size=2, dim_head=4, heads=2).state_dict()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from foveal.interop.wrappers import find_weights, unwrap
+from foveal.compat.wrappers import find_weights, unwrap
 
 Weights = dict[str, Tensor]
 
