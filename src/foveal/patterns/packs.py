@@ -78,7 +78,8 @@ def pack_tiles(
         groups = _by_length(pattern, documents)
     else:
         groups = [group for one in documents for group in _listed(pattern, one)]
-    plan = Tiling(count, num_keys, tuple(groups))
+    borders = tuple((one.query, one.key) for one in documents)
+    plan = Tiling(count, num_keys, tuple(groups), borders)
     return plan.shift(-first, 0, count, num_keys) if first else plan
 
 

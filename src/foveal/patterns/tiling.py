@@ -90,11 +90,15 @@ class TileGroup:
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """The whole plan: every query stands in exactly one group, or in none if it reads nothing."""
+    """The whole plan: every query stands in exactly one group, or in none if it reads nothing.
+
+    borders: where documents that do not look at each other begin, ascending: (query, key) each.
+    """
 
     num_queries: int
     num_keys: int
     groups: tuple[TileGroup, ...]
+    borders: tuple[tuple[int, int], ...] = ()
 
     @property
     def visited(self) -> int:
@@ -135,7 +139,8 @@ class Tiling:
             TileGroup(g.queries.shift(queries), tuple(part.shift(keys) for part in g.keys), g.mask)
             for g in self.groups
         )
-        return Tiling(num_queries, num_keys, groups)
+        borders = tuple((query + queries, key + keys) for query, key in self.borders)
+        return Tiling(num_queries, num_keys, groups, borders)
 
 
 def plan_bytes(plan: Tiling) -> int:

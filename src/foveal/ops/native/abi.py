@@ -29,6 +29,9 @@ PADDING = 16
 """Numbers behind a table that a vector may touch."""
 WORD = 64
 """Queries in a word of a mask, and most in a tile of the kernel."""
+PIECE = 256
+"""Keys of a row, at least, whose documents one thread takes: they and what is made of them stay
+in its cache."""
 
 
 class Places(Structure):
@@ -117,6 +120,8 @@ class Call(Structure):
         ("lse_head", c_int64),
         ("table", Table),
         ("d_table", c_void_p),
+        *((name, c_void_p) for name in ("order", "pieces")),
+        ("num_pieces", c_int64),
     ]
 
 
@@ -174,6 +179,11 @@ class Plan:
                 window = window_places(pattern, group)
             groups.append(self._group(group, window))
         self.groups = (Group * len(groups))(*groups)
+        self.order, self.pieces, self.num_pieces = None, None, 0
+        if len(tiling.borders) > 1:
+            order, pieces = _in_order(tiling)
+            self.order, self.pieces = self._hold(order), self._hold(pieces)
+            self.num_pieces = len(pieces) - 1
         self.codes = _codes(pattern, tiling) if isinstance(pattern, Tabled) else None
 
     def _group(self, group: TileGroup, window: tuple[Tensor, Tensor] | None) -> Group:
@@ -216,6 +226,26 @@ class Plan:
             x = x.to("cpu", torch.int64).contiguous()
         self._held.append(x)
         return x.data_ptr()
+
+
+def _in_order(tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """Tiles as their queries stand in the row, and pieces of them that are whole documents.
+
+    (tiles, 2) group and tile; (pieces + 1, 2) first tile and first key of each, and the ends.
+    """
+    firsts = [group.queries.index()[:, 0] for group in tiling.groups]
+    counts = torch.tensor([len(one) for one in firsts], device="cpu")
+    group = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
+    tile = torch.arange(len(group), device="cpu") - (counts.cumsum(0) - counts)[group]
+    first, order = torch.cat(firsts).sort()
+    pieces = [(0, 0)]
+    for query, key in tiling.borders:
+        if key - pieces[-1][1] >= PIECE:
+            pieces.append((query, key))
+    cuts = torch.tensor(pieces, device="cpu")
+    cuts[:, 0] = torch.searchsorted(first, cuts[:, 0].contiguous())
+    end = torch.tensor([[len(order), tiling.num_keys]], device="cpu")
+    return torch.stack([group, tile], 1)[order], torch.cat([cuts, end])
 
 
 def _codes(pattern: Tabled, tiling: Tiling) -> Codes:

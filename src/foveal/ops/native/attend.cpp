@@ -52,9 +52,15 @@ void parallel(long threads, long tasks, Fn fn) {
     if (failed) throw std::bad_alloc();
 }
 
-// Part of all tiles of a head: [first, last) counted through the groups.
+// Part of all tiles of a head: [first, last) counted through the groups, or in the given order.
 template <class Fn>
 void each_tile(const Call& call, long first, long last, Fn fn) {
+    for (long i = first; call.order && i < last; ++i) {
+        const Group& group = call.groups[call.order[2 * i]];
+        const long parts = ceil_div(group.tile_q, QUERIES);
+        for (long part = 0; part < parts; ++part) fn(group, call.order[2 * i + 1], part);
+    }
+    if (call.order) return;
     for (long g = 0; g < call.num_groups && last > 0; ++g) {
         const Group& group = call.groups[g];
         const long parts = ceil_div(group.tile_q, QUERIES);
@@ -78,7 +84,10 @@ void forward(const Call& call) {
     parallel(call.threads, call.batch * heads * pieces, [&](auto next) {
         Forward<In, P> tiles(call);
         for (long task = next(); task >= 0; task = next()) {
-            const long row = task / pieces, first = task % pieces * step;
+            // heads of the same tokens lie side by side in most tensors
+            const long b = task / (heads * pieces), rest = task % (heads * pieces);
+            const long row = call.order ? b * heads + rest % heads : task / pieces;
+            const long first = (call.order ? rest / heads : task % pieces) * step;
             each_tile(call, first, std::min(total, first + step),
                       [&](const Group& group, long tile, long part) {
                           tiles.run(row / heads, row % heads, group, tile, part);
@@ -101,6 +110,12 @@ struct Sums {
           in_place(splits == 1 && sizeof(In) == 4 && k_width == c.head_dim &&
                    v_width == c.value_dim) {}
     size_t size() const { return call.num_keys * (k_width + v_width); }
+
+    void clear(float* sum, long first, long last) const {
+        float* values = sum + call.num_keys * k_width;
+        std::fill(sum + first * k_width, sum + last * k_width, 0.0f);
+        std::fill(values + first * v_width, values + last * v_width, 0.0f);
+    }
 
     // parts (count, size) added in order -> d_k and d_v of one head, keys [first, last)
     void write(const float* parts, long count, long b, long g, long first, long last) const {
@@ -162,12 +177,32 @@ inline void sum_tables(const Call& call, const std::vector<float>& parts, long s
     });
 }
 
+// Tiles [first, last) of one head of keys, and the keys whose gradients they make.
+struct Task {
+    long b, g, first, last, first_key, last_key;
+};
+
+Task split_of(const Call& call, long total, long splits, long task) {
+    const long unit = task / splits, split = task % splits;
+    return {unit / call.kv_heads, unit % call.kv_heads, total * split / splits,
+            total * (split + 1) / splits, 0, call.num_keys};
+}
+
+// Heads come innermost: those of a token lie side by side in most tensors.
+Task piece_of(const Call& call, long task) {
+    const long row = task / call.kv_heads;
+    const int64_t* piece = call.pieces + 2 * (row % call.num_pieces);
+    return {row / call.num_pieces, task % call.kv_heads, piece[0], piece[2], piece[1], piece[3]};
+}
+
 template <class In, class P>
 void backward(const Call& call) {
     const long units = call.batch * call.kv_heads, total = tiles_of(call);
-    const long splits = splits_of(call, total, Sums<In, P>(call, 1).size());
+    // pieces have no common key, so they need no sums of their own
+    const long pieces = call.d_table ? 0 : call.num_pieces;
+    const long splits = pieces ? 1 : splits_of(call, total, Sums<In, P>(call, 1).size());
     const Sums<In, P> sums(call, splits);
-    const long tasks = units * splits;
+    const long tasks = units * (pieces ? pieces : splits);
     // where threads share the gradient of a bias, each copy is filled by a fixed list of tasks
     const long lists = call.bias_copies ? call.bias_copies : tasks;
     std::vector<float> shared(splits > 1 ? tasks * sums.size() : 0);
@@ -180,14 +215,13 @@ void backward(const Call& call) {
             const long copy = call.bias_copies ? list : 0;
             if (call.d_bias) tiles.d_bias = call.d_bias + copy * call.bias_size;
             for (long task = list; task < tasks; task += lists) {
-                const long unit = task / splits, split = task % splits;
-                const long b = unit / call.kv_heads, g = unit % call.kv_heads;
-                const long first = total * split / splits, last = total * (split + 1) / splits;
+                const Task t = pieces ? piece_of(call, task) : split_of(call, total, splits, task);
+                const long b = t.b, g = t.g, first = t.first, last = t.last;
                 float* d_table = table_size ? &tables[task * table_size] : nullptr;
                 if (sums.in_place) {
                     float* d_k = (float*)call.d_k.data + b * call.d_k.batch + g * call.d_k.head;
                     float* d_v = (float*)call.d_v.data + b * call.d_v.batch + g * call.d_v.head;
-                    for (long key = 0; key < call.num_keys; ++key) {
+                    for (long key = t.first_key; key < t.last_key; ++key) {
                         memset(d_k + key * call.d_k.token, 0, call.head_dim * 4);
                         memset(d_v + key * call.d_v.token, 0, call.value_dim * 4);
                     }
@@ -196,19 +230,19 @@ void backward(const Call& call) {
                     continue;
                 }
                 float* d_k = splits > 1 ? &shared[task * sums.size()] : own.data();
-                if (splits == 1) std::fill(own.begin(), own.end(), 0.0f);
+                if (splits == 1) sums.clear(d_k, t.first_key, t.last_key);
                 backward_of_head(tiles, call, b, g, first, last, d_k, sums.k_width,
                                  d_k + call.num_keys * sums.k_width, sums.v_width, d_table);
-                if (splits == 1) sums.write(d_k, 1, b, g, 0, call.num_keys);
+                if (splits == 1) sums.write(d_k, 1, b, g, t.first_key, t.last_key);
             }
         }
     });
     if (table_size) sum_tables(call, tables, splits);
     if (splits == 1) return;
-    const long step = 256, pieces = ceil_div(call.num_keys, step);
-    parallel(call.threads, units * pieces, [&](auto next) {
+    const long step = 256, stretches = ceil_div(call.num_keys, step);
+    parallel(call.threads, units * stretches, [&](auto next) {
         for (long task = next(); task >= 0; task = next()) {
-            const long unit = task / pieces, first = task % pieces * step;
+            const long unit = task / stretches, first = task % stretches * step;
             sums.write(&shared[unit * splits * sums.size()], splits, unit / call.kv_heads,
                        unit % call.kv_heads, first, std::min(first + step, (long)call.num_keys));
         }

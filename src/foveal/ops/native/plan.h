@@ -84,6 +84,11 @@ struct Call {
     int64_t lse_batch, lse_head;  // from one row of lse to the next; 0: num_queries
     Table table;
     float* d_table;  // (heads, table.size), of data before it was multiplied
+    // Tiles in the order of the row, where documents share it: (all tiles, 2) group and tile; or
+    // null: group by group. Pieces of the order that have no key in common: (pieces + 1, 2) first
+    // tile and first key.
+    const int64_t *order, *pieces;
+    int64_t num_pieces;
 };
 
 // A linear layer, weight (out, in), or a LayerNorm; what it lacks is null.
