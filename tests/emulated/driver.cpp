@@ -64,6 +64,8 @@ void move(Call& call) {
     moved(call.table.query);
     moved(call.table.key);
     moved(call.d_table);
+    moved(call.order);
+    moved(call.pieces);
 }
 
 bool read(const char* path) {

@@ -139,6 +139,9 @@ def plan_memory(call: abi.Call) -> Iterator[tuple[int, int]]:
     yield table.query or 0, WORD * call.num_queries
     yield table.key or 0, WORD * call.num_keys
     yield address(call.groups), call.num_groups * ctypes.sizeof(abi.Group)
+    tiles = sum(call.groups[index].num_tiles for index in range(call.num_groups))
+    yield call.order or 0, 2 * WORD * tiles
+    yield call.pieces or 0, 2 * WORD * (call.num_pieces + 1)
     for index in range(call.num_groups):
         group = call.groups[index]
         yield from places_memory(group.queries, group.num_tiles)

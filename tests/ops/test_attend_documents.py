@@ -175,3 +175,22 @@ def test_tables_of_packs(impl):
     k[:, :, :97] = math.nan
     out = foveal.attend(q, k, v, pattern, bias=table, impl=impl)
     assert_close(out[:, :, 97:], want[:, :, 97:])
+
+
+@pytest.mark.skipif("native" not in IMPLS, reason="there is no native kernel here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(300, 1, 299, 0, 257), (700,), (90,) * 9, (256, 256, 300)])
+def test_gradients_made_a_few_documents_at_a_time(lengths, dtype):
+    """Keys of all documents, and padding, get their gradients however the kernel cuts the row."""
+    pattern = P.Documents(lengths) & P.SlidingWindow(90)
+    given = tensors(dtype, length=sum(lengths) + 5)
+    bias = torch.randn(4, sum(lengths) + 5, 1, requires_grad=True)
+    found = {}
+    for impl in ("native", "reference"):
+        out = foveal.attend(*given, pattern, bias=bias, impl=impl)
+        weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
+        found[impl] = (out, *torch.autograd.grad((out * weights).sum(), [*given, bias]))
+    tolerance = 5e-6 if dtype == torch.float32 else 3e-2
+    for mine, right in zip(found["native"], found["reference"], strict=True):
+        error = (mine - right).float().square().mean().sqrt()
+        assert error <= tolerance * right.float().square().mean().sqrt() + 1e-7

@@ -228,12 +228,19 @@ class Plan:
         return x.data_ptr()
 
 
+def _first(places: Grid | Lookup | Runs | Scattered) -> Tensor:
+    """(tiles,) first position of each."""
+    if isinstance(places, Scattered):
+        return places.starts
+    return places.starts() if isinstance(places, Grid) else places.index()[:, 0]
+
+
 def _in_order(tiling: Tiling) -> tuple[Tensor, Tensor]:
     """Tiles as their queries stand in the row, and pieces of them that are whole documents.
 
     (tiles, 2) group and tile; (pieces + 1, 2) first tile and first key of each, and the ends.
     """
-    firsts = [group.queries.index()[:, 0] for group in tiling.groups]
+    firsts = [_first(group.queries) for group in tiling.groups]
     counts = torch.tensor([len(one) for one in firsts], device="cpu")
     group = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
     tile = torch.arange(len(group), device="cpu") - (counts.cumsum(0) - counts)[group]
