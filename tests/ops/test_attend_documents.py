@@ -184,7 +184,7 @@ def test_gradients_made_a_few_documents_at_a_time(lengths, dtype):
     """Keys of all documents, and padding, get their gradients however the kernel cuts the row."""
     pattern = P.Documents(lengths) & P.SlidingWindow(90)
     given = tensors(dtype, length=sum(lengths) + 5)
-    bias = torch.randn(4, sum(lengths) + 5, 1, requires_grad=True)
+    bias = torch.randn(4, 1, sum(lengths) + 5, requires_grad=True)
     found = {}
     for impl in ("native", "reference"):
         out = foveal.attend(*given, pattern, bias=bias, impl=impl)
