@@ -155,7 +155,9 @@ def test_it_is_trusted_only_where_it_is_right(monkeypatch):
         monkeypatch.setattr(trust, "flex_attend", tiled_attend)
         assert ask(*options)
         monkeypatch.setattr(
-            trust, "flex_attend", lambda q, k, v, *rest: tiled_attend(q, k, v.flip(2), *rest)
+            trust,
+            "flex_attend",
+            lambda q, k, v, *rest, **more: tiled_attend(q, k, v.flip(2), *rest, **more),
         )
         with pytest.warns(UserWarning, match="FlexAttention gives wrong results"):
             assert not ask(*options)

@@ -11,7 +11,17 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
@@ -135,10 +145,11 @@ def _readable(name: str, hint: Any) -> Any:
         quiet = "" if is_tuple else None
         return Annotated[hint, tyro.conf.arg(metavar=shown, help_behavior_hint=quiet)]
     if kind in _READERS and not any(isinstance(m, _Spec) for m in marks):
-        read = Annotated[(hint, _spec(kind, optional))]
-        # "unless given" in the help says more than "default: None"
-        return Annotated[read, tyro.conf.arg(help_behavior_hint="")] if optional else read
-    return hint
+        hint = Annotated[(hint, _spec(kind, optional))]
+    elif get_origin(kind) is not Literal:
+        return hint
+    # "unless given" in the help says more than "default: None"
+    return Annotated[hint, tyro.conf.arg(help_behavior_hint="")] if optional else hint
 
 
 _Spec = tyro.constructors.PrimitiveConstructorSpec
