@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
+import foveal
+
 Mod = Callable[..., Tensor]
 BATCH, HEADS = 2, 3
 SIDE = (5, 6, 7)  # a film of 210 pixels
@@ -231,3 +233,10 @@ def gradients(found: tuple[Tensor, Tensor], inputs: list[Tensor]) -> list[Tensor
     lse = lse.masked_fill(lse == -torch.inf, 0.0)
     loss = (out.double() * g).sum() + (lse.double() * f).sum()
     return list(torch.autograd.grad(loss, inputs, retain_graph=True))
+
+
+def run(case: Case, q: Tensor, k: Tensor, v: Tensor, mask=None, **options):
+    """(out, lse) of a case under flex_attention."""
+    return foveal.flex_attention(
+        q, k, v, case.score, mask, enable_gqa=q.shape[1] != k.shape[1], return_lse=True, **options
+    )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import array
 import functools
-import gc
 import math
-import weakref
 
 import pytest
 import torch
@@ -20,16 +17,15 @@ from mod_cases import (
     causal,
     dense,
     gradients,
+    run,
     softcap,
     t5,
     table,
     tensors,
 )
-from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
 import foveal
-from foveal.ops.mods import cells, engine, plan
 from foveal.testing import assert_close, relative_rms
 
 BLOCKS = {"causal": (64, 32), "padded, by head": 16, "T5, causal documents": (48, 100)}
@@ -39,12 +35,6 @@ BLOCKS = {"causal": (64, 32), "padded, by head": 16, "T5, causal documents": (48
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's flex_attention by its definition, without the compiler."""
     monkeypatch.setattr(theirs, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-
-
-def run(case: Case, q: Tensor, k: Tensor, v: Tensor, mask=None, **options):
-    return foveal.flex_attention(
-        q, k, v, case.score, mask, enable_gqa=q.shape[1] != k.shape[1], return_lse=True, **options
-    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -259,135 +249,6 @@ def test_what_is_changed_meanwhile_is_an_error():
     out.sum().backward()  # a new call sees the new value
 
 
-# -- plans --------------------------------------------------------------------------------------
-
-
-def test_a_plan_is_made_once_for_a_mask_that_stays_as_it_is():
-    """The mask_mod is asked again when a tensor, number or block that it uses has changed."""
-    ends, reach = torch.tensor([70, 110]), 5
-    asked = []
-
-    def mod(b, h, q, k):
-        asked.append(1)
-        return (k < ends[b]) & ((q - k).abs() < reach)
-
-    lengths = (130, 130)
-    mask = theirs.create_block_mask(mod, BATCH, None, *lengths, device="cpu", BLOCK_SIZE=32)
-    q, k, v = tensors(lengths=lengths)
-
-    def check(again: bool) -> None:
-        asked.clear()
-        out, _ = run(Case(mod), q, k, v, mask)
-        assert bool(asked) == again
-        assert_close(out, dense(Case(mod), q, k, v)[0], 1e-12)
-
-    check(True)
-    check(False)
-    ends[0] = 60
-    check(True)
-    reach = 3
-    check(True)
-    check(False)
-    asked.clear()  # it is in the closure as well
-    run(Case(mod, softcap), q, k, v, mask)
-    check(False)
-
-
-def test_a_plan_goes_with_its_mask():
-    """Nothing keeps a BlockMask alive."""
-    q, k, v = tensors()
-    mask = block_mask(CASES["documents"])
-    run(CASES["documents"], q, k, v, mask)[0].sum().backward()
-    gone = weakref.ref(mask)
-    del mask
-    gc.collect()
-    assert gone() is None
-
-
-def test_full_and_missing_blocks_are_not_asked():
-    """What a BlockMask lists holds: a mask_mod speaks of partial blocks only."""
-    mask = theirs.BlockMask.from_kv_blocks(
-        torch.tensor([[[1, 0, 2]]], dtype=torch.int32),
-        torch.tensor([[[[0, 9, 9], [9, 9, 9], [2, 1, 9]]]], dtype=torch.int32),
-        torch.tensor([[[1, 1, 0]]], dtype=torch.int32),
-        torch.tensor([[[[2, 0, 0], [1, 0, 0], [0, 0, 0]]]], dtype=torch.int32),
-        BLOCK_SIZE=(40, 30),
-        mask_mod=lambda b, h, q, k: (q + k) % 2 == 0,
-        seq_lengths=(115, 85),
-        compute_q_blocks=False,
-    )
-    i, j = torch.arange(115)[:, None], torch.arange(85)
-    even = (i + j) % 2 == 0
-    block = i // 40 * 3 + j // 30
-    full = (block == 2) | (block == 4)
-    partial = (block == 0) | (block == 7) | (block == 8)
-    allowed = full | (partial & even)
-    q, k, v = tensors(lengths=(115, 85))
-    for score in (None, softcap):
-        found = run(Case(None, score), q, k, v, mask)
-        expected = dense(Case(lambda *_: allowed, score), q, k, v)
-        assert_close(found[0], expected[0], 1e-12)
-        assert_close(found[1], expected[1], 1e-12)
-
-
-@pytest.mark.parametrize("name", ["causal", "padding", "padded, by head", "T5, causal documents"])
-@pytest.mark.parametrize("most", [0, 300])
-def test_masks_that_are_too_many_are_asked_for_at_each_tile(name, most, monkeypatch):
-    """Beyond a number of bytes nothing is kept, and every result is the same; chunks of a tile."""
-    monkeypatch.setattr(cells, "MOST_KEPT", most)
-    monkeypatch.setattr("foveal.ops.mods.fast.MOST_KEPT", 4 * most)
-    monkeypatch.setattr(engine, "CHUNK", 1)
-    case, (q, k, v) = CASES[name], tensors()
-    found = run(case, q, k, v, block_mask(case, 64))
-    inputs = [q, k, v, *case.captured]
-    expected = dense(case, q, k, v)
-    assert_close(found[1], expected[1], 1e-10)
-    for one, other in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
-        assert_close(one, other, 1e-10)
-
-
-def test_chunks_leave_nothing_behind(monkeypatch):
-    """What a mod makes of one chunk is gone when the next one runs, forward and backward."""
-    monkeypatch.setattr(engine, "CHUNK", 64 * 64)
-    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    most = array.array("i", [0])
-
-    def mod(score, b, h, q, k):
-        most[0] = max(most[0], len(alive))
-        result = torch.tanh(score * 2) / 2
-        alive.add(result)
-        return result
-
-    q, k, v = tensors(lengths=(N, N))
-    mask = block_mask(CASES["documents"], 64)
-    foveal.flex_attention(q, k, v, mod, mask).sum().backward()
-    assert most[0] <= 1
-    assert len(alive) == 0
-
-
-def test_full_cells_apart_from_the_others(monkeypatch):
-    """Where masks of whole tiles would be large, full cells are attended apart and merged."""
-    monkeypatch.setattr("foveal.ops.mods.fast.MOST_KEPT", 8000)
-    for name in ("causal", "rows without keys"):
-        case, (q, k, v) = CASES[name], tensors()
-        found = run(case, q, k, v, mask := block_mask(case, 32))
-        made = plan.plan(mask, (N, N), BATCH, HEADS, q.device)
-        assert len(foveal.ops.mods.fast.patterns(made, made.parts[0]) or ()) == 2
-        expected = dense(case, q, k, v)
-        assert_close(found[0], expected[0], 1e-12)
-        inputs = [q, k, v]
-        for one, other in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
-            assert_close(one, other, 1e-10)
-
-
-def test_equal_masks_are_kept_once():
-    """A causal mask has one diagonal, however long; sequences that read the same share tiles."""
-    mask = theirs.create_block_mask(causal, BATCH, HEADS, 640, 640, device="cpu")
-    made = plan.plan(mask, (640, 640), BATCH, HEADS, torch.device("cpu"))
-    assert len(made.parts) == 1
-    assert len(made.cells.masks) == 2  # a tile of 64 queries reads two cells of 32 keys there
-
-
 # -- under other things -------------------------------------------------------------------------
 
 
@@ -514,99 +375,3 @@ def test_nan_that_nobody_reads_reaches_nothing():
         assert_close(out, other, 1e-12)
         grads = torch.autograd.grad(out.sum(), [q, k, v])
         assert all(bool(x.isfinite().all()) for x in grads)
-
-
-# -- words for people ---------------------------------------------------------------------------
-
-
-def _branch(s, b, h, q, k):
-    return s if q > k else s * 2
-
-
-WRONG = {
-    "score_mod must take the arguments": {"score_mod": causal},
-    "score_mod must be a function": {"score_mod": 3},
-    "score_mod must return a tensor": {"score_mod": lambda s, b, h, q, k: 1.0},
-    "score_mod must return the new score, got torch.bool": {
-        "score_mod": lambda s, b, h, q, k: q >= k
-    },
-    "score_mod must return one number": {"score_mod": lambda s, b, h, q, k: table[h]},
-    "score_mod must not branch": {"score_mod": _branch},
-    "score_mod must not read": {"score_mod": lambda s, b, h, q, k: s * q.item()},
-    "score_mod must not draw": {"score_mod": lambda s, b, h, q, k: s + torch.randn_like(s)},
-    "block_mask must be a BlockMask or None, got a function": {"block_mask": causal},
-    "got a pattern": {"block_mask": foveal.patterns.Full()},
-    "got a tensor": {"block_mask": torch.ones(N, N)},
-    "scale must be": {"scale": "1"},
-    "return_lse must be": {"return_lse": 2},
-    "return_lse must be left out": {"return_lse": True, "return_aux": theirs.AuxRequest()},
-    "return_aux must be": {"return_aux": True},
-    "kernel_options must be": {"kernel_options": 3},
-    "BACKEND": {"kernel_options": {"BACKEND": "FLASH"}},
-    "enable_gqa must be": {"enable_gqa": "yes"},
-}
-
-
-@pytest.mark.parametrize("words", WRONG)
-def test_errors_say_what_was_expected(words):
-    """Arguments, and what mods return."""
-    q, k, v = tensors()
-    with pytest.raises((TypeError, ValueError), match=words):
-        foveal.flex_attention(q, k, v, **WRONG[words])
-
-
-def mask_of(mod, lengths=(N, N), batch=1, heads=1, block=128):
-    """A BlockMask of partial blocks, made without calling its mod."""
-    rows, columns = (-(-n // block) for n in lengths)
-    count = torch.full((batch, heads, rows), columns, dtype=torch.int32)
-    index = torch.arange(columns, dtype=torch.int32).expand(batch, heads, rows, columns)
-    return theirs.BlockMask.from_kv_blocks(
-        count, index, BLOCK_SIZE=block, mask_mod=mod, seq_lengths=lengths, compute_q_blocks=False
-    )
-
-
-WRONG_MASKS = {
-    "mask_mod must return a bool": mask_of(lambda b, h, q, k: (q - k) * 1.0),
-    "mask_mod must return a tensor": mask_of(lambda b, h, q, k: True),
-    "mask_mod must return one number": mask_of(lambda b, h, q, k: documents_of(q)),
-    "mask_mod must take": mask_of(softcap),
-    "block_mask must be of the lengths of query and key": mask_of(causal, (N, N - 1)),
-    "block_mask must be of batch and heads": mask_of(causal, batch=3),
-    "block_mask was cut": mask_of(causal)[:, :, :1],
-}
-
-
-def documents_of(q):
-    return torch.ones(3, dtype=torch.bool) & (q > 0)
-
-
-@pytest.mark.parametrize("words", WRONG_MASKS)
-def test_errors_of_block_masks(words):
-    """Masks of other sizes, and mods that are no masks."""
-    q, k, v = tensors()
-    with pytest.raises((TypeError, ValueError), match=words):
-        foveal.flex_attention(q, k, v, block_mask=WRONG_MASKS[words])
-
-
-def test_errors_of_tensors():
-    """Shapes, dtypes and devices."""
-    q, k, v = tensors()
-    fewer = tensors(kv_heads=1)
-    for words, given in {
-        "query must be a tensor": (3, k, v),
-        "value must be": (q, k, v[0]),
-        "one floating dtype": (q.float(), k, v),
-        "the same head_dim": (q[..., :3], k, v),
-        "the same batch, heads and length": (q, k, v[:, :, :4]),
-        "enable_gqa=True": (q, *fewer[1:]),
-        "batch size": (q[:1], k, v),
-    }.items():
-        with pytest.raises((TypeError, ValueError), match=words):
-            foveal.flex_attention(*given)
-    with pytest.raises(ValueError, match="on one device"):
-        foveal.flex_attention(q, k.to("meta"), v)
-    mask = mask_of(causal)
-    with pytest.raises(ValueError, match="device of query"):
-        foveal.flex_attention(*(x.to("meta") for x in (q, k, v)), block_mask=mask)
-    shapes = foveal.flex_attention(*(x.to("meta") for x in (q, k, v)), return_lse=True)
-    assert [tuple(x.shape) for x in shapes] == [(BATCH, HEADS, N, 5), (BATCH, HEADS, N)]
