@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import fake_tensor_tls
 
 from foveal.common.words import suggest
-from foveal.ops import known, offset
+from foveal.ops import autocast, known, offset
 from foveal.ops.bias import Bias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
@@ -130,9 +130,9 @@ def attend(
             return found[0][0](q, k, v, pattern, key_mask, factor)
     device = q.device.type if isinstance(q, Tensor) else "cpu"
     compiling = torch.compiler.is_compiling()
-    autocast = device != "meta" and torch.is_autocast_enabled(device)  # meta knows none
-    if autocast or (not compiling and is_stray(q)):
-        return (_without_autocast if autocast else _in_its_mode)(
+    lowers = autocast.is_on(device)
+    if lowers or (not compiling and is_stray(q)):
+        return (_without_autocast if lowers else _in_its_mode)(
             (q, k, v, pattern),
             bias=bias,
             key_mask=key_mask,
@@ -198,10 +198,8 @@ def _at_offset(
 def _without_autocast(tensors: tuple[Any, ...], **options: Any) -> Any:
     """The call in the dtype of autocast, whose arithmetic then is ours to choose."""
     q, k, v, pattern = tensors
-    device = q.device.type
-    dtype = torch.get_autocast_dtype(device)
-    q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
-    with torch.autocast(device, enabled=False):
+    q, k, v = autocast.lowered(q, k, v)
+    with autocast.off(q.device.type):
         return attend(q, k, v, pattern, **options)
 
 

@@ -35,11 +35,7 @@ def check_tensors(
 
     What depends on sizes alone is left to `check_sizes`.
     """
-    if not isinstance(pattern, Pattern):
-        raise TypeError(
-            f"pattern must be a foveal.patterns.Pattern, got {type(pattern).__name__}; "
-            "for dense attention pass patterns.Full()."
-        )
+    check_pattern(pattern)
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         kinds = ", ".join(type(x).__name__ for x in (q, k, v))
         raise TypeError(f"q, k and v must be tensors, got {kinds}.")
@@ -62,6 +58,15 @@ def check_tensors(
         _check_key_mask(q, k, key_mask)
     if sinks is not None:
         _check_sinks(q, sinks)
+
+
+def check_pattern(pattern: Any) -> None:
+    """Raise TypeError unless it is a pattern."""
+    if not isinstance(pattern, Pattern):
+        raise TypeError(
+            f"pattern must be a foveal.patterns.Pattern, got {type(pattern).__name__}; "
+            "for dense attention pass patterns.Full()."
+        )
 
 
 def as_scale(scale: Any) -> float:

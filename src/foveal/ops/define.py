@@ -108,6 +108,15 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     return _is_dual(*tensors)
 
 
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass is itself being differentiated (create_graph=True, forward mode)."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return True
+    return is_transformed(*tensors)
+
+
 def is_beyond_functions(*tensors: Tensor | None) -> bool:
     """Whether an autograd.Function without rules for torch.func and forward mode would fail."""
     if torch.compiler.is_compiling():

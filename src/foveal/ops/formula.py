@@ -9,6 +9,7 @@ M keys, E features; in a group of tiles: t tiles, q queries and k keys of a tile
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,15 +49,29 @@ def plain_gradients(
             "attention with dropout has no second derivative in this implementation; take "
             "impl='reference' or dropout_p=0."
         )
+    return gradients_again(attend_plainly, operands, (grad_out, grad_lse), needed)
+
+
+def gradients_again(
+    run: Callable[[Any], tuple[Tensor, ...]],
+    operands: Any,
+    given: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """Gradients of the first of the operands that can themselves be differentiated.
+
+    Args:
+        run: operands, a named tuple, -> results, in operations of which torch knows all.
+        given: gradients of the results.
+        needed: for each of the first operands whether its gradient is wanted; others are None.
+    """
     with torch.enable_grad():
         # views, so that q, k and v may be one tensor and have gradients of their own
-        own = [x if x is None else x.view_as(x) for x in operands[:7]]
-        found = attend_plainly(operands._replace(**dict(zip(operands._fields, own, strict=False))))
+        own = [x if x is None else x.view_as(x) for x in operands[: len(needed)]]
+        found = run(operands._replace(**dict(zip(operands._fields, own, strict=False))))
         wanted = [x for x, need in zip(own, needed, strict=True) if x is not None and need]
         grads = iter(
-            torch.autograd.grad(
-                found, wanted, (grad_out, grad_lse), create_graph=True, materialize_grads=True
-            )
+            torch.autograd.grad(found, wanted, given, create_graph=True, materialize_grads=True)
         )
     return [
         next(grads) if x is not None and need else None

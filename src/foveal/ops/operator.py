@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import WindowBias
-from foveal.ops.define import define, is_plain, is_transformed, one_at_a_time
+from foveal.ops.define import (
+    define,
+    is_differentiated,
+    is_plain,
+    is_transformed,
+    one_at_a_time,
+)
 from foveal.ops.formula import attend_plainly, plain_gradients
 from foveal.ops.logits import with_sinks
 from foveal.ops.spec import describe, is_ticket, is_tracing, lend, rebuild, take_back
@@ -175,7 +181,7 @@ def attention_operator(
             )
         saved = ctx.saved_tensors  # read once: activation checkpointing computes them when asked
         tensors = (grad_out, grad_lse, *saved)
-        if _is_differentiated(*tensors):
+        if is_differentiated(*tensors):
             operands = Operands(*saved[:9], _unpassed(ctx.pattern), *ctx.options)
             found = plain_gradients(operands, grad_out, grad_lse, ctx.needs_input_grad[:7])
             return (*found, *(None,) * 8)
@@ -258,15 +264,6 @@ def _key_of(pattern: Passed) -> Hashable:
     if isinstance(pattern, tuple) or pattern.has_fixed_key():
         return None
     return pattern.cache_key()
-
-
-def _is_differentiated(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass is itself being differentiated (create_graph=True, forward mode)."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return True
-    return is_transformed(*tensors)
 
 
 def _with_pattern(

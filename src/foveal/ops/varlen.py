@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.attend import attend
+from foveal.ops.checks import check_pattern
 from foveal.ops.define import define
 from foveal.ops.operator import unit_stride
 from foveal.ops.spec import describe, rebuild
@@ -96,11 +97,7 @@ def attend_varlen(
         >>> foveal.attend_varlen(q, k, v, borders, borders, P.SlidingWindow(128)).shape
         torch.Size([1000, 8, 64])
     """
-    if not isinstance(pattern, Pattern):
-        raise TypeError(
-            f"pattern must be a foveal.patterns.Pattern, got {type(pattern).__name__}; for dense "
-            "attention pass patterns.Full()."
-        )
+    check_pattern(pattern)
     _check(q, k, v)
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "impl": impl}
     if torch.compiler.is_compiling():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from foveal.ops import autocast
 from foveal.ops.attend import attend
 from foveal.ops.checks import as_scale
 from foveal.ops.define import is_beyond_functions
@@ -144,9 +144,11 @@ def _apart(
     factor = query.shape[3] ** -0.5 if scale is None else as_scale(scale)
     want_top = return_aux is not None and bool(return_aux.max_scores)
     want_lse = return_lse or (return_aux is not None and bool(return_aux.lse))
-    query, key, value = _in_dtype(query, key, value)
-    with _no_autocast(query.device.type):
-        if query.device.type == "meta":
+    device = query.device.type
+    if autocast.is_on(device):
+        query, key, value = autocast.lowered(query, key, value)
+    with autocast.off(device):
+        if device == "meta":
             found = _shapes(query, value)
         elif not (query.numel() and key.numel()):
             found = _without_mods(query, key, value, None, factor, want_lse)
@@ -155,19 +157,6 @@ def _apart(
             want = (want_lse, want_top)
             found = _computed(query, key, value, score_mod, block_mask, factor, want)
     return _returned(found, return_lse, return_aux, want_lse)
-
-
-def _in_dtype(*tensors: Tensor) -> list[Tensor]:
-    """In the dtype of autocast, where it is on."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [x.to(dtype) if x.dtype == torch.float32 else x for x in tensors]
-
-
-def _no_autocast(device: str) -> Any:
-    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _shapes(query: Tensor, value: Tensor) -> Result:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.common.checks import as_bool, as_int
 from foveal.common.words import suggest
-from foveal.ops import native
+from foveal.ops import autocast, native
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import forced
 from foveal.ops.logits import with_sinks
@@ -121,13 +121,12 @@ def attend_selected(
         torch.Size([1, 8, 1000, 64])
     """
     device = q.device.type if isinstance(q, Tensor) else "cpu"
-    if device != "meta" and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        q, k, v = (x.to(dtype) if x.dtype == torch.float32 else x for x in (q, k, v))
+    if autocast.is_on(device):
+        q, k, v = autocast.lowered(q, k, v)
         options: dict[str, Any] = {"causal": causal, "query_block": query_block}
         options |= {"key_mask": key_mask, "scale": scale, "sinks": sinks, "softcap": softcap}
         options |= {"q_offset": q_offset, "impl": impl, "return_lse": return_lse}
-        with torch.autocast(device, enabled=False):
+        with autocast.off(device):
             return attend_selected(q, k, v, blocks, block_size, **options)
     if not torch.compiler.is_compiling():
         check_tensors(q, k, v, Full(), None, key_mask, 0.0, return_lse, sinks)

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.ops.define import define, is_plain, is_transformed, one_at_a_time
+from foveal.ops.define import (
+    define,
+    is_differentiated,
+    is_plain,
+    is_transformed,
+    one_at_a_time,
+)
+from foveal.ops.formula import gradients_again
 from foveal.ops.operator import new_output
 from foveal.ops.selected import native, tiled
 from foveal.ops.selected.operands import Operands
@@ -81,8 +88,9 @@ def _selected_operator(
     def gradients(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
         out, lse, *tensors = ctx.saved_tensors
         operands = Operands(*tensors, *ctx.options)
-        if _is_differentiated(grad_out, grad_lse, *tensors):
-            found = _plain_gradients(operands, grad_out, grad_lse, ctx.needs_input_grad[:3])
+        if is_differentiated(grad_out, grad_lse, *tensors):
+            needed = ctx.needs_input_grad[:3]
+            found = gradients_again(tiled.attend_plainly, operands, (grad_out, grad_lse), needed)
         elif is_plain(grad_out, grad_lse, *tensors):
             found = backward(operands, out, lse, grad_out, grad_lse)
         else:
@@ -116,32 +124,6 @@ def _selected_operator(
         return forward_op(*operands)
 
     return call
-
-
-def _is_differentiated(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass is itself being differentiated."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return True
-    return is_transformed(*tensors)
-
-
-def _plain_gradients(
-    operands: Operands, grad_out: Tensor, grad_lse: Tensor, needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Differentiable gradients of q, k and v, None where none is needed."""
-    with torch.enable_grad():
-        # views, so that q, k and v may be one tensor and have gradients of their own
-        own = [x.view_as(x) for x in operands[:3]]
-        found = tiled.attend_plainly(operands._replace(q=own[0], k=own[1], v=own[2]))
-        wanted = [x for x, need in zip(own, needed, strict=True) if need]
-        grads = iter(
-            torch.autograd.grad(
-                found, wanted, (grad_out, grad_lse), create_graph=True, materialize_grads=True
-            )
-        )
-    return [next(grads) if need else None for need in needed]
 
 
 selected_tiled = _selected_operator("selected_tiled", tiled.forward, tiled.backward)
