@@ -37,6 +37,9 @@ class TransformerConfig(ModelConfig):
             et al. 2020); "none". None goes by `rotary`.
         softcap: bound of the attention logits, as in Gemma 2; None = none.
         sinks: learn an attention sink a head and layer, as in gpt-oss.
+
+    Raises:
+        ValueError: a size is negative, positions is no such word, or softcap no positive number.
     """
 
     num_tokens: int = 256
