@@ -5,7 +5,6 @@ so page and pictures cannot part.
 """
 
 import io
-import math
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from foveal.draw.biases import draw_bias
-from foveal.draw.curves import Curve, draw_curves
+from foveal.draw.logits import draw_sinks, draw_softcap
 from foveal.draw.patterns import draw_pattern
 from foveal.patterns import BlockSparse, Neighborhood, Pattern, SlidingWindow, serialize
 
@@ -38,20 +37,6 @@ def selection() -> Pattern:
     return BlockSparse(layout, 4, causal=True)
 
 
-def shaped_logits() -> None:
-    """What a soft-cap makes of logits, and which share of the weights a sink takes."""
-    x = [0.5 * step for step in range(-40, 41)]
-    curves = [Curve("as it is", x, x, "faint")]
-    curves += [Curve(f"softcap={c}", x, [c * math.tanh(at / c) for at in x]) for c in (5, 10, 20)]
-    labels = {"xlabel": "scaled product of a query and a key", "ylabel": "logit"}
-    shrink(draw_curves(curves, DOCS / "results/softcap.png", **labels))
-    curves = [
-        Curve(f"a sink at {s}", x, [1 / (1 + math.exp(s - at)) for at in x]) for s in (-5, 0, 5)
-    ]
-    labels = {"xlabel": "log-sum-exp of the keys", "ylabel": "sum of their weights"}
-    shrink(draw_curves(curves, DOCS / "results/sinks.png", **labels))
-
-
 def shrink(path: Path) -> None:
     picture = Image.open(path).convert("RGB")
     picture = picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))
@@ -72,7 +57,8 @@ def main() -> None:
     for path, expression in pictures().items():
         save(path, serialize.parse(expression))
     save("results/selected.png", selection())
-    shaped_logits()
+    shrink(draw_softcap(DOCS / "results/softcap.png"))
+    shrink(draw_sinks(DOCS / "results/sinks.png"))
     neighbours = Neighborhood((12, 16), 5, border="shift")
     save("results/offsets.png", neighbours, draw_bias(neighbours))
     save("results/alibi.png", SlidingWindow(32), draw_bias(SlidingWindow(32), "alibi"))

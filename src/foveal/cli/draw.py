@@ -1,11 +1,12 @@
-"""`foveal draw PATTERN`: who attends to whom; `attention`, `picture`: what a run sees, draws."""
+"""`foveal draw PATTERN`: who attends to whom; `softcap`, `sinks`: what shapes logits; `attention`,
+`picture`: what a run sees, draws."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,7 +19,8 @@ class Options:
     """Draw a pattern as a PNG.
 
     `foveal draw attention --help` is about the attention of a run, `foveal draw picture --help`
-    about pictures from words.
+    about pictures from words, `foveal draw softcap --help` and `foveal draw sinks --help` about
+    what else shapes the weights of `attend`.
 
     Attributes:
         pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
@@ -41,6 +43,8 @@ def main(arguments: list[str]) -> int:
         return draw_attention(arguments[1:])
     if arguments[:1] == ["picture"]:
         return draw_picture(arguments[1:])
+    if arguments[:1] in (["softcap"], ["sinks"]):
+        return draw_shaping(arguments[0], arguments[1:])
     options = parse(Options, arguments, "draw")
     from foveal.patterns import serialize
 
@@ -63,6 +67,47 @@ def _file_name(expression: str) -> str:
     """`SlidingWindow(window=8)` -> `slidingwindow-window-8.png`."""
     words = re.findall(r"[a-z0-9]+", expression.lower())
     return "-".join(words)[:80] + ".png"
+
+
+# -- of logits ------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class SoftcapOptions:
+    """Draw what soft-caps make of logits.
+
+    Attributes:
+        at: the caps; up to four.
+        output: the picture's path.
+    """
+
+    at: tuple[float, ...] = (5.0, 10.0, 20.0)
+    output: Path = Path("softcap.png")
+
+
+@dataclass(kw_only=True)
+class SinksOptions:
+    """Draw which share of the weights attention sinks leave to the keys.
+
+    Attributes:
+        at: the logits of the sinks; up to four.
+        output: the picture's path.
+    """
+
+    at: tuple[float, ...] = (-5.0, 0.0, 5.0)
+    output: Path = Path("sinks.png")
+
+
+def draw_shaping(what: str, arguments: list[str]) -> int:
+    """Draw "softcap" or "sinks" and print the path of the picture."""
+    kind: Any = SoftcapOptions if what == "softcap" else SinksOptions
+    options = parse(kind, arguments, f"draw {what}")
+    check_output(options.output)
+    from foveal.draw import logits
+
+    draw = logits.draw_softcap if what == "softcap" else logits.draw_sinks
+    print(draw(options.output, options.at))
+    return 0
 
 
 # -- of runs --------------------------------------------------------------------------------------

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveal.common.files import write_file
-from foveal.draw.patterns import Canvas, chosen_query, find_canvas, natural_length
-from foveal.draw.style import EMPTY, INK, QUERY
+from foveal.draw.patterns import (
+    Canvas,
+    chosen_query,
+    dress,
+    natural_length,
+    own_key,
+    shown_canvas,
+)
+from foveal.draw.style import EMPTY, INK, QUERY, as_png
 from foveal.ops import TableBias, alibi
 from foveal.ops.table import Alibi
 from foveal.patterns import Pattern
@@ -29,7 +34,8 @@ def draw_bias(
 ) -> bytes | Path:
     """Draw what the first head of a bias adds to the logits of the pairs that a pattern allows.
 
-    On images a second panel shows what one pixel (orange) gains with each pixel that it reads.
+    On images a second panel shows what one pixel (orange) gains with each pixel that it reads, of
+    a clip within its own frame.
 
     Args:
         pattern: whose pairs.
@@ -42,20 +48,17 @@ def draw_bias(
         the path, or the bytes of the PNG.
 
     Raises:
-        ValueError: another word, or a length that is not between 1 and 1,024.
+        ValueError: another word, a length that is not between 1 and 1,024, or a bias that counts
+            single keys where the pattern pools them.
         ModuleNotFoundError: matplotlib is missing (`pip install "foveal[draw]"`).
     """
     length = natural_length(pattern) if length is None else length
     if not 1 <= length <= MOST:
         raise ValueError(f"length must be between 1 and {MOST} to draw a bias, got {length=}.")
     pattern.check_length(length)
-    figure = _figure(pattern, gained(pattern, bias, length), find_canvas(pattern))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-    if path is None:
-        return picture.getvalue()
-    write_file(Path(path), lambda partial: partial.write_bytes(picture.getvalue()))
-    return Path(path)
+    label = "row of the table" if bias == "rows" else "what the logit gains"
+    figure = _figure(pattern, gained(pattern, bias, length), shown_canvas(pattern, length), label)
+    return as_png(figure, path)
 
 
 def gained(pattern: Pattern, bias: TableBias | Alibi | str, length: int) -> Tensor:
@@ -73,6 +76,10 @@ def gained(pattern: Pattern, bias: TableBias | Alibi | str, length: int) -> Tens
 def _named(pattern: Pattern, name: str, length: int) -> TableBias | Alibi:
     if name not in KINDS:
         raise ValueError(f"bias must be one of {', '.join(KINDS)}, got bias={name!r}.")
+    if pattern.pools and name != "rows":
+        raise ValueError(
+            f"bias must be 'rows' for {pattern}, which pools keys, got bias={name!r}."
+        )
     if name == "alibi":
         return alibi(1, torch.full((1,), 0.25))
     if name == "t5":
@@ -81,7 +88,7 @@ def _named(pattern: Pattern, name: str, length: int) -> TableBias | Alibi:
     return TableBias(torch.arange(float(rows))[:, None])
 
 
-def _figure(pattern: Pattern, values: Tensor, canvas: Canvas | None) -> Any:
+def _figure(pattern: Pattern, values: Tensor, canvas: Canvas | None, label: str) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 if canvas is None else 8.6, 3.6), layout="constrained")
@@ -90,25 +97,26 @@ def _figure(pattern: Pattern, values: Tensor, canvas: Canvas | None) -> Any:
     axes[0].set_xlabel("key", color=INK)
     axes[0].set_ylabel("query", color=INK)
     if canvas is not None:
-        query = chosen_query(pattern, values.shape[1], canvas)
-        row = values[query, canvas.text :]
-        rest = canvas.height * canvas.width - len(row)
-        image = torch.nn.functional.pad(row, (0, rest), value=torch.nan)
         limits = {"vmin": shown.norm.vmin, "vmax": shown.norm.vmax}
-        axes[1].imshow(image.view(canvas.height, canvas.width).numpy(), cmap=_colors(), **limits)
-        y, x = _place(pattern, query, canvas)
-        axes[1].plot(x, y, "s", color=QUERY, markersize=5)
-        axes[1].set_xlabel("what one pixel gains", color=INK)
-    figure.colorbar(shown, ax=list(axes), shrink=0.9)
+        query = chosen_query(pattern, values.shape[1], canvas)
+        frame, row, column = canvas.place(own_key(pattern, query))
+        image = _frame(values[query], canvas, frame)
+        axes[1].imshow(image.numpy(), cmap=_colors(), **limits)
+        axes[1].plot(column, row, "s", color=QUERY, markersize=7, markeredgecolor="white")
+        where = "" if canvas.frames == 1 else f" within its frame, {frame}"
+        axes[1].set_xlabel(f"what one pixel gains{where}", color=INK)
+    for one in axes:
+        dress(one)
+    figure.colorbar(shown, ax=list(axes), shrink=0.9).set_label(label, color=INK)
     return figure
 
 
-def _place(pattern: Pattern, query: int, canvas: Canvas) -> tuple[int, int]:
-    """Row and column of a query's pixel."""
-    at = pattern.query_coordinates(torch.tensor(query))
-    if len(at) == 2:
-        return int(at[0]), int(at[1])
-    return divmod(query - canvas.text, canvas.width)
+def _frame(gains: Tensor, canvas: Canvas, number: int) -> Tensor:
+    """What a query gains (keys,) in a frame: (height, width), NaN where there is no pair."""
+    size = canvas.height * canvas.width
+    own = gains[canvas.text + number * size :][:size]
+    own = torch.nn.functional.pad(own, (0, size - len(own)), value=torch.nan)
+    return own.view(canvas.height, canvas.width)
 
 
 def _colors() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from foveal.common.files import write_file
-from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ
+from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ, as_png
 from foveal.patterns import BlockDiffusion, Halo, NextScale, Part, Pattern, Pyramid, TextImage
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.image import GridPattern
@@ -77,13 +75,7 @@ def draw_pattern(
     if not 1 <= length <= MAX_LENGTH:
         raise ValueError(f"length must be between 1 and {MAX_LENGTH} to be drawn, got {length=}.")
     pattern.check_length(length)
-    figure = _figure(pattern, length)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-    if path is None:
-        return picture.getvalue()
-    write_file(Path(path), lambda partial: partial.write_bytes(picture.getvalue()))
-    return Path(path)
+    return as_png(_figure(pattern, length), path)
 
 
 def natural_length(pattern: Pattern) -> int:
@@ -115,6 +107,14 @@ def find_canvas(pattern: Pattern) -> Canvas | None:
         return image and replace(image, text=image.text + pattern.text_length)
     found = (find_canvas(part) for part in getattr(pattern, "parts", ()))
     return next((canvas for canvas in found if canvas is not None), None)
+
+
+def shown_canvas(pattern: Pattern, length: int) -> Canvas | None:
+    """The same where there is an image to see among so many tokens."""
+    canvas = find_canvas(pattern)
+    if canvas is not None and (length <= canvas.text or canvas.frames * canvas.height == 1):
+        return None
+    return canvas
 
 
 # -- numbers ------------------------------------------------------------------------------------
@@ -160,14 +160,14 @@ def chosen_query(pattern: Pattern, length: int, canvas: Canvas | None) -> int:
 def _figure(pattern: Pattern, length: int) -> Any:
     from matplotlib.figure import Figure
 
-    canvas = find_canvas(pattern)
-    if canvas is not None and (length <= canvas.text or canvas.frames * canvas.height == 1):
-        canvas = None
+    canvas = shown_canvas(pattern, length)
     query = chosen_query(pattern, length, canvas)
     heads = pattern.per_head()[:MAX_HEADS]
     panels = len(heads) + (canvas is not None)
     caption = _caption(pattern, length, 58 * panels)
-    size = (0.6 + 4.4 * panels, 4.8 + 0.2 * (caption.count("\n") + 1))
+    # a mask of few queries is flat
+    tall = 4.4 if canvas is not None else 4.4 * min(1.0, pattern.num_queries(length) / length)
+    size = (0.6 + 4.4 * panels, 0.4 + max(1.0, tall) + 0.2 * (caption.count("\n") + 1))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     all_axes = figure.subplots(1, panels, squeeze=False)[0]
     for number, (axes, one) in enumerate(zip(all_axes, heads, strict=False)):
@@ -205,7 +205,7 @@ def _draw_mask(axes: Any, pattern: Pattern, length: int, query: int, first: bool
     axes.set_xlabel("key position", color=INK)
     if first:
         axes.set_ylabel("query position", color=INK)
-    _dress(axes)
+    dress(axes)
     axes.yaxis.set_major_locator(_whole_numbers())
 
 
@@ -245,7 +245,7 @@ def _draw_canvas(axes: Any, pattern: Pattern, canvas: Canvas, length: int, query
     keys = torch.arange(length)
     allowed = pattern.allows(torch.tensor(query), keys)
     read = allowed.any(0) if allowed.dim() == 2 else allowed.expand(length)
-    query = _own_key(pattern, query)
+    query = own_key(pattern, query)
     colours = _colours(pattern, read, query)
     image = torch.ones(canvas.length, 3)
     image[:length] = colours
@@ -261,7 +261,7 @@ def _draw_canvas(axes: Any, pattern: Pattern, canvas: Canvas, length: int, query
     axes.set_title(f"what {word} {place} reads{reads_itself}", color=INK, fontsize=10)
     axes.set_xlabel("column", color=INK)
     axes.set_ylabel("row" if canvas.frames == 1 else "row, frame by frame", color=INK)
-    _dress(axes)
+    dress(axes)
     if canvas.frames > 1:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -317,7 +317,7 @@ def _draw_frames(axes: Any, pixels: Tensor, text: Tensor, canvas: Canvas, query:
     axes.imshow(picture.tolist(), interpolation="nearest", extent=extent)
 
 
-def _own_key(pattern: Pattern, query: int) -> int:
+def own_key(pattern: Pattern, query: int) -> int:
     """The key at the place of a query; another number only where queries are strided."""
     if not isinstance(pattern, Halo):
         return query
@@ -349,7 +349,7 @@ def _pixel_grid(axes: Any, canvas: Canvas, text_rows: int, gap: int) -> None:
         )
 
 
-def _dress(axes: Any) -> None:
+def dress(axes: Any) -> None:
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.tick_params(colors=INK, labelsize=8)
     for spine in axes.spines.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +21,13 @@ def save_figure(figure: Any, path: Path) -> Path:
     form = path.suffix.removeprefix(".") or "png"
     write_file(path, lambda partial: figure.savefig(partial, format=form))
     return path
+
+
+def as_png(figure: Any, path: str | Path | None) -> bytes | Path:
+    """A figure of matplotlib as a PNG: its bytes, or the path where it was written."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    if path is None:
+        return picture.getvalue()
+    write_file(Path(path), lambda partial: partial.write_bytes(picture.getvalue()))
+    return Path(path)

@@ -66,6 +66,11 @@ class Pyramid(Pattern):
         """Rows of a table of hierarchical relative positions: offsets in clusters."""
         return 4 * self.block_size - 1
 
+    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        """Row of the table for each pair: by the offset of the clusters as which they meet."""
+        level = self.level(q_idx, k_idx)
+        return self.joined(1, 1).bias_row(level, q_idx >> level, k_idx >> level)
+
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         if self.causal:
             return k_idx <= q_idx
