@@ -13,7 +13,7 @@ from foveal.common.memo import remember
 from foveal.ops.bias import Alibi, Bias, TableBias, WindowBias
 from foveal.ops.define import is_plain
 from foveal.ops.work import Work
-from foveal.patterns import Part, Pattern
+from foveal.patterns import Pattern
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SOFTCAPS = (1e-30, 1e30)
@@ -191,9 +191,7 @@ def _check_tokens(q: Tensor, k: Tensor, pattern: Pattern, bias: TableBias | Alib
     """Where distances in tokens are asked for, whether they are those of the positions."""
     if isinstance(bias, TableBias) and not bias.counts_tokens(pattern):
         return
-    if isinstance(pattern, Part):  # the whole was asked, when all of its keys were there
-        return
-    if pattern.num_queries(k.shape[2]) != k.shape[2]:
+    if not pattern.counts_tokens(k.shape[2]):
         raise ValueError(
             f"{pattern} strides its queries, which have no distance in tokens; pass a TableBias "
             "with the pattern's own rows, or rows=function of (q_idx, k_idx)."

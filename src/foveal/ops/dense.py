@@ -18,7 +18,7 @@ from foveal.ops.bias import TableBias, WindowBias, finite
 from foveal.ops.define import is_beyond_functions
 from foveal.ops.fused import fused_attention, make_differentiable
 from foveal.ops.logits import shaped_attention, with_sink_key
-from foveal.ops.masks import Mask, build, is_all, mask_of
+from foveal.ops.masks import Mask, build, mask_of
 from foveal.ops.reference import masked_attention, without_unread
 from foveal.ops.work import Call, Prepared, Result, Work
 from foveal.patterns import Full, Halo
@@ -43,12 +43,12 @@ def written_out(work: Work) -> int:
         return work.heads * pairs
     count = 1 if is_causal_or_all(work) else pairs * (work.pattern.heads or 1)
     if work.key_mask:
-        rows = 1 if is_all(work.pattern) else work.q[2]
+        rows = 1 if work.pattern.reads_all else work.q[2]
         count = max(count, work.q[0] * rows * work.k[2] * (work.pattern.heads or 1))
     if work.bias == "tensor":
         batch, heads, rows, _ = work.bias_shape
         batch, heads = (work.q[0] if work.key_mask else batch), max(heads, work.pattern.heads or 1)
-        rows = rows if is_all(work.pattern) else work.q[2]
+        rows = rows if work.pattern.reads_all else work.q[2]
         count = max(count, batch * heads * rows * work.k[2])
     return count
 
@@ -56,7 +56,7 @@ def written_out(work: Work) -> int:
 def is_causal_or_all(work: Work) -> bool:
     """Whether SDPA knows the pattern without a mask."""
     if not is_a(work.pattern, Full) or not work.plain:
-        return is_all(work.pattern)
+        return work.pattern.reads_all
     return not work.pattern.causal or work.q[2] == work.k[2]
 
 
@@ -191,7 +191,7 @@ def _rows(call: Call, first: int, count: int) -> Tensor:
 def _mask(call: Call, first: int, count: int) -> Mask | None:
     """The pattern's mask of these queries; None where they read all keys."""
     work, device = call.work, call.q.device
-    if is_all(work.pattern):
+    if work.pattern.reads_all:
         return None
     if count == work.q[2]:
         return mask_of(work.pattern, count, work.k[2], device, call.q.dtype)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.memo import remember
-from foveal.patterns import Full, Part, Pattern
-from foveal.patterns.subclasses import is_a
+from foveal.patterns import Pattern
 
 
 class Mask(NamedTuple):
@@ -64,10 +63,3 @@ def mask_of(
     """The mask of all queries: the one that was built before, if it is still kept."""
     with torch.no_grad():
         return build(pattern, 0, n_queries, n_keys, device, dtype)
-
-
-def is_all(pattern: Pattern) -> bool:
-    """Whether every query reads every key, so that there is no mask to speak of."""
-    if is_a(pattern, Part):
-        return is_all(pattern.pattern)
-    return is_a(pattern, Full) and not pattern.causal

@@ -15,7 +15,6 @@ from torch import Tensor
 from foveal.common.checks import as_int
 from foveal.common.memo import sizes_of
 from foveal.ops.bias import Bias, WindowBias
-from foveal.ops.masks import is_all
 from foveal.ops.work import Work
 from foveal.patterns import Part, Pattern
 from foveal.patterns.part import part_of as of_stretch
@@ -36,7 +35,7 @@ def wants_plan(work: Work, impl: str | None) -> bool:
     if not len(work.q) == len(work.k) == 4 or work.square or (work.compiling and impl is None):
         return False  # of what has other dimensions `check_sizes` tells
     pattern, n_queries, n_keys = work.pattern, work.q[2], work.k[2]
-    if impl is None and (n_queries * n_keys < LARGE or work.lse or is_all(pattern)):
+    if impl is None and (n_queries * n_keys < LARGE or work.lse or pattern.reads_all):
         return False
     return impl in (None, *PLANNED) and bool(n_queries < pattern.num_queries(n_keys))
 

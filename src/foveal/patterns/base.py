@@ -170,6 +170,9 @@ class Pattern(Placed):
     always_reads = False
     """Whether every query reads at least one key at any length (class attribute)."""
 
+    reads_all = False
+    """Whether every query reads every key (class attribute)."""
+
     keeps_apart = False
     """Whether the row falls into documents that do not look at each other (class attribute)."""
 
@@ -231,10 +234,6 @@ class Pattern(Placed):
         """Raise ValueError if a sequence of this length makes no sense for the pattern."""
         if length < 0:
             raise ValueError(f"length must not be negative, got {length=}.")
-
-    def num_queries(self, n_keys: int) -> int:
-        """Queries that go with this many keys: as many, unless the pattern strides them."""
-        return n_keys
 
     # -- dense view -------------------------------------------------------------------------
 

@@ -35,6 +35,10 @@ class Full(Pattern):
     def period(self) -> int:
         return 1
 
+    @property
+    def reads_all(self) -> bool:  # type: ignore[override]
+        return not self.causal
+
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return k_idx <= q_idx if self.causal else (q_idx == q_idx) & (k_idx == k_idx)
 

@@ -113,6 +113,14 @@ class Placed:
         """Positions -> those in the sequence, where distances are counted."""
         return q_idx, k_idx
 
+    def counts_tokens(self, n_keys: int) -> bool:
+        """Whether each query is one of the tokens, so that it has a distance to them."""
+        return self.num_queries(n_keys) == n_keys
+
+    def num_queries(self, n_keys: int) -> int:
+        """Queries that go with this many keys: as many, unless the pattern strides them."""
+        return n_keys
+
     @property
     def bias_size(self) -> int | None:
         """Rows of a table of biases, or None where a table may have any number."""

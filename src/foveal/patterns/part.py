@@ -84,6 +84,10 @@ class Part(Pattern):
     # -- what else the whole has ------------------------------------------------------------
 
     @property
+    def reads_all(self) -> bool:  # type: ignore[override]
+        return self.pattern.reads_all
+
+    @property
     def keeps_apart(self) -> bool:  # type: ignore[override]
         return self.pattern.keeps_apart
 
@@ -106,6 +110,9 @@ class Part(Pattern):
 
     def tokens(self, q_idx: Index, k_idx: Index) -> tuple[Index, Index]:
         return self.pattern.tokens(q_idx + self.first, k_idx + self.skipped)
+
+    def counts_tokens(self, n_keys: int) -> bool:
+        return True  # the whole was asked, when all of its keys were there
 
     @property
     def has_offset_codes(self) -> bool:

@@ -18,6 +18,7 @@ CLOSED_FORMS = (
     "block_mask",
     "num_pairs",
     "always_reads",
+    "reads_all",
     "reads",
     "keeps",
     "horizon",
