@@ -319,6 +319,8 @@ def test_explain_tells_of_both():
     assert "logits" not in str(explain(P.SlidingWindow(64), 4096))
     long = explain(P.Full(), 300, softcap=True, device="meta", requires_grad=False)
     assert long.logits == ("soft-capped",)
+    tabled = foveal.explain(P.SlidingWindow(8), 40, table_bias=True, sinks=True)
+    assert tabled.logits == ("a row of a table a pair", "a sink a head")
     with pytest.raises(ValueError, match="softcap must be True or False"):
         explain(P.Full(), 40, softcap=50.0)
     assert foveal.explain is explain

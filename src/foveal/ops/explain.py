@@ -33,7 +33,7 @@ class Explanation:
         flops: multiply-adds times two of both matrix products, forward, for all heads.
         score_bytes: bytes of attention scores alive at one time.
         alternatives: the other implementations and what each would mean.
-        logits: what shapes the logits beside a bias: a soft-cap, sinks.
+        logits: what shapes the logits: a table of biases, a soft-cap, sinks.
     """
 
     impl: str
@@ -169,8 +169,18 @@ def _explanation(work: Work, length: int) -> Explanation:
         _score_bytes(work, impl, visited),
         _alternatives(work, impl),
         work.q[2],
-        ("soft-capped",) * work.softcap + ("a sink a head",) * work.sinks,
+        _shaping(work),
     )
+
+
+def _shaping(work: Work) -> tuple[str, ...]:
+    """What shapes the logits, in words."""
+    said = {
+        "a row of a table a pair": work.bias in ("offsets", "table"),
+        "soft-capped": work.softcap,
+        "a sink a head": work.sinks,
+    }
+    return tuple([words for words, holds in said.items() if holds])
 
 
 def _allowed_pairs(work: Work) -> int:
