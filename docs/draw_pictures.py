@@ -46,7 +46,7 @@ def shrink(path: Path) -> None:
 def save(path: str, pattern: Pattern, drawn: bytes | None = None) -> None:
     picture = Image.open(io.BytesIO(drawn or draw_pattern(pattern)))
     few = picture.convert("RGB").quantize(
-        COLORS if drawn is None else 4 * COLORS, dither=Image.Dither.NONE
+        COLORS if drawn is None else 16 * COLORS, dither=Image.Dither.NONE
     )
     few.save(DOCS / path, optimize=True)
     print(f"{path}  {(DOCS / path).stat().st_size / 1000:.0f} KB  {pattern}")

@@ -32,6 +32,8 @@ OPTIONS = {
     "draw": draw.Options,
     "draw attention": draw.AttentionOptions,
     "draw picture": draw.PictureOptions,
+    "draw softcap": draw.SoftcapOptions,
+    "draw sinks": draw.SinksOptions,
     "bench": bench.Options,
     "list": listing.Options,
 }
@@ -53,7 +55,7 @@ def commands() -> list[str]:
     return sorted(line for line in lines if line.split()[0] in COMMANDS or line[0] == "-")
 
 
-NAMES = {*COMMANDS, "draw attention", "draw picture"} - {"list", "bench"}
+NAMES = {*COMMANDS, *OPTIONS} - {"list", "bench"}
 """What is the name of a command where it stands alone, and nothing to type."""
 
 
@@ -81,7 +83,7 @@ def test_a_documented_command_is_understood(line):
             raise AssertionError(f"no such recipe: {rest[0]}")
         parse_overrides(load_recipe(rest[0] if shipped else "bytes-transformer"), rest[1:])
         return
-    if command == "draw" and rest[:1] in (["attention"], ["picture"]):
+    if f"{command} {rest[0]}" in OPTIONS:
         command, rest = f"draw {rest[0]}", rest[1:]
     parse(OPTIONS[command], rest, command)
 
@@ -99,7 +101,7 @@ def test_a_cheap_command_works(line, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "draw attention", "draw picture"])
+@pytest.mark.parametrize("command", sorted({*COMMANDS, *OPTIONS}))
 def test_every_command_explains_every_option(command, capsys):
     """The help says something about each option, in plain words."""
     try:
