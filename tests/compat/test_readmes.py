@@ -62,6 +62,7 @@ def test_h_transformer(causal, options):
         {"shorten_factor": 2, "depth": (2, 2, 2)},
         {"shorten_factor": (2, 4), "depth": (1, (1, 1, 1), 1)},
         {"shorten_factor": 2, "depth": (1, 1, 1), "attn_resampling": False},
+        {"shorten_factor": 2, "depth": (1, (1, (1, 1, 1), 1), 1), "attn_resampling": False},
         {"shorten_factor": 4, "depth": (1, 1, 1), "updown_sample_type": "linear"},
     ],
     ids=str,
@@ -77,6 +78,9 @@ def test_hourglass(options):
     sizes = {"num_tokens": 256, "dim": 16, "max_seq_len": 64, "heads": 2, "dim_head": 8}
     model = HourglassTransformerLM(**sizes, **options)
     assert model(torch.randint(0, 256, (1, 64))).shape == (1, 64, 256)
+    padded = HourglassTransformerLM(**sizes, causal=False, **options)
+    tokens, mask = torch.randint(0, 256, (1, 64)), torch.arange(64)[None] < 50
+    assert padded(tokens, mask=mask).shape == (1, 64, 256)
     body = HourglassTransformer(dim=16, heads=2, dim_head=8, causal=False, **options)
     mask = torch.ones(1, 30).bool()
     assert body(torch.randn(1, 30, 16), mask=mask).shape == (1, 30, 16)
