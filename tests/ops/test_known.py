@@ -59,7 +59,7 @@ def everything(tensors, pattern, grad, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_the_same_bits(pattern, dtype, masked, grad):
-    """The second call is known, and gives what the first gave, bit for bit."""
+    """The calls that follow are known, and give what the first gave, bit for bit."""
     tensors = inputs(dtype=dtype)
     options = {"key_mask": torch.arange(LENGTH) < torch.tensor([[40], [3]])} if masked else {}
     for impl in (None, "dense", "tiled"):
@@ -71,11 +71,12 @@ def test_the_same_bits(pattern, dtype, masked, grad):
             first = everything(tensors, pattern, grad, **options)
             assert count() <= 1
             kept = count()
-            again = everything(tensors, pattern, grad, **options)
-            assert count() == kept
-            assert kept or impl is None
-            for one, other in zip(first, again, strict=True):
-                assert torch.equal(one, other)
+            for _ in range(2):  # found by its key, then by a glance
+                again = everything(tensors, pattern, grad, **options)
+                assert count() == kept
+                assert kept or impl is None
+                for one, other in zip(first, again, strict=True):
+                    assert torch.equal(one, other)
             if scale is None and dtype == torch.float64 and not isinstance(pattern, P.Pyramid):
                 mask = options.get("key_mask")
                 want, _ = dense_attention(*tensors, pattern.mask(LENGTH), None, mask)
@@ -85,17 +86,21 @@ def test_the_same_bits(pattern, dtype, masked, grad):
 def taken(call):
     """(whether the short way was taken, the result)"""
     used = []
-    own = known.CALLS.find
+    glance, look = known.find, known.CALLS.find
 
-    def find(key):
-        found = own(key)
-        used.append(found is not None)
-        return found
+    def watched(function):
+        def call(*args):
+            found = function(*args)
+            used.append(found is not None)
+            return found
 
-    known.CALLS.find = find
+        return call
+
+    known.find, known.CALLS.find = watched(glance), watched(look)
     try:
         result = call()
     finally:
+        known.find = glance
         del known.CALLS.find
     return any(used), result
 
@@ -277,7 +282,8 @@ def test_the_environment_is_looked_at_every_time(name, monkeypatch):
     """FOVEAL_IMPL counts from the next call on, and until it is gone."""
     monkeypatch.delenv("FOVEAL_IMPL", raising=False)
     tensors = inputs()
-    attend(*tensors)
+    for _ in range(3):
+        attend(*tensors)
     monkeypatch.setenv("FOVEAL_IMPL", name)
     used, out = taken(lambda: attend(*tensors))
     assert not used
@@ -292,7 +298,8 @@ def test_the_environment_is_looked_at_every_time(name, monkeypatch):
 def test_what_the_process_has_set():
     """Threads, the default dtype, deterministic algorithms and the backend of SDPA."""
     tensors = inputs()
-    want = attend(*tensors)
+    for _ in range(3):
+        want = attend(*tensors)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -367,7 +374,8 @@ def test_a_pattern_that_changes_is_another():
 def test_wrong_calls_stay_wrong(change, words):
     """What differs from a known call by its error is not taken for it."""
     tensors = inputs()
-    attend(*tensors)
+    for _ in range(3):
+        attend(*tensors)
     for _ in range(2):
         with pytest.raises((TypeError, ValueError), match=words):
             attend(*change(*tensors))
@@ -387,6 +395,78 @@ def test_scales_that_are_not_positive(pattern, scale):
     foveal.attend(q, k, v, pattern)
     got = foveal.attend(q, k, v, pattern, scale=scale)
     assert_close(got, foveal.attend(q, k, v, pattern, scale=scale, impl="reference"), rtol=1e-9)
+
+
+def glanced(*tensors, pattern=PATTERN, **options):
+    """Whether the call is told from others without a key."""
+    found = []
+    own = known.find
+
+    def find(*args):
+        found.append(own(*args))
+        return found[-1]
+
+    known.find = find
+    try:
+        foveal.attend(*tensors, pattern, **options)
+    finally:
+        known.find = own
+    return found == [found[0]] and found[0] is not None
+
+
+def test_the_latest_call_of_a_pattern_is_told_by_a_glance():
+    """From the third on; another size, dtype, gradient, scale or option takes another look."""
+    tensors = inputs()
+    assert [glanced(*tensors) for _ in range(4)] == [False, False, True, True]
+    assert glanced(*[x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors])
+    assert glanced(*tensors, scale=0.3)
+    graded = [x.clone().requires_grad_() for x in tensors]
+    others = [
+        ([x[:1] for x in tensors], {}),
+        ([x[:, :, :40] for x in tensors], {}),
+        ([x.double() for x in tensors], {}),
+        (graded, {}),
+        ([*graded[:1], *tensors[1:]], {}),
+        ([tensors[0], tensors[1], tensors[1]], {}),
+        (tensors, {"impl": "tiled"}),
+        (tensors, {"scale": -0.3}),
+        (tensors, {"dropout_p": 0.5}),
+        (tensors, {"return_lse": True}),
+    ]
+    for given, options in others:
+        assert not glanced(*given, **options)
+        out = attend(*given, **options)
+        out = out[0] if options.get("return_lse") else out
+        assert out.requires_grad == any(x.requires_grad for x in given)
+        assert out.dtype == given[0].dtype
+        attend(*tensors)
+        assert glanced(*tensors)
+    for _ in range(3):
+        attend(*graded)
+    assert glanced(*graded)
+    with torch.no_grad():
+        assert not glanced(*graded)
+        assert not attend(*graded).requires_grad
+    assert attend(*graded).requires_grad
+    with torch.inference_mode():
+        assert attend(*tensors).is_inference()
+
+
+def test_patterns_that_are_made_for_each_call_are_not_learned_for_ever():
+    """Nor kept alive; equal ones that stay are each told by a glance."""
+    tensors = inputs()
+    for _ in range(300):
+        foveal.attend(*tensors, P.SlidingWindow(9))
+        assert len(known.CALLS.latest) <= known.Calls.MOST_PATTERNS
+    assert len(known.CALLS.latest) <= 64
+    assert all(one.pattern() is None for one in known.CALLS.latest.values())
+    known.CALLS.clear()
+    layers = [P.SlidingWindow(9) for _ in range(4)]
+    for _ in range(2):
+        [foveal.attend(*tensors, layer) for layer in layers]
+    assert all(glanced(*tensors, pattern=layer) for layer in layers)
+    known.CALLS.clear()
+    assert not any(glanced(*tensors, pattern=layer) for layer in layers[:1])
 
 
 def test_views_need_not_be_known_again():

@@ -124,10 +124,16 @@ def attend(
         return _at_offset((q, k, v, pattern), bias, key_mask, q_offset, options)
     key = None
     if bias is sinks is softcap is None and not torch.compiler.is_compiling():
-        key = known.key_of(q, k, v, pattern, key_mask, scale, dropout_p, impl, return_lse)
-        if key is not None and (found := known.CALLS.find(key)) is not None:
+        run = None
+        if key_mask is None:
+            run = known.find(q, k, v, pattern, scale, dropout_p, impl, return_lse)
+        if run is None:
+            key = known.key_of(q, k, v, pattern, key_mask, scale, dropout_p, impl, return_lse)
+            if key is not None:
+                run = known.find_by_key(key, q, k, v, pattern, key_mask, impl)
+        if run is not None:
             factor: Any = q.shape[3] ** -0.5 if scale is None else scale
-            return found[0][0](q, k, v, pattern, key_mask, factor)
+            return run(q, k, v, pattern, key_mask, factor)
     device = q.device.type if isinstance(q, Tensor) else "cpu"
     compiling = torch.compiler.is_compiling()
     lowers = autocast.is_on(device)

@@ -138,16 +138,23 @@ def is_ordinary() -> bool:
     Not so while the compiler, a trace, a mode, a transform of torch.func, forward mode, autocast
     or a profiler is at work.
     """
+    return not torch.compiler.is_compiling() and is_unwatched() and is_untraced()
+
+
+def is_unwatched() -> bool:
+    """Whether no mode, profiler, transform of torch.func or forward mode is at work."""
     return not (
-        torch.compiler.is_compiling()
-        or _any_autocast()
-        or _dispatch_modes()
+        _dispatch_modes()
         or _function_modes()
         or forward_ad._current_level >= 0
         or _profiled()
         or _transform() is not None
-        or _trace() is not None
     )
+
+
+def is_untraced() -> bool:
+    """Whether no autocast and no torch.jit.trace is at work."""
+    return not _any_autocast() and _trace() is None
 
 
 def is_stray(x: Any) -> bool:
