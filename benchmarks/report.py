@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def page(records: list[dict[str, Any]] | None = None) -> str:
     for prefix, (heading, text) in LENGTHS.items():
         chosen = [record for record in records if record["case"].startswith(prefix)]
         parts.append(crossover(chosen, heading, text, runs))
+    parts.append(short_calls())
     parts += [section(r, runs) for r in records if not r["case"].startswith(tuple(LENGTHS))]
     lines = (f"{number}. {text}" for number, text in enumerate(runs, 1))
     parts.append("## Runs\n\n" + "\n".join(lines))
@@ -102,6 +104,54 @@ def crossover(records: list[dict[str, Any]], heading: str, text: str, runs: list
             rows.append([f"{tokens:,}", run, *cells, duration(speed[names[-1]]["seconds"])])
     header = ["tokens", "run", *names[:-1], f"{names[-1]} takes"]
     return f"## {heading}\n\n{text}\n\n{table(header, rows)}\n{_link(records[-1], runs)}"
+
+
+SHORT = """\
+## Short calls
+
+How many times as fast as `scaled_dot_product_attention` under the same mask `attend` is, in
+float32 with heads of 64: for each number of tokens and batch x heads the least and the median of
+all shipped kinds of patterns, and those that are below 0.95. `python benchmarks/short.py --json`
+measures it; the least time of each counts.
+"""
+
+
+def short_calls(folder: Path = RESULTS / "short") -> str:
+    """What benchmarks/short.py found, a table for each class of processor."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        about = found["machine"]
+        parts.append(
+            f"{found['class']}: {about['processor']}, {about['threads']} threads, torch "
+            f"{about['torch']}, {about['date']}: `{found['command']}`\n"
+        )
+        parts.append(
+            table(
+                ["tokens", "shape", "run", "least", "median", "below 0.95"],
+                [
+                    row
+                    for n in dict.fromkeys(r["tokens"] for r in found["rows"])
+                    for row in _short_rows(found, n)
+                ],
+            )
+        )
+    return "\n".join([SHORT, *parts]) if parts else ""
+
+
+def _short_rows(found: dict[str, Any], tokens: int) -> Iterable[list[str]]:
+    rows = [row for row in found["rows"] if row["tokens"] == tokens]
+    for place in range(2 * len(found["shapes"])):
+        speed = {row["pattern"]: row["speed"][place] for row in rows}
+        slow = [f"{name} {x:.2f}" for name, x in speed.items() if x < 0.95]
+        yield [
+            f"{tokens:,}",
+            found["shapes"][place // 2],
+            ("forward", "training")[place % 2],
+            f"{min(speed.values()):.2f}",
+            f"{statistics.median(speed.values()):.2f}",
+            ", ".join(slow),
+        ]
 
 
 def section(record: dict[str, Any], runs: list[str]) -> str:

@@ -1,19 +1,25 @@
 """attend() beside scaled_dot_product_attention under the same mask, at short lengths.
 
     python benchmarks/short.py [--lengths 128,256,512,1024] [--shapes 1x1,2x4,8x8] [--seconds 0.15]
+        [--json benchmarks/results/short/avx2.json]
 
 Prints how many times as fast as SDPA attend() is on this machine, in rounds in which both take
 turns, the least time of each counting; and what it chose. No figure should be below 0.95. A lower
 class of processor is emulated by ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
-FOVEAL_NATIVE=generic (or avx2, AVX2 and avx2 on AVX-512).
+FOVEAL_NATIVE=generic (or avx2, AVX2 and avx2 on AVX-512). docs/performance.md shows what --json
+has written there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import foveal
 from foveal import patterns as P
+from foveal.bench import machine
 from foveal.common.processor import processor_class
 
 DIM = 64
@@ -94,12 +101,14 @@ def main() -> None:
     parser.add_argument("--shapes", default="1x1,1x8,4x8", help="batch x heads")
     parser.add_argument("--families", default="", help="only those whose name holds this")
     parser.add_argument("--seconds", type=float, default=0.1, help="for each figure")
+    parser.add_argument("--json", type=Path, help="file for the figures, too")
     options = parser.parse_args()
     print(f"{processor_class()}, {torch.get_num_threads()} threads, float32, heads of {DIM}")
     shapes = [tuple(map(int, one.split("x"))) for one in options.shapes.split(",")]
     head = "  ".join(f"{b}x{h} fwd train" for b, h in shapes)
     print(f"{'tokens':>6} {'pattern':<22} {head}  chosen")
     below = count = 0
+    rows: list[dict[str, Any]] = []
     for n in map(int, options.lengths.split(",")):
         for name, pattern in families(n).items():
             if options.families not in name:
@@ -114,7 +123,13 @@ def main() -> None:
             below, count = below + sum(cell < 0.95 for cell in cells), count + len(cells)
             row = "  ".join(f"{a:7.2f} {b:5.2f}" for a, b in zip(*[iter(cells)] * 2, strict=True))
             print(f"{n:>6} {name:<22} {row}  {''.join(chosen)}", flush=True)
+            rows.append({"tokens": n, "pattern": name, "speed": [round(x, 3) for x in cells]})
     print(f"{below} of {count} below 0.95")
+    if options.json is not None:
+        about = {"machine": machine.describe("cpu"), "class": processor_class()}
+        about |= {"command": " ".join(["python", *sys.argv]), "shapes": options.shapes.split(",")}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
