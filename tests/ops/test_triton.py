@@ -88,12 +88,12 @@ def check(
 @pytest.mark.parametrize(
     "pattern",
     [
-        P.Halo((5, 11), 4, 2),  # neither side is a multiple of the block
+        P.Halo((5, 7), 4, 2),  # neither side is a multiple of the block
         P.Halo((8, 12), (4, 6), (1, 3)),
         P.Halo((4, 6), (3, 5), (4, 0)),  # a halo wider than its block, and none
         P.Halo((5, 3), 8, 3),  # an image smaller than its block
-        P.Halo((1, 17), 4, 1),
-        P.Halo((6, 9), 4, 1, 2),  # queries at every second pixel
+        P.Halo((1, 9), 4, 1),
+        P.Halo((6, 7), 4, 1, 2),  # queries at every second pixel
     ],
 )
 def test_it_equals_the_oracle(pattern, biased):
@@ -104,7 +104,7 @@ def test_it_equals_the_oracle(pattern, biased):
 @pytest.mark.parametrize("biased", [True, False])
 def test_soft_cap(biased):
     """The product is capped and not the bias, which keeps its gradient."""
-    check(P.Halo((5, 11), 4, 2), biased=biased, softcap=0.7)
+    check(P.Halo((3, 7), 4, 2), biased=biased, softcap=0.7)
 
 
 def test_blocks_of_more_queries_than_a_tile():
@@ -115,7 +115,7 @@ def test_blocks_of_more_queries_than_a_tile():
 @pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (24, 40), (65, 16), (80, 130), (256, 256)])
 def test_any_head_dim(dim, dim_v):
     """Features that fill no power of two, and values wider or narrower than keys."""
-    check(P.Halo((4, 6), 4, 1), heads=1, dim=dim, dim_v=dim_v)
+    check(P.Halo((3, 5), 4, 1), heads=1, dim=dim, dim_v=dim_v)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -127,8 +127,8 @@ def test_half_precision(dtype, dim):
 
 def test_rows_without_keys_are_zero():
     """Padding is never read; an image of padding gives zeros, -inf and no gradient."""
-    pattern = P.Halo((6, 7), 4, 1)
-    key_mask = torch.rand(2, 42, device=DEVICE) > 0.4
+    pattern = P.Halo((3, 7), 4, 1)
+    key_mask = torch.rand(2, 21, device=DEVICE) > 0.4
     key_mask[0] = False
     out, grads = check(pattern, batch=2, key_mask=key_mask)
     assert not out[0].any()
@@ -141,10 +141,10 @@ def test_heads_may_share_keys():
     check(P.Halo((3, 5), 4, 1), heads=4, kv_heads=2)
 
 
-@pytest.mark.parametrize("length", [1, 13, 30])
+@pytest.mark.parametrize("length", [1, 13, 20])
 def test_part_of_an_image(length):
     """A sequence may be the first pixels of its image."""
-    check(P.Halo((9, 6), 4, 1), length)
+    check(P.Halo((5, 6), 4, 1), length)
 
 
 def test_no_images():
@@ -167,8 +167,8 @@ def test_logits_of_any_size():
 
 def test_any_strides():
     """Heads side by side or apart, and features that are not contiguous, give the same."""
-    pattern = P.Halo((5, 6), 4, 1)
-    given = inputs(pattern, 30, dtype=torch.float32, biased=True)
+    pattern = P.Halo((3, 6), 4, 1)
+    given = inputs(pattern, 18, dtype=torch.float32, biased=True)
     results = []
     for form in (lambda x: x, lambda x: x.contiguous(), lambda x: x.mT.contiguous().mT):
         q, k, v, *bias = (form(x) for x in given)
