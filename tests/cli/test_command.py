@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 from foveal.cli import main
 from foveal.recipes.config import recipe_names
@@ -360,9 +359,9 @@ def test_help_is_quick_because_it_imports_little():
     assert "tyro" not in loaded
 
 
-def start(recipe, *arguments, launcher=()):
+def start(recipe, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, "-m", "foveal.cli", "train", str(recipe), *arguments]
+    command = [sys.executable, "-m", "foveal.cli", "train", str(recipe), *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -381,27 +380,3 @@ def test_ctrl_c_saves_and_exits_with_130(recipe, tmp_path):
     assert "Traceback" not in err
     step = int(err.split("interrupted at step ")[1].split(";")[0].replace(",", ""))
     assert (tmp_path / f"run/checkpoints/step-{step:08d}").is_dir()
-
-
-def test_two_processes_train_one_model(recipe, tmp_path):
-    """Under torchrun two processes share the work and agree with one that does it all."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    recipe.write_text(recipe.read_text().replace("dropout = 0.1", "dropout = 0.0"))
-    process = start(recipe, "--output", "two", launcher=launcher)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert out.count("trained 24 steps") == 1
-    arguments = ["--output", "one", "--training.batch-size", "8"]
-    assert main(["train", str(recipe), *arguments]) == 0
-    from safetensors.torch import load_file
-
-    one, two = (
-        load_file(tmp_path / name / "checkpoints/step-00000024/model.safetensors")
-        for name in ("one", "two")
-    )
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
-    results = [
-        json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")
-    ]
-    assert results[0]["bits_per_byte"] == pytest.approx(results[1]["bits_per_byte"], rel=1e-3)

@@ -41,14 +41,9 @@ def start(count, arguments, before=lambda rank: None):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         os.environ.update({k: str(v) for k, v in place.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         code = 99
         try:
-            before(rank)
-            from foveal.cli import main
-
-            code = main(list(map(str, arguments)))
+            code = play(arguments, before)
         except BaseException:
             import traceback
 
@@ -58,6 +53,20 @@ def start(count, arguments, before=lambda rank: None):
             sys.stderr.flush()
             os._exit(code)
     return processes
+
+
+def play(arguments, before=lambda rank: None):
+    """What each process does: `foveal ARGUMENTS`, with its words in files of its own."""
+    rank = int(os.environ["RANK"])
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    before(rank)
+    from foveal.cli import main
+
+    code = main(list(map(str, arguments)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 def finish(processes, patience=60):
@@ -72,9 +81,14 @@ def finish(processes, patience=60):
         if rank not in codes:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-    ranks = range(len(processes))
+    return told([codes.get(rank) for rank in range(len(processes))])
+
+
+def told(codes):
+    """Exit codes, and what each process has printed."""
+    ranks = range(len(codes))
     return {
-        "codes": [codes.get(rank) for rank in ranks],
+        "codes": codes,
         "out": [Path(f"out-{rank}").read_text() for rank in ranks],
         "err": [Path(f"err-{rank}").read_text() for rank in ranks],
     }
@@ -87,19 +101,38 @@ def wait_for(pattern, patience=60):
 
 
 def start_and_go_on(recipe):
-    """Three begin a run and prolong it, four the next; two go on, where config.json is lost."""
-    results = [finish(start(3, ["train", recipe]))]
-    results.append(finish(start(3, ["train", recipe, "--resume", "auto", "--steps", 30])))
-    results.append(finish(start(4, ["train", recipe, "--steps", "6"])))
+    """Two begin a run and prolong it, three the next and go on, where config.json is lost."""
+    results = [finish(start(2, ["train", recipe]))]
+    results.append(finish(start(2, ["train", recipe, "--resume", "auto", "--steps", 30])))
+    results.append(finish(start(3, ["train", recipe, "--steps", "6"])))
     Path("runs/tiny-001/config.json").unlink()
     where = ["--output", "runs/tiny-001", "--resume", "auto"]
-    results.append(finish(start(2, ["train", recipe, *where, "--steps", 32])))
+    results.append(finish(start(3, ["train", recipe, *where, "--steps", 32])))
     return results
+
+
+def under_torchrun(recipe):
+    """Two processes that torchrun's own agent starts, with a share of the batch each."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    arguments = ["train", recipe, "--output", "two", "--model.dropout", 0]
+    codes = elastic_launch(agent, play)(arguments)
+    return [told([codes[rank] for rank in range(2)])]
 
 
 def mistakes(recipe):
     """Bad data for all, a folder that is taken, bad data for one."""
-    results = [finish(start(3, ["train", recipe, "--data", "missing.txt"]))]
+    results = [finish(start(2, ["train", recipe, "--data", "missing.txt"]))]
     Path("taken").mkdir()
     Path("taken/config.json").write_text("{}")
     results.append(finish(start(2, ["train", recipe, "--output", "taken"])))
@@ -122,7 +155,7 @@ def stops(recipe):
     results = []
     for number in (0, 1):
         os.environ["TORCHELASTIC_RUN_ID"] = "none"
-        processes = start(3, ["train", recipe, "--output", f"run{number}", "--steps", 10**6])
+        processes = start(2, ["train", recipe, "--output", f"run{number}", "--steps", 10**6])
         wait_for(f"run{number}/checkpoints/step-*")
         for _ in range(1 + number):
             for process in processes[-1:] if number == 0 else processes:
@@ -156,7 +189,7 @@ if __name__ == "__main__":
     run = importlib.import_module("foveal.recipes.run")
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
     home, found, environment = Path.cwd(), {}, dict(os.environ)
-    for scenario in (start_and_go_on, mistakes, stops, full_disk):
+    for scenario in (start_and_go_on, under_torchrun, mistakes, stops, full_disk):
         folder = home / scenario.__name__
         folder.mkdir()
         os.chdir(folder)

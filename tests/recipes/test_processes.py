@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from foveal.cli import main
 from foveal.training.checkpoints import check, checkpoints, last_complete
 
 DRIVER = Path(__file__).with_name("ranks.py")
@@ -47,18 +50,35 @@ def words_of(result):
 
 
 def test_they_share_a_run_from_start_to_resume(played):
-    """Three begin one folder and go on with it, four begin the next; the first one reports.
+    """Two begin one folder and go on with it, three begin the next; the first one reports.
 
-    All go on from the checkpoint, also where the folder has lost its config.json.
+    Three go on with that of two, from the checkpoint, where the folder has lost its config.json.
     """
     folder, results = scenario(played, "start_and_go_on")
-    first, longer, four, two = results
-    for result, steps in ((first, 24), (longer, 30), (four, 6), (two, 32)):
+    first, longer, other, again = results
+    for result, steps in ((first, 24), (longer, 30), (other, 6), (again, 32)):
         assert set(result["codes"]) == {0}, result["err"]
         assert [f"trained {steps} steps" in out for out in result["out"]][:2] == [True, False]
     assert sorted(p.name for p in (folder / "runs").iterdir()) == ["tiny-001", "tiny-002"]
     assert last_complete(folder / "runs/tiny-001/checkpoints").name == "step-00000032"
     assert not list((folder / "runs").rglob("*.partial"))
+
+
+def test_two_processes_train_one_model(played, tmp_path, monkeypatch):
+    """Under torchrun two processes share the work and agree with one that does it all."""
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    folder, (result,) = scenario(played, "under_torchrun")
+    assert result["codes"] == [0, 0], result["err"]
+    assert "".join(result["out"]).count("trained 24 steps") == 1
+    arguments = ["--output", str(tmp_path / "one"), "--training.batch-size", "8"]
+    arguments += ["--training.device", "cpu", "--model.dropout", "0"]
+    assert main(["train", str(folder.parent / "tiny.toml"), *arguments]) == 0
+    homes = (tmp_path / "one", folder / "two")
+    one, two = (load_file(f / "checkpoints/step-00000024/model.safetensors") for f in homes)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+    scores = [json.loads((f / "result.json").read_text())["bits_per_byte"] for f in homes]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
 
 def test_a_mistake_is_told_once_and_stops_all(played):
@@ -83,7 +103,7 @@ def test_a_signal_to_one_stops_all_at_one_step(played):
         assert "".join(result["err"]).count("--resume auto") == 1
         step = result["err"][0].split("interrupted at step ")[1].split(";")[0].replace(",", "")
         check(folder / f"run{number}/checkpoints/step-{int(step):08d}")
-        assert "torchrun --nproc_per_node 3 -m foveal.cli train" in result["err"][0]
+        assert "torchrun --nproc_per_node 2 -m foveal.cli train" in result["err"][0]
 
 
 def test_a_full_disk_of_the_first_stops_all(played):
