@@ -71,6 +71,8 @@ def _file_name(expression: str) -> str:
 
 # -- of logits ------------------------------------------------------------------------------------
 
+Numbers = Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...")]
+
 
 @dataclass(kw_only=True)
 class SoftcapOptions:
@@ -81,7 +83,7 @@ class SoftcapOptions:
         output: the picture's path.
     """
 
-    at: tuple[float, ...] = (5.0, 10.0, 20.0)
+    at: Numbers = (5.0, 10.0, 20.0)
     output: Path = Path("softcap.png")
 
 
@@ -94,7 +96,7 @@ class SinksOptions:
         output: the picture's path.
     """
 
-    at: tuple[float, ...] = (-5.0, 0.0, 5.0)
+    at: Numbers = (-5.0, 0.0, 5.0)
     output: Path = Path("sinks.png")
 
 
