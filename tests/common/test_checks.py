@@ -43,3 +43,10 @@ def test_the_nearest_word_whatever_its_case() -> None:
     assert suggest("Ful", ["SlidingWindow", "Full"]) == "did you mean 'Full'?"
     assert suggest("zzz", ["b", "a"]) == "known: a, b."
     assert suggest("zzz", ["b", "a"], "see the list.") == "see the list."
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_ints_beyond_all_floats_are_not_finite(value: int) -> None:
+    """An int that no float holds is refused in words, as infinity is."""
+    with pytest.raises(ValueError, match=r"scale must be a number, got -?1000"):
+        as_number("scale", value)

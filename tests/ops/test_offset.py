@@ -14,6 +14,7 @@ import torch
 from oracle import Case, formula
 from test_against_oracle import any_pattern
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import foveal
 from foveal import PyramidBias, WindowBias
@@ -286,3 +287,31 @@ def test_explained() -> None:
     assert (found.num_queries, found.length) == (64, 16384)
     with pytest.raises(ValueError, match="q_offset"):
         foveal.explain(P.SlidingWindow(8), 100, num_queries=64, q_offset=37)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 40), (3, 5, 40), (2, 5, 39), (1, 1, 1, 5, 40)])
+def test_a_bias_of_a_wrong_shape_is_told_in_the_sizes_of_the_call(shape):
+    """The keys that were cut off are nobody's business: the message has those that were given."""
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 40, 8)
+    with pytest.raises(ValueError, match=r"\(batch, heads, n_queries, n_keys\) = \(1, 2, 5, 40\)"):
+        foveal.attend(q, k, k, P.SlidingWindow(4), bias=torch.zeros(shape), q_offset=9)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        P.Documents((9, 0, 11)) & P.SlidingWindow(4),
+        P.Packed(P.Blocks(4, causal=True), (9, 11)),
+        P.Prefix(3) | P.SlidingWindow(2),
+        P.Neighborhood((2, 2, 5), 3, stride=2),
+        Lagged(4),
+    ],
+)
+def test_fake_tensors(pattern):
+    """In the mode of fake tensors nothing about a pattern is looked up that has numbers."""
+    with FakeTensorMode():
+        q, k = torch.randn(1, 2, 5, 8, requires_grad=True), torch.randn(1, 2, 20, 8)
+        for q_offset in (-1, 3):
+            out = foveal.attend(q, k, k, pattern, q_offset=q_offset)
+            assert out.shape == (1, 2, 5, 8)
+            out.sum().backward()

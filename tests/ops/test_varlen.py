@@ -170,3 +170,10 @@ def test_compiled_once_for_all_borders():
         for got, wanted in zip(*pairs, strict=True):
             assert_close(got, wanted)
     assert len(graphs) == 1
+
+
+def test_a_pyramid_has_no_more_queries_than_keys():
+    """Its clusters count from 0, so queries before all keys would stand nowhere."""
+    q, k = torch.randn(8, 2, 4), torch.randn(4, 2, 4)
+    with pytest.raises(ValueError, match="at most 4 queries for the 4 keys of a sequence, got 8"):
+        foveal.attend_varlen(q, k, k, [0, 8], [0, 4], P.Pyramid(2, causal=True))

@@ -179,3 +179,10 @@ def test_block_mask_looks_at_blocks_only(monkeypatch):
     monkeypatch.setattr(P.Documents, "mask", None)
     dense = pattern.block_mask(512).to_dense()[0, 0]
     assert dense.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("make", [P.Documents, P.Documents.from_cu_seqlens])
+def test_lengths_without_values_are_refused(make):
+    """A tensor on the meta device has no numbers to read."""
+    with pytest.raises(ValueError, match="must hold values, got a tensor on the meta device"):
+        make(torch.tensor([0, 3], device="meta"))

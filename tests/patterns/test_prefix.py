@@ -158,3 +158,30 @@ def test_errors(call, says):
     """What is wrong is told by name, with what was expected."""
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize("within", [P.Full(causal=True), P.SlidingWindow(4), P.Strided(3)])
+@pytest.mark.parametrize("prompt", [5, 6])
+def test_a_prompt_may_end_where_the_prefix_ends(within, prompt):
+    """The prefix alone is a prompt, and tokens come one at a time or many at once from there."""
+    pattern = P.Prefix(5) | within
+    q, k, v = torch.randn(3, 1, 2, 14, 8).unbind()
+    whole = foveal.attend(q, k, v, pattern)
+    for max_length in (None, 14):
+        cache = AttentionCache(pattern, 1, 2, 8, max_length)
+        cache.prefill(k[:, :, :prompt], v[:, :, :prompt])
+        new = slice(prompt, 10)
+        assert_close(cache.extend(q[:, :, new], k[:, :, new], v[:, :, new]), whole[:, :, new])
+        for at in range(10, 14):
+            one = slice(at, at + 1)
+            cache.append(k[:, :, one], v[:, :, one])
+            assert_close(cache.attend(q[:, :, one]), whole[:, :, one])
+
+
+def test_a_prefix_comes_in_one_call():
+    """Tokens of the prefix read each other, so a chunk that ends within it is refused."""
+    pattern = P.Prefix(5) | P.SlidingWindow(4)
+    x = torch.randn(1, 2, 3, 8)
+    cache = AttentionCache(pattern, 1, 2, 8).prefill(x, x)
+    with pytest.raises(ValueError, match="the first 5 tokens must come in one call"):
+        cache.extend(x, x, x)

@@ -159,6 +159,7 @@ class AttentionCache:
             ValueError: sizes that do not fit, or more tokens than max_length.
         """
         self._check_tokens(k, v)
+        self._check_prefix()
         first, new = self.position, torch.stack((k, v)).to(self.dtype)
         self.position = end = first + k.shape[2]
         if isinstance(self._store, Log) and _is_all(self.pattern, end):
@@ -288,6 +289,15 @@ class AttentionCache:
             mask = mask & key_mask[:, positions.to(key_mask.device)][:, None, None]
         return mask
 
+    def _check_prefix(self) -> None:
+        whole = self.pattern.decodes_from or 0
+        if 0 < self.position < whole:
+            raise ValueError(
+                f"the first {whole} tokens must come in one call, for they read each other under "
+                f"{self.pattern}, got {self.position} of them and now more; use a prompt, or a "
+                f"chunk, of at least {whole} tokens."
+            )
+
     def _check_tokens(self, k: Tensor, v: Tensor) -> None:
         _, batch, kv_heads, _, head_dim = self._store.data.shape
         tokens = k.shape[2]
@@ -357,6 +367,8 @@ def _positions(values: range | Tensor) -> Tensor:
 
 def _keeps(heads: tuple[Pattern, ...], position: int) -> range | Tensor:
     """What the cache must hold after `position`, for any head; ascending."""
+    if position + 1 < max(one.decodes_from or 0 for one in heads):
+        return range(position + 1)  # a prefix that is not complete is read whole
     if len(set(heads)) == 1:
         return heads[0].keeps(position)
     return torch.cat([_positions(one.keeps(position)) for one in set(heads)]).unique()

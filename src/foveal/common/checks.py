@@ -53,7 +53,7 @@ def as_number(
     is_number = isinstance(value, int | float) or hasattr(value, "__float__")
     fits = is_number and not _is_bool(value) and not isinstance(value, str)
     if fits:
-        number = float(value)
+        number = _as_float(value)
         fits = math.isfinite(number) and (least is None or number >= least)
         fits = fits and (below is None or number < below)
     if not fits:
@@ -62,6 +62,14 @@ def as_number(
         rule = " and ".join(limits)
         raise ValueError(f"{name} must be a number{' ' + rule if rule else ''}, got {value!r}.")
     return value if isinstance(value, int | float) else float(value)
+
+
+def _as_float(value: Any) -> float:
+    """A number as a float, infinite where it is an int beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_sizes(**values: Any) -> None:

@@ -154,6 +154,11 @@ class CausalLM(Model):
             ValueError: tokens of another shape, or a sequence longer than max_seq_len.
         """
         self._check_tokens(tokens, None)
+        if not hasattr(cache, "position"):
+            raise TypeError(
+                "cache must be the state from make_cache, prefill, step or extend, got "
+                f"{type(cache).__name__}."
+            )
         self._check_room(cache, tokens.shape[1])
         x, cache = self._body.extend(self._embed(tokens, cache.position), cache)
         return self._logits(x), cache
@@ -332,6 +337,8 @@ def check_tokens(
     """Raise ValueError unless tokens (batch, length) and their mask are fit for a model."""
     if torch.compiler.is_compiling():
         return
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{name} must be a tensor (batch, length), got {type(tokens).__name__}.")
     if tokens.ndim != 2 or not _are_ints(tokens) or tokens.shape[1] == 0:
         raise ValueError(
             f"{name} must be (batch, length) of an int type with at least one token, got "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveal.common.checks import as_bool, as_number
 from foveal.common.memo import remember
+from foveal.common.words import shorten
 from foveal.ops.bias import Alibi, Bias, TableBias, WindowBias
 from foveal.ops.define import is_plain
 from foveal.ops.work import Work
@@ -153,7 +154,7 @@ def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
     if not isinstance(bias, Tensor):
         raise TypeError(
             "bias must be a tensor, a WindowBias, a TableBias (PyramidBias) or alibi(heads), got "
-            f"{type(bias).__name__} {bias!r:.60}."
+            f"{type(bias).__name__} {shorten(repr(bias), 60)}."
         )
     if pattern.biased_by_table or pattern.pools:
         _refuse_bias(bias, pattern)
@@ -215,7 +216,7 @@ def _check_sinks(q: Tensor, sinks: Any) -> None:
     if not isinstance(sinks, Tensor):
         raise TypeError(
             "sinks must be a floating tensor (heads,), a logit for each head, got "
-            f"{type(sinks).__name__} {sinks!r:.60}."
+            f"{type(sinks).__name__} {shorten(repr(sinks), 60)}."
         )
     if sinks.dtype not in DTYPES:
         raise ValueError(

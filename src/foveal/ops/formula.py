@@ -100,8 +100,10 @@ class _Call:
     def nothing(self, count: int) -> tuple[Tensor, Tensor]:
         """What queries without keys give."""
         shape = (*self.operands.q.shape[:2], count)
-        q = self.q
-        return q.new_zeros(*shape, self.v.shape[-1]), q.new_full(shape, -torch.inf)
+        # sums of nothing, so that a call of nobody but these has its derivatives (zeros) too
+        zero = sum(x[..., :0].sum() for x in (self.q, self.k, self.v))
+        out = zero.expand(*shape, self.v.shape[-1])
+        return out, zero.expand(shape) - torch.inf
 
     def group(self, group: TileGroup) -> tuple[Tensor, Tensor]:
         """(B, H, t q, E) and (B, H, t q) of one group."""

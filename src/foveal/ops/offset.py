@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from foveal.common.checks import as_int
 from foveal.common.memo import sizes_of
@@ -59,12 +60,19 @@ def resolve(pattern: Pattern, n_queries: int, n_keys: int, q_offset: Any) -> int
         wrong = f"got q_offset={q_offset}, {n_queries} queries and {n_keys} keys"
         if q_offset < LAST:
             raise ValueError(f"q_offset must be an int of at least 0, or -1 = the last, {wrong}.")
+        hint = f"pass at most {total} queries" if n_queries > total else "q_offset=-1: the last"
         raise ValueError(
             f"q_offset + n_queries must be at most {total}, the queries that {pattern} has, "
-            f"{wrong}; q_offset=-1 takes the last of them."
+            f"{wrong}; {hint}."
         )
     _check_queries(pattern, first)
     return first
+
+
+def _fits(bias: Tensor, full: tuple[int, ...]) -> bool:
+    """Whether a bias broadcasts to the logits."""
+    sizes = zip(reversed(bias.shape), reversed(full), strict=False)
+    return 0 < bias.ndim <= len(full) and all(have in (1, want) for have, want in sizes)
 
 
 def _check_queries(pattern: Pattern, first: int) -> None:
@@ -117,8 +125,10 @@ def applied(
         pattern.check_length(n_keys)
         if first == 0 and n_queries == pattern.num_queries(n_keys):
             return k, v, pattern, bias, key_mask
-    strange = isinstance(bias, Tensor) and (not bias.ndim or bias.shape[-1] not in (1, n_keys))
-    part, low, high = part_of(pattern, first, n_queries, n_keys, whole=strange)
+    # of a bias that does not fit `attend` tells, in the sizes that it was called with
+    strange = isinstance(bias, Tensor) and not _fits(bias, (*q.shape[:3], n_keys))
+    whole = strange or isinstance(q, FakeTensor)  # in whose mode no number can be looked at
+    part, low, high = part_of(pattern, first, n_queries, n_keys, whole=whole)
     if isinstance(bias, WindowBias):
         bias = bias.dense(pattern, high - low, first, low)  # type: ignore[arg-type]
     if low or high != n_keys:

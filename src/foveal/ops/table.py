@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foveal.common.checks import as_int
+from foveal.common.checks import as_bool, as_int
 from foveal.common.memo import remember
+from foveal.common.words import shorten
 from foveal.patterns import Pattern
 from foveal.patterns.tabled import BucketRows, ClippedRows, FarRows, ListedRows, OwnRows
 
@@ -45,9 +46,11 @@ class TableBias(NamedTuple):
     * `TableBias.t5(table)`: the buckets of T5. `TableBias(table, rows=f)`: row f(q_idx, k_idx).
 
     table: (rows, heads), or (rows, 1) for all heads alike. Heads first, (heads, rows) or
-        (heads, 2 k - 1, 2 k - 1), is understood too, where both readings do not fit.
+        (heads, 2 k - 1, 2 k - 1), is understood too, where both readings do not fit or the other
+        one would be a single row.
     rows: a rule of your own in place of the pattern's: (q_idx, k_idx) -> rows, elementwise, of
-        positions that broadcast.
+        positions that broadcast. It is asked for pairs that do not exist too, and may say
+        anything of them.
     """
 
     table: Tensor
@@ -65,7 +68,8 @@ class TableBias(NamedTuple):
             bidirectional: half of the buckets are for keys behind the query; a decoder has none.
             max_distance: from here on, all share the last bucket.
         """
-        return cls(table, Buckets(as_int("max_distance", max_distance, 1), bidirectional))
+        reach = as_int("max_distance", max_distance, 1)
+        return cls(table, Buckets(reach, as_bool("bidirectional", bidirectional)))
 
     def check(self, q: Tensor, pattern: Pattern) -> None:
         """Raise ValueError if it does not fit queries (batch, heads, n_queries, head_dim)."""
@@ -76,6 +80,11 @@ class TableBias(NamedTuple):
         if table.device != q.device:
             raise ValueError(
                 f"TableBias.table must be on the device of q, {q.device}, got {table.device}."
+            )
+        if not (self.rows is None or callable(self.rows) or isinstance(self.rows, Buckets | Far)):
+            raise TypeError(
+                "TableBias.rows must be a function (q_idx, k_idx) -> rows or None, got "
+                f"{type(self.rows).__name__} {shorten(repr(self.rows), 60)}."
             )
         if pattern.pools and self.rows is not None:
             raise ValueError(f"{pattern} pools keys and has rows of its own; leave out rows=.")

@@ -171,6 +171,11 @@ def _one_by_one(
     outs, lses = [q.new_zeros(0, q.shape[1], v.shape[2])], [q.new_zeros(q.shape[1], 0, dtype=wide)]
     parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
     for own in parts:
+        if len(own[0]) > len(own[1]) > 0:
+            raise ValueError(
+                f"{pattern} has at most {len(own[1])} queries for the {len(own[1])} keys of a "
+                f"sequence, got {len(own[0])}."
+            )
         if len(own[0]):
             offset = -1 if len(own[0]) < len(own[1]) else 0
             out, lse = _attend(*own, pattern, options | {"q_offset": offset})

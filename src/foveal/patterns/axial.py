@@ -195,8 +195,8 @@ def _number(axis: Any, names: tuple[str, ...]) -> int:
     elif isinstance(axis, int) and not isinstance(axis, bool) and 0 <= axis < len(names):
         return axis
     near = meant(str(axis), names)
-    hint = f", did you mean {near!r}?" if near else ""
+    hint = f"; did you mean {near!r}?" if near else "."
     raise ValueError(
         f"axis must be {', '.join(map(repr, names))} (or several, or numbers below {len(names)}), "
-        f"got axis={axis!r}{hint}."
+        f"got axis={axis!r}{hint}"
     )

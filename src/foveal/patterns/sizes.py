@@ -86,6 +86,8 @@ def each_bool(value: Any, name: str, count: int) -> bool | tuple[bool, ...]:
 
 def as_lengths(name: str, values: Any) -> tuple[int, ...]:
     """Ints of at least 0 from a tuple, list, array or tensor of one dimension."""
+    if isinstance(values, torch.Tensor) and values.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device.")
     if isinstance(values, torch.Tensor) or hasattr(values, "__array_interface__"):
         values = values.tolist()
     if not isinstance(values, tuple | list):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,23 @@ class ListedRows(Tabled, abstract=True):
         return self.size
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        return self.place(*self.pattern.tokens(q_idx, k_idx))
+        q, k = self.pattern.tokens(q_idx, k_idx)
+        rows = _as_rows(self.place(q, k), torch.broadcast_shapes(q.shape, k.shape))
+        if _is_plain(rows):
+            outside = (rows < 0) | (rows >= self.size)
+            if bool(outside.any()):
+                self._check_inside(rows, outside, q_idx, k_idx)
+        return rows.clamp(0, self.size - 1)
+
+    def _check_inside(self, rows: Tensor, outside: Tensor, q_idx: Tensor, k_idx: Tensor) -> None:
+        """Raise ValueError where a pair that exists would have a row that the table has not."""
+        if self.pattern.heads is None:
+            outside = outside & self.pattern.allows(q_idx, k_idx)
+        if self.pattern.heads is None and bool(outside.any()):
+            raise ValueError(
+                f"TableBias.rows must return rows from 0 to {self.size - 1}, those of the table, "
+                f"got {int(rows[outside][0])}; clamp them, or make the table larger."
+            )
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,32 @@ class BucketRows(DistanceRows, abstract=True):
         far = (near + ratio.to(torch.int64)).clamp(max=buckets - 1)
         row = torch.where(distance < near, distance, far)
         return row + (offset < 0) * buckets if self.bidirectional else row
+
+
+def _as_rows(found: Any, shape: tuple[int, ...]) -> Tensor:
+    """What a rule says of pairs of this shape, if it can be rows of a table."""
+    kind = getattr(found, "dtype", type(found).__name__)
+    is_rows = isinstance(found, Tensor) and not (
+        found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
+    )
+    if not is_rows:
+        raise TypeError(
+            f"TableBias.rows must return an int tensor, the row of each pair, got {kind}; compute "
+            "it from its arguments, such as (q_idx - k_idx).clamp(0, 7)."
+        )
+    try:
+        return found.expand(shape).long()
+    except RuntimeError:
+        raise ValueError(
+            f"TableBias.rows must return a row for each pair, shape {tuple(shape)}, got "
+            f"{tuple(found.shape)}; it is asked elementwise, of positions that broadcast."
+        ) from None
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether the numbers can be looked at without waiting for a device."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return not torch.compiler.is_compiling() and type(x) is Tensor and x.is_cpu and not wrapped(x)
 
 
 @remember(entries=128)

@@ -141,6 +141,11 @@ def _apart(
         check_mod("score_mod", score_mod, ("score", "b", "h", "q_idx", "kv_idx"))
     if block_mask is not None:
         block_mask = check_block_mask(block_mask, query, key)
+    if isinstance(scale, Tensor):
+        raise TypeError(
+            "scale must be a number, got a tensor, which would get no gradient; scale query by "
+            "it, or use .item()."
+        )
     factor = query.shape[3] ** -0.5 if scale is None else as_scale(scale)
     want_top = return_aux is not None and bool(return_aux.max_scores)
     want_lse = return_lse or (return_aux is not None and bool(return_aux.lse))

@@ -305,6 +305,10 @@ def _plain_gradients(
         out, lse, _ = _forward(asked, own[0], own[1], own[2], [])
     inputs = [x for x, need in zip(own, wanted, strict=True) if need]
     pairs = [(x, g) for x, g in ((out, grad_out), (lse, grad_lse)) if x.requires_grad]
+    if not pairs:  # nobody reads anything
+        return [
+            x.new_zeros(x.shape) if need else None for x, need in zip(own, wanted, strict=True)
+        ]
     outs, grads = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(outs, inputs, grads, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in wanted]

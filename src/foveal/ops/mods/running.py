@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from foveal.common.words import shorten
+
 Mod = Callable[..., Any]
 
 _LIKE = (torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)
@@ -168,7 +170,8 @@ def _one_number(name: str, mod: Mod) -> Mod:
         if not isinstance(found, Tensor):
             raise TypeError(
                 f"{name} must return a tensor for each pair, got {type(found).__name__} "
-                f"{found!r:.40}; compute it from its arguments, such as q_idx >= kv_idx."
+                f"{shorten(repr(found), 40)}; compute it from its arguments, such as "
+                "q_idx >= kv_idx."
             )
         if found.ndim:
             raise ValueError(

@@ -42,8 +42,9 @@ def _attend(call: _Call) -> tuple[Tensor, Tensor]:
         parts.append((weights @ chunk.v, lse))
     if not parts:
         rows = x.repeats * x.query_block
-        out = call.q.new_zeros(0, rows, x.v.shape[-1])
-        parts = [(out, call.q.new_zeros(0, rows))]
+        # a sum of nothing, so that a call without queries has its derivatives too
+        zero = sum(part[..., :0].sum() for part in (call.q, call.k, call.v))
+        parts = [(zero.expand(0, rows, x.v.shape[-1]), zero.expand(0, rows))]
     outs, lses = (torch.cat(part) for part in zip(*parts, strict=True))
     return call.by_head(outs).to(x.q.dtype), call.by_head(lses[..., None])[..., 0]
 
@@ -68,7 +69,7 @@ def backward(
     grads = [new_output(part, part.shape[-1]) for part in x[:3]]
     grads[0].copy_(call.by_head(d_q.mul_(x.scale)))
     for grad, blocks in zip(grads[1:], (d_k, d_v), strict=True):
-        tokens = blocks.view(*grad.shape[:2], -1, grad.shape[-1])
+        tokens = blocks.view(*grad.shape[:2], x.num_blocks * x.block_size, grad.shape[-1])
         grad.copy_(tokens[:, :, : grad.shape[2]])
     return grads
 
@@ -179,7 +180,7 @@ class _Call:
         x = self.x
         logits, slope = self.q[chunk.tiles] @ chunk.k.mT, None
         if not chunk.k.shape[1]:
-            return logits, logits.new_full(logits.shape[:2], -torch.inf), None
+            return logits, logits.sum(-1) - torch.inf, None
         if x.softcap:
             bent = torch.tanh(logits / x.softcap)
             logits, slope = x.softcap * bent, 1 - bent * bent
