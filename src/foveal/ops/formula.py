@@ -101,7 +101,7 @@ class _Call:
         """What queries without keys give."""
         shape = (*self.operands.q.shape[:2], count)
         # sums of nothing, so that a call of nobody but these has its derivatives (zeros) too
-        zero = sum(x[..., :0].sum() for x in (self.q, self.k, self.v))
+        zero = torch.stack([x[..., :0].sum() for x in (self.q, self.k, self.v)]).sum()
         out = zero.expand(*shape, self.v.shape[-1])
         return out, zero.expand(shape) - torch.inf
 

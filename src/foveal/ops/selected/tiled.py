@@ -43,7 +43,7 @@ def _attend(call: _Call) -> tuple[Tensor, Tensor]:
     if not parts:
         rows = x.repeats * x.query_block
         # a sum of nothing, so that a call without queries has its derivatives too
-        zero = sum(part[..., :0].sum() for part in (call.q, call.k, call.v))
+        zero = torch.stack([part[..., :0].sum() for part in (call.q, call.k, call.v)]).sum()
         parts = [(zero.expand(0, rows, x.v.shape[-1]), zero.expand(0, rows))]
     outs, lses = (torch.cat(part) for part in zip(*parts, strict=True))
     return call.by_head(outs).to(x.q.dtype), call.by_head(lses[..., None])[..., 0]
