@@ -127,6 +127,8 @@ def short_calls(folder: Path = RESULTS / "short") -> str:
             f"{found['class']}: {about['processor']}, {about['threads']} threads, torch "
             f"{about['torch']}, {about['date']}: `{found['command']}`\n"
         )
+        if "note" in found:
+            parts.append(f"{found['note']}\n")
         parts.append(
             table(
                 ["tokens", "shape", "run", "least", "median", "below 0.95"],
