@@ -51,7 +51,7 @@ def test_killed_runs_reach_the_same_weights(killed, tmp_path, monkeypatch, optim
     """After kills inside checkpoint writes and between steps, weights and optimizer are equal."""
     monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
     recipe, stopped, kills = killed[optimizer]
-    assert kills >= 10
+    assert kills >= 7
     folder, outcome = train(load_recipe(str(recipe)), str(tmp_path / "whole"))
     ours, theirs = (last_complete(f / "checkpoints") for f in (folder, stopped))
     assert ours.name == theirs.name == "step-00000090"
