@@ -40,6 +40,7 @@ def attend_held(
         kv: (2, batch, kv_heads, keys, head_dim), of the tokens `held`, then of the new ones.
         held: (keys - tokens,) their positions, ascending.
         key_mask: (batch, first + tokens) bool, True = real.
+        sinks: (heads,) or None.
 
     Returns:
         (batch, heads, tokens, head_dim)

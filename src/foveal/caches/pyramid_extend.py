@@ -34,6 +34,7 @@ def extend(
         cache: a PyramidCache, whose file imports this one.
         q: (batch, heads, tokens, head_dim).
         k, v: (batch, kv_heads, tokens, head_dim).
+        sinks: (heads,) or None.
 
     Returns:
         (batch, heads, tokens, head_dim)

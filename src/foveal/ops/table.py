@@ -203,7 +203,7 @@ class Alibi(NamedTuple):
             )
 
     def tabled(self, q: Tensor, length: int) -> TableBias:
-        """The same as a table of `length` distances, each product rounded once.
+        """The same as a table (length, heads or 1) for queries as in `attend`.
 
         A distance is a whole number and its product with a slope is rounded once, to the digits
         of the logit that it meets; as a bias by key it would be the difference of large numbers.

@@ -143,7 +143,7 @@ class GridPattern(Pattern, abstract=True):
         return _unravel(idx, self.sides)
 
     def query_coordinates(self, q_idx: Tensor) -> tuple[Tensor, ...]:
-        """Positions of queries -> their coordinates among the keys."""
+        """Positions of queries (any shape) -> their coordinates among the keys."""
         if self._scale == 1:
             return self.coordinates(q_idx)
         return tuple([at * self._scale for at in _unravel(q_idx, self.query_size)])

@@ -42,7 +42,7 @@ def grid_size(reach: Sequence[int], step: Sequence[int]) -> int:
 def grid_place(offsets: Sequence[Tensor], reach: Sequence[int], step: Sequence[int]) -> Tensor:
     """Number of an offset in row-major order; what reaches farther counts as the farthest.
 
-    offsets: query minus key on each axis, of one shape.
+    offsets: query minus key on each axis, tensors of the same shape, which the result has.
     """
     place = torch.zeros((), dtype=torch.int64, device=offsets[0].device)
     for offset, r, s in zip(offsets, reach, step, strict=True):
@@ -102,11 +102,11 @@ class Placed:
         return (1,) * len(self.offset_reach or (0,))
 
     def coordinates(self, idx: Tensor) -> Coordinates:
-        """Positions of keys -> their coordinate on each axis, each of the shape of `idx`."""
+        """Positions of keys, of any shape -> their coordinate on each axis, of that shape."""
         return (idx,)
 
     def query_coordinates(self, q_idx: Tensor) -> Coordinates:
-        """Positions of queries -> their coordinates among the keys."""
+        """Positions of queries, of any shape -> their coordinates among the keys."""
         return self.coordinates(q_idx)
 
     def tokens(self, q_idx: Index, k_idx: Index) -> tuple[Index, Index]:

@@ -184,9 +184,11 @@ class JoinedPart(Part, abstract=True):
         pass
 
     def cluster_of(self, q_idx: Tensor, level: Tensor | int) -> Tensor:
+        """Clusters of queries of the part, of any shape, at a level of a shape that broadcasts."""
         return self.pattern.cluster_of(q_idx + self.first, level)
 
     def bias_row(self, level: Tensor | int, query: Tensor, key: Tensor) -> Tensor:
+        """That of the whole, for clusters of one level that broadcast."""
         return self.pattern.bias_row(level, query, key)
 
     # by the tiles, which know what the borders of blocks do not

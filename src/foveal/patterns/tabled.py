@@ -140,7 +140,7 @@ class DistanceRows(Tabled, abstract=True):
     """A rule by how many tokens a key stands before its query."""
 
     def row_of(self, offset: Tensor) -> Tensor:
-        """query - key -> row, elementwise."""
+        """query - key, of any shape -> row, elementwise."""
         raise NotImplementedError
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class TileGroup:
     queries: where the queries stand, (num_tiles, tile_q).
     keys: one or more places whose items lie side by side; together (num_tiles, tile_k).
     mask: (1 or num_tiles, tile_q, tile_k) bool, True = attend; None when every pair is allowed.
-    words: (1 or num_tiles, ceil(tile_q / 64), tile_k) int64, where they are known: the mask as the
-        native kernel wants it, a bit a query.
+    words: (1 or num_tiles, num_words, tile_k) int64, where they are known: the mask as the native
+        kernel wants it, a bit a query and 64 queries a word.
     """
 
     queries: Places
