@@ -114,9 +114,7 @@ def settle(
 ) -> WindowBias | TableBias:
     """A structured bias as implementations take it, for tensors as in `attend`."""
     if isinstance(bias, Alibi):
-        first, skipped = pattern.tokens(0, 0)
-        lengths = q.shape[2] + first - skipped, k.shape[2] + skipped - first
-        return bias.tabled(q, max(*lengths, 1))
+        return bias.tabled(q, pattern.farthest(q.shape[2], k.shape[2]))
     return bias.settled(pattern, q.shape[1]) if isinstance(bias, TableBias) else bias
 
 

@@ -262,4 +262,4 @@ def check_sizes(work: Work) -> None:
         raise ValueError(
             f"pattern has layouts for {work.pattern.heads} heads, but q has {q[1]} heads."
         )
-    work.pattern.check_length(max(q[2], k[2]))
+    work.pattern.check_lengths(q[2], k[2])

@@ -12,6 +12,7 @@ from foveal.ops.checks import check_pattern
 from foveal.ops.define import define
 from foveal.ops.operator import unit_stride
 from foveal.ops.spec import describe, rebuild
+from foveal.ops.table import Alibi, Buckets, TableBias
 from foveal.patterns import Packed, Pattern
 from foveal.patterns.sizes import lengths_between
 
@@ -27,6 +28,7 @@ def attend_varlen(
     cu_seqlens_k: Tensor,
     pattern: Pattern,
     *,
+    bias: TableBias | Alibi | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -42,6 +44,7 @@ def attend_varlen(
     cu_seqlens_k: Tensor,
     pattern: Pattern,
     *,
+    bias: TableBias | Alibi | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -56,6 +59,7 @@ def attend_varlen(
     cu_seqlens_k: Tensor,
     pattern: Pattern,
     *,
+    bias: TableBias | Alibi | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -79,6 +83,8 @@ def attend_varlen(
             before all keys, which only patterns of distances bear.
         pattern: who attends to whom within a sequence. Of a Pyramid the sequences are computed
             one after the other.
+        bias: `alibi(heads)` or a TableBias, by the places that tokens have in their own sequence:
+            queries that are fewer than keys are its last ones.
         scale, softcap, sinks, return_lse, impl: as in `attend`.
 
     Returns:
@@ -99,9 +105,10 @@ def attend_varlen(
     """
     check_pattern(pattern)
     _check(q, k, v)
+    _check_bias(bias)
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "impl": impl}
     if torch.compiler.is_compiling():
-        found: Any = _in_graph(q, k, v, cu_seqlens_q, cu_seqlens_k, pattern, sinks, options)
+        found: Any = _in_graph(q, k, v, cu_seqlens_q, cu_seqlens_k, pattern, sinks, bias, options)
     else:
         lengths = (
             _lengths("cu_seqlens_q", cu_seqlens_q, len(q)),
@@ -112,7 +119,7 @@ def attend_varlen(
                 "cu_seqlens_q and cu_seqlens_k must name as many sequences, got "
                 f"{len(lengths[0])} and {len(lengths[1])}."
             )
-        options |= {"sinks": sinks, "return_lse": return_lse}
+        options |= {"sinks": sinks, "bias": bias, "return_lse": return_lse}
         run = _one_by_one if pattern.pools else _packed
         found = run(q, k, v, lengths, pattern, options)
     return found if return_lse else found[0]
@@ -139,6 +146,14 @@ def _check(q: Any, k: Any, v: Any) -> None:
                 f"{name} must be (tokens, heads, head_dim), all sequences side by side, got "
                 f"{tuple(x.shape)}; for (batch, heads, tokens, head_dim) use attend."
             )
+
+
+def _check_bias(bias: Any) -> None:
+    if bias is not None and not isinstance(bias, TableBias | Alibi):
+        raise ValueError(
+            f"bias must be alibi(heads) or a TableBias, got {type(bias).__name__}, which has no "
+            "place for sequences of any lengths; call attend for each of them."
+        )
 
 
 def _lengths(name: str, borders: Any, tokens: int) -> tuple[int, ...]:
@@ -195,15 +210,43 @@ def _in_graph(
     cu_seqlens_k: Any,
     pattern: Pattern,
     sinks: Tensor | None,
+    bias: TableBias | Alibi | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     if not (isinstance(cu_seqlens_q, Tensor) and isinstance(cu_seqlens_k, Tensor)):
         raise ValueError("cu_seqlens_q and cu_seqlens_k must be tensors in a compiled graph.")
     scale = q.shape[2] ** -0.5 if options["scale"] is None else options["scale"]
-    rest = (*describe(pattern), scale, options["softcap"] or 0.0, options["impl"] or "")
+    table, rule = (None, [NO_BIAS]) if bias is None else _rule(bias)
+    rest = (*describe(pattern), rule, scale, options["softcap"] or 0.0, options["impl"] or "")
     run: Any = _forward_op
-    found = run(q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, *rest)
+    found = run(q, k, v, sinks, table, cu_seqlens_q, cu_seqlens_k, *rest)
     return found[0], found[1]
+
+
+NO_BIAS, ALIBI, TABLE, BUCKETS = range(4)
+
+
+def _rule(bias: TableBias | Alibi) -> tuple[Tensor, list[int]]:
+    """A bias as an operator takes it: its tensor, and its rule in numbers."""
+    if isinstance(bias, Alibi):
+        return bias.slopes, [ALIBI]
+    if isinstance(bias.rows, Buckets):
+        return bias.table, [BUCKETS, bias.rows.max_distance, int(bias.rows.bidirectional)]
+    if bias.rows is not None:
+        raise ValueError(
+            "bias must have rows=None or the buckets of TableBias.t5 in a compiled graph, got a "
+            "function; call attend_varlen outside of the graph."
+        )
+    return bias.table, [TABLE]
+
+
+def _bias(table: Tensor | None, rule: list[int]) -> TableBias | Alibi | None:
+    """The bias that `_rule` was given."""
+    if table is None:
+        return None
+    if rule[0] == ALIBI:
+        return Alibi(table)
+    return TableBias(table, Buckets(rule[1], bool(rule[2])) if rule[0] == BUCKETS else None)
 
 
 def _forward(
@@ -211,10 +254,12 @@ def _forward(
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
+    table: Tensor | None,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     pattern: str,
     sizes: list[int],
+    rule: list[int],
     scale: float,
     softcap: float,
     impl: str,
@@ -226,6 +271,7 @@ def _forward(
         cu_seqlens_q,
         cu_seqlens_k,
         rebuild(pattern, sizes),
+        bias=_bias(table, rule),
         scale=scale,
         softcap=softcap or None,
         sinks=sinks,
@@ -247,18 +293,21 @@ def _backward(
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
+    table: Tensor | None,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     pattern: str,
     sizes: list[int],
+    rule: list[int],
     scale: float,
     softcap: float,
     impl: str,
 ) -> list[Tensor]:
     """The forward pass once more, and its derivative."""
     with torch.enable_grad():
-        leaves = [None if x is None else x.detach().requires_grad_() for x in (q, k, v, sinks)]
-        rest = (cu_seqlens_q, cu_seqlens_k, pattern, sizes, scale, softcap, impl)
+        tensors = (q, k, v, sinks, table)
+        leaves = [None if x is None else x.detach().requires_grad_() for x in tensors]
+        rest = (cu_seqlens_q, cu_seqlens_k, pattern, sizes, rule, scale, softcap, impl)
         again: Any = _forward
         results = again(*leaves, *rest)
         given = [x for x in leaves if x is not None]
@@ -267,18 +316,18 @@ def _backward(
 
 
 def _fake_backward(grad_out: Tensor, grad_lse: Tensor, *rest: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in rest[:4] if x is not None]
+    return [x.new_empty(x.shape) for x in rest[:5] if x is not None]
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.rest = inputs[6:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.rest = inputs[7:]
 
 
 def _gradients(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     grads = iter(_backward_op(grad_out, grad_lse, *saved, *ctx.rest))
-    return (*(None if x is None else next(grads) for x in saved[:4]), *(None,) * 7)
+    return (*(None if x is None else next(grads) for x in saved[:5]), *(None,) * 8)
 
 
 _forward_op = define("varlen_forward", _forward, _fake_forward)

@@ -89,7 +89,7 @@ class Axial(ImagePattern):
     def offset_reach(self) -> tuple[int, ...] | None:
         if self._window:  # which comes from the row before
             return tuple([side - 1 for side in self.sides])
-        return super().offset_reach
+        return self._back_reach()
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         if self._window:

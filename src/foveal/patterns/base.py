@@ -22,7 +22,7 @@ from foveal.patterns.blockmask import analytic_block_mask
 from foveal.patterns.identity import is_fixed, key_of
 from foveal.patterns.notebook import picture
 from foveal.patterns.offsets import Placed
-from foveal.patterns.sizes import check_int
+from foveal.patterns.sizes import Sized, check_int
 from foveal.patterns.stretch import keys_between
 from foveal.patterns.subclasses import drop_stale_forms
 from foveal.patterns.tiling import Tiling, consecutive, listed_groups, plan_bytes
@@ -35,7 +35,7 @@ HeadMask = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Pattern(Placed):
+class Pattern(Placed, Sized):
     """Base of all patterns: subclass it as a frozen dataclass and define `allows`.
 
     Everything else has a default derived from `allows`; override `_tiles`, `overlap`, `reads`,
@@ -230,11 +230,6 @@ class Pattern(Placed):
         """`allows` for positions on a device; where it looks things up, the tables lie there."""
         return self.allows
 
-    def check_length(self, length: int) -> None:
-        """Raise ValueError if a sequence of this length makes no sense for the pattern."""
-        if length < 0:
-            raise ValueError(f"length must not be negative, got {length=}.")
-
     # -- dense view -------------------------------------------------------------------------
 
     def mask(
@@ -245,7 +240,7 @@ class Pattern(Placed):
     ) -> Tensor:
         """The dense oracle: (n_queries, n_keys) bool, True = attend; (heads, ...) with `heads`."""
         n_keys = n_queries if n_keys is None else n_keys
-        self.check_length(max(n_queries, n_keys))
+        self.check_lengths(n_queries, n_keys)
         q = torch.arange(n_queries, device=device)[:, None]
         k = torch.arange(n_keys, device=device)[None, :]
         shape = (n_queries, n_keys) if self.heads is None else (self.heads, n_queries, n_keys)
@@ -444,6 +439,9 @@ class _Head(Pattern):
 
     def num_queries(self, n_keys: int) -> int:
         return self.pattern.num_queries(n_keys)
+
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        self.pattern.check_lengths(n_queries, n_keys)
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return self.pattern.allows(q_idx, k_idx)[self.head]

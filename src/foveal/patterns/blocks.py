@@ -91,7 +91,7 @@ class Blocks(GridPattern):
 
     @property
     def offset_reach(self) -> tuple[int, ...] | None:
-        return None if self.size is None else super().offset_reach
+        return None if self.size is None else self._back_reach()
 
     @property
     def period(self) -> int | None:

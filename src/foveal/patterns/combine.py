@@ -82,6 +82,10 @@ class _Combined(Pattern, abstract=True):
         for part in self.parts:
             part.check_length(length)
 
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        for part in self.parts:
+            part.check_lengths(n_queries, n_keys)
+
     def num_pairs(self, length: int) -> int:
         return sum(one.tiles(length).num_pairs for one in self.per_head())
 

@@ -14,7 +14,7 @@ from foveal.common.memo import remember
 from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.full import Full
 from foveal.patterns.packs import Document, pack_tiles, pairs_within
-from foveal.patterns.sizes import as_lengths, lengths_between, lengths_key
+from foveal.patterns.sizes import as_lengths, lengths_between, lengths_key, refuse_more
 from foveal.patterns.tiling import Tiling
 
 
@@ -84,6 +84,10 @@ class Documents(Pattern):
                 f"{len(self.lengths)} documents of {self.num_tokens} tokens in all; cut the "
                 "lengths as the row was cut."
             )
+
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        self.check_length(n_keys)
+        refuse_more(n_queries, n_keys, n_keys, "a row of documents")
 
     def rule(self, device: torch.device | str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
         table, none = _owners(self, str(device or "cpu")), len(self.lengths)

@@ -132,6 +132,10 @@ class GridPattern(Pattern, abstract=True):
 
         Blocks without a halo are the windows of Swin: 2 block - 1 offsets a side.
         """
+        return self._back_reach()
+
+    def _back_reach(self) -> tuple[int, ...]:
+        # apart, for the compiler does not follow super() to a property
         return tuple([self._back(axis) for axis in range(len(self.sides))])
 
     @property

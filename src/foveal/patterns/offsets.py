@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ class Codes(NamedTuple):
     rows: Tensor
 
 
-Index = TypeVar("Index", int, Tensor)
 Coordinates = tuple[Tensor, ...]
 """Where tokens stand: one tensor an axis, of one shape."""
 
@@ -109,17 +108,13 @@ class Placed:
         """Positions of queries, of any shape -> their coordinates among the keys."""
         return self.coordinates(q_idx)
 
-    def tokens(self, q_idx: Index, k_idx: Index) -> tuple[Index, Index]:
-        """Positions -> those in the sequence, where distances are counted."""
+    def tokens(self, q_idx: Tensor, k_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions, which broadcast -> those in the sequence, where distances are counted."""
         return q_idx, k_idx
 
-    def counts_tokens(self, n_keys: int) -> bool:
-        """Whether each query is one of the tokens, so that it has a distance to them."""
-        return self.num_queries(n_keys) == n_keys
-
-    def num_queries(self, n_keys: int) -> int:
-        """Queries that go with this many keys: as many, unless the pattern strides them."""
-        return n_keys
+    def farthest(self, n_queries: int, n_keys: int, first: int = 0, skipped: int = 0) -> int:
+        """More than any distance in tokens of queries from `first` on, and keys from `skipped`."""
+        return max(n_queries + first - skipped, n_keys + skipped - first, 1)
 
     @property
     def bias_size(self) -> int | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from foveal.common.memo import remember
 from foveal.patterns.base import HeadMask, Overlap, Pattern
+from foveal.patterns.offsets import Codes
 from foveal.patterns.packs import Document, pack_tiles, pairs_within
-from foveal.patterns.sizes import as_lengths, lengths_key
+from foveal.patterns.sizes import as_lengths, lengths_key, refuse_more
 from foveal.patterns.tiling import Tiling
 
 
@@ -105,15 +106,58 @@ class Packed(Pattern):
 
     def check_length(self, length: int) -> None:
         keys = sum(self.lengths)
-        queries = 0 if self.query_lengths is None else sum(self.query_lengths)
-        if length not in (keys, max(keys, queries)):  # some ask for the larger number of both
+        if length != keys:
             raise ValueError(
                 f"a packed row must be as long as its {len(self.lengths)} documents of {keys} "
                 f"tokens in all, got {length} tokens."
             )
 
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        self.check_length(n_keys)
+        row = f"a packed row of {len(self.lengths)} documents"
+        refuse_more(n_queries, self.num_queries(n_keys), n_keys, row)
+
     def num_queries(self, n_keys: int) -> int:
         return sum(one.num_queries for one in self.documents())
+
+    # -- biases: those of the pattern, which counts from 0 in every document ------------------
+
+    def tokens(self, q_idx: Tensor, k_idx: Tensor) -> tuple[Tensor, Tensor]:
+        places = _places(self, str(k_idx.device))
+        return self.pattern.tokens(places.within(0, q_idx), places.within(1, k_idx))
+
+    def counts_tokens(self, n_keys: int) -> bool:
+        return all(self.pattern.counts_tokens(length) for length in set(self.lengths))
+
+    def farthest(self, n_queries: int, n_keys: int, first: int = 0, skipped: int = 0) -> int:
+        return max([1] + [one.extent for one in self.documents()])
+
+    @property
+    def bias_size(self) -> int | None:
+        return self.pattern.bias_size
+
+    @property
+    def biased_by_table(self) -> bool:  # type: ignore[override]
+        return self.pattern.biased_by_table
+
+    def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        places = _places(self, str(k_idx.device))
+        return self.pattern.bias_place(places.within(0, q_idx), places.within(1, k_idx))
+
+    @property
+    def has_offset_codes(self) -> bool:
+        before_all = any(one.place < 0 for one in self.documents())
+        return self.pattern.has_offset_codes and not before_all
+
+    def offset_codes(self, n_queries: int, n_keys: int) -> Codes:
+        places = _places(self, "cpu")
+        query, key = (
+            places.within(side, torch.arange(count, device="cpu"))
+            for side, count in enumerate((n_queries, n_keys))
+        )
+        lengths = (int(one.max()) + 1 if len(one) else 0 for one in (query, key))
+        queries, keys, rows = self.pattern.offset_codes(*lengths)
+        return Codes(queries[query], keys[key], rows)
 
     # -- definition ---------------------------------------------------------------------------
 
@@ -203,6 +247,10 @@ class _Places:
 
     owners: tuple[Tensor, Tensor]
     shifts: tuple[Tensor, Tensor]
+
+    def within(self, side: int, index: Tensor) -> Tensor:
+        """Places of queries (side 0) or keys (side 1), of any shape, in their documents."""
+        return index - self.shifts[side][self.owners[side][index]]
 
     def __call__(self, q_idx: Tensor, k_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places of queries and keys in their documents, and whether these are the same."""

@@ -51,6 +51,11 @@ class Document(NamedTuple):
     num_keys: int
     place: int = 0
 
+    @property
+    def extent(self) -> int:
+        """More than any distance between a query and a key."""
+        return max(self.num_queries, self.num_keys, 1) + abs(self.place)
+
 
 def pack_tiles(
     pattern: Pattern,
@@ -119,12 +124,7 @@ def _banded(pattern: Pattern, documents: Sequence[Document], band: Band) -> list
                 starts = found.setdefault((count, at - low, high - low), ([], []))
                 starts[0].append(query + first)
                 starts[1].append(key + low)
-    return _grouped(pattern, found, max((_extent(one) for one in documents), default=0))
-
-
-def _extent(one: Document) -> int:
-    """More than any distance between a query and a key of the document."""
-    return max(one.num_queries, one.num_keys) + abs(one.place)
+    return _grouped(pattern, found, max((one.extent for one in documents), default=0))
 
 
 def _grouped(pattern: Pattern, found: _Starts, extent: int) -> list[TileGroup]:

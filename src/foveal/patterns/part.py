@@ -11,8 +11,9 @@ from torch import Tensor
 
 from foveal.patterns.base import HeadMask, Overlap, Pattern
 from foveal.patterns.joined import Joined
-from foveal.patterns.offsets import Codes, Index
+from foveal.patterns.offsets import Codes
 from foveal.patterns.packs import clipped
+from foveal.patterns.sizes import refuse_more
 from foveal.patterns.tiling import Tiling
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -81,6 +82,13 @@ class Part(Pattern):
             whole = max(whole, self.first + self.count)
         self.pattern.check_length(whole)
 
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        self.check_length(n_keys)
+        refuse_more(n_queries, self.count, n_keys, self)
+        whole = self.skipped + n_keys
+        if (total := self.pattern.num_queries(whole)) != whole:
+            refuse_more(self.first + n_queries, total, whole, self.pattern)
+
     # -- what else the whole has ------------------------------------------------------------
 
     @property
@@ -108,11 +116,15 @@ class Part(Pattern):
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return self.pattern.bias_place(q_idx + self.first, k_idx + self.skipped)
 
-    def tokens(self, q_idx: Index, k_idx: Index) -> tuple[Index, Index]:
+    def tokens(self, q_idx: Tensor, k_idx: Tensor) -> tuple[Tensor, Tensor]:
         return self.pattern.tokens(q_idx + self.first, k_idx + self.skipped)
 
     def counts_tokens(self, n_keys: int) -> bool:
         return True  # the whole was asked, when all of its keys were there
+
+    def farthest(self, n_queries: int, n_keys: int, first: int = 0, skipped: int = 0) -> int:
+        first, skipped = first + self.first, skipped + self.skipped
+        return self.pattern.farthest(n_queries, n_keys, first, skipped)
 
     @property
     def has_offset_codes(self) -> bool:
@@ -183,6 +195,9 @@ class JoinedPart(Part, abstract=True):
     def check_length(self, length: int) -> None:
         pass
 
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        pass
+
     def cluster_of(self, q_idx: Tensor, level: Tensor | int) -> Tensor:
         """Clusters of queries of the part, of any shape, at a level of a shape that broadcasts."""
         return self.pattern.cluster_of(q_idx + self.first, level)
@@ -234,6 +249,10 @@ class Gathered(Pattern, abstract=True):
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         places = self.places.to(k_idx.device)
         return self.pattern.allows(q_idx + self.first, places[k_idx])
+
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        super().check_lengths(n_queries, n_keys)
+        refuse_more(n_queries, self.count, n_keys, self)
 
     @property
     def heads(self) -> int | None:

@@ -19,6 +19,40 @@ FORMS = ("(length,)", "(height, width)", "(frames, height, width)")
 """What the numbers of a size are called, for one to three axes."""
 
 
+class Sized:
+    """How long the rows of a pattern may be: of every pattern, whose base this is."""
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if a sequence of this length makes no sense for the pattern."""
+        if length < 0:
+            raise ValueError(f"length must not be negative, got {length=}.")
+
+    def num_queries(self, n_keys: int) -> int:
+        """Queries that go with this many keys: as many, unless the pattern strides them."""
+        return n_keys
+
+    def counts_tokens(self, n_keys: int) -> bool:
+        """Whether each query is one of the tokens, so that it has a distance to them."""
+        return self.num_queries(n_keys) == n_keys
+
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        """Raise ValueError if so many queries make no sense for so many keys.
+
+        A query may stand behind all keys, but not where the pattern says which queries there are.
+        """
+        self.check_length(max(n_queries, n_keys))
+        if (own := self.num_queries(n_keys)) != n_keys:
+            refuse_more(n_queries, own, n_keys, self)
+
+
+def refuse_more(n_queries: int, most: int, n_keys: int, what: object) -> None:
+    """Raise ValueError if there are more queries than `what` has for its keys."""
+    if n_queries > most:
+        raise ValueError(
+            f"{what} has {most} queries for {n_keys} keys, got {n_queries}; give q no more."
+        )
+
+
 def check_int(name: str, value: Any, least: int) -> int:
     """An int from `least` to MOST, as Python's int or as the symbol that it is."""
     if not isinstance(value, INTS) or isinstance(value, bool) or value < least:

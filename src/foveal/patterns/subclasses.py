@@ -36,7 +36,8 @@ CLOSED_FORMS = (
 
 _HARMLESS = (
     *CLOSED_FORMS,
-    *("_axes", "_tile", "_breaks", "_check_pairs", "check_length", "from_fields", "opaque"),
+    *("_axes", "_tile", "_breaks", "_check_pairs", "from_fields", "opaque"),
+    *("check_length", "check_lengths"),
     *("offset_reach", "offset_step", "offset_codes", "bias_size", "bias_place"),
 )
 """What a subclass may override without becoming another pattern."""

@@ -63,6 +63,9 @@ class Tabled(Pattern, abstract=True):
     def num_queries(self, n_keys: int) -> int:
         return self.pattern.num_queries(n_keys)
 
+    def check_lengths(self, n_queries: int, n_keys: int) -> None:
+        self.pattern.check_lengths(n_queries, n_keys)
+
     def overlap(self, q_first: Tensor, q_last: Tensor, k_first: Tensor, k_last: Tensor) -> Overlap:
         return self.pattern.overlap(q_first, q_last, k_first, k_last)
 
