@@ -6,6 +6,7 @@ from torch.nn.functional import softmax
 
 from foveal import patterns as P
 from foveal.caches import AttentionCache
+from foveal.caches.fixed import FixedCache
 
 PATTERNS = [
     P.Full(causal=True),
@@ -198,3 +199,24 @@ def test_nonsense_tokens():
     cache.append(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
     with pytest.raises(ValueError, match="multiple of kv_heads"):
         cache.attend(torch.zeros(1, 3, 1, 4))
+
+
+@pytest.mark.parametrize("pattern", [P.SlidingWindow(3), P.Strided(4)], ids=repr)
+@pytest.mark.parametrize("count", [1, 2])
+def test_fixed_with_sinks(pattern, count):
+    """At fixed addresses, tokens one by one or several: by the formula, a sink in each sum."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 12, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    sinks, place = torch.randn(4, dtype=torch.float64), torch.tensor(6)
+    begun = AttentionCache(pattern, 2, 2, 8, dtype=torch.float64).prefill(k[:, :, :6], v[:, :, :6])
+    fixed = FixedCache(begun, 12, place, {})
+    logits = torch.tanh(q @ k.repeat_interleave(2, 1).mT / 8**0.5 / 3) * 3
+    weights = logits.masked_fill(~pattern.mask(12), -torch.inf).exp()
+    total = weights.sum(-1, keepdim=True) + sinks.exp()[:, None, None]
+    want = weights / total @ v.repeat_interleave(2, 1)
+    for first in range(6, 12, count):
+        part = slice(first, first + count)
+        own = (x[:, :, part] for x in (q, k, v))
+        out = fixed.extend(*own, sinks=sinks, softcap=3.0)
+        torch.testing.assert_close(out, want[:, :, part])
+        place += count

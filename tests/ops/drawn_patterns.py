@@ -46,6 +46,9 @@ def simple_pattern(draw: random.Random, length: int, heads: int | None) -> P.Pat
         "blocks": lambda: P.Blocks(draw.randint(1, 50), coin, draw.randint(0, 2)),
         "strided": lambda: P.Strided(draw.randint(1, 30), coin),
         "fixed": lambda: P.Fixed(*(lambda n: (n, draw.randint(1, n)))(draw.randint(1, 30)), coin),
+        "prefix": lambda: (
+            P.Prefix(draw.randint(1, 40)) | P.SlidingWindow(draw.randint(1, 40), coin)
+        ),
         "layout": lambda: layout_pattern(draw, length, heads if coin else None),
     }
     return kinds[draw.choice(list(kinds))]()
@@ -96,10 +99,24 @@ def packed_pattern(draw: random.Random) -> tuple[P.Pattern, int]:
     return P.Packed(inner, lengths, queries), total
 
 
+def generated_pattern(draw: random.Random) -> tuple[P.Pattern, int]:
+    """Maps of growing sizes, or a noised text beside the clean one."""
+    if draw.random() < 0.5:
+        sides = tuple(
+            draw.choice((side, (side, draw.randint(1, 8)))) for side in (1, 2, draw.randint(1, 9))
+        )
+        pattern = P.NextScale(sides)
+        return pattern, pattern.ends[-1] - draw.choice((0, 0, 1))
+    tokens = draw.choice((1, draw.randint(1, 90)))
+    return P.BlockDiffusion(draw.randint(1, 20), tokens), 2 * tokens
+
+
 def any_pattern(draw: random.Random, heads: int) -> tuple[P.Pattern, int]:
     """(pattern, number of keys), with nestings three deep."""
     kinds = ("simple", "simple", "image", "image", "text", "nested", "pyramid", "down")
-    kind = draw.choice((*kinds, "grid", "grid", "documents", "documents"))
+    kind = draw.choice((*kinds, "grid", "grid", "documents", "documents", "generated"))
+    if kind == "generated":
+        return generated_pattern(draw)
     if kind == "grid":
         return grid_pattern(draw)
     if kind == "documents":

@@ -141,10 +141,40 @@ def listed_row(q_idx: Tensor, k_idx: Tensor) -> Tensor:
     return (3 * q_idx + 5 * k_idx) % 7
 
 
+def in_documents(pattern: P.Packed, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    """Places within the documents; queries are the last ones of theirs."""
+    found, lengths = [], torch.tensor(pattern.lengths)
+    for index, counts in ((i, pattern.query_lengths or pattern.lengths), (j, pattern.lengths)):
+        own = document_of(counts, index)
+        found.append(lengths[own] - torch.tensor(counts).cumsum(0)[own] + index)
+    return found[0], found[1]
+
+
+def t5_rows(offset: Tensor, buckets: int, far: int, both_ways: bool) -> Tensor:
+    """The buckets of T5 for each offset, by Python's own logarithm."""
+
+    def row(distance: int) -> int:
+        count = buckets // 2 if both_ways else buckets
+        behind = count if both_ways and distance < 0 else 0
+        distance, near = abs(distance) if both_ways else max(distance, 0), count // 2
+        if distance < near:
+            return behind + distance
+        share = math.log(distance / near) / math.log(far / near)
+        return behind + min(count - 1, near + int(share * (count - near)))
+
+    least = int(offset.min()) if offset.numel() else 0
+    most = int(offset.max()) if offset.numel() else 0
+    return torch.tensor([row(one) for one in range(least, most + 1)])[offset - least]
+
+
 def table_rows(case: Case, n: int, m: int) -> Tensor:
     """(n_queries, n_keys): the row of a table that each pair gains."""
     i, j = torch.arange(n)[:, None] + case.first, torch.arange(m)[None]
+    if isinstance(case.pattern, P.Packed):
+        i, j = in_documents(case.pattern, i, j)
     kind, *sizes = case.rule
+    if kind == "t5":
+        return t5_rows(i - j, *sizes)
     if kind == "listed":
         return listed_row(i, j)
     if kind == "offset":

@@ -171,10 +171,14 @@ def draw_table(
     draw: random.Random, pattern: P.Pattern, heads: int, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     """A table by a rule of its own, by offsets along the sequence or on the grid, or alibi."""
-    kind = draw.choice(("listed", "alibi", "own", "own"))
+    kind = draw.choice(("listed", "alibi", "own", "own", "t5"))
     if kind == "alibi":
         return {"slopes": torch.rand(heads).to(dtype) / 8}, ()
-    rule: tuple[Any, ...] = ("listed",)
+    rule: tuple[Any, ...]
+    if kind == "t5":
+        rule = ("t5", draw.choice((4, 8, 12)), draw.choice((17, 41, 131)), draw.random() < 0.5)
+        return {"table": torch.randn(rule[1], draw.choice((1, heads))).to(dtype)}, rule
+    rule = ("listed",)
     if kind == "own" and pattern.bias_size is None:
         rule = ("offset", draw.randint(0, 40))
     elif kind == "own" and _counts_steps(pattern):
@@ -246,7 +250,10 @@ def call(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         options["bias"] = foveal.alibi(len(given["slopes"]), given["slopes"])
     if "rows" in given:
         options["bias"] = WindowBias(given["rows"], given["columns"])
-    if "table" in given:
+    if case.rule[:1] == ("t5",):
+        far, both_ways = case.rule[2:]
+        options["bias"] = TableBias.t5(given["table"], both_ways, far)
+    elif "table" in given:
         options["bias"] = TableBias(
             given["table"], listed_row if case.rule[:1] == ("listed",) else None
         )

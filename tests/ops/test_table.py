@@ -332,6 +332,28 @@ def test_in_graphs(name):
     assert_close(program.module()(*given), want, 1e-10)
 
 
+CLIP = (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        P.Neighborhood(CLIP, 2, 1, (True, False, False), "shift"),
+        P.Halo(CLIP, 2, 1),
+        P.Axial(CLIP, 0),
+        P.Blocks((1, 2, 2), size=CLIP),
+        P.Packed(P.SlidingWindow(5), (11, 0, 13)),
+        P.Documents((11, 13)) & P.SlidingWindow(5),
+    ],
+    ids=repr,
+)
+def test_clips_and_documents_in_a_graph(pattern):
+    """Their sizes, rows and distances are followed by the compiler."""
+    model, given = Biased(pattern, pattern.bias_size or 9), tensors(pattern, 24)
+    got = torch.compile(model, fullgraph=True, backend="eager")(*given)
+    assert_close(got, model(*given), 1e-10)
+
+
 def test_tables_that_do_not_fit():
     """Wrong rows, heads, numbers, devices and rules are named with what was expected."""
     q, k, v = tensors(P.Full(), 99)
