@@ -127,7 +127,7 @@ class _Combined(Pattern, abstract=True):
     @property
     def bias_size(self) -> int | None:
         own = self._own_rule
-        return super().bias_size if own is None else own.bias_size
+        return self._rows_of_grid() if own is None else own.bias_size
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         own = self._own_rule

@@ -109,7 +109,7 @@ class Placed:
         return self.coordinates(q_idx)
 
     def tokens(self, q_idx: Tensor, k_idx: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions, which broadcast -> those in the sequence, where distances are counted."""
+        """Positions of any shape -> those in the sequence, where distances are counted."""
         return q_idx, k_idx
 
     def farthest(self, n_queries: int, n_keys: int, first: int = 0, skipped: int = 0) -> int:
@@ -119,6 +119,10 @@ class Placed:
     @property
     def bias_size(self) -> int | None:
         """Rows of a table of biases, or None where a table may have any number."""
+        return self._rows_of_grid()
+
+    def _rows_of_grid(self) -> int | None:
+        # apart, for the compiler does not follow super() to a property
         reach = self.offset_reach
         return None if reach is None else grid_size(reach, self.offset_step)
 

@@ -67,7 +67,7 @@ class Pyramid(Pattern):
         return 4 * self.block_size - 1
 
     def bias_place(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        """Row of the table for each pair: by the offset of the clusters as which they meet."""
+        """Row of the table for pairs that broadcast: by the offset of the clusters that meet."""
         level = self.level(q_idx, k_idx)
         return self.joined(1, 1).bias_row(level, q_idx >> level, k_idx >> level)
 
