@@ -79,6 +79,8 @@ def call_both(drawn, taken):
         length = 256
     pyramid = isinstance(pattern, P.Pyramid)
     count = drawn["num_queries"] or pattern.num_queries(length)
+    if pattern.num_queries(length) < length:  # it has no more than these
+        count = min(count, pattern.num_queries(length))
     square = count == pattern.num_queries(length)
     heads = pattern.heads or drawn["heads"]
     fits = {
