@@ -312,7 +312,9 @@ def _floor(case: Case, name: str) -> float:
     """What counts as small: terms of about one that may cancel, many in a broadcast bias."""
     shared = case.tensors.get(name.rpartition(" ")[2])
     if shared is None or not name.endswith(("bias", "table", "sinks", "slopes")):
-        return 0.3
+        # gradients of queries and keys grow with the scale
+        scale = float(case.options.get("scale") or 0) * math.sqrt(case.tensors["q"].shape[3])
+        return 0.3 * max(1.0, scale)
     q, k = case.tensors["q"], case.tensors["k"]
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     return 0.3 * math.sqrt(pairs / max(1, shared.numel()))

@@ -315,3 +315,25 @@ def test_fake_tensors(pattern):
             out = foveal.attend(q, k, k, pattern, q_offset=q_offset)
             assert out.shape == (1, 2, 5, 8)
             out.sum().backward()
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled", None])
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        P.BlockDiffusion(4, 100),
+        P.BlockDiffusion(4, 100) | P.SlidingWindow(3),
+        P.Documents((9, 0, 191)) | P.SlidingWindow(2),
+        P.BlockDiffusion(4, 100) & P.Documents((150, 50)),
+    ],
+)
+def test_patterns_of_one_length_stay_whole(pattern, count, impl):
+    """Queries of the first tokens, or none, of a pattern that has all of its keys or is refused."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 200, 8, dtype=torch.float64) for _ in "qkv")
+    whole = foveal.attend(q, k, v, pattern, impl="reference")
+    for first in (1, 130):
+        part = q[:, :, first : first + count]
+        found = foveal.attend(part, k, v, pattern, q_offset=first, impl=impl)
+        assert_close(found, whole[:, :, first : first + count], 1e-10)
