@@ -329,7 +329,7 @@ def test_fake_tensors(pattern):
     ],
 )
 def test_patterns_of_one_length_stay_whole(pattern, count, impl):
-    """Queries of the first tokens, or none, of a pattern that has all of its keys or is refused."""
+    """Few queries, or none, of a pattern that has all of its keys or is refused."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 200, 8, dtype=torch.float64) for _ in "qkv")
     whole = foveal.attend(q, k, v, pattern, impl="reference")
