@@ -268,10 +268,6 @@ class Intersection(_Combined):
             return super()._part(first, count, length)
         return pack_tiles(self._within(), self.documents(), (first, count), length, False)
 
-    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
-        low, high = super()._span(first, count, length)
-        return low, length if self.keeps_apart else high  # of documents there is all or nothing
-
     def num_pairs(self, length: int) -> int:
         within = self._within() if self.keeps_apart else self
         if within is self or within.period != 1:

@@ -111,9 +111,6 @@ class Documents(Pattern):
     def _part(self, first: int, count: int, length: int) -> Tiling:
         return pack_tiles(Full(), self.documents(), (first, count), length, restarts=False)
 
-    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
-        return super()._span(first, count, length)[0], length  # there is all of it or nothing
-
     def num_pairs(self, length: int) -> int:
         return pairs_within(Full(), self.documents())
 

@@ -189,9 +189,6 @@ class Packed(Pattern):
     def _part(self, first: int, count: int, length: int) -> Tiling:
         return pack_tiles(self.pattern, self.documents(), (first, count), length, restarts=True)
 
-    def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
-        return super()._span(first, count, length)[0], length  # there is all of it or nothing
-
     def num_pairs(self, length: int) -> int:
         if self.query_lengths is not None:
             return super().num_pairs(length)
