@@ -73,6 +73,7 @@ BY_TEXT = {
     "foveal.training": "Accelerate loads when the trainer is first named",
     "foveal.cli": "a command loads when it is called",
     "foveal.compat": "each package loads when it is first named",
+    "foveal.common.packages": "an optional package, by the name that an error would give",
     "foveal.bench.case": "modules of cases are named by who runs them",
     "foveal.data.text_files": "any one of several packages will do",
     "foveal.patterns.notebook": "a notebook may draw a pattern, and drawing lies above",

@@ -14,12 +14,17 @@ import foveal
 
 OPTIONAL = [
     "accelerate",
+    "diffusers",
     "einops",
+    "huggingface_hub",
     "matplotlib",
     "numpy",
+    "open_clip",
     "PIL",
     "rich",
     "tensorboard",
+    "timm",
+    "transformers",
     "triton",
     "tyro",
 ]

