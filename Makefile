@@ -4,7 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test pytest lint bench gpu aarch64 classes docs clean
+# a second environment, for packages that need torchvision, on a newer torch
+PLUGS       := .venv-integrations
+# rooms of tests that it runs beside those of the plugs, or all
+SUITE       ?= layers compat
+# packages to be taken as new as they come instead of as pinned, or all
+NEWEST      ?=
+empty       :=
+PLUGS_STAMP := $(PLUGS)/.installed$(subst $(empty) ,,$(addprefix +,$(NEWEST)))
+
+.PHONY: run test test-integrations pytest lint bench gpu aarch64 classes docs clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
 	$(BIN)/foveal train bytes-hourglass
@@ -21,6 +30,10 @@ test: $(STAMP)           ## style, types, import contract, and beside them every
 # byte code is kept even where the environment says not to: the tests start many processes
 pytest: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-integrations: $(PLUGS_STAMP) ## the plugs beside their packages, SUITE=all with every test
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PLUGS)/bin/python -m pytest -n 2 --dist worksteal \
+	  $(if $(filter all,$(SUITE)),tests,tests/integrations $(addprefix tests/,$(SUITE)))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,9 +60,11 @@ docs: $(STAMP)           ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
-$(STAMP): pyproject.toml constraints.txt peers.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "foveal needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt peers.txt
+	@$(CHECK_PYTHON)
 	@echo "Setting up $(VENV) (about a minute; PyTorch is large) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e ".[dev]"
@@ -59,5 +74,17 @@ $(STAMP): pyproject.toml constraints.txt peers.txt
 	  echo "natten cannot be built here; the tests beside it are skipped"
 	@touch $(STAMP)
 
+$(PLUGS_STAMP): pyproject.toml constraints-integrations.txt peers.txt
+	@$(CHECK_PYTHON)
+	@echo "Setting up $(PLUGS) (several GB where the index has builds with CUDA alone) ..."
+	$(PYTHON) -m venv $(PLUGS)
+	@rm -f $(PLUGS)/.installed*
+	@grep -v -e '^#' $(if $(filter all,$(NEWEST)),-e '',$(foreach one,$(NEWEST),-e '^$(one)==')) \
+	  constraints-integrations.txt > $(PLUGS)/constraints.txt || true
+	$(PLUGS)/bin/python -m pip install --progress-bar on -c $(PLUGS)/constraints.txt \
+	  $(if $(NEWEST),--upgrade --upgrade-strategy eager) torch torchvision -e ".[dev,integrations]"
+	$(PLUGS)/bin/python -m pip install --no-deps -r peers.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PLUGS) site .pytest_cache .mypy_cache .ruff_cache

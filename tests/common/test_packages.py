@@ -10,12 +10,12 @@ from foveal.common.packages import how_to_get, need
     [
         ("matplotlib.pyplot", "pip install 'foveal[draw]'"),
         ("transformers", "pip install 'foveal[transformers]'"),
-        ("open_clip", "pip install open_clip_torch"),
+        ("open_clip", "pip install 'foveal[open_clip]'"),
         ("pyarrow", "pip install pyarrow"),
     ],
 )
 def test_the_command_names_what_brings_a_module(module, command):
-    """An extra where foveal has one, or the name that the package index knows."""
+    """An extra where foveal has one, or the package."""
     assert how_to_get(module) == command
 
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 import pickle
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -166,45 +161,6 @@ def test_h_transformer_1d_refuses(peer: Callable[[str], ModuleType]) -> None:
     weights["pos_emb.freqs"] = weights["pos_emb.freqs"] * 2
     with pytest.raises(ValueError, match="frequencies"):
         load_upstream(weights)
-
-
-# -- timm ---------------------------------------------------------------------------------------
-
-
-def timm_module() -> Any:
-    """timm.layers.halo_attn alone: importing the package needs torchvision."""
-    package = importlib.util.find_spec("timm")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("timm is not installed")
-    folder = types.ModuleType("peer_timm_layers")
-    folder.__path__ = [os.path.join(package.submodule_search_locations[0], "layers")]
-    sys.modules[folder.__name__] = folder
-    return importlib.import_module("peer_timm_layers.halo_attn")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"stride": 2},
-        {"stride": 2, "avg_down": True},
-        {"qkv_bias": True, "dim_head": 8, "scale_pos_embed": True},
-        {"dim_out": 24, "qk_ratio": 0.34},
-    ],
-    ids=["plain", "strided", "pooled", "biased", "narrow"],
-)
-def test_timm(options: dict[str, Any]) -> None:
-    """HaloAttn of timm: interleaved keys and values, padding that attends, its own offsets."""
-    timm = timm_module()
-    torch.manual_seed(0)
-    sizes = {"block_size": 4, "halo_size": 1, "num_heads": 2}
-    theirs = timm.HaloAttn(16, **sizes, **options)
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    known = {k: v for k, v in options.items() if k in ("stride", "avg_down", "scale_pos_embed")}
-    ours = load_upstream(theirs.state_dict(), "timm", config={**sizes, **known})
-    x = torch.randn(2, 16, 8, 12)
-    assert_close(ours(x), theirs(x), 1e-5)
 
 
 # -- SepViT -------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_there_and_back(name, peer, tmp_path):
 
 def test_timm(peer):
     """A HaloAttn of timm, keys and values side by side head by head, and back."""
-    attention = peer("timm.layers").HaloAttn
+    attention = peer("timm.layers.halo_attn").HaloAttn
     for options in ({}, {"stride": 2, "block_size": 8}, {"qkv_bias": True, "qk_ratio": 0.5}):
         theirs = attention(32, num_heads=4, **options)
         wanted = theirs.state_dict()

@@ -12,22 +12,17 @@ EXTRAS = {
     "transformers": "transformers",
     "timm": "timm",
     "huggingface_hub": "hub",
+    "diffusers": "diffusers",
+    "open_clip": "open_clip",
 }
 """The extra of foveal that brings a module along."""
-
-_NAMES = {"open_clip": "open_clip_torch"}
-"""Packages that the index knows by another name."""
 
 
 def how_to_get(module: str) -> str:
     """What pip is asked for, ready to be typed: the extra that brings `module`, or its package."""
     package = module.partition(".")[0]
     extra = EXTRAS.get(package)
-    return (
-        f"pip install 'foveal[{extra}]'"
-        if extra
-        else f"pip install {_NAMES.get(package, package)}"
-    )
+    return f"pip install 'foveal[{extra}]'" if extra else f"pip install {package}"
 
 
 def need(package: str, what: str) -> ModuleType:
