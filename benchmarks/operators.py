@@ -18,7 +18,7 @@ from foveal.bench import Case
 from foveal.bench.attention import DIM, HEADS, flops, job, tensors
 from foveal.bench.case import Job
 from foveal.ops import TableBias, alibi, attend, attend_selected
-from foveal.ops.native import abi
+from foveal.ops.native import plans
 from foveal.patterns import Documents, Full, Halo, Neighborhood, Pattern, SlidingWindow
 
 LENGTH, BLOCK, COUNT = 16_384, 64, 16
@@ -129,7 +129,7 @@ def fresh_pack(contender: str, run: str, device: str) -> Job:
     def plan() -> None:
         cuts = sorted(draw.sample(range(1, total), DOCUMENTS - 1))
         lengths = [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
-        abi.plan(Documents(lengths) & within, total, False)
+        plans.plan(Documents(lengths) & within, total, False)
 
     return plan
 

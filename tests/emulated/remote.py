@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foveal.ops.native import abi, build
+from foveal.ops.native import abi, build, plans
 
 HERE = Path(__file__).parent
 WORD = 8
@@ -148,7 +148,7 @@ def plan_memory(call: abi.Call) -> Iterator[tuple[int, int]]:
         yield address(group.keys), group.num_parts * ctypes.sizeof(abi.Places)
         for part in range(group.num_parts):
             yield from places_memory(group.keys[part], group.num_tiles)
-        mask = -(-group.tile_q // abi.WORD) * group.tile_k
+        mask = -(-group.tile_q // plans.WORD) * group.tile_k
         yield group.mask or 0, WORD * (mask + (group.num_tiles - 1) * group.mask_step)
         yield group.window_rows or 0, WORD * group.tile_k
         yield group.window_columns or 0, WORD * group.tile_k

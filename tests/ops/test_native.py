@@ -363,7 +363,7 @@ def test_large_logits_have_exact_gradients(size):
 
 def test_words_of_masks():
     """A bit a query, whatever the sizes of a mask."""
-    from foveal.ops.native.abi import mask_words
+    from foveal.ops.native.plans import mask_words
 
     for shape in ((1, 1, 1), (3, 64, 1), (2, 65, 7), (1, 130, 16), (2, 9, 1)):
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5

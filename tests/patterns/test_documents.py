@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal import patterns as P
-from foveal.patterns import base, packs
+from foveal.patterns import bands, base
 from foveal.patterns.serialize import parse
 from foveal.testing import assert_pattern
 
@@ -170,7 +170,7 @@ def test_plans_of_packs_hold_little():
     entries, held = base._fresh_tiles.cache_info()
     assert entries <= 16
     assert held <= 16 << 20
-    assert packs._tile_mask.cache_info()[1] <= 32 << 20
+    assert bands._tile_mask.cache_info()[1] <= 32 << 20
 
 
 def test_block_mask_looks_at_blocks_only(monkeypatch):

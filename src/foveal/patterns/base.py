@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from foveal.patterns.offsets import Placed
 from foveal.patterns.sizes import Sized, check_int
 from foveal.patterns.stretch import keys_between
 from foveal.patterns.subclasses import drop_stale_forms
-from foveal.patterns.tiling import Tiling, consecutive, listed_groups, plan_bytes
+from foveal.patterns.tiling import Tiling, consecutive, listed_groups
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -420,7 +421,7 @@ def _build_tiles(pattern: Pattern, length: int) -> Tiling:
 
 _cached_tiles = remember(entries=256)(_build_tiles)
 # documents differ in every batch: a plan serves the layers of one step, and is not met again
-_fresh_tiles = remember(entries=16, mebibytes=16, size=plan_bytes)(_build_tiles)
+_fresh_tiles = remember(entries=16, mebibytes=16, size=attrgetter("num_bytes"))(_build_tiles)
 
 
 @dataclass(frozen=True)

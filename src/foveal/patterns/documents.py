@@ -37,8 +37,8 @@ class Documents(Pattern):
         ValueError: a length is no int or negative; in use, the row is shorter than its documents.
 
     Cost: no tile holds tokens of two documents. With a pattern that depends on distances only
-    (Full, SlidingWindow, Strided and what is made of them) a plan is put together from kept parts
-    in a few milliseconds, for others tile by tile, in some tens.
+    (Full, SlidingWindow, Strided and what is made of them) a plan is put together from kept parts,
+    in about a millisecond where they leave a band, for others tile by tile, in some tens.
     """
 
     lengths: tuple[int, ...]

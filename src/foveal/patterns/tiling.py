@@ -32,7 +32,6 @@ __all__ = [
     "consecutive",
     "listed_groups",
     "offsets",
-    "plan_bytes",
     "rectangle",
 ]
 
@@ -50,14 +49,11 @@ class TileGroup:
     queries: where the queries stand, (num_tiles, tile_q).
     keys: one or more places whose items lie side by side; together (num_tiles, tile_k).
     mask: (1 or num_tiles, tile_q, tile_k) bool, True = attend; None when every pair is allowed.
-    words: (1 or num_tiles, num_words, tile_k) int64, where they are known: the mask as the native
-        kernel wants it, a bit a query and 64 queries a word.
     """
 
     queries: Places
     keys: tuple[Places, ...]
     mask: Tensor | None = None
-    words: Tensor | None = None
 
     @property
     def num_tiles(self) -> int:
@@ -133,6 +129,14 @@ class Tiling:
         unread = (listed & ~read).nonzero()[:, 0]
         return unread if len(unread) else None
 
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory, objects of Python included; masks that are shared too."""
+        return sum(
+            4096 + (0 if one.mask is None else one.mask.numel()) + 8 * one.num_tiles
+            for one in self.groups
+        )
+
     def shift(self, queries: int, keys: int, num_queries: int, num_keys: int) -> Tiling:
         """The same plan for tokens that start at later positions of a longer sequence."""
         groups = tuple(
@@ -141,14 +145,6 @@ class Tiling:
         )
         borders = tuple((query + queries, key + keys) for query, key in self.borders)
         return Tiling(num_queries, num_keys, groups, borders)
-
-
-def plan_bytes(plan: Tiling) -> int:
-    """About what a plan takes in memory, objects of Python included; masks that are shared too."""
-    return sum(
-        4096 + (0 if one.mask is None else one.mask.numel()) + 8 * one.num_tiles
-        for one in plan.groups
-    )
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,37 +1,12 @@
-"""The C structures of plan.h, and a tile plan in their form."""
+"""The C structures of plan.h."""
 
 from __future__ import annotations
 
 import ctypes
-import sys
+import struct
 from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
 
-import torch
 from torch import Tensor
-
-from foveal.common.memo import remember
-from foveal.ops.bias import window_places
-from foveal.patterns import Halo, Pattern
-from foveal.patterns.identity import Same
-from foveal.patterns.offsets import Codes
-from foveal.patterns.tabled import Tabled, codes_of
-from foveal.patterns.tiling import (
-    Grid,
-    Lookup,
-    Runs,
-    Scattered,
-    TileGroup,
-    Tiling,
-    offsets,
-)
-
-PADDING = 16
-"""Numbers behind a table that a vector may touch."""
-WORD = 64
-"""Queries in a word of a mask, and most in a tile of the kernel."""
-PIECE = 256
-"""Keys of a row, at least, whose documents one thread takes: they and what is made of them stay
-in its cache."""
 
 
 class Places(Structure):
@@ -98,17 +73,22 @@ class Call(Structure):
         *((name, c_int64) for name in ("num_groups", "threads", "is_bfloat16")),
         *((name, Matrix) for name in ("q", "k", "v", "out")),
         ("lse", c_void_p),
+        ("scale", c_double),
+        ("dropout_p", c_double),
+        ("seed", c_uint64),
+        ("softcap", c_double),
+        *((name, c_void_p) for name in ("order", "pieces")),
+        ("num_pieces", c_int64),
         ("rows", Matrix),
         ("columns", Matrix),
         ("window_height", c_int64),
         ("window_width", c_int64),
         ("bias", Bias),
         ("key_mask", c_void_p),
-        ("scale", c_double),
-        ("dropout_p", c_double),
-        ("seed", c_uint64),
-        ("softcap", c_double),
         ("sinks", c_void_p),
+        ("lse_batch", c_int64),
+        ("lse_head", c_int64),
+        ("table", Table),
         ("d_out", Matrix),
         ("d_lse", c_void_p),
         *((name, Matrix) for name in ("d_q", "d_k", "d_v", "d_rows", "d_columns")),
@@ -116,13 +96,22 @@ class Call(Structure):
         ("bias_copies", c_int64),
         ("bias_size", c_int64),
         ("delta", c_void_p),
-        ("lse_batch", c_int64),
-        ("lse_head", c_int64),
-        ("table", Table),
         ("d_table", c_void_p),
-        *((name, c_void_p) for name in ("order", "pieces")),
-        ("num_pieces", c_int64),
     ]
+
+
+_COMMON = struct.Struct("=11q 16q q ddQd 3q")
+"""What every call has: the fields before `rows`."""
+
+
+def new_call(*values: float) -> Call:
+    """A call from the values of the fields before `rows`, strides and addresses one by one.
+
+    By name, as Python calls a structure, takes longer than short attention itself.
+    """
+    call = Call()
+    _COMMON.pack_into(call, 0, *values)
+    return call
 
 
 class Affine(Structure):
@@ -162,135 +151,6 @@ def broadcast(x: Tensor | None) -> Bias:
         return Bias()
     steps = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.stride(), strict=True))
     return Bias(x.data_ptr(), *steps)
-
-
-class Plan:
-    """A tile plan as an array of `Group`; holds the tensors that it points into."""
-
-    def __init__(self, pattern: Pattern, n_keys: int, windowed: bool) -> None:
-        tiling = pattern.tiles(n_keys)
-        self.covers_all = tiling.covers_all
-        self._held: list[object] = []
-        groups = []
-        for group in tiling.groups:
-            window = None
-            if windowed:
-                assert isinstance(pattern, Halo)
-                window = window_places(pattern, group)
-            groups.append(self._group(group, window))
-        self.groups = (Group * len(groups))(*groups)
-        self.order, self.pieces, self.num_pieces = None, None, 0
-        if len(tiling.borders) > 1:
-            order, pieces = _in_order(tiling)
-            self.order, self.pieces = self._hold(order), self._hold(pieces)
-            self.num_pieces = len(pieces) - 1
-        self.codes = _codes(pattern, tiling) if isinstance(pattern, Tabled) else None
-
-    def _group(self, group: TileGroup, window: tuple[Tensor, Tensor] | None) -> Group:
-        keys = (Places * len(group.keys))(*(self._places(part) for part in group.keys))
-        self._held.append(keys)
-        mask = group.words
-        if mask is None and group.mask is not None:
-            mask = mask_words(group.mask)
-        rows, columns = (None, None) if window is None else window
-        return Group(
-            group.num_tiles,
-            group.tile_q,
-            group.tile_k,
-            self._places(group.queries),
-            keys,
-            len(keys),
-            self._hold(mask),
-            0 if mask is None or len(mask) == 1 else mask[0].numel(),
-            self._hold(rows),
-            self._hold(columns),
-        )
-
-    def _places(self, places: Grid | Lookup | Runs | Scattered) -> Places:
-        if isinstance(places, Runs):
-            places = places.shift(0)
-        if isinstance(places, Lookup):
-            tiles = torch.zeros(places.num_tiles, dtype=torch.long, device="cpu")
-            count = places.num_items
-            return Places(self._hold(tiles), self._hold(places.positions), count, count)
-        if isinstance(places, Scattered):
-            items = offsets(places.items)
-            return Places(self._hold(places.starts), self._hold(items), 0, len(items))
-        tiles, items = places.starts(), offsets(places.items)
-        return Places(self._hold(tiles), self._hold(items), 0, places.num_items)
-
-    def _hold(self, x: Tensor | None) -> int | None:
-        if x is None:
-            return None
-        if x.dtype != torch.int64 or not x.is_contiguous():
-            x = x.to("cpu", torch.int64).contiguous()
-        self._held.append(x)
-        return x.data_ptr()
-
-
-def _first(places: Grid | Lookup | Runs | Scattered) -> Tensor:
-    """(tiles,) first position of each."""
-    if isinstance(places, Scattered):
-        return places.starts
-    return places.starts() if isinstance(places, Grid) else places.index()[:, 0]
-
-
-def _in_order(tiling: Tiling) -> tuple[Tensor, Tensor]:
-    """Tiles as their queries stand in the row, and pieces of them that are whole documents.
-
-    (tiles, 2) group and tile; (pieces + 1, 2) first tile and first key of each, and the ends.
-    """
-    firsts = [_first(group.queries) for group in tiling.groups]
-    counts = torch.tensor([len(one) for one in firsts], device="cpu")
-    group = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
-    tile = torch.arange(len(group), device="cpu") - (counts.cumsum(0) - counts)[group]
-    first, order = torch.cat(firsts).sort()
-    pieces = [(0, 0)]
-    for query, key in tiling.borders:
-        if key - pieces[-1][1] >= PIECE:
-            pieces.append((query, key))
-    cuts = torch.tensor(pieces, device="cpu")
-    cuts[:, 0] = torch.searchsorted(first, cuts[:, 0].contiguous())
-    end = torch.tensor([[len(order), tiling.num_keys]], device="cpu")
-    return torch.stack([group, tile], 1)[order], torch.cat([cuts, end])
-
-
-def _codes(pattern: Tabled, tiling: Tiling) -> Codes:
-    """Codes whose differences run from 0 over no more than the pairs that stand in tiles.
-
-    Behind the last one stand as many rows as a vector may touch.
-    """
-    query, key, rows = codes_of(pattern, tiling.num_queries, tiling.num_keys)
-    ends = []
-    for group in tiling.groups:
-        q, k = query[group.queries.index()].aminmax(dim=1), key[group.key_index()].aminmax(dim=1)
-        ends += [int((q.min - k.max).min()), int((q.max - k.min).max())]
-    first, last = (min(ends), max(ends)) if ends else (0, 0)
-    rows = torch.nn.functional.pad(rows[first : last + 1], (0, PADDING))
-    return Codes(query - first, key.contiguous(), rows)
-
-
-@remember(entries=4096, mebibytes=32, key=Same)
-def mask_words(mask: Tensor) -> Tensor:
-    """(tiles, tile_q, tile_k) bool -> a bit a query: (tiles, ceil(tile_q / 64), tile_k) int64."""
-    padded = torch.nn.functional.pad(mask, (0, 0, 0, -mask.shape[1] % WORD))
-    bits = padded.view(torch.uint8).unflatten(1, (-1, 8, 8))
-    octets = bits[:, :, :, 0].clone()
-    for place in range(1, 8):
-        octets += bits[:, :, :, place] << place
-    # the kernel reads them as words of the machine, the first query in the lowest bit
-    octets = octets if sys.byteorder == "little" else octets.flip(2)
-    return octets.mT.clone(memory_format=torch.contiguous_format).view(torch.int64)[..., 0]
-
-
-def plan(pattern: Pattern, n_keys: int, windowed: bool) -> Plan:
-    """The pattern's plan for the kernel; with the places of a WindowBias if `windowed`."""
-    return (_fresh if pattern.keeps_apart else _kept)(pattern, n_keys, windowed)
-
-
-_kept = remember(entries=256)(Plan)
-# as in Pattern.tiles; the masks lie there
-_fresh = remember(entries=16, mebibytes=16, size=lambda one: 4096 * len(one.groups))(Plan)
 
 
 def declare(library: ctypes.CDLL) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import MASKED, finite
-from foveal.ops.native import abi, build
+from foveal.ops.native import abi, build, plans
 from foveal.ops.operator import Operands, attention_operator, new_output, unit_stride
 from foveal.ops.trust import agrees
 from foveal.patterns import SlidingWindow
@@ -122,31 +122,19 @@ class _Call:
         self._held: list[Tensor] = [out, lse]
         self.operands = operands
         q, k, v = (self.hold(unit_stride(x)) for x in operands[:3])
-        self.plan = abi.plan(operands.pattern, k.shape[2], operands.rows is not None)
-        self.struct = abi.Call(
-            batch=q.shape[0],
-            kv_heads=k.shape[1],
-            repeats=q.shape[1] // k.shape[1],
-            num_queries=q.shape[2],
-            num_keys=k.shape[2],
-            head_dim=q.shape[3],
-            value_dim=v.shape[3],
-            groups=self.plan.groups,
-            num_groups=len(self.plan.groups),
-            order=self.plan.order,
-            pieces=self.plan.pieces,
-            num_pieces=self.plan.num_pieces,
-            threads=torch.get_num_threads(),
-            is_bfloat16=q.dtype == torch.bfloat16,
-            q=abi.matrix(q),
-            k=abi.matrix(k),
-            v=abi.matrix(v),
-            out=abi.matrix(out),
-            lse=lse.data_ptr(),
-            scale=operands.scale,
-            dropout_p=operands.dropout_p,
-            softcap=operands.softcap,
-            seed=0 if operands.seed is None else int(operands.seed),
+        batch, heads, num_queries, head_dim = q.shape
+        kv_heads, num_keys = k.shape[1:3]
+        self.plan = plan = plans.plan(operands.pattern, num_keys, operands.rows is not None)
+        self.struct = abi.new_call(
+            *(batch, kv_heads, heads // kv_heads, num_queries, num_keys, head_dim, v.shape[3]),
+            *(plan.groups, plan.num_groups, torch.get_num_threads(), q.dtype == torch.bfloat16),
+            *(q.data_ptr(), *q.stride()[:3]),
+            *(k.data_ptr(), *k.stride()[:3]),
+            *(v.data_ptr(), *v.stride()[:3]),
+            *(out.data_ptr(), *out.stride()[:3]),
+            *(lse.data_ptr(), operands.scale, operands.dropout_p),
+            *(0 if operands.seed is None else int(operands.seed), operands.softcap),
+            *(plan.order, plan.pieces, plan.num_pieces),
         )
         self._set_extras()
 
@@ -175,7 +163,7 @@ class _Call:
         table = finite(bias, SUMS)[0, :, 0].mul(LOG2E).clamp_(-HUGE, HUGE)
         values = table.index_select(1, codes.rows)
         head = values.stride(0) if len(table) > 1 else 0
-        places = (codes.query.data_ptr(), codes.key.data_ptr(), len(codes.rows) - abi.PADDING)
+        places = (codes.query.data_ptr(), codes.key.data_ptr(), len(codes.rows) - plans.PADDING)
         self.set("table", abi.Table(self.hold(values).data_ptr(), head, *places))
 
     def gradient(self) -> Callable[[], Tensor] | None:
@@ -187,7 +175,7 @@ class _Call:
             grad = self._bias_gradient(bias)
             return lambda: grad.sum(0)
         heads, rows = self.operands.q.shape[1], bias.shape[3]
-        own = codes.rows[: -abi.PADDING]
+        own = codes.rows[: -plans.PADDING]
         sums = torch.empty(heads, len(own), dtype=SUMS, device="cpu")
         self.set("d_table", self.hold(sums).data_ptr())
 

@@ -24,7 +24,8 @@ struct Selection {
     int64_t causal, first, per_token;  // query q stands at token first + q / per_token
 };
 
-// Tiles of one shape. mask: one bit a query, (tiles or 1, ceil(tile_q / 64), tile_k).
+// Tiles of one shape. mask: one bit a query, (tiles or 1, ceil(tile_q / 64), tile_k); bits beyond
+// tile_q may be any.
 struct Group {
     int64_t num_tiles, tile_q, tile_k;
     Places queries;
@@ -60,19 +61,28 @@ struct Table {
 };
 
 struct Call {
+    // what every call has
     int64_t batch, kv_heads, repeats, num_queries, num_keys, head_dim, value_dim;
     const Group* groups;
     int64_t num_groups, threads, is_bfloat16;
     Matrix q, k, v, out;
     float* lse;  // (batch, heads, queries)
+    double scale, dropout_p;
+    uint64_t seed;
+    double softcap;  // 0: none
+    // Tiles in the order of the row, where documents share it: (all tiles, 2) group and tile; or
+    // null: group by group. Pieces of the order that have no key in common: (pieces + 1, 2) first
+    // tile and first key.
+    const int64_t *order, *pieces;
+    int64_t num_pieces;
+    // what few have, or zeros
     Matrix rows, columns;  // float: the parts of a WindowBias
     int64_t window_height, window_width;
     Bias bias;
     const uint8_t* key_mask;  // (batch, keys): 1 = real key
-    double scale, dropout_p;
-    uint64_t seed;
-    double softcap;      // 0: none
-    const float* sinks;  // (heads) a logit each, or null
+    const float* sinks;       // (heads) a logit each, or null
+    int64_t lse_batch, lse_head;  // from one row of lse to the next; 0: num_queries
+    Table table;
     // backward only
     Matrix d_out;
     const float* d_lse;
@@ -80,15 +90,8 @@ struct Call {
     float* d_bias;        // strides as bias; `bias_copies` of them, summed by the caller
     int64_t bias_copies;  // 0: no two (batch, kv head) share a place of the bias
     int64_t bias_size;
-    float* delta;  // (batch, heads, queries) what the gradient of sinks is made of, or null
-    int64_t lse_batch, lse_head;  // from one row of lse to the next; 0: num_queries
-    Table table;
+    float* delta;    // (batch, heads, queries) what the gradient of sinks is made of, or null
     float* d_table;  // (heads, table.size), of data before it was multiplied
-    // Tiles in the order of the row, where documents share it: (all tiles, 2) group and tile; or
-    // null: group by group. Pieces of the order that have no key in common: (pieces + 1, 2) first
-    // tile and first key.
-    const int64_t *order, *pieces;
-    int64_t num_pieces;
 };
 
 // A linear layer, weight (out, in), or a LayerNorm; what it lacks is null.

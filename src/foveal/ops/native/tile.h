@@ -196,7 +196,7 @@ struct Tile {
         if (mask) mask += index * group->mask_step + sub * group->tile_k + first;
         const uint8_t* real = call.key_mask ? call.key_mask + batch * call.num_keys : nullptr;
         for (long j = 0; j < keys; ++j) {
-            uint64_t own = mask ? mask[j] : full;
+            uint64_t own = mask ? mask[j] & full : full;
             if (real && !real[key[j]]) own = 0;
             all &= bits[j] = own;
         }

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from foveal.ops.native import abi, build
+from foveal.ops.native import abi, build, plans
 from foveal.ops.operator import new_output, unit_stride
 from foveal.ops.selected.operands import Operands
 
@@ -48,7 +48,7 @@ class _Call:
     def __init__(self, x: Operands) -> None:
         self.x = x
         self._held: list[object] = []
-        self.folded = x.repeats > 1 and x.query_block < abi.WORD
+        self.folded = x.repeats > 1 and x.query_block < plans.WORD
         q, k, v = self.queries(x.q), self.hold(unit_stride(x.k)), self.hold(unit_stride(x.v))
         batch, heads, count, head_dim = x.q.shape
         groups = self._groups(heads if self.folded else 1)
