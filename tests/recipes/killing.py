@@ -18,7 +18,7 @@ import warnings
 IMPORTED = (
     "foveal.recipes.run",
     "foveal.training.trainer",
-    "tensorboard.summary.writer.record_writer",
+    "torch.utils.tensorboard",
     "torch._dynamo",  # optimizers import it
 )
 """What a child would spend seconds on."""

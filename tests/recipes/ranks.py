@@ -18,7 +18,7 @@ IMPORTED = (
     "foveal.cli.options",
     "foveal.cli.train",
     "foveal.training.trainer",
-    "tensorboard.summary.writer.record_writer",
+    "torch.utils.tensorboard",
     "torch._dynamo",  # optimizers and DDP import it
 )
 """What each process would spend seconds on."""

@@ -57,5 +57,5 @@ def first_difference(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str 
 _MAY_CHANGE = {
     *("training.steps", "training.time_budget", "training.log_every", "training.evaluate_every"),
     *("training.checkpoint_every", "training.checkpoint_seconds", "training.keep"),
-    *("training.device", "training.compile"),
+    *("training.device", "training.compile", "training.trackers"),
 }

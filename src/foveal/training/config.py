@@ -62,6 +62,9 @@ class TrainingConfig:
             means never.
         keep: checkpoints to keep.
         compile: run the model through torch.compile.
+        trackers: who is told the numbers besides metrics.jsonl, by the names that Accelerate has
+            for them: "tensorboard", "wandb", "mlflow", "trackio", ...; none for [], and
+            TensorBoard, where it is installed, unless given.
     """
 
     steps: int | None = None
@@ -77,10 +80,11 @@ class TrainingConfig:
     checkpoint_seconds: float = 0.0
     keep: int = 2
     compile: bool = False
+    trackers: tuple[str, ...] | None = None
 
 
 def check_training(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
-    """Raise ValueError for values that cannot make a run."""
+    """Raise ValueError for values that cannot make a run, ModuleNotFoundError for a tracker's."""
     if training.steps is None and training.time_budget is None:
         raise ValueError(
             "the training needs a budget: set training.steps or training.time_budget (seconds)."
@@ -90,6 +94,10 @@ def check_training(training: TrainingConfig, optimizer: OptimizerConfig) -> None
     for name, least in _LEAST_OPTIMIZER.items():
         _check_at_least("optimizer." + name, getattr(optimizer, name), least)
     _check_more(training, optimizer)
+    if training.trackers:
+        from foveal.training.trackers import check_trackers  # which asks Accelerate
+
+        check_trackers(training.trackers)
 
 
 _LEAST_TRAINING = {
@@ -183,7 +191,7 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any], where: str) -> Conf
 
 
 def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
-    """Accept a value for a hint of int, float, bool, str, Literal and unions of them."""
+    """Accept a value for a hint of int, float, bool, str, texts, Literal and unions of them."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal:
@@ -193,12 +201,22 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
             # what no machine counts to, and no number at all, are told below
             if abs(value) < _LARGEST:
                 return option(value)
+        elif option == _TEXTS and isinstance(value, list | tuple):
+            if all(type(one) is str for one in value):
+                return tuple(value)
         elif type(value) is option:
             return value
     raise ValueError(f"{name} in {where} must be {_describe(options)}, got {show(value)}.")
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TEXTS = tuple[str, ...]
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    _TEXTS: "a list of texts",
+}
 
 
 def _describe(options: Iterable[Any]) -> str:

@@ -1,33 +1,44 @@
-"""Where numbers go while a run is under way: metrics.jsonl and TensorBoard."""
+"""Where numbers go while a run is under way: metrics.jsonl, and the trackers of the run."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from foveal.common.files import write_text
+from foveal.training.trackers import Trackers
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends one JSON object a line, and the same numbers to TensorBoard where it is installed.
+    """Appends one JSON object a line, and hands the same numbers to the trackers.
 
     Args:
         folder: the run's folder.
         step: the step the run continues from; lines of later steps, written by a process that was
             killed before its next checkpoint, are dropped, since those steps are taken again.
         enabled: False on all processes but the first.
+        trackers: as `TrainingConfig.trackers`.
+        settings: the whole configuration, for the trackers.
+
+    Raises:
+        ValueError: a tracker that was asked for cannot be started.
     """
 
-    def __init__(self, folder: Path, step: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        enabled: bool = True,
+        trackers: Sequence[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._file = None
-        self._board: _Board | None = None
+        self._trackers: Trackers | None = None
         if not enabled:
             return
         path = folder / METRICS
@@ -35,7 +46,11 @@ class MetricsLog:
             kept = [json.dumps(entry) + "\n" for entry in read_metrics(folder, step)]
             write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard", step)
+        try:
+            self._trackers = Trackers(trackers, folder, step, settings)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record named numbers at a step."""
@@ -49,16 +64,16 @@ class MetricsLog:
                 f"{self._file.name} cannot be written: {error.strerror}. The last checkpoint is "
                 "whole; make room, then go on with --resume auto."
             ) from error
-        if self._board is not None:
-            self._board.write(step, values)
+        if self._trackers is not None:
+            self._trackers.log(step, values)
 
     def close(self) -> None:
-        """Close both; everything has been flushed, or has failed by name."""
+        """Close all; everything has been flushed, or has failed by name."""
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def read_metrics(folder: Path, last_step: int | None = None) -> list[dict[str, float]]:
@@ -83,48 +98,3 @@ def _entry_of(line: str) -> dict[str, float] | None:
         return None
     numbers = all(isinstance(value, int | float) for value in entry.values())
     return entry if numbers else None
-
-
-class _Board:
-    """A file of events for TensorBoard, written at once: its own writer does so in a thread.
-
-    What cannot be written is left out: metrics.jsonl holds the same, and says what is wrong.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}"
-        self._file = (folder / f"{name}.{os.getpid()}.{time.time_ns() % 10**9}").open("wb")
-        self._records = RecordWriter(self._file)
-        self._add(file_version="brain.Event:2")
-        if step:  # what a killed process wrote of later steps is taken back
-            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Add named numbers at a step."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        entries = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
-        self._add(step=step, summary=Summary(value=entries))
-
-    def close(self) -> None:
-        """Close the file."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _add(self, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        with contextlib.suppress(OSError):
-            self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
-            self._file.flush()
-
-
-def _tensorboard(folder: Path, step: int) -> _Board | None:
-    """The board, or None where TensorBoard is not installed or cannot write."""
-    with contextlib.suppress(ImportError, OSError):
-        return _Board(folder, step)
-    return None

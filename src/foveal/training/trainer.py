@@ -111,11 +111,11 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM came; the state has been saved.
             FloatingPointError: the loss is no longer a number.
+            ValueError: a tracker cannot be started; nothing is trained then.
         """
         if resume_from is not None:
             self._load(resume_from)
-        main = self.accelerator.is_main_process
-        log = MetricsLog(self.folder, self.step, enabled=main)
+        main, log = self.accelerator.is_main_process, self._open_log()
         try:
             with make_progress(self.title, enabled=main) as bar, Interrupt() as interrupt:
                 _Loop(self, log, bar, interrupt).run()
@@ -124,6 +124,13 @@ class Trainer:
         finally:
             log.close()
         return Outcome(self.step, self.elapsed, metrics, self._folder_of(self.step), main)
+
+    def _open_log(self) -> MetricsLog:
+        """Where numbers go; what the first process cannot open stops all."""
+        opened = [MetricsLog(self.folder, enabled=False)]
+        where = (self.folder, self.step, True, self.training.trackers, self.settings)
+        from_first(self.accelerator, lambda: opened.append(MetricsLog(*where)))
+        return opened[-1]
 
     @torch.no_grad()
     def rehearse(self) -> None:

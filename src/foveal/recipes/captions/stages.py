@@ -97,7 +97,9 @@ def _stage_config(config: RunConfig, task: str) -> RunConfig:
     if task == "clip":
         inherited["text_length"] = config.data.text_length
     training = dataclasses.replace(
-        scale_budget(stage.training, config), device=config.training.device
+        scale_budget(stage.training, config),
+        device=config.training.device,
+        trackers=config.training.trackers,
     )
     data = dataclasses.replace(stage.data, **inherited)
     return dataclasses.replace(stage, data=data, training=training)
