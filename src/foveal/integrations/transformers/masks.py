@@ -1,0 +1,152 @@
+"""The mask that a model of transformers hands to its layers: a rule, written out on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from transformers import masking_utils
+
+from foveal.integrations.transformers.rules import Rule, Selection, Sizes, rule_of, selection
+
+_READ = ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu")
+_ASKS = {getattr(Tensor, name).__get__ for name in (*_READ, "is_meta", "grad_fn", "is_leaf")} | {
+    getattr(Tensor, name)
+    for name in ("size", "dim", "numel", "is_floating_point", "__len__", "get_device", "nelement")
+}
+"""What is answered without the numbers."""
+_SAME = {getattr(Tensor, name) for name in ("detach", "contiguous", "clone", "to")}
+
+
+class PatternMask(Tensor):
+    """An additive mask (batch, 1, num_queries, num_keys) of which only the rule is there.
+
+    It goes wherever a model hands its mask on. An operation on it sees the mask written out, as
+    the eager attention of transformers has it: 0 where a key is read, else the lowest number.
+
+    Attributes:
+        rule: who reads whom; None where only the mask itself says it.
+        allowed: gives the mask as bool.
+    """
+
+    rule: Rule | Selection | None
+    allowed: Callable[[], Tensor]
+    table: Tensor | None
+
+    @staticmethod
+    def of(
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        rule: Rule | Selection | None,
+        allowed: Callable[[], Tensor],
+    ) -> PatternMask:
+        """A mask of that shape; `allowed` gives (batch, 1, num_queries, num_keys) bool."""
+        # whoever reads past what is written out here meets nan, not a mask
+        empty = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
+        found = empty.as_subclass(PatternMask)
+        found.rule, found.allowed, found.table = rule, allowed, None
+        return found
+
+    def written_out(self) -> Tensor:
+        """The mask itself, made once."""
+        if self.table is None:
+            self.table = _added(self.allowed(), self.dtype).expand(self.shape)
+        return self.table
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ASKS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func in _SAME and _stays(func, args, kwargs):
+            return args[0]
+        if func is Tensor.__getitem__ and (whole := _all_of(*args)) is not None:
+            return whole
+        args, kwargs = tree_map_only(PatternMask, PatternMask.written_out, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    zero = torch.zeros((), dtype=dtype, device=allowed.device)
+    return torch.where(allowed, zero, torch.finfo(dtype).min)
+
+
+def _stays(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it would be the same mask."""
+    if func is not Tensor.to:
+        return not kwargs
+    mask = args[0]
+    return all(
+        one == (mask.dtype if isinstance(one, torch.dtype) else mask.device)
+        or (one == mask.device.type if isinstance(one, str) else isinstance(one, bool))
+        for one in (*args[1:], *kwargs.values())
+    )
+
+
+def _all_of(mask: Any, index: Any) -> PatternMask | None:
+    """The mask where slices leave nothing out."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not isinstance(mask, PatternMask) or len(parts) > 4:
+        return None
+    for one, size in zip(parts, mask.shape, strict=False):
+        if not isinstance(one, slice) or one.indices(size) != (0, size, 1):
+            return None
+    return mask
+
+
+def foveal_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    use_vmap: bool = False,
+    device: Any = "cpu",
+    **_: Any,
+) -> Tensor:
+    """What transformers asks for the mask of a pass: see its `AttentionMaskInterface`."""
+    device = torch.device(device)
+    options = {"mask_function": mask_function, "use_vmap": use_vmap, "device": device}
+    sizes = (batch_size, q_length, kv_length)
+
+    def allowed(q_offset: Any = q_offset) -> Tensor:
+        found = masking_utils.sdpa_mask(
+            *sizes,
+            q_offset,
+            kv_offset,
+            attention_mask=attention_mask,
+            **options,
+            allow_is_causal_skip=False,
+        )
+        assert found is not None
+        return found
+
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _added(allowed(), dtype)
+    first = int(q_offset)  # that of a static cache is a tensor, which its next update changes
+    rule: Rule | Selection | None
+    if q_length == 1:
+        rule = selection(allowed(first)[:, 0, 0])
+    else:
+        padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+        places = Sizes(batch_size, (first, q_length), (kv_offset, kv_length), device)
+        rule = rule_of(mask_function, places, padding)
+    shape = (batch_size, 1, q_length, kv_length)
+    if rule is None:  # then every layer needs it
+        table = allowed(first)
+        return PatternMask.of(shape, dtype, device, None, lambda: table)
+    return PatternMask.of(shape, dtype, device, rule, lambda: allowed(first))
