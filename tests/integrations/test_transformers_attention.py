@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 T = pytest.importorskip("transformers")
 
-import foveal.integrations.transformers as plug  # noqa: E402
-from foveal.integrations.transformers import attention, masks  # noqa: E402
+from foveal.integrations.transformers import attention  # noqa: E402
 
 SMALL = {
     "vocab_size": 61,
@@ -104,7 +103,7 @@ def assert_same(pair: tuple[Any, Any], real: Tensor | None = None, **inputs: Any
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What computes: the names of `_by_rule`, `_by_selection` and `_by_mask`, as they are called."""
+    """The ways that calls take: `_by_rule`, `_by_selection` or `_by_mask`."""
     made: list[str] = []
 
     def noted(name: str) -> Callable[..., Any]:

@@ -143,17 +143,20 @@ def _by_rule(
             q_offset=rule.first,
             **options,
         )
-    found = [
-        attend(
-            *(x[row : row + 1] for x in (q, k, v)),
+    found = []
+    for row, pattern in enumerate(rule.patterns):
+        own = slice(row, row + 1)
+        one = attend(
+            q[own],
+            k[own],
+            v[own],
             pattern,
-            bias=bias if bias is None or len(bias) == 1 else bias[row : row + 1],
-            key_mask=None if rule.key_mask is None else rule.key_mask[row : row + 1],
+            bias=bias if bias is None or len(bias) == 1 else bias[own],
+            key_mask=None if rule.key_mask is None else rule.key_mask[own],
             q_offset=rule.first,
             **options,
         )
-        for row, pattern in enumerate(rule.patterns)
-    ]
+        found.append(one)
     return torch.cat(found)
 
 

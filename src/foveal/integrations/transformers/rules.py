@@ -107,7 +107,7 @@ def _rule(term: Term, sizes: Sizes, padding: Tensor | None) -> Rule | None:
     num_keys = sizes.keys[1]
     if pattern.is_causal:
         num_keys = sizes.first + sizes.queries[1]
-    patterns = (pattern,)
+    patterns: tuple[Pattern, ...] = (pattern,)
     if breaks is not None:
         patterns = _with_documents(pattern, breaks[:, :num_keys])
     places = breaks is not None or not pattern.reads_all

@@ -20,7 +20,9 @@ from torch import Tensor
 
 MOST_TERMS = 4
 CPU = torch.device("cpu")
-QUERY, KEY = "query", "key"
+Side = Literal["query", "key"]
+QUERY: Side = "query"
+KEY: Side = "key"
 MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
 
@@ -143,7 +145,7 @@ class Number(Compared):
     """
 
     make: Callable[[], Tensor]
-    side: Literal["query", "key"] | None = None
+    side: Side | None = None
     place: tuple[int, int, int] | None = None
     device: torch.device = CPU
 
@@ -395,7 +397,7 @@ def read(
         UnreadableError, or whatever the function raises at symbols.
     """
 
-    def places(side: Literal["query", "key"], first: int, count: int) -> Number:
+    def places(side: Side, first: int, count: int) -> Number:
         def make() -> Tensor:
             return torch.arange(first, first + count, device=device)[None]
 
