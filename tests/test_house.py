@@ -76,6 +76,7 @@ BY_TEXT = {
     "foveal.common.packages": "an optional package, by the name that an error would give",
     "foveal.bench.case": "modules of cases are named by who runs them",
     "foveal.data.text_files": "any one of several packages will do",
+    "foveal.data.transform": "a function of the user's own, which settings name",
     "foveal.patterns.notebook": "a notebook may draw a pattern, and drawing lies above",
 }
 """Modules that import others by a text, which hides them from the contract, and why."""

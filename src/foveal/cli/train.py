@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     config, output, resume = parse_overrides(base, rest)
     if going_on is not None:
         _refuse_other_settings(base, config, going_on)
+        _refuse_strange_code(config, arguments, going_on)
         output = str(going_on)
         if os.environ.get("RANK", "0") == "0":  # a recipe that was edited since changes nothing
             print(f"going on in {going_on} with the settings of its config.json", flush=True)
@@ -127,6 +129,26 @@ def _refuse_other_settings(saved: RunConfig, given: RunConfig, folder: Path) -> 
         raise ValueError(
             f"the run in {folder} was started with another {name}, {values[0]!r}, got "
             f"{values[1]!r}; leave the option out, or start a new run in another folder."
+        )
+
+
+def _refuse_strange_code(config: RunConfig, arguments: list[str], folder: Path) -> None:
+    """Raise ValueError for code that the folder of a run names, and nobody who typed this.
+
+    A folder may come from elsewhere: it says how a run goes on, but not what is executed. A recipe
+    that is named, and an option, are words of the user.
+    """
+    from foveal.recipes.config import functions_of, load_recipe
+
+    typed = {_value_of("--data.transform", arguments)}
+    if not arguments[0].startswith("-"):
+        with contextlib.suppress(ValueError, OSError):  # a recipe that has moved says nothing
+            typed |= functions_of(load_recipe(arguments[0]))
+    strange = sorted(functions_of(config) - typed)
+    if strange:
+        raise ValueError(
+            f"the run in {folder} trains with the function {strange[0]!r}, which is code that its "
+            f"folder names; if you trust it, say so: --data.transform {strange[0]}"
         )
 
 

@@ -17,8 +17,13 @@ MEAN, SPREAD = 0.5, 0.25
 
 
 def to_floats(images: Tensor) -> Tensor:
-    """uint8 pixels of any shape -> floats around 0 of about unit spread, alike for all data."""
-    return (images.float() / 255 - MEAN) / SPREAD
+    """Pictures of any shape -> floats around 0 of about unit spread, alike for all data.
+
+    images: uint8, or floats from 0 to 1.
+    """
+    if not images.is_floating_point():
+        images = images.float() / 255
+    return (images - MEAN) / SPREAD
 
 
 def random_crop(images: Tensor, margin: int, generator: Generator) -> Tensor:

@@ -28,6 +28,7 @@ from foveal.data.opening import Reader
 from foveal.data.pictures import SUFFIXES
 from foveal.data.stream import Draw
 from foveal.data.tables import is_table
+from foveal.data.transform import Transform
 from foveal.data.walk import LeftOut, data_folder, data_path, printable, walk
 
 
@@ -46,6 +47,7 @@ class PictureDataConfig:
         held_out: share of the pictures kept for scoring where the data have no split.
         max_images: use only so many training pictures; 0 means all.
         flip: mirror half of the pictures left to right while training.
+        transform: as in ImageDataConfig; not for DALL-E, which trains on tokens of pictures.
     """
 
     path: str = EMOJI
@@ -55,6 +57,7 @@ class PictureDataConfig:
     held_out: float = 0.1
     max_images: int = 0
     flip: bool = False
+    transform: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,17 +149,19 @@ class Pictures:
     Args:
         pictures: where they come from.
         flip: mirror half of them left to right.
+        transform: as in `PictureDataConfig`.
     """
 
-    def __init__(self, pictures: CaptionedSet, flip: bool) -> None:
+    def __init__(self, pictures: CaptionedSet, flip: bool, transform: str = "") -> None:
         self.pictures, self.flip = pictures, flip
+        self._transform = Transform(transform) if transform else None
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def draw(self, draw: Draw) -> Tensor:
         """The pictures of a batch."""
-        images = self.pictures.images(draw.indices)
+        images = _pictures(self.pictures, draw, self._transform)
         return augment.flip(images, draw.generator) if self.flip else images
 
 
@@ -168,6 +173,7 @@ class CaptionedPictures:
         captions: tokens (captions of all pictures, text_length), in the order of the pictures.
         tokens: of the pictures (pictures, grid tokens); the pictures themselves unless given.
         shuffle: give each picture the caption of any picture, another one each time.
+        transform: as in `PictureDataConfig`, for pictures themselves.
     """
 
     def __init__(
@@ -176,9 +182,11 @@ class CaptionedPictures:
         captions: Tensor,
         tokens: Tensor | None = None,
         shuffle: bool = False,
+        transform: str = "",
     ) -> None:
         self.pictures, self.captions = pictures, captions
         self.tokens, self.shuffle = tokens, shuffle
+        self._transform = Transform(transform) if transform else None
         counts = torch.tensor([len(texts) for texts in pictures.captions])
         self._counts, self._first = counts, counts.cumsum(0) - counts
 
@@ -194,7 +202,14 @@ class CaptionedPictures:
         captions = self.captions[self._first[told] + place.long()]
         if self.tokens is not None:
             return captions, self.tokens[index]
-        return captions, self.pictures.images(index)
+        return captions, _pictures(self.pictures, draw, self._transform)
+
+
+def _pictures(pictures: CaptionedSet, draw: Draw, transform: Transform | None) -> Tensor:
+    """Those of a draw (batch, 3, size, size), float from 0 to 1."""
+    if transform is None:
+        return pictures.images(draw.indices)
+    return transform(pictures.pixels[draw.indices], draw)
 
 
 def open_captions(config: PictureDataConfig) -> tuple[CaptionedSet, CaptionedSet]:

@@ -18,6 +18,7 @@ from foveal.data import augment
 from foveal.data.examples import Examples
 from foveal.data.pictures import try_square
 from foveal.data.stream import Draw
+from foveal.data.transform import Transform
 from foveal.data.walk import LeftOut, printable
 
 
@@ -34,6 +35,8 @@ class ImageDataConfig:
         size: pictures are scaled and cropped to size x size pixels.
         held_out: share of the pictures kept for scoring where the data have no split.
         max_images: use only so many training pictures; 0 means all.
+        transform: a function of one's own, "package.module:function", that gets each training
+            picture before it is varied otherwise; see `foveal.data.transform.Transform`.
         crop: shift by up to so many pixels.
         least_area: cut a random window of at least this share and scale it up; 1 means never.
         flip: mirror half of the pictures left to right.
@@ -52,6 +55,7 @@ class ImageDataConfig:
     size: int = 32
     held_out: float = 0.1
     max_images: int = 0
+    transform: str = ""
     crop: int = 4
     least_area: float = 1.0
     flip: bool = True
@@ -124,6 +128,7 @@ class AugmentedImages:
     def __init__(self, images: ImageSet, config: ImageDataConfig) -> None:
         self.images, self.config = images, config
         self.shown = shown_in_a_pass(images.labels, config.balance)
+        self._transform = Transform(config.transform) if config.transform else None
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -131,7 +136,10 @@ class AugmentedImages:
     def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, size, size) float, and targets (batch, classes) that sum to 1."""
         index = self.shown[draw.indices]
-        images = augment.to_floats(self.images.read(index))
+        pictures = self.images.read(index)
+        if self._transform is not None:
+            pictures = self._transform(pictures, draw)
+        images = augment.to_floats(pictures)
         targets = torch.nn.functional.one_hot(
             self.images.labels[index], len(self.images.classes)
         ).float()

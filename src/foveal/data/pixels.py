@@ -10,6 +10,7 @@ from torch import Tensor
 from foveal.data import augment
 from foveal.data.images import ImageSet
 from foveal.data.stream import Draw
+from foveal.data.transform import Transform
 
 CHANNELS = 3
 START = 0
@@ -24,6 +25,7 @@ class PixelDataConfig:
         path, valid, size, held_out, max_images: as in ImageDataConfig; a picture of size x size
             pixels is a sequence of size * size * 3 values.
         flip: mirror half of the training pictures left to right.
+        transform: as in ImageDataConfig; its floats are rounded to whole values.
         scored_images: held-out pictures that are scored, spread over all of them; 0 means all.
     """
 
@@ -33,6 +35,7 @@ class PixelDataConfig:
     held_out: float = 0.1
     max_images: int = 0
     flip: bool = False
+    transform: str = ""
     scored_images: int = 256
 
     @property
@@ -62,10 +65,12 @@ class PixelValues:
     Args:
         images: where they come from.
         flip: mirror half of them left to right.
+        transform: as in `PixelDataConfig`.
     """
 
-    def __init__(self, images: ImageSet, flip: bool) -> None:
+    def __init__(self, images: ImageSet, flip: bool, transform: str = "") -> None:
         self.images, self.flip = images, flip
+        self._transform = Transform(transform) if transform else None
         # their seeds once depended on the number of processes
         self.refuses_old_draws = flip
 
@@ -75,6 +80,8 @@ class PixelValues:
     def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(inputs, targets), each int64 of shape (batch, length)."""
         images = self.images.read(draw.indices)
+        if self._transform is not None:
+            images = (self._transform(images, draw) * 255).round().to(torch.uint8)
         if self.flip:
             images = augment.flip(images, draw.generator)
         values = to_values(images)

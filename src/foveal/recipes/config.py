@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import math
@@ -179,6 +180,17 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     return dataclasses.replace(
         config, recipe=recipe, data=dataclasses.replace(config.data, **data)
     )
+
+
+def functions_of(config: RunConfig) -> set[str]:
+    """The functions of users that training a configuration imports, its first stages included."""
+    named = {getattr(config.data, "transform", "")}
+    for stage in _STAGES:
+        source = getattr(config.data, stage, "")
+        if source and not (Path(source) / "config.json").is_file():
+            with contextlib.suppress(ValueError, OSError):  # told when it is trained
+                named.add(getattr(load_recipe(source).data, "transform", ""))
+    return named - {""}
 
 
 def _is_recipe(name: str) -> bool:

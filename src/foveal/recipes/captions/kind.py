@@ -48,6 +48,15 @@ class Dalle(Captions):
     unit = "tokens"
     score = "bits_per_image_token"
 
+    def open(self, data: DalleDataConfig) -> tuple[CaptionedSet, CaptionedSet]:
+        """Captioned pictures; ValueError for a setting that would change them in every pass."""
+        if data.transform:
+            raise ValueError(
+                f"data.transform must be left out of the task 'captions', got {data.transform!r}: "
+                "its pictures become tokens once; set it in the recipe of the VAE."
+            )
+        return super().open(data)
+
     def build(self, config: RunConfig, **assets: Any) -> DALLE:
         """The model of a configuration.
 

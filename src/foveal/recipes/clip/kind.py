@@ -59,7 +59,8 @@ class Clip(Captions):
 
     def source(self, task: KindTask) -> CaptionedPictures:
         """Pictures, each with one of its captions."""
-        return CaptionedPictures(task.train, self.words(task))
+        transform = task.config.data.transform
+        return CaptionedPictures(task.train, self.words(task), transform=transform)
 
     def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Contrastive loss in nats within the batch of this process."""

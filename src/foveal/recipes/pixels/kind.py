@@ -69,7 +69,7 @@ class Pixels(NextToken):
     length, temperature, continues_text = _SHOWN, 1.0, False
 
     def source(self, task: KindTask) -> PixelValues:
-        return PixelValues(task.train, task.config.data.flip)
+        return PixelValues(task.train, task.config.data.flip, task.config.data.transform)
 
     def units(self, task: KindTask) -> int:
         return int(task.config.data.length)

@@ -41,7 +41,8 @@ class VAE(Captioned):
         return model
 
     def source(self, task: KindTask) -> Pictures:
-        return Pictures(task.train, task.config.data.flip)
+        data = task.config.data
+        return Pictures(task.train, data.flip, data.transform)
 
     def loss(self, task: KindTask, model: nn.Module, batch: Tensor) -> Tensor:
         """The model's own loss of pictures (batch, 3, size, size)."""
