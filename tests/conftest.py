@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import peers
 import pytest
@@ -195,6 +196,41 @@ checkpoint_every = 6
 def tiny_recipe() -> str:
     """The recipe's text, in which {data} stands for the path of its data."""
     return TINY
+
+
+def _once(draw: Callable[..., Path], path_of: Callable[..., Path]) -> Callable[..., Path]:
+    """A function that draws into a file; the same arguments are drawn once, and then copied."""
+    drawn: dict[str, bytes] = {}
+
+    def copy(*args: Any, **options: Any) -> Path:
+        path = path_of(*args)
+        key = repr(([x for x in args if x is not path], options))
+        if key in drawn:
+            path.write_bytes(drawn[key])
+            return path
+        made = draw(*args, **options)
+        drawn[key] = made.read_bytes()
+        return made
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def short_reports() -> Iterator[None]:
+    """Runs that take a second end soon: what one report has drawn, the others copy.
+
+    And the samples of a model that has learnt nothing are three contexts long.
+    """
+    from foveal.recipes import charts, report
+    from foveal.recipes.bytes import writing
+
+    with pytest.MonkeyPatch.context() as patch:
+        pattern = _once(report.draw_pattern, lambda pattern, length, path: path)
+        patch.setattr(report, "draw_pattern", pattern)
+        curves = _once(charts.draw_curves, lambda curves, path: path)
+        patch.setattr(charts, "draw_curves", curves)
+        patch.setattr(writing, "_SAMPLE_BYTES", 48)
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Runs that commands are tried on, trained once."""
 
+import inspect
 import shutil
 
 import pytest
@@ -45,6 +46,29 @@ steps = 2
 batch_size = 2
 device = "cpu"
 """
+
+
+_SOURCES = {}
+
+
+@pytest.fixture(autouse=True)
+def sources_read_once(monkeypatch):
+    """Help texts come from the source of our classes: a file is parsed once, not at each call."""
+    find = inspect.findsource
+
+    def known(object):
+        if not inspect.isclass(object) or not object.__module__.startswith("foveal."):
+            return find(object)
+        if object not in _SOURCES:
+            _SOURCES[object] = find(object)
+        return _SOURCES[object]
+
+    monkeypatch.setattr(inspect, "findsource", known)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def soon(short_reports):
+    """Runs of a second end as soon as they can."""
 
 
 @pytest.fixture(scope="session")
