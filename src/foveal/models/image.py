@@ -16,6 +16,8 @@ from foveal.models.base import Model
 from foveal.models.config import ModelConfig
 from foveal.patterns.sizes import pair
 
+GlobalPool = Literal["avg", "max", "avgmax", "catavgmax", ""]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(ModelConfig):
@@ -28,7 +30,8 @@ class ImageConfig(ModelConfig):
         drop_path_rate: stochastic depth of the last block; earlier blocks have less.
         features_only: no head; the model returns the maps of its stages.
         out_indices: which stages those are; None = all.
-        global_pool: "avg", or "" for none: the head then works on every pixel of the last map.
+        global_pool: "avg"; "max"; "avgmax", the mean of both; "catavgmax", one after the other; or
+            "" for none: the head then works on every pixel of the last map.
     """
 
     num_classes: int = 1000
@@ -37,7 +40,7 @@ class ImageConfig(ModelConfig):
     drop_path_rate: float = 0.0
     features_only: bool = False
     out_indices: tuple[int, ...] | None = None
-    global_pool: Literal["avg", ""] = "avg"
+    global_pool: GlobalPool = "avg"
 
     @classmethod
     def resolve(cls, config: Self | None, options: dict[str, Any]) -> Self:
@@ -88,7 +91,7 @@ class ImageModel(Model):
         grad_checkpointing: see `set_grad_checkpointing`.
         feature_info: for each stage its `num_chs`, `reduction` (pixels of the image per pixel of
             the map) and `module` (name).
-        num_features: features that the classifier reads.
+        num_features: channels of the last map, as `forward_features` gives it.
     """
 
     settings: ImageConfig
@@ -107,8 +110,15 @@ class ImageModel(Model):
         return x
 
     def _pool(self, x: Tensor) -> Tensor:
-        """Map -> features (batch, num_features)."""
-        return x.mean((2, 3))
+        """Map -> features (batch, head_hidden_size)."""
+        kind = self.settings.global_pool
+        if kind in ("avg", ""):
+            return x.mean((2, 3))
+        most = x.amax((2, 3))
+        if kind == "max":
+            return most
+        both = (x.mean((2, 3)), most)
+        return torch.cat(both, 1) if kind == "catavgmax" else (both[0] + both[1]) / 2
 
     def get_classifier(self) -> nn.Module:
         """The last layer: a Linear, or an Identity without classes."""
@@ -123,6 +133,25 @@ class ImageModel(Model):
     def num_classes(self) -> int:
         """Outputs of the classifier; 0 without one."""
         return self.settings.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image."""
+        return self.settings.in_chans
+
+    @property
+    def global_pool(self) -> str:
+        """How the last map becomes features; see ImageConfig."""
+        return self.settings.global_pool
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Features that the classifier reads."""
+        return self.num_features * (2 if self.settings.global_pool == "catavgmax" else 1)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters to be trained without weight decay, beside vectors."""
+        return set()
 
     def forward(self, x: Tensor) -> Any:
         """Images (batch, channels, height, width) -> logits (batch, num_classes).
@@ -147,7 +176,7 @@ class ImageModel(Model):
         Or with `pre_logits` the pooled features (batch, features). Without pooling
         both are maps: (batch, num_classes or num_features, height, width).
         """
-        pooled = self.settings.global_pool == "avg"
+        pooled = self.settings.global_pool != ""
         shape = (x.shape[0], *x.shape[2:])
         if not pooled:  # every pixel is a map of its own
             x = x.movedim(1, -1).flatten(0, 2)[:, :, None, None]
@@ -206,7 +235,7 @@ class ImageModel(Model):
 
         Args:
             num_classes: its outputs.
-            global_pool: "avg" or "" from now on; None leaves it.
+            global_pool: as in ImageConfig, from now on; None leaves it.
         """
         # the configuration follows, so that a saved model loads again
         fields = {**self.settings.to_dict(), "num_classes": num_classes}
@@ -214,7 +243,7 @@ class ImageModel(Model):
         self.settings = type(self.settings)(**fields)
         weight = next(self.parameters())
         self._set_classifier(
-            classifier(self.num_features, num_classes).to(weight.device, weight.dtype)
+            classifier(self.head_hidden_size, num_classes).to(weight.device, weight.dtype)
         )
 
     def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
@@ -248,6 +277,10 @@ class ImageModel(Model):
     def _indices(self, indices: Sequence[int] | int | None) -> list[int]:
         count = len(self.feature_info)
         if isinstance(indices, int):
+            if not 0 < indices <= count:
+                raise ValueError(
+                    f"indices must be 1 to {count}, the last stages, or a list, got {indices=}."
+                )
             indices = range(count - indices, count)
         chosen = list(range(count) if indices is None else indices)
         if any(not -count <= i < count for i in chosen):

@@ -44,6 +44,19 @@ def family(name: str) -> type[Any]:
     return _families[name]
 
 
+def find_model(name: str) -> tuple[type[Any], dict[str, Any]]:
+    """The class of a named model, and the keywords of its size.
+
+    Raises:
+        ValueError: no such name; with the nearest one.
+    """
+    if name not in _models:
+        hint = suggest(name, _models, "see foveal.list_models().")
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    of_family, options = _models[name]
+    return family(of_family), options
+
+
 def create_model(name: str, **overrides: Any) -> Any:
     """A new Model by name, with random weights.
 
@@ -55,16 +68,13 @@ def create_model(name: str, **overrides: Any) -> Any:
     Raises:
         ValueError: an unknown name or keyword, with the nearest known one.
     """
-    if name not in _models:
-        hint = suggest(name, _models, "see foveal.list_models().")
-        raise ValueError(f"unknown model {name!r}; {hint}")
+    cls, options = find_model(name)
     if overrides.pop("pretrained", False):
         raise ValueError(
             "pretrained must be False: no trained weights come with foveal; load your own with "
             "foveal.load_model or foveal.load_upstream."
         )
-    of_family, options = _models[name]
-    return family(of_family)(**{**options, **overrides})
+    return cls(**{**options, **overrides})
 
 
 def list_models(glob: str = "*") -> list[str]:

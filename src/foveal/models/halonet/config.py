@@ -9,11 +9,11 @@ from foveal.layers.checks import check_sizes
 from foveal.layers.halo import Padding
 from foveal.layers.relative_position import RelPosMode, Size
 from foveal.models.config import check_entries
-from foveal.models.image import ImageConfig
+from foveal.models.staged import StagedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class HaloNetConfig(ImageConfig):
+class HaloNetConfig(StagedConfig):
     """Keywords of HaloNet; lists have an entry for each stage.
 
     Attributes:
@@ -73,6 +73,10 @@ class HaloNetConfig(ImageConfig):
                     f"heads must divide dims stage by stage, got dims={self.dims} and "
                     f"heads={self.heads}."
                 )
+
+    @property
+    def stem_reduction(self) -> int:
+        return self.stem_stride * (2 if self.stem_pool else 1)
 
 
 def _size(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foveal.layers.halo import HaloAttention
 from foveal.layers.patch import DropPath, PointwiseConv, drop_path_rates
 from foveal.models.halonet.config import SIZES, HaloNetConfig
-from foveal.models.image import FeatureInfo, ImageModel, classifier
+from foveal.models.image import FeatureInfo, classifier
 from foveal.models.registry import register
+from foveal.models.staged import StagedModel
 
 
 @register(SIZES)
-class HaloNet(ImageModel):
+class HaloNet(StagedModel):
     """Bottleneck blocks with blocked local attention, for images of any size.
 
     Vaswani et al., "Scaling Local Self-Attention for Parameter Efficient Visual Backbones"
@@ -42,6 +41,7 @@ class HaloNet(ImageModel):
     """
 
     family = "halonet"
+    BETWEEN = "final"
     config_class = HaloNetConfig
 
     def __init__(self, config: HaloNetConfig | None = None, /, **options: Any) -> None:
@@ -60,8 +60,8 @@ class HaloNet(ImageModel):
             nn.SiLU(),
             nn.MaxPool2d(3, 2, 1) if c.stem_pool else nn.Identity(),
         )
-        dim, reduction = c.stem_dim, c.stem_stride * (2 if c.stem_pool else 1)
-        self.stages, self.feature_info = nn.ModuleList(), FeatureInfo(c.out_indices)
+        dim, reduction = c.stem_dim, c.stem_reduction
+        self.stages, self.feature_info = nn.Sequential(), FeatureInfo(c.out_indices)
         rates = drop_path_rates(c.drop_path_rate, c.depths)
         for stage, stage_rates in enumerate(rates):
             blocks = []
@@ -80,21 +80,8 @@ class HaloNet(ImageModel):
             else _conv_bn(dim, c.final_dim, nn.SiLU())
         )
         self.num_features = dim if c.final_dim is None else c.final_dim
-        self.head = classifier(self.num_features, 0 if headless else c.num_classes)
+        self.head = classifier(self.head_hidden_size, 0 if headless else c.num_classes)
         self._init_weights()
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def _set_classifier(self, layer: nn.Module) -> None:
-        self.head = layer
-
-    def _stages(self, x: Tensor) -> Iterator[Tensor]:
-        # attention reads pixels as rows of channels, so the whole network keeps channels last
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        for stage in self.stages:
-            x = self._run(stage, x)
-            yield x
 
     def _finish(self, x: Tensor) -> Tensor:
         return self.final(x)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from foveal.layers.relative_position import Size
 from foveal.models.config import ModelConfig, check_entries
-from foveal.models.image import ImageConfig
+from foveal.models.staged import StagedConfig
 from foveal.patterns.sizes import pair
 
 
 @dataclass(frozen=True, kw_only=True)
-class SepVisionTransformerConfig(ImageConfig):
+class SepVisionTransformerConfig(StagedConfig):
     """Keywords of SepVisionTransformer; lists have an entry for each stage.
 
     Attributes:
@@ -34,6 +34,8 @@ class SepVisionTransformerConfig(ImageConfig):
         qkv_bias: biases in the projections to queries, keys and values.
         proj_drop_rate, attn_drop_rate: dropout of features and of attention weights.
     """
+
+    PER_STAGE = (*StagedConfig.PER_STAGE, "window_sizes")
 
     depths: tuple[int, ...] = (1, 2, 6, 2)
     dims: tuple[int, ...] = (32, 64, 128, 256)
@@ -58,6 +60,14 @@ class SepVisionTransformerConfig(ImageConfig):
         for stage, windows in enumerate(self.window_sizes):
             check_entries(1, **{f"window_sizes[{stage}]": windows or (0,)})
         pair(self.image_size, "image_size")
+
+    @property
+    def stem_reduction(self) -> int:
+        return 2 if self.stem_dims else 1
+
+    @property
+    def first_conv(self) -> str:
+        return "stem.0" if self.stem_dims else "stages.0.embed.conv"
 
     def grids(self) -> list[tuple[int, int]]:
         """(height, width) of the map of each stage at `image_size`."""

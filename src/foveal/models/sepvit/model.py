@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foveal.layers.patch import (
@@ -17,15 +15,16 @@ from foveal.layers.patch import (
     tokens,
 )
 from foveal.layers.separable import SeparableAttention
-from foveal.models.image import FeatureInfo, ImageModel, classifier
+from foveal.models.image import FeatureInfo, classifier
 from foveal.models.registry import register
 from foveal.models.sepvit.config import SIZES, SepVisionTransformerConfig
+from foveal.models.staged import StagedModel
 
 EPS = 1e-6
 
 
 @register(SIZES)
-class SepVisionTransformer(ImageModel):
+class SepVisionTransformer(StagedModel):
     """Separable vision transformer: overlapping patches, separable attention, four stages.
 
     Li et al., "SepViT: Separable Vision Transformer" (2022), after the authors' code, with its
@@ -51,6 +50,7 @@ class SepVisionTransformer(ImageModel):
     """
 
     family = "sepvit"
+    BETWEEN = "norm"
     config_class = SepVisionTransformerConfig
 
     def __init__(
@@ -58,9 +58,9 @@ class SepVisionTransformer(ImageModel):
     ) -> None:
         super().__init__()
         self.settings = c = SepVisionTransformerConfig.resolve(config, options)
-        self.stages, self.feature_info = nn.ModuleList(), FeatureInfo(c.out_indices)
+        self.stages, self.feature_info = nn.Sequential(), FeatureInfo(c.out_indices)
         self.stem = early_convolutions(c.in_chans, c.stem_dims)
-        dim_in, reduction = (c.stem_dims[-1], 2) if c.stem_dims else (c.in_chans, 1)
+        dim_in, reduction = (c.in_chans, *c.stem_dims)[-1], c.stem_reduction
         rates = drop_path_rates(c.drop_path_rate, c.depths)
         for stage, stage_rates in enumerate(rates):
             self.stages.append(SepStage(c, stage, dim_in, stage_rates))
@@ -72,20 +72,8 @@ class SepVisionTransformer(ImageModel):
         self.num_features = dim_in
         headless = c.features_only
         self.norm = nn.Identity() if headless else nn.LayerNorm(dim_in, eps=EPS)
-        self.head = classifier(dim_in, 0 if headless else c.num_classes)
+        self.head = classifier(self.head_hidden_size, 0 if headless else c.num_classes)
         self._init_weights()
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def _set_classifier(self, layer: nn.Module) -> None:
-        self.head = layer
-
-    def _stages(self, x: Tensor) -> Iterator[Tensor]:
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        for stage in self.stages:
-            x = self._run(stage, x)
-            yield x
 
     def _finish(self, x: Tensor) -> Tensor:
         return as_map(self.norm(tokens(x)))
