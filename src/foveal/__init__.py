@@ -151,6 +151,10 @@ provide(
             for name in ("load_upstream", "save_upstream", "list_upstreams", "register_upstream")
         },
         "read_checkpoint": "foveal.compat.files:read_checkpoint",
+        # of the Hub
+        "hub_files": "foveal.integrations.hub.fetch:HubFiles",
+        "push_to_hub": "foveal.integrations.hub.push:push",
+        "publish_run": "foveal.recipes.publish:publish",
         # a family of models, and values of `compat`
         "sepvit_compact": "foveal.compat.vit_pytorch.network:SepViT",
         "h-transformer-1d-0.1.9": "foveal.compat.h_transformer_1d.attention:PackageAttention",

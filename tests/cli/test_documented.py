@@ -15,6 +15,7 @@ from foveal.cli import (
     listing,
     main,
     predict,
+    push,
     report,
 )
 from foveal.cli.options import parse_overrides
@@ -28,6 +29,7 @@ OPTIONS = {
     "evaluate": evaluate.Options,
     "generate": generate.Options,
     "predict": predict.Options,
+    "push": push.Options,
     "report": report.Options,
     "draw": draw.Options,
     "draw attention": draw.AttentionOptions,

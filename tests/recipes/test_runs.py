@@ -14,6 +14,7 @@ from foveal.data.corpus import Corpus
 from foveal.recipes.bytes.kind import score_windows
 from foveal.recipes.bytes.writing import continue_text
 from foveal.recipes.config import load_recipe
+from foveal.recipes.publish import publish
 from foveal.recipes.report import pictures_of, write_run_report
 from foveal.recipes.run import evaluate, generate, train
 from foveal.recipes.runs import choose_folder, find_run, load_config, load_model
@@ -54,6 +55,20 @@ def test_a_run_folder_ends_complete(trained):
     for words in ("SlidingWindow(window=8", "bits per byte", "torch", "learning_rate", "checksum"):
         assert words in report
     assert not list(run.rglob("*.partial"))
+
+
+def test_what_a_run_tells_the_world(trained):
+    """Its score, data and command are those that it ended with; no path is told."""
+    run, text = trained
+    result = json.loads((run / "result.json").read_text())
+    about, files = publish(run)
+    assert about["scores"] == {"bits_per_byte": result["bits_per_byte"]}
+    assert about["scored_on"].startswith("text.txt, ")
+    assert about["data"].startswith("text.txt, ")
+    assert "checksum" in about["data"]
+    assert about["command"] == "foveal train tiny.toml"
+    assert list(files) == ["run.json"]
+    assert str(text.parent) not in json.dumps([about, files])
 
 
 def test_the_model_learnt_and_can_be_loaded_alone(trained):

@@ -63,6 +63,7 @@ class CausalLM(Model):
     """
 
     is_causal: bool
+    pipeline_tag = "text-generation"
 
     def __init__(
         self,

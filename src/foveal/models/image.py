@@ -94,6 +94,7 @@ class ImageModel(Model):
         num_features: channels of the last map, as `forward_features` gives it.
     """
 
+    pipeline_tag = "image-classification"
     settings: ImageConfig
     feature_info: FeatureInfo
     num_features: int

@@ -37,8 +37,10 @@ def family(name: str) -> type[Any]:
         ValueError: no such family.
     """
     name = name.replace("-", "_")  # files of earlier versions have a hyphen in one of them
-    if name not in _families and is_provided(name):
-        return provided(name)  # of a room above
+    if name not in _families and is_provided(name):  # of a room above, which has more than models
+        found = provided(name)
+        if isinstance(found, type) and getattr(found, "family", None) == name:
+            return found
     if name not in _families:
         raise ValueError(f"unknown model family {name!r}; known: {', '.join(sorted(_families))}.")
     return _families[name]

@@ -1,8 +1,10 @@
-"""Models on disk: a folder with config.json and model.safetensors."""
+"""Models on disk: a folder with config.json and model.safetensors; and where such files are."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foveal.common.files import read_json, write_file, write_text
+from foveal.common.lazy import provided
 from foveal.common.meta import on_meta
 from foveal.models.registry import family
 
@@ -19,6 +22,15 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TIED = "tied"
 """Note in a file of weights: name of a parameter -> name of the one that it is."""
+
+Find = Callable[[str, int], Path]
+"""Where the file of a name lies, for which so many bytes are plenty."""
+
+_OF_HUB = r"\w[\w.-]*/\w([\w.-]*\w)?"
+_MOST_CONFIG = 64 << 20
+_MOST_HEADER = 100 << 20
+_WIDEST = 8
+"""Bytes of a configuration, of what stands before weights, and of a number."""
 
 
 def save_model(model: Any, folder: str | Path) -> None:
@@ -33,16 +45,64 @@ def save_model(model: Any, folder: str | Path) -> None:
     write_text(folder / CONFIG, text)
 
 
-def load_model(folder: str | Path, device: torch.device | str | None = None) -> Any:
+def load_model(
+    folder: str | Path,
+    device: torch.device | str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Any:
     """The Model that `save_model` wrote, in evaluation mode and in the dtype of the file.
 
+    Args:
+        folder: where it was saved; or "user/name" of a model on the Hub, if there is no such
+            folder. Of that, config.json and model.safetensors are downloaded, nothing else.
+        revision: branch, tag or commit of a model on the Hub; its main branch unless given.
+        token: who asks the Hub; the one that was logged in with unless given, nobody if False.
+        cache_dir: where downloads are kept; where huggingface_hub keeps them unless given.
+        local_files_only: take what was downloaded before, and ask nobody.
+        force_download: download again.
+
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: a file is missing, or there is no such model on the Hub.
         ValueError: a file is damaged, or the weights do not fit the configuration.
+        PermissionError, ConnectionError: the Hub refuses, or cannot be reached.
     """
-    folder = Path(folder)
-    name, options = _read_config(folder / CONFIG)
-    weights, tied = _read_weights(folder / WEIGHTS, device)
+    if not _is_of_hub(folder):
+        if revision is not None:
+            raise ValueError(_no_revisions(folder, revision))
+        return _read_model(lambda name, _: Path(folder) / name, device)
+    files = provided("hub_files")(
+        folder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
+    return _read_model(files, device)
+
+
+def _is_of_hub(folder: str | Path) -> bool:
+    """Whether it is the name of a model on the Hub, and none of a folder here."""
+    named = isinstance(folder, str) and re.fullmatch(_OF_HUB, folder, re.ASCII)
+    return bool(named) and not Path(folder).exists()
+
+
+def _no_revisions(folder: str | Path, revision: str) -> str:
+    what = "is a folder here" if Path(folder).exists() else "is no name like user/name"
+    return (
+        f"revision={revision!r} is for a model on the Hub, but {str(folder)!r} {what}; "
+        "leave it out."
+    )
+
+
+def _read_model(find: Find, device: torch.device | str | None) -> Any:
+    path = find(CONFIG, _MOST_CONFIG)
+    name, options = _read_config(path)
     try:
         cls = family(name)
         settings = cls.config_class.from_json(options)
@@ -50,8 +110,11 @@ def load_model(folder: str | Path, device: torch.device | str | None = None) -> 
             model = cls(settings)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of torch, too
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{folder / CONFIG} does not describe a model: {reason}") from error
-    _fit(model, weights, folder / WEIGHTS)
+        raise ValueError(f"{path} does not describe a model: {reason}") from error
+    count = sum(value.numel() for value in model.state_dict().values())
+    path = find(WEIGHTS, count * _WIDEST + _MOST_HEADER)
+    weights, tied = _read_weights(path, device)
+    _fit(model, weights, path)
     # copies are aligned as fresh weights are, so that results are the same to the last bit
     model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
     for name, first in tied.items():
@@ -88,6 +151,8 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     _require(path)
     try:
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds no object, but {content!s:.40}")
         name, options = content["family"], content["config"]
         if not isinstance(name, str) or not isinstance(options, dict):
             raise TypeError("family must be a string and config an object")
@@ -138,7 +203,8 @@ def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
 def _require(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; expected a folder written by save_pretrained."
+            f"{path} does not exist; expected a folder written by save_pretrained, or user/name "
+            "of a model on the Hub."
         )
 
 

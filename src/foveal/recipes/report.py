@@ -71,13 +71,18 @@ def pictures_of(folder: Path) -> list[Path]:
 
 
 def _headline(kind: Kind, result: dict[str, Any], score: dict[str, Any] | None) -> dict[str, str]:
-    newest = score if score and not _is_old(score, result) else result
+    newest = newest_score(result, score)
     cards = shown(newest.get("scores", newest), kind.forms)
     if result:
         cards["steps"] = f"{result['steps']:,}"
         cards["minutes of training"] = f"{result['seconds'] / 60:.1f}"
         cards["parameters"] = result["facts"]["parameters"]
     return cards
+
+
+def newest_score(result: dict[str, Any], score: dict[str, Any] | None) -> dict[str, Any]:
+    """Of how training ended and what was scored, that which is of the newest weights."""
+    return score if score and not _is_old(score, result) else result
 
 
 def _is_old(evaluation: dict[str, Any], result: dict[str, Any]) -> bool:

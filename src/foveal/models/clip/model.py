@@ -51,6 +51,7 @@ class CLIP(Model):
     """
 
     family = "clip"
+    pipeline_tag = "zero-shot-image-classification"
     config_class = CLIPConfig
     settings: CLIPConfig
 

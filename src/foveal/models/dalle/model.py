@@ -68,6 +68,7 @@ class DALLE(Model):
     """
 
     family = "dalle"
+    pipeline_tag = "text-to-image"
     config_class = DALLEConfig
     settings: DALLEConfig
     vae: ImageTokenizerLike | None

@@ -35,6 +35,7 @@ class HTransformerClassifier(Model):
     """
 
     family = "htransformer_classifier"
+    pipeline_tag = "text-classification"
     config_class = HTransformerClassifierConfig
     settings: HTransformerClassifierConfig
     is_causal = False
