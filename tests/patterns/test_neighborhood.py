@@ -1,4 +1,4 @@
-"""Neighbourhoods beside NATTEN's own forward pass, and beside windows counted one by one."""
+"""Neighbourhoods beside windows counted one by one; beside NATTEN: tests/integrations."""
 
 import itertools
 import math
@@ -7,11 +7,9 @@ import random
 import pytest
 import torch
 
-import foveal
 from foveal import patterns as P
-from foveal.testing import assert_close, assert_pattern
+from foveal.testing import assert_pattern
 
-NATTEN_CASES, PARTS = 200, 4
 MOST = {1: 40, 2: 9, 3: 6}  # coordinates on an axis
 
 
@@ -21,7 +19,7 @@ def drawn(number):
     size, kernel, dilation, stride = [], [], [], []
     for _ in range(dims := 1 + number % 3):
         size.append(draw.randint(3, MOST[dims]))
-        # where it is all of the input, NATTEN goes another way, which it lacks on CPU
+        # never all of the input
         kernel.append(draw.randint(2, size[-1] - (not kernel)))
         dilation.append(draw.randint(1, size[-1] // kernel[-1]))
         stride.append(draw.randint(1, kernel[-1]))
@@ -29,33 +27,6 @@ def drawn(number):
     names = ("kernel_size", "dilation", "stride")
     options = dict(zip(names, map(tuple, (kernel, dilation, stride)), strict=True))
     return tuple(size), options | {"causal": causal}
-
-
-@pytest.fixture
-def natten(monkeypatch):
-    """NATTEN, whose CPU way is FlexAttention: kept from compiling it for every shape."""
-    flex = pytest.importorskip("torch.nn.attention.flex_attention")
-    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    return pytest.importorskip(
-        "natten", reason="needs natten (pip install --no-deps --no-build-isolation natten)"
-    )
-
-
-@pytest.mark.filterwarnings("ignore:return_lse is deprecated:FutureWarning")
-@pytest.mark.parametrize("part", range(PARTS))
-def test_equals_natten(natten, part):
-    """One to three axes, dilation, stride, causality for each axis, even kernels."""
-    for number in range(part, NATTEN_CASES, PARTS):
-        size, options = drawn(number)
-        torch.manual_seed(number)
-        q, k, v = torch.randn(3, 1, *size, 1, 8)
-        attend = (natten.na1d, natten.na2d, natten.na3d)[len(size) - 1]
-        theirs = {name: value for name, value in options.items() if name != "causal"}
-        want = attend(q, k, v, is_causal=options["causal"], backend="flex-fna", **theirs)
-        pattern = P.Neighborhood(size, border="shift", **options)
-        flat = [x.flatten(1, -3).transpose(1, 2) for x in (q, k, v)]
-        found = foveal.attend(*flat, pattern).transpose(1, 2).view_as(want)
-        assert_close(found, want, rtol=2e-6)
 
 
 def window(at, side, kernel, dilation, stride, first, ends, slides):
