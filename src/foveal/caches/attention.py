@@ -109,6 +109,12 @@ class AttentionCache:
         twin._store = self._store.clone()
         return twin
 
+    def select(self, rows: Tensor) -> AttentionCache:
+        """Chosen rows of the batch: see DecodingState."""
+        twin = copy.copy(self)
+        twin._store = self._store.select(rows)
+        return twin
+
     def prefill(self, k: Tensor, v: Tensor) -> AttentionCache:
         """Load many tokens at once, keeping only what later ones can read.
 

@@ -97,6 +97,14 @@ class PyramidCache:
         twin.data, twin.queries = self.data.clone(), self.queries.clone()
         return twin
 
+    @lasting
+    def select(self, rows: Tensor) -> PyramidCache:
+        """Chosen rows of the batch: see DecodingState."""
+        twin = copy.copy(self)
+        twin.data = self.data.index_select(1, rows)
+        twin.queries = self.queries.index_select(0, rows)
+        return twin
+
     # -- loading ----------------------------------------------------------------------------
 
     def prefill(self, k: Tensor, v: Tensor, q: Tensor | None = None) -> PyramidCache:

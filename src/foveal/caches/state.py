@@ -19,7 +19,7 @@ class DecodingState:
 
     Attributes:
         parts: one state a layer or stage: an AttentionCache, a DecodingState, anything with
-            `num_bytes` and `clone()`; None for a part that remembers nothing.
+            `num_bytes`, `clone()` and `select(rows)`; None for a part that remembers nothing.
         position: number of tokens seen so far, which is the position of the next one.
         tensors: what a part remembers besides the keys and values, (batch, ...) each, by name.
         place: () int64, the position as a tensor, where the state lies at fixed addresses (see
@@ -45,4 +45,16 @@ class DecodingState:
         twin = copy.copy(self)
         twin.parts = [None if part is None else part.clone() for part in self.parts]
         twin.tensors = {name: value.clone() for name, value in self.tensors.items()}
+        return twin
+
+    @lasting
+    def select(self, rows: Tensor) -> DecodingState:
+        """Chosen rows of the batch, in any order and as often as wanted: a copy.
+
+        Args:
+            rows: (new batch,) int64, which row of this state each one goes on from.
+        """
+        twin = copy.copy(self)
+        twin.parts = [None if part is None else part.select(rows) for part in self.parts]
+        twin.tensors = {name: value.index_select(0, rows) for name, value in self.tensors.items()}
         return twin

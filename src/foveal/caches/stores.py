@@ -89,6 +89,13 @@ class Ring(_Store):
         twin.whole = self.whole.clone()
         return twin
 
+    @lasting
+    def select(self, rows: Tensor) -> Ring:
+        """A copy of chosen rows of the batch."""
+        twin = copy.copy(self)
+        twin.whole = self.whole.index_select(1, rows)
+        return twin
+
     def write(self, kv: Tensor, first: int) -> None:
         """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
         count = kv.shape[3]
@@ -175,6 +182,13 @@ class Log(_Store):
     def clone(self) -> Log:
         twin = copy.copy(self)
         twin.data, twin.held = self.data.clone(), self.held.clone()
+        return twin
+
+    @lasting
+    def select(self, rows: Tensor) -> Log:
+        """A copy of chosen rows of the batch."""
+        twin = copy.copy(self)
+        twin.data, twin.held = self.data.index_select(1, rows), self.held.clone()
         return twin
 
     def write(self, kv: Tensor, first: int) -> None:

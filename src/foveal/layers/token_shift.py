@@ -111,17 +111,16 @@ class TokenShift:
 
     @lasting
     def make_cache(self, batch: int, dtype: torch.dtype, device: Device) -> DecodingState:
-        """An empty state: the features (reach, batch, 1, kept) that later tokens take over."""
-        rows = torch.zeros(self.reach, batch, 1, self.kept, dtype=dtype, device=device)
+        """An empty state: the features (batch, reach, kept) that later tokens take over."""
+        rows = torch.zeros(batch, self.reach, self.kept, dtype=dtype, device=device)
         return DecodingState([], tensors={"rows": rows})
 
     def prefill(self, x: Tensor, cache: DecodingState) -> Tensor:
         """The shift of the first tokens x (batch, tokens, dim) -> same, remembered."""
         count = x.shape[1]
         stays = torch.arange(max(0, count - self.reach), count, device=x.device)
-        kept = x[:, stays, None, : self.kept].transpose(0, 1)
         rows = cache.tensors["rows"]
-        rows[stays % self.reach] = kept.to(rows.dtype)
+        rows[:, stays % self.reach] = x[:, stays, : self.kept].to(rows.dtype)
         cache.position = count
         return self(x)
 
@@ -137,9 +136,9 @@ class TokenShift:
             place, parts = position - self.text_length, self.pixels
         for start, stop, back, width in parts:
             seen = place >= back and (not width or place % width)
-            before = rows[(position - back) % self.reach, ..., start:stop] if seen else 0.0
-            x[..., start:stop] = before
-        rows[position % self.reach] = own
+            at = (position - back) % self.reach
+            x[..., start:stop] = rows[:, at : at + 1, start:stop] if seen else 0.0
+        rows[:, position % self.reach] = own[:, 0]
         return x
 
     def extend(self, x: Tensor, cache: DecodingState) -> Tensor:
@@ -149,7 +148,7 @@ class TokenShift:
         cache.position += count
         places = torch.arange(count, device=x.device) + first
         back = places[:1] + torch.arange(-self.reach, 0, device=x.device)
-        before = rows[back % self.reach, :, 0].transpose(0, 1).to(x.dtype)
+        before = rows[:, back % self.reach].to(x.dtype)
         seen = torch.cat((before, x[..., : self.kept]), 1)
         pixel = places - self.text_length
         shifted = (x.clone(), x.clone())
@@ -161,8 +160,7 @@ class TokenShift:
                 source = seen[:, self.reach - back_by :][:, :count, start:stop]
                 out[..., start:stop] = source * real[:, None]
         stays = places[-self.reach :]
-        kept = x[:, count - len(stays) :, None, : self.kept].transpose(0, 1)
-        rows[stays % self.reach] = kept.to(rows.dtype)
+        rows[:, stays % self.reach] = x[:, count - len(stays) :, : self.kept].to(rows.dtype)
         return torch.where((pixel < 0)[:, None], *shifted)
 
     def _step_at(self, x: Tensor, rows: Tensor, place: Tensor) -> Tensor:
@@ -172,7 +170,7 @@ class TokenShift:
         for out, at, parts in zip(shifted, (place, pixel), (self.words, self.pixels), strict=True):
             for start, stop, back, width in parts:
                 seen = at >= back if not width else at % width != 0
-                before = rows.index_select(0, (place - back) % self.reach)[0]
+                before = rows.index_select(1, (place - back) % self.reach)
                 out[..., start:stop] = before[..., start:stop] * seen
-        rows.index_copy_(0, place % self.reach, x[None, ..., : self.kept].to(rows.dtype))
+        rows.index_copy_(1, place % self.reach, x[..., : self.kept].to(rows.dtype))
         return torch.where(pixel < 0, *shifted)

@@ -20,6 +20,8 @@ from foveal.models.registry import family
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+MODEL_TYPE = "foveal"
+"""What transformers knows our configurations by; see foveal.integrations.transformers."""
 TIED = "tied"
 """Note in a file of weights: name of a parameter -> name of the one that it is."""
 
@@ -39,7 +41,11 @@ def save_model(model: Any, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state, tied = _separate(model.state_dict())
     notes = {"format": "pt", TIED: json.dumps(tied)} if tied else {"format": "pt"}
-    config = {"family": model.family, "config": model.settings.to_json()}
+    config = {
+        "model_type": MODEL_TYPE,
+        "family": model.family,
+        "config": model.settings.to_json(),
+    }
     text = json.dumps(config, indent=2) + "\n"
     write_file(folder / WEIGHTS, lambda path: save_file(state, path, notes))
     write_text(folder / CONFIG, text)
@@ -114,6 +120,9 @@ def _read_model(find: Find, device: torch.device | str | None) -> Any:
     count = sum(value.numel() for value in model.state_dict().values())
     path = find(WEIGHTS, count * _WIDEST + _MOST_HEADER)
     weights, tied = _read_weights(path, device)
+    left_out = _left_out(model, weights)
+    weights |= {name: weights[first] for name, first in left_out.items()}
+    tied |= left_out
     _fit(model, weights, path)
     # copies are aligned as fresh weights are, so that results are the same to the last bit
     model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
@@ -137,6 +146,20 @@ def _separate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
         result[name] = whole.clone() if storage in memory and whole is value else whole
         memory.add(storage)
     return result, tied
+
+
+def _left_out(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
+    """What transformers does not write twice: name of a parameter -> another name of the same
+    one, which the file has."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    found: dict[str, str] = {}
+    for several in names.values():
+        there = [name for name in several if name in weights]
+        if there:
+            found |= {name: there[0] for name in several if name not in weights}
+    return found
 
 
 def _tie(model: nn.Module, name: str, first: str) -> None:
