@@ -86,7 +86,8 @@ def new_output(q: Tensor, dim: int) -> Tensor:
     Projections then read it without a copy; gradients of q, k and v have this form too.
     """
     batch, heads, length, _ = q.shape
-    return q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    strides = (length * heads * dim, dim, heads * dim, 1)
+    return q.new_empty_strided((batch, heads, length, dim), strides)
 
 
 def unit_stride(x: Tensor) -> Tensor:

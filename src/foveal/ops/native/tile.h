@@ -169,6 +169,12 @@ struct Tile {
     long place_keys(long tile, long first, long* to) const {
         const long count = num_keys - first < KEYS ? num_keys - first : KEYS;
         if (group->selection.blocks) return place_chosen(first, count, to), count;
+        if (group->num_parts == 1) {
+            const Places& p = *group->keys;
+            const int64_t start = p.tiles[tile], *items = p.items + tile * p.item_step + first;
+            for (long j = 0; j < count; ++j) to[j] = start + items[j];
+            return count;
+        }
         long place = 0, filled = 0;
         for (long part = 0; part < group->num_parts && filled < count; ++part) {
             const Places& p = group->keys[part];
