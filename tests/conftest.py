@@ -14,7 +14,6 @@ from typing import Any
 
 import peers
 import pytest
-import torch
 
 
 @pytest.fixture
@@ -33,6 +32,8 @@ def peer() -> Callable[[str], ModuleType]:
 @pytest.fixture(autouse=bool(os.environ.get("FOVEAL_DETERMINISTIC")))
 def deterministic() -> Iterator[None]:
     """With FOVEAL_DETERMINISTIC=1 the whole suite runs under torch's deterministic algorithms."""
+    import torch  # not above: the process that hands out the tests needs no torch
+
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,11 +1,13 @@
 """torch.compile(fullgraph=True) of every model: the same outputs and gradients."""
 
+import ctypes
 import os
 import shutil
 
 import pytest
 import torch
 import torch._inductor.config
+from torch._inductor import codecache
 
 from foveal import patterns as P
 from foveal.layers import (
@@ -229,14 +231,60 @@ def fresh_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("inductor")
 
 
+class Kernel:
+    """A function of inductor's that waits for its library."""
+
+    def __init__(self, argtypes, build):
+        self.pointers = ["*" in argtype for argtype in argtypes]
+        self.build = build
+        self.function = None
+
+    def __call__(self, *arguments):
+        if self.function is None:
+            self.build()
+        given = zip(arguments, self.pointers, strict=True)
+        self.function(
+            *(ctypes.c_void_p(x.data_ptr()) if p else ctypes.c_int64(x) for x, p in given)
+        )
+
+
+@pytest.fixture
+def one_unit(monkeypatch):
+    """Kernels are compiled together, when the first is called.
+
+    One by one, as inductor does, each costs the compiler a second of headers.
+    """
+    waiting = []
+
+    class Library(codecache.CppPythonBindingsCodeCache):
+        _load_library_inner = staticmethod(codecache.CppCodeCache._load_library_inner)
+
+    def build():
+        library = Library.load("\n".join(source for _, source in waiting))
+        for number, (kernel, _) in enumerate(waiting):
+            kernel.function = library[f"kernel_{number}"]
+        waiting.clear()
+
+    def load(argtypes, source):
+        assert source.count(" kernel(") == 1
+        assert all("*" in argtype or "int" in argtype for argtype in argtypes)
+        kernel = Kernel(argtypes, build)
+        waiting.append((kernel, source.replace(" kernel(", f" kernel_{len(waiting)}(")))
+        return kernel
+
+    monkeypatch.setattr(codecache.CppPythonBindingsCodeCache, "load_pybinding", load)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_unit")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", SMALLEST)
 def test_inductor(name, monkeypatch, fresh_cache):
     """The default compiler's code computes the same."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(fresh_cache))
-    # the draws of eager mode; loops of numbers, not of vectors, which compile sooner; no processes
-    # that wait for kernels of Triton
-    options = {"fallback_random": True, "cpp.simdlen": 1, "compile_threads": 1}
+    # the draws of eager mode; loops of numbers, not of vectors, which compile sooner, and no trial
+    # of the vectors; no processes that wait for kernels of Triton; nothing kept for another run
+    options = {"fallback_random": True, "cpp.simdlen": 1, "cpp.vec_isa_ok": True}
+    options |= {"compile_threads": 1, "fx_graph_cache": False}
     with torch._inductor.config.patch(options):
         check(SMALLEST, name, "inductor")
