@@ -156,6 +156,7 @@ provide(
         "push_to_hub": "foveal.integrations.hub.push:push",
         "publish_run": "foveal.recipes.publish:publish",
         # a family of models, and values of `compat`
+        "diffusers_vq": "foveal.integrations.diffusers:VQModelVAE",
         "sepvit_compact": "foveal.compat.vit_pytorch.network:SepViT",
         "h-transformer-1d-0.1.9": "foveal.compat.h_transformer_1d.attention:PackageAttention",
         "hourglass-transformer-pytorch-0.0.6": (

@@ -6,8 +6,8 @@
 | `foveal.integrations.timm` | `timm.create_model("foveal_...")` |
 | `foveal.integrations.natten` | natten's functions and modules, computed by foveal |
 | `foveal.integrations.deepspeed` | DeepSpeed's `SparseSelfAttention` on our layouts |
-| `foveal.integrations.diffusers` | a VQModel as the picture coder of DALL-E |
-| `foveal.integrations.open_clip` | an open_clip model as reranker |
+| `foveal.integrations.diffusers` | a VQModel as the VAE of DALL-E |
+| `foveal.integrations.open_clip` | an open_clip model as reranker of its pictures |
 
 None of them is loaded by `import foveal`, and a package that is not installed is named when its
 module is imported.

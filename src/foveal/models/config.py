@@ -33,7 +33,7 @@ class ModelConfig:
             value = read(name, getattr(self, name), hint)
             if hint in (int, int | None) and value is not None:
                 as_int(name, value, 0)  # no count is negative; those that must be more say so
-            _check_magnitude(name, value)
+            check_magnitude(name, value)
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -70,14 +70,14 @@ _STEMS = ("depth", "layer", "block")
 """Endings of the names of fields that say how many modules are built."""
 
 
-def _check_magnitude(name: str, value: Any) -> None:
+def check_magnitude(name: str, value: Any) -> None:
     """Raise ValueError for a number, also within tuples, that no model can have.
 
     Without an end to layers the constructor would go on until the memory is full.
     """
     if isinstance(value, tuple | list):
         for one in value:
-            _check_magnitude(name, one)
+            check_magnitude(name, one)
     if isinstance(value, int):
         most = _MOST_LAYERS if name.removesuffix("s").endswith(_STEMS) else _LARGEST
         if value > most:

@@ -112,7 +112,8 @@ def generate_images(
         temperature, top_k, top_p, min_p: see foveal.generation.Sampler.
         guidance: how far to move towards what the text says; 1 = not at all.
         rerank: a CLIP, called as rerank(text, images) in evaluation mode; each text's
-            pictures are sorted, best first. It is tried before any token is drawn.
+            pictures are sorted, best first. It is tried before any token is drawn. One that
+            `reads_strings` (foveal.integrations.open_clip) is given strings in place of tokens.
         img: pictures (batch or 1, channels, height, width), or their tokens, whose first
             tokens are kept.
         num_init_img_tokens, num_init_img_rows: how many tokens or rows of `img` are kept; by
@@ -139,8 +140,10 @@ def generate_images(
     text = _tokenize(model, texts, tokenizer)
     judge = clip if rerank is None else rerank
     full = torch.nn.functional.pad(text, (0, model.text_seq_len - text.shape[1]))
+    told: Any = full
     if judge is not None:
-        _check_judge(judge, full, model)
+        told = _strings(texts, full, tokenizer) if _reads_strings(judge) else full
+        _check_judge(judge, told, model)
     sampler = Sampler(temperature, _top_k(model, top_k, filter_thres), top_p, min_p, seed)
     guidance = guidance if cond_scale is None else cond_scale
     prime = (img, num_init_img_tokens, num_init_img_rows)
@@ -150,7 +153,7 @@ def generate_images(
     if judge is None:
         return images
     with evaluating(judge):
-        scores = judge(full.repeat_interleave(num_images, 0), images, return_loss=False)
+        scores = judge(_repeated(told, num_images), images, return_loss=False)
     return (images, scores) if rerank is None else _sorted(images, scores, num_images)
 
 
@@ -322,7 +325,32 @@ def _known(
     return tokens[:, :num_tokens].repeat_interleave(batch // len(tokens), 0)
 
 
-def _check_judge(judge: Any, texts: Tensor, model: Any) -> None:
+def _reads_strings(judge: Any) -> bool:
+    return bool(getattr(judge, "reads_strings", False))
+
+
+def _strings(texts: Any, tokens: Tensor, tokenizer: Any) -> list[str]:
+    """Texts as they were given, or what a tokenizer makes of tokens (batch, words)."""
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Tensor):
+        return list(texts)
+    if tokenizer is None:
+        raise ValueError(
+            "rerank reads strings, got tokens and tokenizer=None; give texts as strings, or the "
+            "tokenizer that decodes them."
+        )
+    return [_tokenizer(tokenizer).decode(row[row != 0].tolist()) for row in tokens]
+
+
+def _repeated(told: Any, times: int) -> Any:
+    """Each text so many times, one after another: tokens (batch, words) or strings."""
+    if isinstance(told, Tensor):
+        return told.repeat_interleave(times, 0)
+    return [text for text in told for _ in range(times)]
+
+
+def _check_judge(judge: Any, texts: Any, model: Any) -> None:
     """Raise ValueError unless a CLIP scores these texts with pictures as the VAE makes them.
 
     Tried on empty pictures before hours are spent on generating.
