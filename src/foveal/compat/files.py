@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.compat.wrappers import find_weights, unwrap
 
@@ -26,20 +27,25 @@ class Checkpoint:
         weights: parameter name -> tensor, as the package named them.
         extra: what else the file held, such as hyper-parameters.
         source: where it came from, for messages.
+        module: the model itself, where one was given.
     """
 
     weights: Weights
     extra: dict[str, Any] = field(default_factory=dict)
     source: str = "the state dict"
+    module: nn.Module | None = None
 
 
-def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint from a file of torch or safetensors, or from a dict in memory.
+def read_checkpoint(source: str | Path | Mapping[str, Any] | nn.Module) -> Checkpoint:
+    """A checkpoint from a file of torch or safetensors, from a dict in memory, or of a model.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, would execute code, or holds no weights.
     """
+    if isinstance(source, nn.Module):
+        name = f"the {type(source).__name__}"
+        return Checkpoint(unwrap(source.state_dict()), source=name, module=source)
     if isinstance(source, Mapping):
         return _unpack(source, "the state dict")
     path = Path(source)
@@ -59,7 +65,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # scripts keep their arguments beside the weights; a Namespace executes nothing
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights only" in str(error).lower() and "global" in str(error).lower():
             raise ValueError(

@@ -51,7 +51,7 @@ def list_upstreams() -> dict[str, tuple[str, ...]]:
 
 
 def load_upstream(
-    checkpoint: str | Path | Mapping[str, Any],
+    checkpoint: str | Path | Mapping[str, Any] | nn.Module,
     package: str | None = None,
     config: Mapping[str, Any] | None = None,
     compat: str | None = PACKAGE_DEFAULT,
@@ -59,8 +59,8 @@ def load_upstream(
     """The model or layer of a public package's checkpoint, in evaluation mode.
 
     Args:
-        checkpoint: a file written by torch.save or safetensors, or a state dict. Files are read
-            without executing anything in them.
+        checkpoint: a file written by torch.save or safetensors, a state dict, or a model of the
+            package. Files are read without executing anything in them.
         package: who wrote it, one of `list_upstreams()`; None tells from the names of the
             parameters.
         config: keywords of the package's constructor; only those that the shapes of the weights

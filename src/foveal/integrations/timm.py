@@ -37,7 +37,7 @@ PREFIX = "foveal_"
 
 SIDES = {"halonet_h3": 320, "halonet_h4": 384, "halonet_h5": 448, "halonet_h6": 512}
 SIDES |= {"halonet_h7": 600, "halonet_cifar": 32}
-"""Of the images that a model was made for, where its configuration does not say; others 256."""
+"""Of the images that a model was made for, where its configuration does not say."""
 
 PAPERS = {"halonet": "arXiv:2103.12731", "sepvit": "arXiv:2203.15380"}
 
@@ -68,7 +68,7 @@ def _settings(name: str) -> StagedConfig:
 def _describe(name: str) -> dict[str, Any]:
     """What timm calls the pretrained_cfg."""
     c, cls = _settings(name), find_model(name)[0]
-    size = pair(getattr(c, "image_size", SIDES.get(name, 256)), "image_size")
+    size = pair(SIDES.get(name, c.image_size), "image_size")
     reduction = c.stem_reduction * math.prod(c.strides)
     return {
         "input_size": (c.in_chans, *size),
@@ -122,7 +122,7 @@ def _build(
         pretrained: whether weights follow; their size of images is then the one of the model.
         img_size: where a model has parameters for a size, the one that they are made for.
     """
-    if img_size is not None and not pretrained and hasattr(_settings(name), "image_size"):
+    if img_size is not None and not pretrained:
         options["image_size"] = img_size
     with torch.device(device or torch.get_default_device()):
         model: StagedModel = create_model(name, **options)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveal.layers.relative_position import Size
 from foveal.models.image import ImageConfig, ImageModel
 
 
@@ -18,11 +19,13 @@ class StagedConfig(ImageConfig):
 
     Attributes:
         strides: of the stages.
+        image_size: of images in training, (height, width) or an int; any other works as well.
     """
 
     PER_STAGE: ClassVar[tuple[str, ...]] = ("depths", "dims", "heads", "strides")
 
     strides: tuple[int, ...] = (1, 2, 2, 2)
+    image_size: Size = 224
 
     @property
     def stem_reduction(self) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from foveal.layers.checks import check_sizes
 from foveal.layers.halo import Padding
 from foveal.layers.relative_position import RelPosMode, Size
 from foveal.models.config import check_entries
 from foveal.models.staged import StagedConfig
+from foveal.patterns.sizes import pair
+
+Mixer = Literal["halo", "conv", "map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +26,31 @@ class HaloNetConfig(StagedConfig):
         strides: of the first block of a stage.
         block_size, halo_size: (height, width) of a block and of its border, or ints.
         value_ratio: width of the values, as a multiple of the bottleneck (r_v of the paper).
-        bottleneck_ratio: width of a block's result, likewise (r_b).
+        bottleneck_ratio: width of a block's result, likewise (r_b); one for all stages or each.
         final_dim: features of a last 1 x 1 convolution (d_f); None for none.
         stem_dim, stem_kernel, stem_stride: of the first convolution.
         stem_pool: a max pooling of stride 2 after it.
         conv_stages: stages whose attention is a 3 x 3 convolution instead (the hybrids of the
             paper's table 3).
-        rel_pos, padding: as in HaloAttention.
+        rel_pos, padding, scale_rel_pos, true_offsets: as in HaloAttention.
         attn_drop_rate: dropout on the attention weights.
+        mixers: for each stage what its blocks mix pixels by, in turns: "halo", "conv" (3 x 3), or
+            "map" (MapAttention); () for halo attention but in `conv_stages`.
+        dim_head: features of a head of queries and keys; None for what `dims` gives.
+        qk_ratio: width of queries and keys where dim_head is None, as a multiple of the values',
+            rounded to 8 over all heads.
+        stem_dims: 3 x 3 convolutions in place of the one of stem_dim; the first has stride 2, and
+            with stem_stride=4 the last one, too.
+        act: activation.
+        channel_attention: "se" or "eca" after the convolutions (Hu et al. 2018; Wang et al. 2020).
+        se_ratio: hidden features of "se", as a multiple, rounded to 8.
+        group_width: channels of a group of the 3 x 3 convolutions; 0 for one group.
+        inverted: blocks are this many times as wide as their input, whatever `dims`, end without
+            an activation, and have no shortcut where they change the map (RegNetZ).
+        image_size: (height, width), or an int, of images in training, for the tables of "map".
     """
+
+    PER_STAGE = (*StagedConfig.PER_STAGE, "mixers")
 
     depths: tuple[int, ...] = (3, 3, 7, 3)
     dims: tuple[int, ...] = (64, 128, 256, 512)
@@ -40,7 +59,7 @@ class HaloNetConfig(StagedConfig):
     block_size: Size = 8
     halo_size: Size = 3
     value_ratio: float = 1.0
-    bottleneck_ratio: float = 0.5
+    bottleneck_ratio: float | tuple[float, ...] = 0.5
     final_dim: int | None = None
     stem_dim: int = 64
     stem_kernel: int = 7
@@ -49,7 +68,19 @@ class HaloNetConfig(StagedConfig):
     conv_stages: tuple[int, ...] = ()
     rel_pos: RelPosMode = "split"
     padding: Padding = "mask"
+    scale_rel_pos: bool = True
+    true_offsets: bool = True
     attn_drop_rate: float = 0.0
+    mixers: tuple[tuple[Mixer, ...], ...] = ()
+    dim_head: int | None = None
+    qk_ratio: float = 1.0
+    stem_dims: tuple[int, ...] = ()
+    act: Literal["silu", "relu"] = "silu"
+    channel_attention: Literal["se", "eca"] | None = None
+    se_ratio: float = 1 / 16
+    group_width: int = 0
+    inverted: float | None = None
+    image_size: Size = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +91,19 @@ class HaloNetConfig(StagedConfig):
                     f"{name} must have an entry for each of the {stages} stages of "
                     f"depths={self.depths}, got {name}={getattr(self, name)}."
                 )
+        if self.mixers and (len(self.mixers) != stages or not all(self.mixers)):
+            raise ValueError(
+                f"mixers must have an entry for each of the {stages} stages, and none empty, got "
+                f"mixers={self.mixers}."
+            )
+        if isinstance(self.bottleneck_ratio, tuple) and len(self.bottleneck_ratio) != stages:
+            raise ValueError(
+                f"bottleneck_ratio must be a number or {stages} of them, got "
+                f"{self.bottleneck_ratio}."
+            )
         check_entries(1, dims=self.dims, heads=self.heads, strides=self.strides)
+        check_entries(1, stem_dims=self.stem_dims)
+        pair(self.image_size, "image_size")
         check_entries(0, depths=self.depths)
         if self.final_dim is not None:
             check_sizes(final_dim=self.final_dim)
@@ -74,9 +117,38 @@ class HaloNetConfig(StagedConfig):
                     f"heads={self.heads}."
                 )
 
+    def mixer(self, stage: int, block: int) -> Mixer:
+        """What a block mixes pixels by."""
+        if not self.mixers:
+            return "conv" if stage in self.conv_stages else "halo"
+        return self.mixers[stage][block % len(self.mixers[stage])]
+
+    def dim_out(self, stage: int) -> int:
+        """Channels of a stage."""
+        ratio = self.bottleneck_ratio
+        return round(self.dims[stage] * (ratio[stage] if isinstance(ratio, tuple) else ratio))
+
+    def dim_qk(self, stage: int, width: int) -> int:
+        """Features of a head of queries and keys in a block of a width."""
+        if self.dim_head is not None:
+            return self.dim_head
+        width = width if self.qk_ratio == 1 else to_eights(width * self.qk_ratio)
+        return width // self.heads[stage]
+
+    def first(self, count: int) -> dict[str, Any]:
+        ratio = self.bottleneck_ratio
+        ratio = ratio[:count] if isinstance(ratio, tuple) else ratio
+        return {**super().first(count), "bottleneck_ratio": ratio, "final_dim": None}
+
     @property
     def stem_reduction(self) -> int:
         return self.stem_stride * (2 if self.stem_pool else 1)
+
+
+def to_eights(width: float) -> int:
+    """The nearest multiple of 8, or the next one where it would be less than 0.9 of it."""
+    near = max(8, int(width + 4) // 8 * 8)
+    return near + 8 if near < 0.9 * width else near
 
 
 def _size(

@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveal.layers.halo import HaloAttention
 from foveal.layers.patch import DropPath, PointwiseConv, drop_path_rates
 from foveal.models.halonet.config import SIZES, HaloNetConfig
+from foveal.models.halonet.hybrids import HYBRIDS
+from foveal.models.halonet.parts import act, attention, channel_attention, convolution, stem
 from foveal.models.image import FeatureInfo, classifier
 from foveal.models.registry import register
 from foveal.models.staged import StagedModel
 
 
-@register(SIZES)
+@register({**SIZES, **HYBRIDS})
 class HaloNet(StagedModel):
     """Bottleneck blocks with blocked local attention, for images of any size.
 
@@ -47,29 +48,17 @@ class HaloNet(StagedModel):
     def __init__(self, config: HaloNetConfig | None = None, /, **options: Any) -> None:
         super().__init__()
         self.settings = c = HaloNetConfig.resolve(config, options)
-        self.stem = nn.Sequential(
-            nn.Conv2d(
-                c.in_chans,
-                c.stem_dim,
-                c.stem_kernel,
-                c.stem_stride,
-                c.stem_kernel // 2,
-                bias=False,
-            ),
-            nn.BatchNorm2d(c.stem_dim),
-            nn.SiLU(),
-            nn.MaxPool2d(3, 2, 1) if c.stem_pool else nn.Identity(),
-        )
-        dim, reduction = c.stem_dim, c.stem_reduction
+        self.stem = stem(c)
+        dim, reduction = (c.stem_dim, *c.stem_dims)[-1], c.stem_reduction
         self.stages, self.feature_info = nn.Sequential(), FeatureInfo(c.out_indices)
         rates = drop_path_rates(c.drop_path_rate, c.depths)
         for stage, stage_rates in enumerate(rates):
             blocks = []
             for i, rate in enumerate(stage_rates):
-                blocks.append(HaloBlock(c, stage, dim, c.strides[stage] if i == 0 else 1, rate))
-                dim = blocks[-1].dim_out
+                stride = c.strides[stage] if i == 0 else 1
+                blocks.append(HaloBlock(c, stage, i, dim, stride, reduction, rate))
+                dim, reduction = blocks[-1].dim_out, reduction * stride
             self.stages.append(nn.Sequential(*blocks))
-            reduction *= c.strides[stage]
             self.feature_info.append(
                 {"num_chs": dim, "reduction": reduction, "module": f"stages.{stage}"}
             )
@@ -77,7 +66,7 @@ class HaloNet(StagedModel):
         self.final = (
             nn.Identity()
             if headless or c.final_dim is None
-            else _conv_bn(dim, c.final_dim, nn.SiLU())
+            else _conv_bn(dim, c.final_dim, act(c))
         )
         self.num_features = dim if c.final_dim is None else c.final_dim
         self.head = classifier(self.head_hidden_size, 0 if headless else c.num_classes)
@@ -97,54 +86,47 @@ class HaloBlock(nn.Module):
 
     Args:
         c: configuration of the network.
-        stage: index of the stage.
+        stage, block: which it is.
         dim: channels of the map.
         stride: of the attention and the shortcut.
+        reduction: pixels of the image for each pixel of the map.
         drop_path: rate of stochastic depth.
     """
 
     def __init__(
-        self, c: HaloNetConfig, stage: int, dim: int, stride: int, drop_path: float
+        self,
+        c: HaloNetConfig,
+        stage: int,
+        block: int,
+        dim: int,
+        stride: int,
+        reduction: int,
+        drop_path: float,
     ) -> None:
         super().__init__()
-        width = c.dims[stage]
-        self.dim_out = round(width * c.bottleneck_ratio)
-        self.reduce = _conv_bn(dim, width, nn.SiLU())
-        self.mix = _mixer(c, stage, stride)
+        width = c.dims[stage] if c.inverted is None else round(dim * c.inverted)
         mixed = round(width * c.value_ratio)
-        self.norm = nn.Sequential(nn.BatchNorm2d(mixed), nn.SiLU())
+        self.dim_out = c.dim_out(stage)
+        self.reduce = _conv_bn(dim, width, act(c))
+        kind = c.mixer(stage, block)
+        if kind == "conv":
+            self.mix: nn.Module = convolution(c, width, mixed, stride)
+        else:
+            self.mix = attention(c, kind, stage, width, mixed, stride, reduction)
+        self.norm = nn.Sequential(nn.BatchNorm2d(mixed), act(c))
+        self.gate = channel_attention(c, mixed) if kind == "conv" else nn.Identity()
         self.expand = _conv_bn(mixed, self.dim_out, nn.Identity())
         self.drop_path = DropPath(drop_path)
         same = dim == self.dim_out and stride == 1
-        self.shortcut = (
-            nn.Identity() if same else _conv_bn(dim, self.dim_out, nn.Identity(), stride)
-        )
-        self.act = nn.SiLU()
+        self.shortcut: nn.Module | None = nn.Identity() if same else None
+        if not same and c.inverted is None:
+            self.shortcut = _conv_bn(dim, self.dim_out, nn.Identity(), stride)
+        self.act = act(c) if c.inverted is None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, height, width) -> (batch, dim_out, height / stride, width / stride)."""
-        y = self.expand(self.norm(self.mix(self.reduce(x))))
-        return self.act(self.shortcut(x) + self.drop_path(y))
-
-
-def _mixer(c: HaloNetConfig, stage: int, stride: int) -> nn.Module:
-    """Attention, or in a hybrid's stage a convolution: `width` channels to width * value_ratio."""
-    width, heads = c.dims[stage], c.heads[stage]
-    if stage in c.conv_stages:
-        return nn.Conv2d(width, round(width * c.value_ratio), 3, stride, 1, bias=False)
-    return HaloAttention(
-        width,
-        c.block_size,
-        c.halo_size,
-        dim_head=width // heads,
-        heads=heads,
-        stride=stride,
-        padding=c.padding,
-        rel_pos=c.rel_pos,
-        dropout=c.attn_drop_rate,
-        value_ratio=c.value_ratio,
-        out_proj=False,
-    )
+        y = self.drop_path(self.expand(self.gate(self.norm(self.mix(self.reduce(x))))))
+        return self.act(y if self.shortcut is None else self.shortcut(x) + y)
 
 
 def _conv_bn(dim_in: int, dim_out: int, act: nn.Module, stride: int = 1) -> nn.Sequential:
