@@ -3,8 +3,9 @@
 Each function returns a bool tensor (heads, num_blocks, num_blocks): True where a block of queries
 (row) reads a block of keys (column). Quirks are kept, since checkpoints were trained with them.
 Differs from DeepSpeed in: random blocks come from a seed of their own, not from the global
-generator (`random.seed(s)` there and `seed=s` here give the same layout); a sliding window wider
-than a short row is the whole row and no error.
+generator (`random.seed(s)` there and `seed=s` here give the same layout), or from a generator that
+is handed in as the seed, which moves on; a sliding window wider than a short row is the whole row
+and no error.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def fixed_layout(
     """Windows of `num_local_blocks`, and the last blocks of each window visible to the others.
 
     Head `h` shows the group of blocks `h mod num_different_global_patterns` from the window's end.
-    Quirk kept: "unidirectional" with more than one global block switches on blocks above the
-    diagonal.
+    Quirks kept: "unidirectional" with more than one global block switches on blocks above the
+    diagonal; fewer blocks than global ones count those from the end.
     """
     size, shown = num_local_blocks, num_global_blocks
     _check_fixed(
@@ -52,7 +53,7 @@ def fixed_layout(
         whole = num_blocks - num_blocks % size
         starts = list(range(first, whole, size))
         if whole < num_blocks:  # the last, shorter window shows what it has
-            starts.append(max(0, min(whole + first, num_blocks - shown)))
+            starts.append(min(whole + first, num_blocks - shown))
         for start in starts:
             grid[start if one_way else 0 :, start : start + shown] = True
             if horizontal_global_attention:
@@ -87,7 +88,7 @@ def variable_layout(
     global_block_end_indices: Sequence[int] | None = None,
     attention: str = "bidirectional",
     horizontal_global_attention: bool = False,
-    seed: int = 0,
+    seed: int | random.Random = 0,
 ) -> Tensor:
     """Windows of the listed sizes (the last one repeats), global blocks and random blocks.
 
@@ -100,7 +101,7 @@ def variable_layout(
         check_positive(local_window_blocks=size)
     spans = _global_spans(global_block_indices, global_block_end_indices)
     one_way = attention == "unidirectional"
-    draw = random.Random(seed)
+    draw = seed if isinstance(seed, random.Random) else random.Random(seed)
     layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     for grid in layout:
         _random_blocks(grid, num_random_blocks, draw)
@@ -121,13 +122,13 @@ def bigbird_layout(
     num_sliding_window_blocks: int = 3,
     num_global_blocks: int = 1,
     attention: str = "bidirectional",
-    seed: int = 0,
+    seed: int | random.Random = 0,
 ) -> Tensor:
     """A sliding window, the first blocks read by and reading everything, and random blocks."""
     check_attention(attention)
     check_int("num_global_blocks", num_global_blocks, 0)
     one_way = attention == "unidirectional"
-    draw = random.Random(seed)
+    draw = seed if isinstance(seed, random.Random) else random.Random(seed)
     layout = torch.zeros(num_heads, num_blocks, num_blocks, dtype=torch.bool, device="cpu")
     for grid in layout:
         _random_blocks(grid, num_random_blocks, draw, past_only=one_way)

@@ -1,0 +1,95 @@
+"""natten's and DeepSpeed's layers computed by foveal: python benchmarks/run.py natten deepspeed
+
+natten's own way on a CPU is FlexAttention, which it has for the forward pass alone; DeepSpeed has
+none, and under a mask scaled_dot_product_attention is what is left of it there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from foveal.bench import Case
+from foveal.bench.attention import HEADS, flops, job, tensors
+from foveal.bench.case import Job
+from foveal.integrations import natten as ours
+from foveal.integrations.deepspeed import FixedSparsityConfig, SparseSelfAttention
+from foveal.patterns import BlockSparse, Neighborhood
+
+SIZE, KERNEL = (64, 64), 13
+AROUND = Neighborhood(SIZE, KERNEL, border="shift")
+
+
+def heads_last(na2d: Any) -> Any:
+    """na2d for tensors (batch, heads, tokens, head_dim), which are views here and there."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2).unflatten(1, SIZE) for x in (q, k, v))
+        return na2d(q, k, v, kernel_size=KERNEL).flatten(1, 2).transpose(1, 2)
+
+    return run
+
+
+def masked(mask: Tensor) -> Any:
+    return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def neighbourhoods(contender: str, run: str, device: str) -> Job:
+    """na2d of foveal, of natten as it is installed, or SDPA under the mask."""
+    qkv = tensors(1, SIZE[0] * SIZE[1], "float32", run, device)
+    if contender == "na2d":
+        return job(heads_last(ours.na2d), qkv)
+    if contender == "masked SDPA":
+        return job(masked(AROUND.mask(SIZE[0] * SIZE[1], device=device)), qkv)
+    import natten
+
+    return job(heads_last(natten.na2d), qkv)
+
+
+def block_sparse(length: int) -> Any:
+    """SparseSelfAttention with the triangle as attn_mask, beside SDPA under the same pairs."""
+
+    def make(contender: str, run: str, device: str) -> Job:
+        qkv = tensors(1, length, "float32", run, device)
+        config = FixedSparsityConfig(HEADS, attention="unidirectional")
+        if contender == "masked SDPA":
+            layout = config.make_layout(length)
+            return job(masked(BlockSparse(layout, config.block, True).mask(length)), qkv)
+        module = SparseSelfAttention(config, max_seq_length=length)
+        triangle = torch.ones(length, length).tril()
+        return job(lambda q, k, v: module(q, k, v, attn_mask=triangle), qkv)
+
+    return make
+
+
+CASES = [
+    Case(
+        name,
+        f"natten's na2d, {SIZE[0]} x {SIZE[1]} tokens, kernel {KERNEL}; 8 heads of 64, float32",
+        ("na2d", peer),
+        neighbourhoods,
+        runs=runs,
+        flops=flops(AROUND, SIZE[0] * SIZE[1], 1),
+        devices=("cpu",),
+        seconds=5.0,
+    )
+    for name, peer, runs in (
+        ("natten-forward", "natten", ("forward",)),
+        ("natten-training", "masked SDPA", ("forward", "training")),
+    )
+]
+CASES += [
+    Case(
+        f"deepspeed-{length}",
+        f"DeepSpeed's Fixed layout, unidirectional, {length:,} tokens; 8 heads of 64, float32",
+        ("SparseSelfAttention", "masked SDPA"),
+        block_sparse(length),
+        flops=flops(BlockSparse.fixed(length, attention="unidirectional"), length, 1),
+        devices=("cpu",),
+        seconds=seconds,
+    )
+    for length, seconds in ((4096, 6.0), (8192, 25.0))
+]
