@@ -24,7 +24,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from foveal.integrations.transformers import FovealCache, FovealConfig, FovealForCausalLM
+from foveal.integrations.transformers import (
+    ByteTokenizer,
+    FovealCache,
+    FovealConfig,
+    FovealForCausalLM,
+)
 
 logging.disable_progress_bar()
 TEXT: dict[str, Any] = {"num_tokens": 20, "dim": 8, "heads": 2, "dim_head": 4, "max_seq_len": 64}
@@ -458,6 +463,39 @@ def test_copies() -> None:
     assert torch.equal(wrapped(prompt()).logits, want)
 
 
+# -- bytes ----------------------------------------------------------------------------------
+
+
+def test_bytes(tmp_path: Path) -> None:
+    """Text is its bytes, both ways, with and without files; a pipeline writes what we write."""
+    torch.manual_seed(0)
+    model = M.TransformerLM(**{**TEXT, "num_tokens": 256}, depth=1).eval()
+    FovealForCausalLM.from_foveal(model).save_pretrained(tmp_path)
+    text = "né \0 <s>\n\t 漢 e\u0301 "
+    for saved in (False, True):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert type(tokenizer) is ByteTokenizer
+        assert tokenizer(text)["input_ids"] == list(text.encode())
+        assert tokenizer.decode(list(text.encode())) == text
+        if not saved:
+            tokenizer.save_pretrained(tmp_path)
+    batch = tokenizer(["a", "abc"], padding=True, return_tensors="pt")
+    assert batch["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    pipe = transformers.pipeline("text-generation", model=str(tmp_path), device="cpu")
+    prompts = ["Hé", "Hello there"]
+    written = pipe(prompts, max_new_tokens=6, do_sample=False, batch_size=2)
+    for start, (found,) in zip(prompts, written, strict=True):
+        alone = model.generate(torch.tensor([list(start.encode())]), 6, temperature=0)
+        assert found["generated_text"] == bytes(alone[0].tolist()).decode(errors="replace")
+
+
+def test_bytes_are_not_assumed(tmp_path: Path) -> None:
+    """A model with another vocabulary gets no tokenizer of bytes by itself."""
+    make()[1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="num_tokens=20 is none of bytes"):
+        transformers.AutoTokenizer.from_pretrained(tmp_path)
+
+
 # -- training -------------------------------------------------------------------------------
 
 
@@ -591,6 +629,22 @@ def test_adapters(name: str) -> None:
         tokens, wrapped.generate(prompt(), max_new_tokens=5, do_sample=False, use_cache=False)
     )
     assert torch.equal(tokens, model.generate(prompt(), 5, temperature=0))
+
+
+def test_collators(tmp_path: Path) -> None:
+    """Batches as the collators of transformers make them: padded, and packed without padding."""
+    model, wrapped = make()
+    rows = [{"input_ids": prompt(1, n)[0].tolist()} for n in (5, 2, 7)]
+    packed = transformers.DataCollatorWithFlattening()(copy.deepcopy(rows))
+    tokenizer = ByteTokenizer()
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    total = torch.zeros(())
+    for row in rows:
+        tokens = torch.tensor(row["input_ids"])
+        logits = model(tokens[None])[0, :-1]
+        total = total + nn.functional.cross_entropy(logits, tokens[1:], reduction="sum")
+    for batch in (packed, collate(rows)):
+        torch.testing.assert_close(wrapped(**batch).loss, total / 11)
 
 
 def test_accelerate() -> None:

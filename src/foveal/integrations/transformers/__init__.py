@@ -10,10 +10,11 @@ from foveal.common.packages import need
 need("transformers", "foveal.integrations.transformers")
 
 from foveal.integrations.transformers.attention import register  # noqa: E402
+from foveal.integrations.transformers.bytes import ByteTokenizer  # noqa: E402
 from foveal.integrations.transformers.cache import FovealCache  # noqa: E402
 from foveal.integrations.transformers.config import FovealConfig  # noqa: E402
 from foveal.integrations.transformers.model import FovealForCausalLM  # noqa: E402
 
-__all__ = ["register", "FovealForCausalLM", "FovealConfig", "FovealCache"]
+__all__ = ["register", "FovealForCausalLM", "FovealConfig", "FovealCache", "ByteTokenizer"]
 
 register()

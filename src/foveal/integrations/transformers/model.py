@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any, NoReturn, Self, cast
 
@@ -64,7 +63,7 @@ class FovealForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _is_stateful = True  # what was read cannot be taken back
-    _no_split_modules = ("ResidualBlock",)
+    _no_split_modules = ("Block", "ResidualBlock")
 
     def __init__(self, config: FovealConfig, model: CausalLM | None = None) -> None:
         super().__init__(config)
@@ -401,7 +400,7 @@ def _check_loaded(
         if not redrawn_allowed or not isinstance(owner, _DRAWN):
             faults.append(f"{name} has shape {tuple(shapes[0])}, expected {tuple(shapes[1])}")
     if faults:
-        where = os.fspath(source[0]) if source else "the weights"
+        where = source[0] if source and source[0] is not None else "the state dict"
         shown = "; ".join(sorted(faults)[:3]) + ("; ..." if len(faults) > 3 else "")
         raise ValueError(
             f"{where} does not fit its configuration: {shown} ({len(faults)} in all)."
