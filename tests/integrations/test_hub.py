@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import socket
@@ -322,6 +323,20 @@ def test_what_arrives_damaged_is_not_kept(hub):
     assert equal(load_model("me/model"), one)
 
 
+def test_a_cache_that_is_damaged(hub, tmp_path):
+    """A file that was spoilt in the cache is named, with what mends it; and that does."""
+    one = model()
+    one.push_to_hub("me/model", token=TOKEN)
+    load_model("me/model")
+    for name in ("config.json", "model.safetensors"):
+        for snapshot in (tmp_path / "cache").rglob(f"snapshots/*/{name}"):
+            kept = snapshot.resolve()
+            kept.write_bytes(kept.read_bytes()[:-3])
+        with pytest.raises(ValueError, match=rf"{name} is .*force_download=True downloads it"):
+            load_model("me/model")
+        assert equal(load_model("me/model", force_download=True), one)
+
+
 @pytest.mark.parametrize("line", ["PUT /lfs/", "POST /verify", "POST /api/models/me/model/commit"])
 @pytest.mark.parametrize("fault", [("cut", 100), 500])
 def test_an_interrupted_upload_is_no_commit(line, fault, hub):
@@ -369,7 +384,6 @@ def test_an_upload_meanwhile(hub):
 STRANGERS = {
     "transformers": ({"model_type": "llama"}, r"of transformers \(llama\)"),
     "transformers, older": ({"architectures": ["Bert"]}, r"of transformers: .*AutoModel"),
-    "ours as theirs": ({"model_type": "foveal_lm"}, "AutoModelForCausalLM"),
     "diffusers": ({"_class_name": "VQModel", "_diffusers_version": "1"}, r"diffusers\.VQModel"),
     "timm": ({"architecture": "halonet26t", "num_classes": 9}, r"timm\.create_model.*load_ups"),
     "unknown": ({"a": 1}, r"names no family.*load_upstream"),
@@ -578,6 +592,13 @@ def test_a_card_holds_any_text(text):
         assert (found["datasets"], found["language"], found["tags"][2]) == (["plain"],) + (
             "plain",
         ) * 2
+
+
+def test_nothing_is_said_by_none():
+    """A keyword that is None is one that was left out."""
+    names = [one.name for one in dataclasses.fields(Card)]
+    assert Card(**dict.fromkeys(names)) == Card()
+    assert write_card(model(), "me/model", Card(**dict.fromkeys(names))).endswith("named none.\n")
 
 
 def test_what_a_card_tells(hub):

@@ -102,6 +102,33 @@ def test_configurations_of_another_shape(name, odd, tmp_path):
             load_model(tmp_path)
 
 
+OTHER = [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", OTHER, ids=str)
+@pytest.mark.parametrize("part", ["", "norm"])
+def test_weights_of_another_kind(dtype, part, tmp_path):
+    """Whole numbers, truth and complex numbers are no weights, be it one of them: one line."""
+    TransformerLM(**SMALL).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: v.to(dtype) if part in k else v for k, v in weights.items()}, path)
+    with pytest.raises(ValueError, match=r"numbers, expected floating-point ones") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_counts_are_whole_numbers(tmp_path):
+    """What a model counts in whole numbers is not read from others."""
+    CASES["halonet"].make().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    counts = [name for name in weights if "num_batches" in name]
+    save_file({**weights, counts[0]: weights[counts[0]].float()}, path)
+    with pytest.raises(ValueError, match=rf"{counts[0]} has floating-point numbers, expected wh"):
+        load_model(tmp_path)
+
+
 NOTES = ["[]", "3", "null", '"a"', "{", '{"a": 1}', '{"a": ["b"]}', "[" * 3000, "\x00", "NaN"]
 NOTES += ['{"to_logits.weight": "nowhere"}', '{"nowhere": "to_logits.weight"}']
 NOTES += ['{"to_logits.weight": "transformer.norm.weight"}']

@@ -80,7 +80,8 @@ def load_model(
     if not _is_of_hub(folder):
         if revision is not None:
             raise ValueError(_no_revisions(folder, revision))
-        return _read_model(lambda name, _: Path(folder) / name, device)
+        mend = "copy it again or save the model again"
+        return _read_model(lambda name, _: Path(folder) / name, device, mend)
     files = provided("hub_files")(
         folder,
         revision=revision,
@@ -89,7 +90,7 @@ def load_model(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    return _read_model(files, device)
+    return _read_model(files, device, "force_download=True downloads it again")
 
 
 def _is_of_hub(folder: str | Path) -> bool:
@@ -106,9 +107,10 @@ def _no_revisions(folder: str | Path, revision: str) -> str:
     )
 
 
-def _read_model(find: Find, device: torch.device | str | None) -> Any:
+def _read_model(find: Find, device: torch.device | str | None, mend: str) -> Any:
+    """A model from its two files; `mend` is what helps where one is damaged."""
     path = find(CONFIG, _MOST_CONFIG)
-    name, options = _read_config(path)
+    name, options = _read_config(path, mend)
     try:
         cls = family(name)
         settings = cls.config_class.from_json(options)
@@ -119,7 +121,7 @@ def _read_model(find: Find, device: torch.device | str | None) -> Any:
         raise ValueError(f"{path} does not describe a model: {reason}") from error
     count = sum(value.numel() for value in model.state_dict().values())
     path = find(WEIGHTS, count * _WIDEST + _MOST_HEADER)
-    weights, tied = _read_weights(path, device)
+    weights, tied = _read_weights(path, device, mend)
     left_out = _left_out(model, weights)
     weights |= {name: weights[first] for name, first in left_out.items()}
     tied |= left_out
@@ -170,7 +172,7 @@ def _tie(model: nn.Module, name: str, first: str) -> None:
         setattr(model.get_submodule(home), own, parameters[first])
 
 
-def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+def _read_config(path: Path, mend: str) -> tuple[str, dict[str, Any]]:
     _require(path)
     try:
         content = read_json(path)
@@ -181,13 +183,13 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
             raise TypeError("family must be a string and config an object")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged or not a foveal configuration ({error}); save the model again."
+            f"{path} is damaged or not a foveal configuration ({error}); {mend}."
         ) from error
     return name, options
 
 
 def _read_weights(
-    path: Path, device: torch.device | str | None
+    path: Path, device: torch.device | str | None, mend: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and which of them are one."""
     _require(path)
@@ -197,9 +199,7 @@ def _read_weights(
         weights = load_file(path, device=str(device or "cpu"))
         return weights, _read_note(note, weights)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} is truncated or damaged ({error}); copy it again or save the model again."
-        ) from error
+        raise ValueError(f"{path} is truncated or damaged ({error}); {mend}.") from error
 
 
 def _read_note(note: str, weights: dict[str, Tensor]) -> dict[str, str]:
@@ -232,18 +232,28 @@ def _require(path: Path) -> None:
 
 
 def _fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Raise ValueError unless names and shapes of the weights are those of the model."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    """Raise ValueError unless names, shapes and kinds of the weights are those of the model."""
+    wanted = {name: (tuple(one.shape), _kind(one)) for name, one in model.state_dict().items()}
+    found = {name: (tuple(one.shape), _kind(one)) for name, one in weights.items()}
     faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     faults += [f"{name} is not part of the model" for name in found.keys() - wanted.keys()]
-    faults += [
-        f"{name} has shape {found[name]}, expected {wanted[name]}"
-        for name in wanted.keys() & found.keys()
-        if wanted[name] != found[name]
-    ]
+    for name in wanted.keys() & found.keys():
+        (shape, kind), (right_shape, right_kind) = found[name], wanted[name]
+        if shape != right_shape:
+            faults.append(f"{name} has shape {shape}, expected {right_shape}")
+        elif kind != right_kind:
+            faults.append(f"{name} has {kind} numbers, expected {right_kind} ones")
     if faults:
         shown = "; ".join(sorted(faults)[:3]) + ("; ..." if len(faults) > 3 else "")
         raise ValueError(
             f"{path} does not fit {CONFIG} beside it: {shown} ({len(faults)} in all)."
         )
+
+
+def _kind(value: Tensor) -> str:
+    """What numbers a tensor holds; those of one kind stand for each other in any width."""
+    if value.is_floating_point():
+        return "floating-point"
+    if value.is_complex():
+        return "complex"
+    return "boolean" if value.dtype == torch.bool else "whole"

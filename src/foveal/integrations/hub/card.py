@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -57,6 +57,10 @@ class Card:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            if getattr(self, one.name) is None and one.default is not None:  # nothing is said
+                empty = {} if one.default is MISSING else one.default
+                object.__setattr__(self, one.name, empty)
         for name in ("datasets", "tags"):
             given = getattr(self, name)
             listed = (given,) if isinstance(given, str) else tuple(given)

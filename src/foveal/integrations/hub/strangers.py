@@ -22,11 +22,6 @@ def whose_config(content: Mapping[str, Any], repo: str) -> str:
         content: of the file.
         repo: the repository, for the command that opens it.
     """
-    if str(content.get("model_type", "")).startswith("foveal"):
-        return (
-            " by itself, but one of transformers; import foveal.integrations.transformers, then "
-            f"transformers.AutoModelForCausalLM.from_pretrained({repo!r}) opens it."
-        )
     if "model_type" in content or "architectures" in content or "transformers_version" in content:
         kind = shorten(str(content.get("model_type", "")), 40)
         named = f" ({kind})" if kind else ""
