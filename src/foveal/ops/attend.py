@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import fake_tensor_tls
+from torch.compiler import is_compiling
 
 from foveal.common.words import suggest
 from foveal.ops import autocast, known, offset
@@ -123,19 +123,20 @@ def attend(
         options |= {"sinks": sinks, "softcap": softcap}
         return _at_offset((q, k, v, pattern), bias, key_mask, q_offset, options)
     key = None
-    if bias is sinks is softcap is None and not torch.compiler.is_compiling():
-        run = None
+    if bias is sinks is softcap is None and not is_compiling():
         if key_mask is None:
-            run = known.find(q, k, v, pattern, scale, dropout_p, impl, return_lse)
-        if run is None:
-            key = known.key_of(q, k, v, pattern, key_mask, scale, dropout_p, impl, return_lse)
-            if key is not None:
-                run = known.find_by_key(key, q, k, v, pattern, key_mask, impl)
-        if run is not None:
-            factor: Any = q.shape[3] ** -0.5 if scale is None else scale
-            return run(q, k, v, pattern, key_mask, factor)
+            one = known.find(q, k, v, pattern, scale, dropout_p, impl, return_lse)
+            if one is not None:
+                factor: Any = one.factor if scale is None else scale
+                return one.run(q, k, v, pattern, None, factor)
+        key = known.key_of(q, k, v, pattern, key_mask, scale, dropout_p, impl, return_lse)
+        if key is not None:
+            run = known.find_by_key(key, q, k, v, pattern, key_mask, impl)
+            if run is not None:
+                factor = q.shape[3] ** -0.5 if scale is None else scale
+                return run(q, k, v, pattern, key_mask, factor)
     device = q.device.type if isinstance(q, Tensor) else "cpu"
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     lowers = autocast.is_on(device)
     if lowers or (not compiling and is_stray(q)):
         return (_without_autocast if lowers else _in_its_mode)(
@@ -176,12 +177,12 @@ def attend(
     assert not isinstance(scale, Tensor)
     if isinstance(bias, Tensor) and bias.ndim < 4:
         bias = bias[(None,) * (4 - bias.ndim)]
-    one, call = IMPLEMENTATIONS[impl], Call(work, q, k, v, bias, key_mask, scale, dropout_p)
+    chosen, call = IMPLEMENTATIONS[impl], Call(work, q, k, v, bias, key_mask, scale, dropout_p)
     if sinks is not None or softcap is not None:
         call = call._replace(sinks=sinks, softcap=softcap)
     if key is not None and (named or is_settled(work, impl)):
-        known.keep(key, one, work)
-    out, lse = one.run(call)
+        known.keep(key, chosen, work)
+    out, lse = chosen.run(call)
     return (out, lse) if return_lse else out  # type: ignore[return-value]
 
 
@@ -194,7 +195,7 @@ def _at_offset(
 ) -> Any:
     """The call of queries that are some of those of the pattern."""
     q, k, v, pattern = tensors
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         others = [options[name] for name in ("dropout_p", "return_lse", "sinks")]
         check_tensors(q, k, v, pattern, bias, key_mask, *others)
     k, v, pattern, bias, key_mask = offset.applied(q, k, v, pattern, bias, key_mask, q_offset)

@@ -36,7 +36,9 @@ class Latest:
     graded: bool | None  # whether gradients were on; None where no tensor asks for any
     impl: str | None
     threads: int
-    environ: tuple[object, object]
+    forced: object  # FOVEAL_IMPL
+    native: object  # FOVEAL_NATIVE
+    factor: float  # of the products, unless the call names another
     run: Run
 
 
@@ -69,14 +71,15 @@ class Known:
             self._left = 0
             return None
         graded = torch.is_grad_enabled() if _asks_grad(q, k, v) else None
-        environ = _ENVIRON.get(_IMPL), _ENVIRON.get(_NATIVE)
         self._latest = Latest(
             weakref.ref(pattern),
             alike,
             graded,
             impl,
             torch.get_num_threads(),
-            environ,
+            _ENVIRON.get(_IMPL),
+            _ENVIRON.get(_NATIVE),
+            q.shape[3] ** -0.5,
             self.run,
         )
         return self._latest
@@ -115,6 +118,7 @@ CALLS = Calls(entries=1024, most_bytes=64 << 20)
 # os.environ.get takes 1 us, most of it for a name that is not there
 _ENVIRON = getattr(os.environ, "_data", os.environ)
 _IMPL, _NATIVE = map(getattr(os.environ, "encodekey", str), ("FOVEAL_IMPL", "FOVEAL_NATIVE"))
+_num_threads, _grad_enabled = torch.get_num_threads, torch.is_grad_enabled
 
 
 def find(
@@ -126,8 +130,8 @@ def find(
     dropout_p: float,
     impl: str | None,
     return_lse: bool,
-) -> Run | None:
-    """What computes a call without key_mask that is like the latest of its pattern object."""
+) -> Latest | None:
+    """The latest call of this pattern object, if this one, without key_mask, is like it."""
     one = CALLS.latest.get(id(pattern))
     if (
         one is None
@@ -139,12 +143,13 @@ def find(
         or return_lse is not False
         or impl is not one.impl
         or not is_unwatched()
-        or one.threads != torch.get_num_threads()
-        or (one.graded is not None and one.graded is not torch.is_grad_enabled())
-        or one.environ != (_ENVIRON.get(_IMPL), _ENVIRON.get(_NATIVE))
+        or one.threads != _num_threads()
+        or (one.graded is not None and one.graded is not _grad_enabled())
+        or one.forced != _ENVIRON.get(_IMPL)
+        or one.native != _ENVIRON.get(_NATIVE)
     ):
         return None
-    return one.run
+    return one
 
 
 def find_by_key(
