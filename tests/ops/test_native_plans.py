@@ -40,8 +40,8 @@ def read(address, count):
 
 def mask_of(plan, num_queries, num_keys):
     """Which pairs the kernel computes, and how often a query stands in a tile."""
-    mask = torch.zeros(num_queries, num_keys, dtype=torch.bool)
-    times = torch.zeros(num_queries, dtype=torch.int)
+    mask = [bytearray(num_keys) for _ in range(num_queries)]
+    times = [0] * num_queries
     for group in in_form_of_the_kernel(plan):
         starts = read(group.queries.tiles, group.num_tiles)
         parts = [group.keys[number] for number in range(group.num_parts)]
@@ -52,12 +52,14 @@ def mask_of(plan, num_queries, num_keys):
                 for part in parts
                 for item in read(part.items, part.count)
             ]
-            times[queries] += 1
+            for query in queries:
+                times[query] += 1
             words = read(group.mask, group.tile_k) if group.mask else [-1] * group.tile_k
             for key, word in zip(keys, words, strict=True):
                 for bit, query in enumerate(queries):
-                    mask[query, key] |= bool(word >> bit & 1)
-    return mask, times
+                    mask[query][key] |= word >> bit & 1
+    mask = torch.tensor([list(row) for row in mask], dtype=torch.bool)
+    return mask.view(num_queries, num_keys), torch.tensor(times, dtype=torch.int)
 
 
 @pytest.mark.parametrize("within", WITHIN, ids=repr)
