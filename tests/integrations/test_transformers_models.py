@@ -214,12 +214,14 @@ def test_cache_goes_on() -> None:
         ({"cache": transformers.DynamicCache()}, "must be a FovealCache"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "logits only"),
         ({"token_type_ids": torch.zeros(3, 7)}, "token_type_ids"),
+        ({"input_ids": torch.full((3, 7), 20)}, "tokens from 0 to 19, got values from 20"),
     ],
 )
 def test_generate_refuses(options: dict[str, Any], message: str) -> None:
     """What cannot be right is refused in words."""
+    given = {"input_ids": prompt(), "max_new_tokens": 2, "do_sample": False, **options}
     with pytest.raises(ValueError, match=message):
-        make()[1].generate(prompt(), **{"max_new_tokens": 2, "do_sample": False, **options})
+        make()[1].generate(**given)
 
 
 # -- forward --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from foveal.integrations.transformers.padding import (
     without_first,
     without_padding,
 )
-from foveal.models.causal import CausalLM
+from foveal.models.causal import CausalLM, check_vocabulary
 from foveal.models.registry import family
 
 _OTHERS = {*TransformersKwargs.__annotations__, "shift_labels", "ignore_index"}
@@ -303,6 +303,11 @@ class FovealForCausalLM(PreTrainedModel, GenerationMixin):
         )
         if not is_first_iteration:
             inputs.pop("position_ids", None)
+        elif inputs["input_ids"] is not None:
+            tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
+            if mask is not None:
+                tokens = tokens[mask[:, -tokens.shape[1] :] != 0][None]
+            check_vocabulary(tokens, self.foveal.num_tokens)
         return inputs
 
     def _validate_generated_length(self, generation_config: Any, *args: Any) -> None:
