@@ -52,6 +52,13 @@ def test_a_checkpoint_of_a_training_script(tmp_path: Path) -> None:
         assert_close(foveal.load_upstream(path)(x), model(x), 1e-6)
 
 
+def test_unknown_keywords_are_named() -> None:
+    """With the nearest one."""
+    weights = foveal.save_upstream(narrow("halonet26t"))
+    with pytest.raises(ValueError, match="no option 'block_sise'; did you mean 'block_size'"):
+        foveal.load_upstream(weights, config={"architecture": "halonet26t", "block_sise": 8})
+
+
 def test_corrected_mathematics_do_not_go_back() -> None:
     """timm would compute something else with the weights of a network that masks the border."""
     model = narrow("halonet26t", padding="mask")

@@ -103,6 +103,8 @@ def test_which_network_weights_are_of(name: str) -> None:
     assert foveal.load_upstream(few, config={"architecture": name}).settings.act == "silu"
     with pytest.raises(ValueError, match="unknown architecture 'halonet26'; did you mean"):
         foveal.load_upstream(few, config={"architecture": "halonet26"})
+    with pytest.raises(ValueError, match="is no botnet26t: its blocks are"):
+        foveal.load_upstream(few, config={"architecture": "botnet26t"})
 
 
 @pytest.mark.parametrize("size", [(250, 230), (64, 33), (320, 288)])

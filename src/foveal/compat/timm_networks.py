@@ -94,7 +94,7 @@ def build_network(checkpoint: Checkpoint, config: dict[str, Any], compat: str | 
     if window is not None:
         shown["halo_size"] = (window - block) // 2
     keywords = {**hidden, **shown, "rel_pos": "sum", **config}
-    size = map_size(w, HaloNetConfig(**keywords))
+    size = map_size(w, HaloNetConfig.resolve(None, keywords))
     keywords |= {} if size is None else {"image_size": size}
     faults = {"padding": "attend", "true_offsets": False} if compat else {}
     model = HaloNet(**{**faults, **keywords})
@@ -110,6 +110,11 @@ def _hidden(
     name = named or (said if _plain(said) in ARCHITECTURES else _like(shown))
     if name is not None and _plain(name) in ARCHITECTURES:
         known = HaloNetConfig(**ARCHITECTURES[_plain(name)])
+        if shown["mixers"] != _mixers(known):
+            raise ValueError(
+                f"{checkpoint.source} is no {_plain(name)}: its blocks are {shown['mixers']}, "
+                f"expected {_mixers(known)}."
+            )
         return {key: getattr(known, key) for key in HIDDEN}
     if config.keys() >= set(HIDDEN):
         return {key: config[key] for key in HIDDEN}
@@ -130,14 +135,18 @@ def _like(shown: dict[str, Any]) -> str | None:
     """The network that has these shapes."""
     for name, keywords in ARCHITECTURES.items():
         known = HaloNetConfig(**keywords)
-        mixers = tuple(
-            tuple(known.mixer(stage, block) for block in range(depth))
-            for stage, depth in enumerate(known.depths)
-        )
         same = all(shown[key] == getattr(known, key) for key in SHAPES)
-        if same and shown["mixers"] == mixers:
+        if same and shown["mixers"] == _mixers(known):
             return name
     return None
+
+
+def _mixers(c: HaloNetConfig) -> tuple[tuple[str, ...], ...]:
+    """What each block of each stage mixes pixels by."""
+    return tuple(
+        tuple(c.mixer(stage, block) for block in range(depth))
+        for stage, depth in enumerate(c.depths)
+    )
 
 
 # -- names --------------------------------------------------------------------------------------
