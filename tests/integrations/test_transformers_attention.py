@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 T = pytest.importorskip("transformers")
 
+import foveal.integrations.transformers as plug  # noqa: E402
 from foveal.integrations.transformers import attention  # noqa: E402
 
 SMALL = {
@@ -112,6 +114,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("_by_rule", "_by_selection", "_by_mask"):
         monkeypatch.setattr(attention, name, noted(name))
+    monkeypatch.setattr(attention, "SHORT", 0)  # so that they are those of long rows
     return made
 
 
@@ -130,4 +133,256 @@ def test_vision_encoders_equal_eager(name: str, calls: list[str]) -> None:
     assert_same(
         pair(name), pixel_values=torch.linspace(-1, 1, 2 * 3 * 24 * 24).sin().view(2, 3, 24, 24)
     )
-    assert calls == ["_by_rule"] * 2
+    assert not calls  # straight to attend
+
+
+CACHES = {
+    "dynamic": {},
+    "static": {"cache_implementation": "static"},
+    "beams": {"num_beams": 2},
+    "none": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("name", CAUSAL)
+def test_generation_equals_eager(name: str, kind: str) -> None:
+    """Token for token, beyond windows and chunks, for a row that is padded on the left.
+
+    Caches of sliding layers slide, dynamic ones and static ones (longer than what is written).
+    """
+    options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False} | CACHES[kind]
+    eager, ours = pair(name)
+    inputs = {"inputs": TOKENS * LEFT, "attention_mask": LEFT}
+    expected, found = (one.generate(**inputs, **options) for one in (eager, ours))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"])
+def test_a_chat_goes_on(name: str, calls: list[str]) -> None:
+    """Some more tokens after a cache, in either kind of cache, as in one pass."""
+    eager, ours = pair(name)
+    expected = eager(TOKENS, attention_mask=LEFT).logits * LEFT[..., None]
+    for kind in (T.DynamicCache, T.StaticCache):
+        sizes = {"max_cache_len": 30} if kind is T.StaticCache else {}
+        cache, found = kind(config=ours.config, **sizes), []
+        for first, last in ((0, 8), (8, 13), (13, 14), (14, 19)):
+            mask = LEFT[:, :last]
+            positions = torch.arange(first, last)[None]
+            part = TOKENS[:, first:last]
+            with torch.no_grad():
+                out = ours(part, attention_mask=mask, position_ids=positions, cache=cache)
+            found.append(out.logits)
+        error = (torch.cat(found, 1) * LEFT[..., None] - expected).abs().max()
+        assert error <= 1e-4 * expected.abs().max()
+    assert set(calls) == {"_by_rule", "_by_selection"}
+
+
+def test_drafts_are_verified_in_one_pass() -> None:
+    """Some queries at the end of many keys: prompt lookup gives what greedy decoding gives."""
+    eager, ours = pair("Gemma3ForCausalLM")
+    tokens = TOKENS[:1, :7].repeat(1, 3)
+    options = {"max_new_tokens": 9, "do_sample": False, "attention_mask": torch.ones_like(tokens)}
+    found = ours.generate(tokens, prompt_lookup_num_tokens=3, **options)
+    assert torch.equal(found, eager.generate(tokens, **options))
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForCausalLM", "MistralForCausalLM", "Llama4ForCausalLM"])
+def test_packed_documents_equal_separate_rows(name: str, calls: list[str]) -> None:
+    """position_ids that start anew keep documents apart, in rows that are packed differently."""
+    _, ours = pair(name)
+    lengths = ((5, 11, 3), (12, 7))
+    places = torch.tensor([[i for n in row for i in range(n)] for row in lengths])
+    assert_same(pair(name), input_ids=TOKENS, position_ids=places, use_cache=False)
+    packed = ours(TOKENS, position_ids=places, use_cache=False).logits
+    assert set(calls) == {"_by_rule"}
+    for row, own in enumerate(lengths):
+        for part, out in zip(TOKENS[row].split(own), packed[row].split(own), strict=True):
+            alone = ours(part[None], use_cache=False).logits[0]
+            assert (out - alone).abs().max() <= 1e-4 * alone.abs().max()
+
+
+SEQUENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "T5ForConditionalGeneration": (
+        "T5Config",
+        {"vocab_size": 61, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+        | {"dropout_rate": 0.0, "decoder_start_token_id": 0},
+    ),
+    "BartForConditionalGeneration": (
+        "BartConfig",
+        {"vocab_size": 61, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2}
+        | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "dropout": 0.0}
+        | {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "decoder_start_token_id": 2}
+        | {"pad_token_id": 0, "forced_eos_token_id": None, "max_position_embeddings": 64},
+    ),
+}
+KINDS |= SEQUENCES
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_cross_attention_and_position_biases(name: str) -> None:
+    """Encoder and decoder of different lengths, padded; T5's bias has its gradient; generate."""
+    inputs = {"input_ids": TOKENS, "attention_mask": RIGHT}
+    assert_same(pair(name), **inputs, decoder_input_ids=TOKENS[:, :7])
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": 2}
+    expected, found = (one.generate(**inputs, **options) for one in pair(name))
+    assert torch.equal(found, expected)
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_has_the_same_losses(checkpointing: bool, tmp_path: Path) -> None:
+    """20 steps of the Trainer on rows that are padded on the right, to 1e-4 of eager."""
+    if T.utils.is_accelerate_available() is False:
+        pytest.skip("the Trainer needs accelerate")
+    labels = TOKENS.masked_fill(RIGHT == 0, -100)
+    rows = {"input_ids": TOKENS, "attention_mask": RIGHT, "labels": labels}
+    data = [{name: x[i % 2] for name, x in rows.items()} for i in range(80)]
+    losses = []
+    for model in pair("Gemma3ForCausalLM"):
+        model = copy.deepcopy(model)
+        options = T.TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=20,
+            per_device_train_batch_size=2,
+            learning_rate=1e-3,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            gradient_checkpointing=checkpointing,
+        )
+        trainer = T.Trainer(model=model, args=options, train_dataset=data)
+        trainer.train()
+        losses.append([one["loss"] for one in trainer.state.log_history if "loss" in one])
+    assert len(losses[1]) == 20
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][0] != losses[0][-1]
+
+
+def test_dropout_of_weights_is_that_of_training() -> None:
+    """Weights are dropped while a model trains, and only then; their mean is what it was."""
+    config, sizes = KINDS["Qwen3ForCausalLM"]
+    model = T.Qwen3ForCausalLM(getattr(T, config)(**sizes, attention_dropout=0.4))
+    model.set_attn_implementation("foveal")
+    evaluated = model.eval()(TOKENS).logits
+    assert torch.equal(model(TOKENS).logits, evaluated)
+    model.train()
+    torch.manual_seed(0)
+    one = model(TOKENS).logits
+    assert not torch.allclose(one, evaluated)
+    torch.manual_seed(0)
+    assert torch.equal(model(TOKENS).logits, one)
+
+
+# -- what is out of the ordinary ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "Qwen3ForCausalLM"])
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    """A pass and a decoding step in half precision, to its rounding of eager in float32."""
+    eager, ours = pair(name)
+    mine = copy.deepcopy(ours).to(dtype)
+    expected = eager(TOKENS, attention_mask=LEFT).logits
+    with torch.no_grad():
+        out = mine(TOKENS[:, :-1], attention_mask=LEFT[:, :-1], use_cache=True)
+        last = mine(TOKENS[:, -1:], attention_mask=LEFT, cache=out.cache).logits
+    found = torch.cat([out.logits, last], 1)
+    assert found.dtype == dtype
+    error = ((found - expected) * LEFT[..., None]).abs().mean()
+    assert error <= (1e-5 if dtype == torch.float64 else 0.06) * expected.abs().mean()
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForCausalLM", "GptOssForCausalLM", "ModernBertModel"])
+def test_rows_of_padding_and_rows_of_one_token(name: str) -> None:
+    """A row without tokens makes no NaN and no difference to others; one token reads itself."""
+    eager, ours = pair(name)
+    empty = LEFT.clone()
+    empty[1] = 0
+    assert_same(
+        (eager, ours), LEFT * torch.tensor([[1], [0]]), input_ids=TOKENS, attention_mask=empty
+    )
+    assert ours(TOKENS, attention_mask=empty)[0].isfinite().all()
+    assert_same((eager, ours), input_ids=TOKENS[:1, :1])
+    assert_same((eager, ours), input_ids=TOKENS[:1, :2], attention_mask=torch.ones(1, 2).long())
+
+
+def test_masks_that_a_user_makes() -> None:
+    """Four-dimensional masks, bool and added, are taken as they are."""
+    eager, ours = pair("Qwen3ForCausalLM")
+    allowed = torch.ones(19, 19).tril().bool()[None, None].repeat(2, 1, 1, 1)
+    allowed[:, :, 5:, 2] = False
+    added = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    assert_same((eager, ours), input_ids=TOKENS, attention_mask=added)
+    found = ours(TOKENS, attention_mask=allowed).logits
+    torch.testing.assert_close(
+        found, eager(TOKENS, attention_mask=added).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_images_within_text() -> None:
+    """Tokens of an image read each other both ways (Gemma 3), in layers with windows too."""
+    config, sizes = KINDS["Gemma3ForCausalLM"]
+    text = getattr(T, config)(**sizes)
+    spans = torch.tensor([[-1] * 3 + [0] * 9 + [-1] * 7, [-1] * 12 + [0] * 4 + [1] * 3])
+    embeds = torch.zeros(2, 19, 16)
+    for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        make = getattr(T.masking_utils, name)
+        made = {}
+        for kind in ("sdpa", "foveal"):
+            text._attn_implementation = kind
+            made[kind] = make(text, embeds, LEFT, None, block_sequence_ids=spans)
+        x = torch.randn(3, 2, 4, 19, 8)
+        layer = nn.Module().eval()
+        found = attention.foveal_attention(layer, *x, made["foveal"])[0]
+        expected = nn.functional.scaled_dot_product_attention(*x, made["sdpa"]).transpose(1, 2)
+        assert made["foveal"].rule is not None
+        torch.testing.assert_close(found * LEFT[..., None, None], expected * LEFT[..., None, None])
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    """Weights, chosen keys, and causal queries without a mask are refused in words."""
+    _, ours = pair("Qwen3ForCausalLM")
+    with pytest.raises(ValueError, match=r"no weights to return.*set_attn_implementation"):
+        ours(TOKENS, output_attentions=True)
+    layer, x = nn.Module().eval(), torch.randn(3, 1, 2, 5, 8)
+    for name in ("indices", "block_indices", "sinks"):
+        with pytest.raises(ValueError, match=f"passes as {name}; use 'eager'"):
+            attention.foveal_attention(layer, *x, None, **{name: torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"2 queries and 5 keys.*cannot know which"):
+        attention.foveal_attention(layer, x[0][:, :, :2], x[1], x[2], None)
+    with pytest.raises(
+        ValueError, match=r"must broadcast to .*\(1, 2, 5, 5\), got \(1, 1, 5, 4\)"
+    ):
+        attention.foveal_attention(layer, *x, torch.zeros(1, 1, 5, 4))
+
+
+def test_models_are_made_with_it() -> None:
+    """At construction, by a config, and registered again."""
+    config, sizes = KINDS["MistralForCausalLM"]
+    plug.register()
+    for model in (
+        T.AutoModelForCausalLM.from_config(
+            getattr(T, config)(**sizes), attn_implementation="foveal"
+        ),
+        T.MistralForCausalLM(getattr(T, config)(**sizes, attn_implementation="foveal")),
+    ):
+        assert model.config._attn_implementation == "foveal"
+        assert model(TOKENS, attention_mask=RIGHT).logits.isfinite().all()
+
+
+def test_a_compiled_model_gives_the_same() -> None:
+    """torch.compile takes the whole model as one graph, with masks written out."""
+    image = torch.linspace(-1, 1, 2 * 3 * 24 * 24).sin().view(2, 3, 24, 24)
+    _, seeing = pair("SiglipVisionModel")
+    found = torch.compile(seeing, backend="eager", fullgraph=True)(image)[0]
+    torch.testing.assert_close(found, seeing(image)[0], rtol=1e-4, atol=1e-4)
+    eager, ours = pair("Gemma3ForCausalLM")
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    found = compiled(TOKENS, attention_mask=LEFT, use_cache=False).logits
+    expected = eager(TOKENS, attention_mask=LEFT, use_cache=False).logits
+    assert ((found - expected) * LEFT[..., None]).abs().max() <= 1e-4 * expected.abs().max()

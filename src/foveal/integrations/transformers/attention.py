@@ -10,9 +10,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from foveal.integrations.transformers.masks import PatternMask, foveal_mask
-from foveal.integrations.transformers.rules import Rule, Selection
+from foveal.integrations.transformers.rules import ALL, PAST, Rule, Selection
 from foveal.ops.attend import attend
-from foveal.patterns import Full
+from foveal.ops.logits import shaped_attention
+from foveal.patterns import Pattern
 
 NAME = "foveal"
 FOREIGN = {
@@ -21,6 +22,10 @@ FOREIGN = {
     "sinks": "a sink of each query",
 }
 """What some models pass to the attention, and foveal does not know there."""
+
+
+SHORT = 64
+"""Tokens."""
 
 
 def register() -> None:
@@ -67,18 +72,25 @@ def foveal_attention(
     options["dropout_p"] = float(dropout) if module.training else 0.0
     if attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        rule: Rule | Selection | None = _default(query, key, bool(causal))
-    else:
-        _check(attention_mask, query, key)
-        rule = attention_mask.rule if isinstance(attention_mask, PatternMask) else None
-    if isinstance(rule, Rule):
+        pattern = _default(query, key, bool(causal))
+        out = attend(query, key, value, pattern, bias=position_bias, **options)
+        return out.transpose(1, 2).contiguous(), None
+    _check(attention_mask, query, key)
+    rule = attention_mask.rule if isinstance(attention_mask, PatternMask) else None
+    if isinstance(rule, Rule) and not _is_short(rule, query, key, options):
         out = _by_rule(rule, query, key, value, position_bias, options)
     elif isinstance(rule, Selection):
         out = _by_selection(rule, query, key, value, position_bias, options)
     else:
-        assert attention_mask is not None
         out = _by_mask(attention_mask, query, key, value, position_bias, options)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _is_short(rule: Rule, query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
+    """Whether to lay out a call with a key mask takes longer than to compute it densely."""
+    if rule.key_mask is None or query.shape[2] > SHORT or key.shape[2] > SHORT:
+        return False
+    return _is_plain(query, options)
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:
@@ -95,7 +107,7 @@ def _refuse(kwargs: dict[str, Any]) -> None:
         )
 
 
-def _default(query: Tensor, key: Tensor, causal: bool) -> Rule:
+def _default(query: Tensor, key: Tensor, causal: bool) -> Pattern:
     """Without a mask: as transformers has it with scaled_dot_product_attention.
 
     Raises:
@@ -110,16 +122,17 @@ def _default(query: Tensor, key: Tensor, causal: bool) -> Rule:
             f"queries and {num_keys} keys, got attention_mask=None: it cannot know which of the "
             "keys the queries are."
         )
-    return Rule((Full(causal=causal),), 0, num_keys)
+    return PAST if causal else ALL
 
 
 def _check(mask: Tensor, query: Tensor, key: Tensor) -> None:
     """Raise unless a mask is one of these queries and keys."""
     wanted = (len(query), query.shape[1], query.shape[2], key.shape[2])
     shape = tuple(mask.shape)
-    if len(shape) != 4 or any(
-        have not in (1, want) for have, want in zip(shape, wanted, strict=True)
-    ):
+    fits = len(shape) == 4 and all(
+        have in (1, want) for have, want in zip(shape, wanted, strict=True)
+    )
+    if not fits or (isinstance(mask, PatternMask) and shape[2:] != wanted[2:]):
         raise ValueError(
             "attention_mask must broadcast to (batch, heads, num_queries, num_keys) = "
             f"{wanted}, got {shape}."
@@ -167,15 +180,39 @@ def _by_selection(
     if rule.high - rule.low < k.shape[2]:
         k, v = (x[:, :, rule.low : rule.high] for x in (k, v))
         bias = None if bias is None else bias[..., rule.low : rule.high]
-    if bias is not None or not _is_plain(q, options):
-        return attend(q, k, v, Full(), bias=bias, key_mask=rule.mask, **options)
+    if bias is not None or not _is_fast(q):
+        return attend(q, k, v, ALL, bias=bias, key_mask=rule.mask, **options)
     mask = None if rule.mask is None else rule.mask[:, None, None]
     # heads that share their keys are so many queries of one head
     packed = q.reshape(len(q), k.shape[1], -1, q.shape[3])
-    out = scaled_dot_product_attention(
-        packed, k, v, mask, options["dropout_p"], scale=options["scale"]
-    )
+    if options["softcap"] is options["sinks"] is None:
+        out = scaled_dot_product_attention(
+            packed, k, v, mask, options["dropout_p"], scale=options["scale"]
+        )
+    else:
+        out = _shaped(packed, k, v, mask, **options)
     return out.reshape(*q.shape[:3], v.shape[3])
+
+
+def _shaped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """A few queries, with what no fused kernel knows; rows without keys give zeros."""
+    dead = None
+    if mask is not None:
+        dead = ~mask.any(-1, keepdim=True)
+        mask = mask | dead
+    if sinks is not None:
+        sinks = sinks.view(1, k.shape[1], -1, 1)
+    out = shaped_attention(q, k, v, mask, scale, dropout_p, softcap=softcap, sinks=sinks)
+    return out if dead is None else out.masked_fill(dead, 0.0)
 
 
 def _by_mask(
@@ -184,6 +221,8 @@ def _by_mask(
     """Any mask, bool or added."""
     if isinstance(mask, PatternMask):
         mask = mask.allowed()
+    if mask.dtype not in (torch.bool, q.dtype):
+        mask = mask.to(q.dtype)
     if bias is None and _is_plain(q, options):
         grouped = q.shape[1] != k.shape[1]
         return scaled_dot_product_attention(
@@ -191,11 +230,14 @@ def _by_mask(
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    return attend(q, k, v, Full(), bias=mask if bias is None else mask + bias, **options)
+    return attend(q, k, v, ALL, bias=mask if bias is None else mask + bias, **options)
 
 
 def _is_plain(q: Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's own attention does it, and not in a precision that is emulated."""
-    if options["softcap"] is not None or options["sinks"] is not None:
-        return False
+    return options["softcap"] is options["sinks"] is None and _is_fast(q)
+
+
+def _is_fast(q: Tensor) -> bool:
+    """Whether the processor multiplies these numbers itself."""
     return q.is_cuda or q.dtype in (torch.float32, torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 
-from foveal.integrations.transformers.rules import Rule, Selection, Sizes, rule_of, selection
+from foveal.integrations.transformers.rules import Rule, Selection, Sizes, rule_of, selection_of
 
 _READ = ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu")
 _ASKS = {getattr(Tensor, name).__get__ for name in (*_READ, "is_meta", "grad_fn", "is_leaf")} | {
@@ -29,12 +29,12 @@ class PatternMask(Tensor):
 
     Attributes:
         rule: who reads whom; None where only the mask itself says it.
-        allowed: gives the mask as bool.
     """
 
     rule: Rule | Selection | None
-    allowed: Callable[[], Tensor]
-    table: Tensor | None
+    _make: Callable[[], Tensor]
+    _allowed: Tensor | None
+    _added: Tensor | None
 
     @staticmethod
     def of(
@@ -48,14 +48,20 @@ class PatternMask(Tensor):
         # whoever reads past what is written out here meets nan, not a mask
         empty = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
         found = empty.as_subclass(PatternMask)
-        found.rule, found.allowed, found.table = rule, allowed, None
+        found.rule, found._make, found._allowed, found._added = rule, allowed, None, None
         return found
 
     def written_out(self) -> Tensor:
         """The mask itself, made once."""
-        if self.table is None:
-            self.table = _added(self.allowed(), self.dtype).expand(self.shape)
-        return self.table
+        if self._added is None:
+            self._added = _added(self.allowed(), self.dtype).expand(self.shape)
+        return self._added
+
+    def allowed(self) -> Tensor:
+        """The mask as bool, made once."""
+        if self._allowed is None:
+            self._allowed = self._make()
+        return self._allowed
 
     @classmethod
     def __torch_function__(
@@ -86,12 +92,16 @@ def _stays(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether it would be the same mask."""
     if func is not Tensor.to:
         return not kwargs
-    mask = args[0]
-    return all(
-        one == (mask.dtype if isinstance(one, torch.dtype) else mask.device)
-        or (one == mask.device.type if isinstance(one, str) else isinstance(one, bool))
-        for one in (*args[1:], *kwargs.values())
-    )
+    return all(_is_that_of(args[0], one) for one in (*args[1:], *kwargs.values()))
+
+
+def _is_that_of(mask: Tensor, one: Any) -> bool:
+    if isinstance(one, torch.dtype):
+        return one == mask.dtype
+    if isinstance(one, torch.device | str):
+        device = torch.device(one)
+        return device.type == mask.device.type and device.index in (None, mask.device.index)
+    return isinstance(one, bool)  # non_blocking, copy
 
 
 def _all_of(mask: Any, index: Any) -> PatternMask | None:
@@ -138,15 +148,8 @@ def foveal_mask(
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _added(allowed(), dtype)
     first = int(q_offset)  # that of a static cache is a tensor, which its next update changes
-    rule: Rule | Selection | None
-    if q_length == 1:
-        rule = selection(allowed(first)[:, 0, 0])
-    else:
-        padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
-        places = Sizes(batch_size, (first, q_length), (kv_offset, kv_length), device)
-        rule = rule_of(mask_function, places, padding)
+    padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    places = Sizes(batch_size, (first, q_length), (kv_offset, kv_length), device)
+    rule = (selection_of if q_length == 1 else rule_of)(mask_function, places, padding)
     shape = (batch_size, 1, q_length, kv_length)
-    if rule is None:  # then every layer needs it
-        table = allowed(first)
-        return PatternMask.of(shape, dtype, device, None, lambda: table)
     return PatternMask.of(shape, dtype, device, rule, lambda: allowed(first))

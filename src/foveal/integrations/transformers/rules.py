@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from foveal.integrations.transformers.symbols import Relation, Term, read
 from foveal.patterns import Documents, Full, Pattern, SlidingWindow
+
+ALL, PAST = Full(), Full(causal=True)
+_window = lru_cache(64)(SlidingWindow)
+"""The same object for the same window: `attend` knows its latest calls by it."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +60,27 @@ class Selection:
     mask: Tensor | None = None
 
 
-def selection(mask: Tensor) -> Selection:
-    """Of the mask of one query, (batch, num_keys)."""
-    if mask.is_cuda:  # nothing is looked at, for which the device would be waited for
-        return Selection(0, mask.shape[1], mask)
-    read_by_some = mask.any(0) if mask.shape[0] > 1 else mask[0]
-    places = read_by_some.nonzero()
-    if not len(places):
-        return Selection(0, mask.shape[1], mask)
-    low, high = int(places[0]), int(places[-1]) + 1
-    part = mask[:, low:high]
-    return Selection(low, high, None if bool(part.all()) else part)
+def _terms(mask_function: Callable[..., Any], sizes: Sizes) -> tuple[Term, ...]:
+    """What it says; nothing where symbols are strange to it, of whatever kind its complaint is."""
+    try:
+        return read(mask_function, sizes.batch, sizes.queries, sizes.keys, sizes.device)
+    except Exception:
+        return ()
+
+
+def selection_of(
+    mask_function: Callable[..., Any], sizes: Sizes, padding: Tensor | None
+) -> Selection | None:
+    """The rule of a mask function for one query, None for one that is more than a stretch."""
+    terms = _terms(mask_function, sizes)
+    if len(terms) != 1 or terms[0].relations or terms[0].of_queries:
+        return None
+    term, first, num_keys = terms[0], sizes.first, sizes.keys[1]
+    low = 0 if term.high == math.inf else max(0, first - int(term.high))
+    high = num_keys if term.low == -math.inf else min(num_keys, first - int(term.low) + 1)
+    if low >= high:
+        return None
+    return Selection(low, high, _key_mask(term, padding, sizes, low, high))
 
 
 def rule_of(
@@ -76,10 +91,7 @@ def rule_of(
     Args:
         padding: (batch, at least all keys) bool, or None.
     """
-    try:
-        terms = read(mask_function, sizes.batch, sizes.queries, sizes.keys, sizes.device)
-    except Exception:  # symbols are strange to it, of whatever kind its complaint is
-        return None
+    terms = _terms(mask_function, sizes)
     if len(terms) == 1:
         return _rule(terms[0], sizes, padding)
     return _rule_with_spans(*terms, sizes, padding) if len(terms) == 2 else None
@@ -112,7 +124,7 @@ def _rule(term: Term, sizes: Sizes, padding: Tensor | None) -> Rule | None:
         patterns = _with_documents(pattern, breaks[:, :num_keys])
     places = breaks is not None or not pattern.reads_all
     first = sizes.first if places else 0
-    return Rule(patterns, first, num_keys, _key_mask(term, padding, sizes, num_keys))
+    return Rule(patterns, first, num_keys, _key_mask(term, padding, sizes, 0, num_keys))
 
 
 def _rule_with_spans(term: Term, spans: Term, sizes: Sizes, padding: Tensor | None) -> Rule | None:
@@ -126,10 +138,10 @@ def _rule_with_spans(term: Term, spans: Term, sizes: Sizes, padding: Tensor | No
         return None
     lengths = _lengths(breaks)
     longest = max(max(one) for one in lengths)
-    if not spans.low < longest <= spans.high + 1 or -spans.low < longest - 1:
+    if spans.high < longest - 1 or spans.low > 1 - longest:
         return None
     patterns = tuple(pattern | Documents(one) for one in lengths)
-    key_mask = _key_mask(term, padding, sizes, sizes.keys[1])
+    key_mask = _key_mask(term, padding, sizes, 0, sizes.keys[1])
     return Rule(_one_for_all(patterns), sizes.first, sizes.keys[1], key_mask)
 
 
@@ -138,23 +150,26 @@ def _pattern(term: Term, sizes: Sizes) -> Pattern | None:
     low, high, first = term.low, term.high, sizes.first
     least, most = first - sizes.keys[1] + 1, first + sizes.queries[1] - 1
     if low <= least and high >= most:
-        return Full()
+        return ALL
     if first < 0 or most >= sizes.keys[1]:  # queries that are no keys
         return None
     if low == 0:
-        return Full(causal=True) if high >= most else SlidingWindow(int(high) + 1)
+        return PAST if high >= most else _window(int(high) + 1, causal=True)
     for reach in (high, -low):  # a limit may be anything beyond the distances that occur
         below = low == -reach or max(low, -reach) <= least
         if reach >= 0 and below and (high == reach or min(high, reach) >= most):
-            return SlidingWindow(int(reach) + 1, causal=False)
+            return _window(int(reach) + 1, causal=False)
     return None
 
 
-def _key_mask(term: Term, padding: Tensor | None, sizes: Sizes, num_keys: int) -> Tensor | None:
+def _key_mask(
+    term: Term, padding: Tensor | None, sizes: Sizes, low: int, high: int
+) -> Tensor | None:
+    """(batch, high - low) bool, None where all of these keys are real."""
     first = sizes.keys[0]
-    masks = [one.expand(sizes.batch, sizes.keys[1])[:, :num_keys] for one in term.of_keys]
+    masks = [one.expand(sizes.batch, sizes.keys[1])[:, low:high] for one in term.of_keys]
     if padding is not None:
-        masks.append(padding[:, first : first + num_keys].expand(sizes.batch, -1))
+        masks.append(padding[:, first + low : first + high].expand(sizes.batch, -1))
     found: Tensor | None = None
     for mask in masks:
         if not bool(mask.all()):
