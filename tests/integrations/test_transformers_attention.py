@@ -133,7 +133,7 @@ def test_vision_encoders_equal_eager(name: str, calls: list[str]) -> None:
     assert_same(
         pair(name), pixel_values=torch.linspace(-1, 1, 2 * 3 * 24 * 24).sin().view(2, 3, 24, 24)
     )
-    assert not calls  # straight to attend
+    assert "_by_mask" not in calls
 
 
 CACHES = {
@@ -175,7 +175,8 @@ def test_a_chat_goes_on(name: str, calls: list[str]) -> None:
             found.append(out.logits)
         error = (torch.cat(found, 1) * LEFT[..., None] - expected).abs().max()
         assert error <= 1e-4 * expected.abs().max()
-    assert set(calls) == {"_by_rule", "_by_selection"}
+    chunks = {"_by_mask"} if "Llama4" in name else set()  # a step of which is computed densely
+    assert set(calls) == {"_by_rule", "_by_selection"} | chunks
 
 
 def test_drafts_are_verified_in_one_pass() -> None:
@@ -253,7 +254,7 @@ def test_trainer_has_the_same_losses(checkpointing: bool, tmp_path: Path) -> Non
             report_to=[],
             use_cpu=True,
             disable_tqdm=True,
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
         )
         trainer = T.Trainer(model=model, args=options, train_dataset=data)
         trainer.train()
@@ -375,6 +376,7 @@ def test_models_are_made_with_it() -> None:
         assert model(TOKENS, attention_mask=RIGHT).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same() -> None:
     """torch.compile takes the whole model as one graph, with masks written out."""
     image = torch.linspace(-1, 1, 2 * 3 * 24 * 24).sin().view(2, 3, 24, 24)

@@ -147,7 +147,8 @@ def test_places_of_caches(
     """Queries and keys are counted from wherever a cache stands; unwritten keys are not read."""
     places = {"q_length": q_length, "q_offset": q_offset}
     places |= {"kv_length": kv_length, "kv_offset": kv_offset}
-    rule = check(READABLE[name][0], attention_mask=PADDING if padded else None, **places)
+    readable = name != "padded chunks" or q_length > 1  # then there is little to gain
+    rule = check(READABLE[name][0], readable, attention_mask=PADDING if padded else None, **places)
     last = int(q_offset) + q_length - kv_offset
     if name in ("causal", "window") and isinstance(rule, Rule):
         assert rule.num_keys == last
