@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -376,7 +377,7 @@ def test_models_are_made_with_it() -> None:
         assert model(TOKENS, attention_mask=RIGHT).logits.isfinite().all()
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("FOVEAL_LONG" not in os.environ, reason="16 s of tracing; FOVEAL_LONG=1")
 def test_a_compiled_model_gives_the_same() -> None:
     """torch.compile takes the whole model as one graph, with masks written out."""
     image = torch.linspace(-1, 1, 2 * 3 * 24 * 24).sin().view(2, 3, 24, 24)
