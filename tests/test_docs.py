@@ -1,11 +1,15 @@
 """The documents are true: snippets run, links resolve, commands, recipes and pictures exist."""
 
+import ast
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+
+from foveal.common.packages import how_to_get
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "foveal"
@@ -15,6 +19,7 @@ DOCUMENTS = [
     if not path.name.startswith(".")
 ]
 PERFORMANCE = ROOT / "docs" / "performance.md"  # benchmarks/verify.py writes it
+PLUGS = ROOT / "docs" / "integrations.md"
 OLD_CHECKPOINTS = ROOT / "docs" / "coming-from.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -33,7 +38,9 @@ def blocks(path: Path, *languages: str) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path, "python")], ids=name)
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if path != PLUGS and blocks(path, "python")], ids=name
+)
 def test_python_snippets_run(path, tmp_path, monkeypatch, peer):
     """The snippets of a document run one after another, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
@@ -45,6 +52,38 @@ def test_python_snippets_run(path, tmp_path, monkeypatch, peer):
     for line, code in blocks(path, "python"):
         # empty lines in front keep the document's line numbers in a traceback
         exec(compile("\n" * (line - 1) + code, str(path), "exec"), scope)
+
+
+@pytest.mark.parametrize(("line", "code"), blocks(PLUGS, "python"), ids=lambda one: str(one)[:4])
+def test_plugs_run(line, code, tmp_path, monkeypatch):
+    """Each block of the plugs runs by itself, where its packages are installed."""
+    for package in sorted(imported(code)):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: {how_to_get(package)}")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile("\n" * (line - 1) + code, str(PLUGS), "exec"), {"__name__": "snippet"})
+
+
+def imported(code: str) -> set[str]:
+    """The packages that a piece of code names in its imports."""
+    found = list(ast.walk(ast.parse(code)))
+    modules = [name.name for one in found if isinstance(one, ast.Import) for name in one.names]
+    modules += [one.module for one in found if isinstance(one, ast.ImportFrom)]
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_the_plugs_name_what_they_are_tested_with():
+    """The versions of the page are those that the second environment installs, and of this one."""
+    page = PLUGS.read_text("utf-8")
+    pins = (ROOT / "constraints-integrations.txt").read_text("utf-8")
+    for package, version in re.findall(r"^([\w-]+)==([\w.]+)$", pins, re.MULTILINE):
+        said = f"torch {version}" if package == "torch" else f"| {package} | {version} |"
+        assert said in page, f"{package} {version}"
+    import foveal.integrations
+
+    listed = set(re.findall(r"`foveal\.integrations\.(\w+)`", foveal.integrations.__doc__))
+    assert {plug for plug in listed if plug not in page} == set()
 
 
 def checkpoints(peer):

@@ -66,6 +66,12 @@ def test_a_dalle_trains_on_it_and_draws(tmp_path):
 ONES = torch.ones(1, 3, 6, 6)
 
 
+def test_a_coder_in_half_precision_is_given_that():
+    """Pictures come in the dtype of its weights, and go back as float32."""
+    vae = CoderVAE(Levels().bfloat16(), 6, 16)
+    assert vae.decode(vae.get_codebook_indices(torch.rand(1, 3, 6, 6))).dtype == torch.float32
+
+
 class Wrong(Levels):
     """Levels, but for what a test puts in."""
 

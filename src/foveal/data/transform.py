@@ -82,13 +82,15 @@ def find_function(name: str) -> Callable[[Any], Any]:
     if not (home and colon and own):
         raise ValueError(f"{SETTING} must be 'package.module:function', got {name!r}.")
     found: Any = _module(home, name)
+    where = home
     for part in own.split("."):
-        if not hasattr(found, part):
+        try:
+            found = getattr(found, part)
+        except Exception:  # somebody else's code may load what is asked for, and fail
             known = [one for one in dir(found) if not one.startswith("_")]
-            where = f"the module {home!r}" if found is not None else home
             hint = suggest(part, known, "look at its spelling.")
-            raise ValueError(f"{SETTING}={name!r}: {where} has no {part!r}; {hint}")
-        found = getattr(found, part)
+            raise ValueError(f"{SETTING}={name!r}: {where} has no {part!r}; {hint}") from None
+        where += f".{part}"
     if isinstance(found, type):
         raise ValueError(
             f"{SETTING}={name!r} names a class; name a function, or an object that is made of it."

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveal.common.packages import need
+from foveal.common.words import shorten
 from foveal.layers.weights import dtype_of
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig, check_keywords, check_magnitude
@@ -112,7 +113,7 @@ class VQModelVAE(Model):
         if model is not None and config is None:
             options = {**_described(model), **options}
         c = self.settings = VQModelVAEConfig.resolve(config, options)
-        self.model = VQModel(**(c.vq or {})) if model is config else model
+        self.model = _made(c.vq or {}) if model is config else model
         found = self.model.config
         self.num_layers = len(found.block_out_channels) - 1
         self.channels, self.image_size = int(found.in_channels), c.image_size
@@ -178,6 +179,17 @@ class VQModelVAE(Model):
                 f"got image_size={self.image_size}."
             )
         return height // step, width // step
+
+
+def _made(vq: Mapping[str, Any]) -> Any:
+    """A VQModel of keywords that may come from a file; ValueError if they make none."""
+    try:
+        return VQModel(**vq)
+    except Exception as error:  # whatever diffusers raises
+        reason = shorten(f"{type(error).__name__}: {error}", 150)
+        raise ValueError(
+            f"vq must be keywords of a VQModel, which refuses them: {reason}"
+        ) from error
 
 
 def _described(model: Any) -> dict[str, Any]:

@@ -46,8 +46,9 @@ class Reranker(nn.Module):
             if not hasattr(model, name):
                 raise ValueError(f"model must be one of open_clip, got {type(model).__name__}.")
         self.model, self.tokenizer = model, tokenizer
-        settings = PreprocessCfg(**getattr(model.visual, "preprocess_cfg", {}))
-        self.transform = image_transform_v2(settings, is_train=False)
+        known = getattr(model.visual, "preprocess_cfg", None)
+        known = known or {"size": getattr(model.visual, "image_size", 224)}
+        self.transform = image_transform_v2(PreprocessCfg(**known), is_train=False)
         self._check_tokenizer()
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foveal.layers.weights import device_of
+from foveal.layers.weights import device_of, dtype_of
 from foveal.models.base import evaluating
 from foveal.models.pictures import as_pixels
 from foveal.models.vae.config import read_image_size
@@ -104,8 +104,10 @@ class CoderVAE:
             return self.coder.decode(self._placed(codes.long()))
 
     def _placed(self, values: Tensor) -> Tensor:
-        is_module = isinstance(self.coder, nn.Module)
-        return values.to(device_of(self.coder)) if is_module else values  # type: ignore[arg-type]
+        if not isinstance(self.coder, nn.Module):
+            return values
+        dtype = dtype_of(self.coder) if values.is_floating_point() else values.dtype
+        return values.to(device_of(self.coder), dtype)
 
     def _check_codes(self, codes: Any, batch: int) -> None:
         known = self.grid if any(self.grid) else None
