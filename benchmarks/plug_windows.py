@@ -74,11 +74,11 @@ CASES = [
         runs=runs,
         flops=flops(AROUND, SIZE[0] * SIZE[1], 1),
         devices=("cpu",),
-        seconds=5.0,
+        seconds=seconds,
     )
-    for name, peer, runs in (
-        ("natten-forward", "natten", ("forward",)),
-        ("natten-training", "masked SDPA", ("forward", "training")),
+    for name, peer, runs, seconds in (
+        ("natten-forward", "natten", ("forward",), 11.0),
+        ("natten-training", "masked SDPA", ("forward", "training"), 5.0),
     )
 ]
 CASES += [
