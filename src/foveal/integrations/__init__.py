@@ -6,6 +6,7 @@
 | `foveal.integrations.timm` | `timm.create_model("foveal_...")` |
 | `foveal.integrations.natten` | natten's functions and modules, computed by foveal |
 | `foveal.integrations.deepspeed` | DeepSpeed's `SparseSelfAttention` on our layouts |
+| `foveal.integrations.hub` | what `push_to_hub` and `from_pretrained("user/name")` run on |
 | `foveal.integrations.diffusers` | a VQModel as the VAE of DALL-E |
 | `foveal.integrations.open_clip` | an open_clip model as reranker of its pictures |
 
