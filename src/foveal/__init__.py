@@ -133,6 +133,7 @@ _ROOMS = (
     "interop",
     "testing",
     "compat",
+    "parallel",
 )
 
 _LAYERS, _PACKAGES = "foveal.compat.dalle_pytorch.attention", "foveal.compat.packages"

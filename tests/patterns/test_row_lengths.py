@@ -5,7 +5,8 @@ import torch
 
 import foveal
 from foveal import patterns as P
-from foveal.patterns.part import Gathered, Part
+from foveal.patterns.gathered import Gathered
+from foveal.patterns.part import Part
 
 PACK = P.Packed(P.Blocks(36, causal=True), (2, 76, 82, 31), (1, 22, 15, 8))
 ROW = P.Documents((20, 30))
@@ -19,7 +20,7 @@ MORE_QUERIES = [
     (ROW & P.SlidingWindow(4), 51, 50),
     (ROW | P.Prefix(3), 51, 50),
     (Part(P.Full(causal=True), 3, 5), 6, 8),
-    (Gathered(P.Full(), 3, 2, torch.arange(5)), 3, 5),
+    (Gathered(P.Full(), 3, 2, ((0, 5),), 5), 3, 5),
     (P.Halo((4, 6), 2, 1, query_stride=2), 7, 24),
     (P.Shorten(4), 5, 16),
 ]

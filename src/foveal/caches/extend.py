@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.common.memo import remember
 from foveal.ops import TableBias, attend
-from foveal.ops.bias import Bias
 from foveal.ops.table import Alibi
 from foveal.patterns import Pattern
-from foveal.patterns.part import Gathered, part_of
+from foveal.patterns.gathered import Gathered
+from foveal.patterns.needs import runs_in
+from foveal.patterns.part import part_of
 
 Relate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(queries, keys, places of the queries, places of the keys) -> queries and keys whose product
@@ -49,26 +49,14 @@ def attend_held(
     count = q.shape[2]
     places = torch.cat((held, torch.arange(first, first + count, device="cpu")))
     part: Pattern
-    added: Bias | None = bias
     if len(held) and int(places[-1]) - int(held[0]) + 1 != len(places):
-        part = _gathered(pattern, first, count, tuple(held.tolist()))
-        if bias is not None:
-            new = places[len(held) :, None]
-            exact = torch.promote_types(q.dtype, torch.float32)
-            added = bias.at(pattern, new, places[None])[None].to(q.device, exact)
+        part = Gathered(pattern, first, count, runs_in(places), first + count)
     else:
         part = part_of(pattern, first, count, int(places[0]))
     wide, given = q.to(k.dtype), None if key_mask is None else key_mask[:, places.to(q.device)]
     if relate is not None:
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         wide, k = relate(wide, k, places[len(held) :].to(q.device), places.to(q.device))
-    options: Any = {"bias": added, "key_mask": given, "scale": scale}
+    options: Any = {"bias": bias, "key_mask": given, "scale": scale}
     out = attend(wide, k, v, part, sinks=sinks, softcap=softcap, **options)
     return out.to(q.dtype)
-
-
-@remember(entries=64)
-def _gathered(pattern: Pattern, first: int, count: int, held: tuple[int, ...]) -> Gathered:
-    """One for all layers, which then have one plan."""
-    new = range(first, first + count)
-    return Gathered(pattern, first, count, torch.tensor((*held, *new), device="cpu"))

@@ -40,7 +40,14 @@ class Levels:
         return x.narrow(2, self.starts[number], self.sizes[number])
 
 
-def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int = 1) -> Levels:
+def pool_keys(
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    levels: int,
+    unit: int = 1,
+    counts: Tensor | None = None,
+) -> Levels:
     """Pool keys and values by halves, in the dtype of k; sums are kept in float32 at least.
 
     Args:
@@ -48,6 +55,7 @@ def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int 
         mask: (batch, tokens) bool, True = real.
         levels: how many, the tokens included.
         unit: clusters that each level is padded to a multiple of.
+        counts: (batch or 1, tokens) int, in place of a mask: each is a cluster of so many tokens.
     """
     if mask is not None:  # not a product: what is not real may be NaN
         k, v = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (k, v))
@@ -57,13 +65,15 @@ def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int 
     for size in sizes:
         starts.append(starts[-1] - (-size // unit) * unit)
     wide = torch.promote_types(k.dtype, torch.float32)
-    real = torch.ones(1, tokens, dtype=torch.bool, device=k.device) if mask is None else mask
-    counts = _counts(real, levels)
-    of_keys = [_shares((count > 0).to(wide)) for count in counts[:-1]]
-    of_values = [_shares(count.to(wide)) for count in counts[:-1]]
+    real = mask if counts is None else counts
+    if real is None:
+        real = torch.ones(1, tokens, dtype=torch.bool, device=k.device)
+    counted = count_real(real, levels)
+    of_keys = [_shares((count > 0).to(wide)) for count in counted[:-1]]
+    of_values = [_shares(count.to(wide)) for count in counted[:-1]]
     joined = starts[-1] + unit
     gain = torch.full((real.shape[0], joined), MASKED, dtype=wide, device=k.device)
-    for start, count in zip(starts, counts, strict=False):
+    for start, count in zip(starts, counted, strict=False):
         part = gain.narrow(1, start, count.shape[1])
         part.copy_(torch.where(count > 0, count.to(wide).log(), MASKED))
     pool = _pool_plainly if is_transformed(k, v) else _pool
@@ -76,7 +86,7 @@ def pool_keys(k: Tensor, v: Tensor, mask: Tensor | None, levels: int, unit: int 
     )
 
 
-def _counts(real: Tensor, levels: int) -> list[Tensor]:
+def count_real(real: Tensor, levels: int) -> list[Tensor]:
     """Real tokens in the clusters of each level: (batch or 1, clusters), int32."""
     counts = [real.to(torch.int32)]
     for _ in range(levels - 1):

@@ -1,5 +1,6 @@
 """Who attends to whom: frozen dataclasses that can be drawn, counted, combined and tested."""
 
+from foveal.patterns import heads as _heads  # noqa: F401 - found by its name
 from foveal.patterns.axial import Axial
 from foveal.patterns.base import Pattern
 from foveal.patterns.block_diffusion import BlockDiffusion

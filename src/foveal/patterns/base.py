@@ -20,7 +20,9 @@ from foveal.common.checks import as_bool
 from foveal.common.memo import remember
 from foveal.patterns import registry
 from foveal.patterns.blockmask import analytic_block_mask
+from foveal.patterns.cut import cut
 from foveal.patterns.identity import is_fixed, key_of
+from foveal.patterns.needs import Stretches, keys_needed
 from foveal.patterns.notebook import picture
 from foveal.patterns.offsets import Placed
 from foveal.patterns.sizes import Sized, check_int
@@ -61,7 +63,9 @@ class Pattern(Placed, Sized):
         """One pattern for each head; this one alone where `heads` is None."""
         if self.heads is None:
             return (self,)
-        return tuple(_Head(self, number) for number in range(self.heads))
+        # by name, for that class is made of this one
+        one = registry.lookup("foveal.patterns.heads:_OneHead")
+        return tuple(one(self, number) for number in range(self.heads))
 
     def in_head(self, device: torch.device | str | None = None) -> HeadMask:
         """`allows` for the head that is asked for: elementwise, no dimension of heads appears."""
@@ -258,6 +262,8 @@ class Pattern(Placed, Sized):
 
     def _part(self, first: int, count: int, length: int) -> Tiling:
         """The plan of `count` queries from `first` on, which it numbers from 0."""
+        if count >= WORTH_CUTTING and type(self)._tiles is not Pattern._tiles:
+            return cut(self.tiles(length), first, count)
         groups = listed_groups(
             self.allows,
             consecutive(first + count, first),
@@ -268,6 +274,16 @@ class Pattern(Placed, Sized):
     def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
         """A stretch of keys [low, high) beyond which `count` queries from `first` on read none."""
         return keys_between(self, first, count, length)
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        """The keys that queries [first, last) of a sequence of `length` tokens read.
+
+        Returns:
+            runs [low, high) of key positions, ascending, with gaps between them. Every one of
+            them is read by some query, but of a pattern that has nothing but `allows` the runs are
+            all keys (if causal, all up to the last query).
+        """
+        return keys_needed(self, first, last, length)
 
     @property
     def period(self) -> int | None:
@@ -405,6 +421,9 @@ def _combined(name: str, one: Pattern, other: Any) -> Any:
     return cls(one, other) if isinstance(other, Pattern) else NotImplemented
 
 
+WORTH_CUTTING = 1024
+"""Queries from which on a part is cut from the whole plan, which is kept; fewer are listed."""
+
 Overlap = tuple[Tensor, Tensor]
 Band = tuple[int | None, int | None]
 
@@ -422,27 +441,3 @@ def _build_tiles(pattern: Pattern, length: int) -> Tiling:
 _cached_tiles = remember(entries=256)(_build_tiles)
 # documents differ in every batch: a plan serves the layers of one step, and is not met again
 _fresh_tiles = remember(entries=16, mebibytes=16, size=attrgetter("num_bytes"))(_build_tiles)
-
-
-@dataclass(frozen=True)
-class _Head(Pattern):
-    """One head of a pattern whose heads differ, by its definition."""
-
-    pattern: Pattern
-    head: int
-
-    @property
-    def is_causal(self) -> bool:
-        return self.pattern.is_causal
-
-    def check_length(self, length: int) -> None:
-        self.pattern.check_length(length)
-
-    def num_queries(self, n_keys: int) -> int:
-        return self.pattern.num_queries(n_keys)
-
-    def check_lengths(self, n_queries: int, n_keys: int) -> None:
-        self.pattern.check_lengths(n_queries, n_keys)
-
-    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        return self.pattern.allows(q_idx, k_idx)[self.head]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.cut import cut
 from foveal.patterns.tiling import MAX_TILE, Grid, Places, TileGroup, Tiling
 
 
@@ -98,17 +99,30 @@ class Fixed(Pattern):
         groups = self._causal_groups(length) if self.causal else self._free_groups(length)
         return Tiling(length, length, tuple(groups))
 
+    def _part(self, first: int, count: int, length: int) -> Tiling:
+        if not self.causal or not count:
+            return super()._part(first, count, length)
+        blocks = first // self.stride, -(-(first + count) // self.stride)
+        groups = tuple(self._causal_groups(length, *blocks))
+        return cut(Tiling(length, length, groups), first, count)
+
     def _pieces(self, size: int) -> list[tuple[int, int]]:
         """Cut `size` tokens into nearly equal stretches of at most MAX_TILE: (first, last + 1)."""
         step = -(-size // -(-size // MAX_TILE))
         return [(first, min(first + step, size)) for first in range(0, size, step)]
 
-    def _causal_groups(self, length: int) -> Iterator[TileGroup]:
-        """Own blocks first, then the summaries before them, which no mask has to touch."""
+    def _causal_groups(
+        self, length: int, low: int = 0, high: int | None = None
+    ) -> Iterator[TileGroup]:
+        """Own blocks first, then the summaries before them, which no mask has to touch.
+
+        low, high: the blocks that are wanted, in whole tiles.
+        """
         size, blocks = self.stride, -(-length // self.stride)
+        blocks = blocks if high is None else min(high, blocks)
         together = max(1, MAX_TILE // size)
         masks: dict[tuple[int, int], Tensor] = {}
-        for block in range(0, blocks, together):
+        for block in range(low // together * together, blocks, together):
             start = block * size
             for first, stop in self._pieces(min(together * size, length - start)):
                 if (first, stop) not in masks:

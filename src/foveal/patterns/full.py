@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from foveal.patterns.base import Band, Overlap, Pattern
+from foveal.patterns.needs import Stretches
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -59,6 +60,9 @@ class Full(Pattern):
 
     def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
         return 0, min(length, first + count) if self.causal else length
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        return (self._span(first, last - first, length),) if first < last else ()
 
     def num_pairs(self, length: int) -> int:
         return length * (length + 1) // 2 if self.causal else length * length

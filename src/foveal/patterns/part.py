@@ -230,33 +230,3 @@ def part_of(pattern: Pattern, first: int, count: int, skipped: int = 0) -> Part:
     moved = 0 if pattern.period is None else min(first, skipped)
     moved -= moved % (pattern.period or 1)
     return Part(pattern, first - moved, count, skipped - moved)
-
-
-@dataclass(frozen=True)
-class Gathered(Pattern, abstract=True):
-    """Queries `first` to `first + count` of a pattern over some of the keys, listed.
-
-    places: (keys,) int64, which key of the pattern each of them is.
-    """
-
-    pattern: Pattern
-    first: int
-    count: int
-    places: Tensor
-
-    opaque = True
-
-    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-        places = self.places.to(k_idx.device)
-        return self.pattern.allows(q_idx + self.first, places[k_idx])
-
-    def check_lengths(self, n_queries: int, n_keys: int) -> None:
-        super().check_lengths(n_queries, n_keys)
-        refuse_more(n_queries, self.count, n_keys, self)
-
-    @property
-    def heads(self) -> int | None:
-        return self.pattern.heads
-
-    def num_queries(self, n_keys: int) -> int:
-        return self.count

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.patterns.cut import cut
 from foveal.patterns.joined import Joined
 from foveal.patterns.tiling import MAX_TILE, Grid, Runs, TileGroup, Tiling
 
@@ -92,7 +93,7 @@ class _PyramidTiles(Joined):
 
     def _part(self, first: int, count: int, length: int) -> Tiling:
         if self.coarse:
-            return super()._part(first, count, length)
+            return cut(self.tiles(length), first, count)
         groups = self._groups(0, first, count, [(i, i) for i in range(self.levels)])
         return Tiling(count, length, tuple(groups))
 

@@ -13,6 +13,7 @@ CLOSED_FORMS = (
     "_candidates",
     "_part",
     "_span",
+    "needs",
     "period",
     "overlap",
     "block_mask",

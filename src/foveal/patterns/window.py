@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from foveal.patterns.base import Band, Overlap, Pattern
+from foveal.patterns.needs import Stretches
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling, axes_groups
 
 
@@ -61,6 +62,9 @@ class SlidingWindow(Pattern):
     def _span(self, first: int, count: int, length: int) -> tuple[int, int]:
         high = first + count if self.causal else first + count + self.window - 1
         return max(0, first - self.window + 1), min(length, high)
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        return (self._span(first, last - first, length),) if first < last else ()
 
     def horizon(self) -> tuple[int, int] | None:
         return (0, self.window) if self.causal else None

@@ -1,0 +1,11 @@
+"""One sequence over many ranks, by exchanging only what the pattern reads.
+
+Loaded when it is named: `import foveal.parallel`.
+"""
+
+from foveal.parallel.attend import attend
+from foveal.parallel.explain import Volume, explain
+from foveal.parallel.ranks import Simulated, simulate
+from foveal.parallel.shares import take
+
+__all__ = ["attend", "take", "explain", "Volume", "simulate", "Simulated"]

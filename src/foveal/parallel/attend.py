@@ -1,0 +1,183 @@
+"""attend() over a sequence that lies on many ranks: each fetches the keys that its queries read.
+
+The local call is an ordinary one, of a part of the pattern over the keys that are here. Its
+backward pass hands the gradients of foreign keys and values back the way they came.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.ops import attend as attend_here
+from foveal.ops.bias import Bias, WindowBias
+from foveal.ops.checks import check_tensors
+from foveal.parallel import pooled
+from foveal.parallel.moving import exchange
+from foveal.parallel.ranks import Ranks, as_ranks
+from foveal.parallel.shares import Share, kept_by, lengths_of, share
+from foveal.patterns import Pattern
+from foveal.patterns.gathered import Gathered
+from foveal.patterns.needs import Stretches, listed
+from foveal.patterns.part import part_of
+
+
+@dataclass(frozen=True)
+class Local:
+    """A call as one rank makes it.
+
+    pattern: of its queries over the keys that it has then.
+    first: its first query.
+    keys: which keys these are.
+    share: how it comes by them.
+    """
+
+    pattern: Pattern
+    first: int
+    keys: Stretches
+    share: Share
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    mesh: Any,
+    *,
+    bias: Bias | None = None,
+    key_mask: Tensor | None = None,
+    lengths: Sequence[int] | None = None,
+    **options: Any,
+) -> Any:
+    """`foveal.attend` of the tokens of this rank, which read those of all ranks.
+
+    The ranks hold consecutive parts of one sequence, in their order and of any lengths. They
+    exchange the keys and values that the pattern reads across borders, and nothing else: once a
+    call, and once in the backward pass.
+
+    Args:
+        q: (batch, heads, own tokens, head_dim).
+        k, v: (batch, kv_heads, own tokens, head_dim or head_dim_v).
+        pattern: of the whole sequence.
+        mesh: the ranks: a DeviceMesh of one dimension such as mesh["cp"], or a process group.
+        bias: a TableBias, `alibi(heads)`, a WindowBias of the own queries, or a tensor that
+            broadcasts to (batch, heads, own tokens, tokens of all ranks).
+        key_mask: (batch, own tokens) bool, True = real.
+        lengths: tokens of every rank; None asks them, which is one small exchange more.
+        options: scale, dropout_p, impl, return_lse, sinks, softcap: see `foveal.attend`.
+
+    Returns:
+        what `foveal.attend` returns of the whole, cut to the own tokens.
+
+    Raises:
+        TypeError, ValueError: as `foveal.attend`; mesh is no group of ranks; a pattern whose
+            queries are fewer than its keys.
+
+    Example:
+        >>> from torch.distributed.device_mesh import init_device_mesh
+        >>> mesh = init_device_mesh("cpu", (4,), mesh_dim_names=("cp",))  # doctest: +SKIP
+        >>> out = foveal.parallel.attend(q, k, v, pattern, mesh["cp"])  # doctest: +SKIP
+    """
+    shaping = options.get("dropout_p", 0.0), options.get("return_lse", False), options.get("sinks")
+    check_tensors(q, k, v, pattern, bias, key_mask, *shaping)
+    ranks = as_ranks(mesh)
+    if ranks.size == 1:
+        return attend_here(q, k, v, pattern, bias=bias, key_mask=key_mask, **options)
+    if not q.ndim == k.ndim == v.ndim == 4 or not q.shape[2] == k.shape[2] == v.shape[2]:
+        raise ValueError(
+            "q, k and v must be (batch, heads, own tokens, head_dim) with as many tokens, got "
+            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
+        )
+    sizes = lengths_of(ranks, q.shape[2], lengths)
+    length = sum(sizes)
+    pattern.check_length(length)
+    if pattern.pools:
+        return pooled.attend(q, k, v, pattern, ranks, sizes, bias, key_mask, options)  # type: ignore[arg-type]
+    if pattern.num_queries(length) != length:
+        raise ValueError(
+            f"{pattern} strides its queries, which foveal.parallel.attend does not share among "
+            "ranks; gather the sequence on each of them."
+        )
+    local = localize(pattern, sizes, ranks)
+    k, v, key_mask = _with_foreign(k, v, key_mask, local.share, ranks)
+    if isinstance(bias, WindowBias):
+        parts = [bias.dense(pattern, b - a, local.first, a) for a, b in local.keys]  # type: ignore[arg-type]
+        bias = torch.cat(parts, -1)
+    elif isinstance(bias, Tensor) and bias.shape[-1] == length > 1:
+        bias = bias[..., listed(local.keys).to(bias.device)]
+    return attend_here(q, k, v, local.pattern, bias=bias, key_mask=key_mask, **options)
+
+
+def localize(pattern: Pattern, sizes: tuple[int, ...], ranks: Ranks) -> Local:
+    """The call of this rank, which is kept: layers and steps alike ask for it."""
+    kept, key = kept_by(ranks), (pattern.cache_key(), sizes)
+    found: Local | None = kept.find(key)
+    if found is None:
+        borders = [0, *itertools.accumulate(sizes)]
+        first, last = borders[ranks.rank], borders[ranks.rank + 1]
+        needs = pattern.needs(first, last, borders[-1])
+        shared = share(needs, borders, ranks)
+        found = Local(part(pattern, first, last, borders[-1], needs), first, needs, shared)
+        kept.keep(key, found)
+    return found
+
+
+def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) -> Pattern:
+    """Queries [first, last) of a pattern over these runs of keys."""
+    if len(keys) == 1 and _takes(pattern, keys[0][1]):
+        return part_of(pattern, first, last - first, keys[0][0])
+    return Gathered(pattern, first, last - first, keys, length)
+
+
+def _takes(pattern: Pattern, length: int) -> bool:
+    """Whether a pattern may have so many tokens: some are all there or not at all."""
+    try:
+        pattern.check_length(length)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_foreign(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, shared: Share, ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and their mask as this rank's queries read them, in the order of tokens."""
+    device = k.device
+    own = None if shared.whole else shared.own.to(device)
+    foreign = _fetch(k, v, key_mask, shared, ranks)
+
+    def joined(x: Tensor, found: Tensor, dim: int) -> Tensor:
+        mine = x if own is None else x.index_select(dim, own)
+        # even where nothing came: the ranks that sent something wait for this one's gradient
+        before, after = found.tensor_split([shared.before], dim)
+        return torch.cat([before, mine, after], dim)
+
+    mask = None if key_mask is None else joined(key_mask, foreign[2], 1)
+    return joined(k, foreign[0], 2), joined(v, foreign[1], 2), mask
+
+
+def _fetch(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, shared: Share, ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and mask of the tokens that come from other ranks, in one exchange."""
+    send = shared.send.to(k.device)
+    parts = [x.index_select(2, send).permute(2, 0, 1, 3) for x in (k, v)]
+    if key_mask is not None:
+        parts.append(key_mask.index_select(1, send).T[:, :, None, None].to(k.dtype))
+    rows = torch.cat([part.flatten(1) for part in parts], 1)
+    found = exchange(rows, ranks, shared.sent, shared.received)
+    widths = [math.prod(part.shape[1:]) for part in parts]
+    pieces = found.split(widths, 1)
+    keys, values = (
+        piece.unflatten(1, part.shape[1:]).permute(1, 2, 0, 3)
+        for piece, part in zip(pieces[:2], parts[:2], strict=True)
+    )
+    mask = pieces[2].T.bool() if key_mask is not None else keys[:, 0, :, 0]
+    return keys, values, mask

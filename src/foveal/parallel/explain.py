@@ -1,0 +1,112 @@
+"""What a sequence over many ranks costs to exchange, beside what others exchange: arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from foveal.common.checks import as_int
+from foveal.parallel.shares import cut_evenly
+from foveal.patterns import Pattern
+from foveal.patterns.needs import count, within
+
+SHOWN = 64
+"""Most ranks that are looked at one by one; of more, these are spread over all."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Bytes that a rank receives for one layer, forward; the backward pass sends as many back.
+
+    Attributes:
+        length, ranks: tokens in all, and ranks.
+        tokens: most tokens that a rank receives.
+        bytes: of their keys and values.
+        all_gather: bytes where every rank gets all keys and values, as in a ring.
+        ulysses: bytes of an all-to-all from tokens to heads and back; None where there are fewer
+            heads than ranks.
+        neighbors: most ranks that one rank receives from.
+    """
+
+    length: int
+    ranks: int
+    tokens: int
+    bytes: int
+    all_gather: int
+    ulysses: int | None
+    neighbors: int
+
+    @property
+    def share(self) -> float:
+        """Part of an all-gather."""
+        return self.bytes / self.all_gather if self.all_gather else 0.0
+
+    def __str__(self) -> str:
+        others = "-" if self.ulysses is None else _in_words(self.ulysses)
+        return (
+            f"{self.length:,} tokens on {self.ranks} ranks: at most {self.tokens:,} tokens from "
+            f"{self.neighbors} other ranks, {_in_words(self.bytes)} a layer and direction; "
+            f"all-gather {_in_words(self.all_gather)} ({self.share:.3%}), Ulysses {others}"
+        )
+
+
+def explain(
+    pattern: Pattern,
+    length: int,
+    ranks: int,
+    *,
+    heads: int = 8,
+    kv_heads: int | None = None,
+    head_dim: int = 64,
+    batch: int = 1,
+    itemsize: int = 2,
+    align: int = 1,
+) -> Volume:
+    """Bytes that `foveal.parallel.attend` moves, without any process.
+
+    Args:
+        pattern: of the whole sequence.
+        length: tokens of all ranks.
+        ranks: how many share them, evenly as `take` cuts.
+        heads, kv_heads, head_dim, batch: of the layer; kv_heads=None is heads.
+        itemsize: bytes of a number; 2 for bfloat16.
+        align: as in `take`.
+
+    Raises:
+        ValueError: a number is not positive, or a pattern that is not shared among ranks.
+    """
+    for name, value in {"length": length, "ranks": ranks, "head_dim": head_dim}.items():
+        as_int(name, value, 1)
+    if pattern.pools or pattern.num_queries(length) != length:
+        raise ValueError(f"{pattern} is not shared among ranks; see foveal.parallel.attend.")
+    pattern.check_length(length)
+    borders = [0, *itertools.accumulate(cut_evenly(length, ranks, align))]
+    token = 2 * batch * (kv_heads or heads) * head_dim * itemsize
+    tokens, neighbors = 0, 0
+    for rank in _looked_at(ranks):
+        first, last = borders[rank], borders[rank + 1]
+        needs = pattern.needs(first, last, length)
+        foreign = count(needs) - count(within(needs, first, last))
+        tokens = max(tokens, foreign)
+        spans = enumerate(itertools.pairwise(borders))
+        neighbors = max(neighbors, sum(bool(within(needs, *s)) for n, s in spans if n != rank))
+    own = borders[1]
+    queries = batch * heads * head_dim * itemsize
+    ulysses = (2 * queries + token) * own * (ranks - 1) // ranks if ranks <= heads else None
+    return Volume(
+        length, ranks, tokens, tokens * token, (length - own) * token, ulysses, neighbors
+    )
+
+
+def _looked_at(ranks: int) -> Iterable[int]:
+    if ranks <= SHOWN:
+        return range(ranks)
+    return sorted({number * (ranks - 1) // (SHOWN - 1) for number in range(SHOWN)})
+
+
+def _in_words(size: float) -> str:
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
