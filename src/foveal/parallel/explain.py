@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from foveal.common.checks import as_int
+from foveal.parallel.levels import layout_of
 from foveal.parallel.shares import cut_evenly
 from foveal.patterns import Pattern
 from foveal.patterns.needs import count, within
 
-SHOWN = 64
+SHOWN = 16
 """Most ranks that are looked at one by one; of more, these are spread over all."""
 
 
@@ -21,7 +22,8 @@ class Volume:
 
     Attributes:
         length, ranks: tokens in all, and ranks.
-        tokens: most tokens that a rank receives.
+        tokens: most tokens that a rank receives; of a pooled pattern clusters, those of the
+            summary that all ranks gather included.
         bytes: of their keys and values.
         all_gather: bytes where every rank gets all keys and values, as in a ring.
         ulysses: bytes of an all-to-all from tokens to heads and back; None where there are fewer
@@ -78,20 +80,23 @@ def explain(
     """
     for name, value in {"length": length, "ranks": ranks, "head_dim": head_dim}.items():
         as_int(name, value, 1)
-    if pattern.pools or pattern.num_queries(length) != length:
+    if not pattern.pools and pattern.num_queries(length) != length:
         raise ValueError(f"{pattern} is not shared among ranks; see foveal.parallel.attend.")
     pattern.check_length(length)
-    borders = [0, *itertools.accumulate(cut_evenly(length, ranks, align))]
+    sizes = cut_evenly(length, ranks, align)
+    layout = layout_of(pattern, sizes) if pattern.pools else None
+    borders = layout.borders if layout else [0, *itertools.accumulate(sizes)]
     token = 2 * batch * (kv_heads or heads) * head_dim * itemsize
     tokens, neighbors = 0, 0
     for rank in _looked_at(ranks):
         first, last = borders[rank], borders[rank + 1]
-        needs = pattern.needs(first, last, length)
-        foreign = count(needs) - count(within(needs, first, last))
-        tokens = max(tokens, foreign)
+        needs = layout.needs(rank) if layout else pattern.needs(first, last, length)
         spans = enumerate(itertools.pairwise(borders))
-        neighbors = max(neighbors, sum(bool(within(needs, *s)) for n, s in spans if n != rank))
-    own = borders[1]
+        others = [found for n, span in spans if n != rank and (found := within(needs, *span))]
+        summary = layout.gathered(rank) if layout else 0
+        tokens = max(tokens, sum(count(found) for found in others) + summary)
+        neighbors = max(neighbors, ranks - 1 if summary else len(others))
+    own = sizes[0]
     queries = batch * heads * head_dim * itemsize
     ulysses = (2 * queries + token) * own * (ranks - 1) // ranks if ranks <= heads else None
     return Volume(

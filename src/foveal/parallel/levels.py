@@ -71,10 +71,7 @@ class Layout:
 
     def local(self, rank: int, share: Callable[[Stretches], Share]) -> Local:
         """The calls of one rank; `share` arranges how it gets what it needs."""
-        parts = list(self._own_queries(rank))
-        joined = self.plan.num_joined_keys
-        plans = [self.plan._part(first, count, joined) for first, count in parts]
-        keys = self._whole_units(merged(run for plan in plans for run in read_by(plan)))
+        parts, joined, keys = self._own_queries(rank), self.plan.num_joined_keys, self._keys(rank)
         calls = tuple(Gathered(self.plan, first, count, keys, joined) for first, count in parts)
         level, cluster = self._numbers(listed(keys))
         low = (level >= 0) & (level <= self.within)
@@ -88,6 +85,23 @@ class Layout:
         )
         order[order < 0] = last
         return Local(self, calls, share(runs_in(needed)), order)
+
+    def needs(self, rank: int) -> Stretches:
+        """Places of the clusters within ranks that a rank reads, its own among them."""
+        level, cluster = self._numbers(listed(self._keys(rank)))
+        low = (level >= 0) & (level <= self.within)
+        return runs_in(self._places(level[low], cluster[low]))
+
+    def gathered(self, rank: int) -> int:
+        """Clusters of other ranks that every rank gathers, to pool the larger ones."""
+        sizes = self.sizes_at(self.within) if self.within + 1 < self.plan.levels else [0]
+        return sum(sizes) - sizes[min(rank, len(sizes) - 1)]
+
+    def _keys(self, rank: int) -> Stretches:
+        """Joined positions that a rank's queries read, in whole units."""
+        joined = self.plan.num_joined_keys
+        plans = [self.plan._part(*part, joined) for part in self._own_queries(rank)]
+        return self._whole_units(merged(run for plan in plans for run in read_by(plan)))
 
     def _own_queries(self, rank: int) -> list[tuple[int, int]]:
         """(first, number) of a rank's queries, of coarse ones of every level."""
