@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
 import foveal
-from foveal.ops.mods import cells, engine, plan
+from foveal.ops.mods import cells, chunks, plan
 from foveal.testing import assert_close
 
 
@@ -104,7 +104,7 @@ def test_masks_that_are_too_many_are_asked_for_at_each_tile(name, most, monkeypa
     """Beyond a number of bytes nothing is kept, and every result is the same; chunks of a tile."""
     monkeypatch.setattr(cells, "MOST_KEPT", most)
     monkeypatch.setattr("foveal.ops.mods.fast.MOST_KEPT", 4 * most)
-    monkeypatch.setattr(engine, "CHUNK", 1)
+    monkeypatch.setattr(chunks, "CHUNK", 1)
     case, (q, k, v) = CASES[name], tensors()
     found = run(case, q, k, v, block_mask(case, 64))
     inputs = [q, k, v, *case.captured]
@@ -116,7 +116,7 @@ def test_masks_that_are_too_many_are_asked_for_at_each_tile(name, most, monkeypa
 
 def test_chunks_leave_nothing_behind(monkeypatch):
     """What a mod makes of one chunk is gone when the next one runs, forward and backward."""
-    monkeypatch.setattr(engine, "CHUNK", 64 * 64)
+    monkeypatch.setattr(chunks, "CHUNK", 64 * 64)
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = array.array("i", [0])
 

@@ -9,18 +9,15 @@ b sequences, h heads, t tiles, and in a tile q queries and k keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from foveal.ops.mods.chunks import Chunk, chunks
 from foveal.ops.mods.held import key_of_mod
-from foveal.ops.mods.plan import Plan, Tiles
+from foveal.ops.mods.plan import Plan
 from foveal.ops.mods.running import Mod, Watch, scores_of
-
-CHUNK = 1 << 20
-"""Scores in one chunk, unless one tile of one head has more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,112 +37,54 @@ class Asked:
     key: list[object] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Some tiles of some heads of some sequences; all tensors on the device of the call.
-
-    batch, heads: (b,) and (h,) numbers.
-    queries, keys: (t, q) and (t, k) positions.
-    mask: (b or 1, h or 1, t or 1, q, k) bool, or None where every pair is allowed.
-    """
-
-    batch: Tensor
-    heads: Tensor
-    queries: Tensor
-    keys: Tensor
-    mask: Tensor | None
-
-    def rows(self, x: Tensor, positions: Tensor, repeats: int = 1) -> Tensor:
-        """Which rows of x (B, H / repeats, tokens, E), laid flat, the positions are: one row."""
-        heads = self.heads // repeats
-        lead = self.batch[:, None] * x.shape[1] + heads
-        return (lead[:, :, None, None] * x.shape[2] + positions).flatten()
-
-    def take(self, x: Tensor, positions: Tensor, repeats: int = 1) -> Tensor:
-        """x (B, H / repeats, tokens, E) -> (b, h, t, items, E)."""
-        flat = x.reshape(-1, x.shape[-1])
-        shape = (len(self.batch), len(self.heads), *positions.shape, x.shape[-1])
-        return flat.index_select(0, self.rows(x, positions, repeats)).view(shape)
-
-
-def chunks(plan: Plan, q: Tensor) -> Iterator[Chunk]:
-    """All chunks of a call, always in the same order; q (B, H, N, D)."""
-    for part in plan.parts:
-        batch = _numbers(part.batch, q.shape[0])
-        heads = _numbers(part.heads, q.shape[1])
-        for tiles in part.tiles:
-            num_k = tiles.read.shape[1] * plan.cells.columns.size
-            tile = max(1, tiles.num_q * num_k)
-            num_tiles = max(1, min(len(tiles.number), CHUNK // tile))
-            num_heads = max(1, min(len(heads), CHUNK // (tile * num_tiles)))
-            num_batch = max(1, CHUNK // (tile * num_tiles * num_heads))
-            for first in range(0, len(tiles.number), num_tiles):
-                own = tiles.take(slice(first, first + num_tiles))
-                yield from _of_tiles(plan, own, batch, heads, (num_batch, num_heads), q.device)
-
-
-def _numbers(chosen: tuple[int, ...] | None, count: int) -> Tensor:
-    if chosen is None:
-        return torch.arange(count, device="cpu")
-    return torch.tensor(chosen, device="cpu")
-
-
-def _of_tiles(
-    plan: Plan,
-    tiles: Tiles,
-    batch: Tensor,
-    heads: Tensor,
-    most: tuple[int, int],
-    device: torch.device,
-) -> Iterator[Chunk]:
-    queries, keys = plan.queries(tiles).to(device), plan.keys(tiles).to(device)
-    own = plan.cells.kinds.shape
-    for b in batch.split(most[0]):
-        for h in heads.split(most[1]):
-            at = (int(b[0]) if own[0] > 1 else 0, int(h[0]) if own[1] > 1 else 0)
-            mask = plan.mask(tiles, at)
-            mask = None if mask is None else mask.to(device)[None, None]
-            yield Chunk(b.to(device), h.to(device), queries, keys, mask)
-
-
 def working_dtype(x: Tensor) -> torch.dtype:
     """The precision of scores and sums, for x of any shape."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _chunk(
+def _taken(
     asked: Asked, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q (b, h, t, q, D), k (b, h, t, k, D), v (b, h, t, k, V) -> out (b, h, t, q, V), lse, top.
+    """q (b, h, t, q, D) times the scale, k (b, h, t, k, D) and v (b, h, t, k, V) of a chunk."""
+    repeats = q.shape[1] // k.shape[1]
+    taken = chunk.take(q, chunk.queries), *(chunk.take(x, chunk.keys, repeats) for x in (k, v))
+    query, key, value = (x.to(working_dtype(x)) for x in taken)
+    if chunk.unread is not None:  # what nobody reads may be NaN
+        key, value = (x.masked_fill(chunk.unread, 0.0) for x in (key, value))
+    return query * asked.scale, key, value
 
-    lse and top, the largest score: (b, h, t, q).
+
+def _bent(asked: Asked, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
+    """What the mod makes of the scores: (b, h, t, q, k), hidden pairs included."""
+    scores = q @ k.mT
+    if asked.mod is None:
+        return scores
+    places = (chunk.batch, chunk.heads, chunk.queries, chunk.keys)
+    return scores_of(asked.mod, scores, *places).to(scores.dtype)
+
+
+def _chunk(
+    asked: Asked, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor, plain: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What was taken for a chunk -> out (b, h, t, q, V), lse, top.
+
+    lse and top, the largest score: (b, h, t, q). If `plain`, in steps that have derivatives.
     """
-    q, k, v = (x.to(working_dtype(x)) for x in (q, k, v))
-    mask = chunk.mask
-    if mask is not None:  # what nobody reads may be NaN
-        unread = ~mask.any(-2)[..., None]
-        k, v = k.masked_fill(unread, 0.0), v.masked_fill(unread, 0.0)
-    scores = (q @ k.mT) * asked.scale
-    if asked.mod is not None:
-        places = (chunk.batch, chunk.heads, chunk.queries, chunk.keys)
-        scores = scores_of(asked.mod, scores, *places).to(scores.dtype)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    scores = _bent(asked, chunk, q, k)
+    if chunk.hidden is not None:
+        scores = scores.masked_fill(chunk.hidden, -torch.inf)
     top = scores.detach().amax(-1)
     empty = top == -torch.inf
-    # a row without keys would compute -inf - -inf
-    scores = scores.masked_fill(empty[..., None], 0.0)
-    lse = top
-    if asked.need_lse:
+    if plain:
+        # a row without keys would compute -inf - -inf
+        scores = scores.masked_fill(empty[..., None], 0.0)
+        weights = torch.softmax(scores, -1)
         lse = torch.logsumexp(scores, -1).masked_fill(empty, -torch.inf)
-    out = torch.softmax(scores, -1) @ v
-    return out.masked_fill(empty[..., None], 0.0), lse, top
-
-
-def _taken(chunk: Chunk, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    repeats = q.shape[1] // k.shape[1]
-    key, value = (chunk.take(x, chunk.keys, repeats) for x in (k, v))
-    return chunk.take(q, chunk.queries), key, value
+    else:
+        weights = torch.softmax(scores, -1)
+        # the largest weight is exp(top - lse)
+        lse = torch.where(top.isinf(), top, top - weights.amax(-1).log())
+    return (weights @ v).masked_fill(empty[..., None], 0.0), lse, top
 
 
 Result = tuple[Tensor, Tensor, Tensor]
@@ -183,11 +122,12 @@ def _forward(
 ) -> Result:
     """All chunks; written in place, or by way of `parts` where autograd follows."""
     sums = working_dtype(q)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = q.new_zeros(q.shape[0] * q.shape[1] * q.shape[2], v.shape[-1])
     lse, top = (q.new_full(out.shape[:1], -torch.inf, dtype=sums) for _ in range(2))
     for chunk in chunks(asked.plan, q):
         rows = chunk.rows(q, chunk.queries)
-        found = _chunk(asked, chunk, *_taken(chunk, q, k, v))
+        found = _chunk(asked, chunk, *_taken(asked, chunk, q, k, v), parts is not None)
         flat = (found[0].flatten(0, -2).to(q.dtype), *(x.flatten() for x in found[1:]))
         if parts is None:
             for whole, own in zip((out, lse, top), flat, strict=True):
@@ -209,23 +149,25 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, asked, result, q, k, v, *captured):  # type: ignore[no-untyped-def]
         ctx.asked = asked
-        ctx.save_for_backward(q, k, v, *captured)
+        ctx.save_for_backward(*result[:2], q, k, v, *captured)
         ctx.mark_non_differentiable(result[2])
         return result
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse, _):  # type: ignore[no-untyped-def]
-        asked, (q, k, v, *captured) = ctx.asked, ctx.saved_tensors
+        asked, (out, lse, *tensors) = ctx.asked, ctx.saved_tensors
         if asked.mod is not None and key_of_mod(asked.mod) != asked.key[0]:
             raise RuntimeError(
                 "what score_mod captures was changed between the forward and the backward pass, "
                 "which computes the scores again; change a copy, or call backward() before."
             )
         wanted = ctx.needs_input_grad[2:]
-        tensors = (q, k, v, *captured)
-        with torch.autocast(q.device.type, enabled=False):
-            run = _plain_gradients if torch.is_grad_enabled() else _gradients
-            return None, None, *run(asked, tensors, wanted, grad_out, grad_lse)
+        with torch.autocast(out.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                found = _plain_gradients(asked, tensors, wanted, grad_out, grad_lse)
+            else:
+                found = _gradients(asked, tensors, wanted, (out, lse), (grad_out, grad_lse))
+            return None, None, *found
 
 
 Gradients = list[Tensor | None]
@@ -234,36 +176,35 @@ Gradients = list[Tensor | None]
 
 def _gradients(
     asked: Asked,
-    tensors: tuple[Tensor, ...],
+    tensors: list[Tensor],
     wanted: tuple[bool, ...],
-    grad_out: Tensor,
-    grad_lse: Tensor,
+    results: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor],
 ) -> Gradients:
-    """A chunk at a time; each is summed in the same order in every run."""
-    q, k, v, *captured = tensors
+    """A chunk at a time; each is summed in the same order in every run.
+
+    results, grads: out and the log-sum-exp, and the gradients of both.
+    """
+    q, k, v = (x.contiguous() for x in tensors[:3])
+    grad_out = grads[0].contiguous()
+    shift = (results[0] * grad_out).sum(-1, keepdim=True, dtype=results[1].dtype)
+    shift -= grads[1][..., None]
+    empty = results[1][..., None] == -torch.inf
+    per_query = [grad_out, shift, *([empty] if bool(empty.any()) else [])]
     # in the graph of a chunk these stand for what is captured, whose own graphs lie outside
-    own = [x.detach().requires_grad_() for x in captured]
+    own = [x.detach().requires_grad_() for x in tensors[3:]]
     watch = Watch({id(old): new for old, new in zip(asked.captured, own, strict=True)})
     sums = [torch.zeros(x.shape, dtype=_exact(x), device=x.device) for x in tensors]
     repeats = q.shape[1] // k.shape[1]
     for chunk in chunks(asked.plan, q):
-        taken = zip(_taken(chunk, q, k, v), wanted[:3], strict=True)
-        leaves = [x.detach().requires_grad_(need) for x, need in taken]
-        with torch.enable_grad(), watch:
-            out, lse, _ = _chunk(asked, chunk, *leaves)
-        given = (
-            chunk.take(grad_out, chunk.queries).to(out.dtype),
-            chunk.take(grad_lse[..., None], chunk.queries)[..., 0].to(lse.dtype),
-        )
-        found = _chunk_gradients((out, lse), given, [*leaves, *own])
-        places = (
-            chunk.rows(q, chunk.queries),
-            *(chunk.rows(k, chunk.keys, repeats),) * 2,
-        )
-        for total, rows, part in zip(sums, places, found, strict=False):
+        rows = chunk.rows(q, chunk.queries), *(chunk.rows(k, chunk.keys, repeats),) * 2
+        given = [chunk.take(x, chunk.queries) for x in per_query]
+        taken = _taken(asked, chunk, q, k, v)
+        found = _chunk_gradients(asked, chunk, taken, given, wanted, (own, watch))
+        for total, at, part in zip(sums, rows, found, strict=False):
             if part is not None:
                 flat = part.flatten(0, -2).to(total.dtype)
-                total.view(-1, total.shape[-1]).index_add_(0, rows, flat)
+                total.view(-1, total.shape[-1]).index_add_(0, at, flat)
         for total, part in zip(sums[3:], found[3:], strict=True):
             if part is not None:
                 total += part
@@ -274,16 +215,43 @@ def _gradients(
 
 
 def _chunk_gradients(
-    outputs: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor], inputs: list[Tensor]
+    asked: Asked,
+    chunk: Chunk,
+    taken: tuple[Tensor, Tensor, Tensor],
+    given: list[Tensor],
+    wanted: tuple[bool, ...],
+    captured: tuple[list[Tensor], Watch],
 ) -> Gradients:
-    """Of each input; None where none flows. The log-sum-exp does not depend on values."""
-    pairs = [(x, grad) for x, grad in zip(outputs, given, strict=True) if x.requires_grad]
-    asked = [x for x in inputs if x.requires_grad]
-    if not pairs or not asked:
-        return [None] * len(inputs)
-    outs, grads = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outs, asked, grads, allow_unused=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
+    """Of what was taken for a chunk and of what is captured; None where none flows.
+
+    given: the gradient of out (b, h, t, q, V), and (b, h, t, q, 1): what is taken from the
+        gradients of a row's weights, so that they do not change their sum, and perhaps which rows
+        have no keys.
+    """
+    q, k = (x.requires_grad_(need) for x, need in zip(taken, wanted[:2], strict=False))
+    v, grad_out = taken[2], given[0].to(taken[2].dtype)
+    with torch.enable_grad(), captured[1]:
+        bent = _bent(asked, chunk, q, k)
+    scores = bent.detach()
+    if chunk.hidden is not None:
+        scores = scores.masked_fill(chunk.hidden, -torch.inf)
+    weights = torch.softmax(scores, -1)
+    for empty in given[2:]:
+        weights.masked_fill_(empty, 0.0)
+    d_v = weights.mT @ grad_out if wanted[2] else None
+    inputs = [q, k, *captured[0]]
+    found: Gradients = [None] * len(inputs)
+    asking = [x for x in inputs if x.requires_grad]
+    if bent.requires_grad and asking:
+        slopes = (grad_out @ v.mT).sub_(given[1]).mul_(weights)
+        grads = iter(torch.autograd.grad(bent, asking, slopes, allow_unused=True))
+        found = [next(grads) if x.requires_grad else None for x in inputs]
+    d_q, d_k, *rest = found
+    if chunk.unread is not None:
+        for part in (d_k, d_v):
+            if part is not None:
+                part.masked_fill_(chunk.unread, 0.0)
+    return [None if d_q is None else d_q * asked.scale, d_k, d_v, *rest]
 
 
 def _exact(x: Tensor) -> torch.dtype:
@@ -293,7 +261,7 @@ def _exact(x: Tensor) -> torch.dtype:
 
 def _plain_gradients(
     asked: Asked,
-    tensors: tuple[Tensor, ...],
+    tensors: list[Tensor],
     wanted: tuple[bool, ...],
     grad_out: Tensor,
     grad_lse: Tensor,
