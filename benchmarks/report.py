@@ -20,7 +20,8 @@ one run in which all contenders took turns, and times are medians. *Speed* is ho
 fast as the last row. *Of limit* is the share of the machine's matrix products, measured in the
 same run, that goes into pairs which the pattern allows; exponentials, masks and memory count
 against us. *Memory* is what one call adds to a fresh process. The machine, the versions and the
-command of each run stand under [Runs](#runs). `foveal bench` measures your own machine.
+command of each run stand under [Runs](#runs): not all cases were measured on the same processor,
+so compare within a table. `foveal bench` measures your own machine.
 """
 
 LENGTHS = {
@@ -35,6 +36,9 @@ LENGTHS = {
     ),
 }
 """Cases over lengths, by the beginning of their names: one table instead of many."""
+
+BESIDE_ITSELF = ("token-", "window-growth", "documents-", "fresh-pack", "shaped-", "table-")
+"""Beginnings of cases whose peer is foveal itself, in another form, or a floor."""
 
 
 def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -77,8 +81,8 @@ def summary(records: Iterable[dict[str, Any]]) -> str:
     """Where we lose: every row that is slower than the peer or than its own alternatives."""
     lines = []
     for record in records:
-        if record["case"].endswith("-growth") or record["case"].startswith("token-"):
-            continue  # beside itself at another length, or beside a floor
+        if record["case"].startswith(BESIDE_ITSELF):
+            continue
         for result in record["results"]:
             speed = result["times_peer"]
             if result["contender"] != record["peer"] and speed is not None and speed < 1:
@@ -195,10 +199,17 @@ def run_line(record: dict[str, Any]) -> str:
     machine, limits = record["machine"], record["limits"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if k != "foveal")
     return (
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
-        f"{', ' + versions if versions else ''}; products {limits['float32'] / 1e9:.0f} GFLOP/s "
-        f"in float32, {limits['bfloat16'] / 1e9:.0f} in bfloat16; copying "
+        f"{machine['processor']}{_vectors(machine)}, {machine['threads']} threads, torch "
+        f"{machine['torch']}{', ' + versions if versions else ''}; products "
+        f"{limits['float32'] / 1e9:.0f} GFLOP/s in float32, "
+        f"{limits['bfloat16'] / 1e9:.0f} in bfloat16; copying "
         f"{limits['bytes'] / 1e9:.0f} GB/s. {machine['date']}, commit {record['commit']}, "
         f"{record['rounds']} rounds: `{record['command']}`"
         f"{'; memory: commit ' + record['memory_commit'] if 'memory_commit' in record else ''}"
     )
+
+
+def _vectors(machine: dict[str, Any]) -> str:
+    """The instructions of a processor, as its makers write them."""
+    name = machine.get("vectors", "").upper().replace("AVX512", "AVX-512")
+    return f" with {name}" if name else ""

@@ -52,16 +52,28 @@ def _versions() -> dict[str, str]:
 
 def limits(device: str) -> dict[str, float]:
     """FLOP/s of matrix products by dtype and bytes/s of a copy (read and write), best of some."""
-    found = {}
-    size = 8192 if device == "cuda" else 1536
-    for dtype in ("float32", "bfloat16"):
-        x = torch.randn(size, size, device=device).to(getattr(torch, dtype))
-        out = torch.empty_like(x)
-        found[dtype] = 2 * size**3 / _best(lambda x=x, out=out: torch.mm(x, x, out=out), device)
+    sizes = (8192,) if device == "cuda" else (384, 1536)
+    found = {dtype: _products(dtype, sizes, device) for dtype in ("float32", "bfloat16")}
     source = torch.zeros(1 << 26, device=device)
     target = torch.zeros_like(source)
     found["bytes"] = 2 * 4 * source.numel() / _best(lambda: target.copy_(source), device)
     return found
+
+
+def _products(dtype: str, sizes: tuple[int, ...], device: str) -> float:
+    """FLOP/s of square products, of the first size that takes long enough to be timed well.
+
+    bfloat16 without instructions for it is a hundred times as slow: the last size took a minute.
+    """
+    rate = 0.0
+    for size in sizes:
+        x = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+        out = torch.empty_like(x)
+        seconds = _best(lambda x=x, out=out: torch.mm(x, x, out=out), device)
+        rate = 2 * size**3 / seconds
+        if seconds > 0.05:
+            break
+    return rate
 
 
 def _best(job: Any, device: str, rounds: int = 7) -> float:
