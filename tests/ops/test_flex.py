@@ -1,5 +1,7 @@
 """impl="flex": its layout of tokens and blocks, its numbers, and how often it compiles."""
 
+import importlib
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
@@ -65,6 +67,14 @@ def test_sequences_stay_as_they_are():
         assert layout(pattern, 480, 128, "cpu").order is None
 
 
+@pytest.fixture
+def untraced(monkeypatch):
+    """FlexAttention's plain operations without the tracing of each call, most of its time."""
+    module = importlib.import_module("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("pattern", [*IMAGES, P.TextImage(40, IMAGES[2])], ids=repr)
 @pytest.mark.parametrize("biased", [False, True])
 def test_reordered_tokens_give_the_same(monkeypatch, pattern, biased):
@@ -81,6 +91,7 @@ def test_reordered_tokens_give_the_same(monkeypatch, pattern, biased):
     assert_close(lse, want_lse, rtol=2e-5)
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("queries", ["fine", "coarse"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("neighbors", ["adjacent", "sibling"])

@@ -1,5 +1,6 @@
 """The analytic BlockMask says the same as FlexAttention's own, built from n^2 pairs."""
 
+import importlib
 import warnings
 
 import pytest
@@ -91,6 +92,14 @@ def test_exact_overlap_gives_the_tightest_mask(pattern):
     assert torch.equal(full_blocks(ours), full_blocks(theirs))
 
 
+@pytest.fixture
+def untraced(monkeypatch):
+    """FlexAttention's plain operations without the tracing of each call, most of its time."""
+    module = importlib.import_module("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_eager_flex_attention_equals_the_oracle(pattern):
     """flex_attention with our mask computes the masked attention, empty rows included."""
