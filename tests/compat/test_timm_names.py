@@ -77,6 +77,12 @@ def test_corrected_mathematics_do_not_go_back() -> None:
         ({"act": "gelu"}, "act must be"),
         ({"stem_dims": (8, 0)}, "stem_dims must have entries of at least 1"),
         ({"image_size": 0}, "image_size"),
+        ({"dim_head": 0}, "dim_head must be a positive int"),
+        ({"inverted": 0.0}, "inverted must be more than 0"),
+        ({"stem_dims": (8,), "stem_stride": 4}, "stem_stride must be 2 with stem_dims"),
+        ({"stem_dims": (8, 8), "stem_stride": 1}, "stem_stride must be 2 or 4"),
+        ({"stem_dims": (8, 8), "stem_stride": 3}, "stem_stride must be 2 or 4"),
+        ({"conv_stages": (0,), "group_width": 5}, "group_width must divide .* for 64 to 64"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:

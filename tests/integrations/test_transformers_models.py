@@ -308,7 +308,7 @@ def test_forward_refuses(options: dict[str, Any], message: str) -> None:
 
 def test_forward_refuses_unknown_names() -> None:
     """A word that nobody reads is not passed over."""
-    with pytest.raises(TypeError, match="no atention_mask"):
+    with pytest.raises(TypeError, match="no keyword 'atention_mask'; did you mean 'att"):
         make()[1](prompt(), atention_mask=torch.ones(3, 7))
 
 

@@ -103,6 +103,11 @@ class Wrong(Levels):
             "3, 6, 6",
         ),
         (lambda: CoderVAE(Levels(), 0, 16), "image_size"),
+        (lambda: CoderVAE(Levels(), 6, 16, value_range=(1.0, 1.0)), "value_range must go up"),
+        (
+            lambda: CoderVAE(Levels(), 6, 16, value_range=(1.0, -1.0)),
+            r"got value_range=\(1\.0, -1",
+        ),
     ],
 )
 def test_what_is_no_coder_is_named(make, message):

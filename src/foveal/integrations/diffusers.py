@@ -18,7 +18,7 @@ from foveal.models.base import Model
 from foveal.models.config import ModelConfig, check_keywords, check_magnitude
 from foveal.models.pictures import as_pixels
 from foveal.models.registry import register
-from foveal.models.vae.coder import as_grid, check_pictures
+from foveal.models.vae.coder import as_grid, check_pictures, check_value_range
 from foveal.models.vae.config import read_image_size
 from foveal.patterns.sizes import pair
 
@@ -54,11 +54,7 @@ class VQModelVAEConfig(ModelConfig):
         for name, value in vq.items():
             check_magnitude(name, value)
         object.__setattr__(self, "vq", vq)
-        low, high = self.value_range
-        if not low < high:
-            raise ValueError(
-                f"value_range must go up, got value_range={self.value_range}; (-1, 1) is usual."
-            )
+        check_value_range(self.value_range)
 
     @property
     def pixels(self) -> tuple[int, int]:

@@ -103,7 +103,10 @@ class SparseAttentionUtils:
         table = embeddings.position_embeddings
         old = table.weight.shape[0] - reserved
         if as_int("max_position", max_position, 1) <= old:
-            raise ValueError(f"max_position must be more than the {old} that the model has.")
+            raise ValueError(
+                f"max_position must be more than the {old} positions that the model has, got "
+                f"{max_position}."
+            )
         rows = torch.arange(max_position, device=table.weight.device) % old + reserved
         rows = torch.cat([torch.arange(reserved, device=rows.device), rows])
         table.weight = nn.Parameter(
@@ -135,7 +138,10 @@ class SparseAttentionUtils:
         """
         name, base = _base(model)
         if getattr(model.config, "is_decoder", False):
-            raise ValueError("a decoder cannot be sparse here; its caches are not.")
+            raise ValueError(
+                "model must be an encoder, for its caches are not sparse, got "
+                "model.config.is_decoder=True; load it with is_decoder=False."
+            )
         model.config.max_position_embeddings = max_position + RESERVED[name]
         SparseAttentionUtils.replace_self_attention_layer_with_sparse_self_attention_layer(
             model.config, base.encoder.layer, sparsity_config, max_seq_length=max_position

@@ -23,9 +23,8 @@ FOREIGN = {
 }
 """What some models pass to the attention, and foveal does not know there."""
 
-
 SHORT = 64
-"""Tokens."""
+"""Tokens up to which a mask of keys is computed densely."""
 
 
 def register() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
+from foveal.common.words import suggest
 from foveal.integrations.transformers.cache import FovealCache
 from foveal.integrations.transformers.config import FovealConfig
 from foveal.integrations.transformers.padding import (
@@ -363,7 +364,9 @@ def _refuse_family(name: str) -> NoReturn:
 def _check_others(others: dict[str, Any]) -> None:
     unknown = sorted(others.keys() - _OTHERS)
     if unknown:
-        raise TypeError(f"forward of a foveal model has no {unknown[0]}.")
+        known = {*FovealForCausalLM.forward.__annotations__, *_OTHERS} - {"return", "others"}
+        hint = suggest(unknown[0], known, "leave it out.")
+        raise TypeError(f"forward of a foveal model has no keyword {unknown[0]!r}; {hint}")
     for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
         if others.get(name):
             raise ValueError(

@@ -39,8 +39,8 @@ class HaloNetConfig(StagedConfig):
         dim_head: features of a head of queries and keys; None for what `dims` gives.
         qk_ratio: width of queries and keys where dim_head is None, as a multiple of the values',
             rounded to 8 over all heads.
-        stem_dims: 3 x 3 convolutions in place of the one of stem_dim; the first has stride 2, and
-            with stem_stride=4 the last one, too.
+        stem_dims: convolutions in place of the one of stem_dim; the first has stride 2, and with
+            stem_stride=4 the last one, too.
         act: activation.
         channel_attention: "se" or "eca" after the convolutions (Hu et al. 2018; Wang et al. 2020).
         se_ratio: hidden features of "se", as a multiple, rounded to 8.
@@ -105,8 +105,10 @@ class HaloNetConfig(StagedConfig):
         check_entries(1, stem_dims=self.stem_dims)
         pair(self.image_size, "image_size")
         check_entries(0, depths=self.depths)
-        if self.final_dim is not None:
-            check_sizes(final_dim=self.final_dim)
+        for name in ("final_dim", "dim_head"):
+            if getattr(self, name) is not None:
+                check_sizes(**{name: getattr(self, name)})
+        self._check_blocks()
         check_sizes(
             stem_dim=self.stem_dim, stem_kernel=self.stem_kernel, stem_stride=self.stem_stride
         )
@@ -116,6 +118,17 @@ class HaloNetConfig(StagedConfig):
                     f"heads must divide dims stage by stage, got dims={self.dims} and "
                     f"heads={self.heads}."
                 )
+
+    def _check_blocks(self) -> None:
+        """Raise ValueError unless the stem reduces as it says, and blocks have a width."""
+        strides = (2, 4) if len(self.stem_dims) > 1 else (2,)
+        if self.stem_dims and self.stem_stride not in strides:
+            raise ValueError(
+                f"stem_stride must be {' or '.join(map(str, strides))} with "
+                f"stem_dims={self.stem_dims}, got stem_stride={self.stem_stride}."
+            )
+        if self.inverted is not None and not self.inverted > 0:
+            raise ValueError(f"inverted must be more than 0, got inverted={self.inverted}.")
 
     def mixer(self, stage: int, block: int) -> Mixer:
         """What a block mixes pixels by."""

@@ -36,6 +36,11 @@ def stem(c: HaloNetConfig) -> nn.Sequential:
 def convolution(c: HaloNetConfig, dim_in: int, dim_out: int, stride: int) -> nn.Conv2d:
     """The 3 x 3 convolution of a hybrid's block, instead of attention."""
     groups = dim_in // c.group_width if c.group_width else 1
+    if c.group_width and (not groups or dim_in % c.group_width or dim_out % groups):
+        raise ValueError(
+            f"group_width must divide the channels of every 3 x 3 convolution, got "
+            f"group_width={c.group_width} for {dim_in} to {dim_out} channels."
+        )
     return nn.Conv2d(dim_in, dim_out, 3, stride, 1, groups=groups, bias=False)
 
 

@@ -41,7 +41,8 @@ class CoderVAE:
         grid: (height, width) of the codes, found by encoding a black picture.
 
     Raises:
-        ValueError: the object lacks a method, or does not give a grid of codes.
+        ValueError: the object lacks a method, or does not give a grid of codes; or white is no
+            more than black.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class CoderVAE:
             if not callable(getattr(coder, name, None)):
                 raise ValueError(f"coder must have a method {name}, got {type(coder).__name__}.")
         self.coder, self.num_tokens, self.channels = coder, num_tokens, channels
+        check_value_range(value_range)
         self.image_size, self.value_range = read_image_size(image_size), value_range
         self.pixels = pair(self.image_size, "image_size")
         self.num_layers = 0  # `grid` says more
@@ -128,6 +130,15 @@ class CoderVAE:
                 f"coder must give codes from 0 to num_tokens - 1 = {self.num_tokens - 1}, got "
                 f"{int(codes.min())} to {int(codes.max())}."
             )
+
+
+def check_value_range(value_range: tuple[float, float]) -> None:
+    """Raise ValueError unless white is more than black."""
+    low, high = value_range
+    if not low < high:
+        raise ValueError(
+            f"value_range must go up, got value_range={value_range}; (-1, 1) and (0, 1) are usual."
+        )
 
 
 def check_pictures(images: Tensor, channels: int, pixels: tuple[int, int]) -> None:
