@@ -61,6 +61,18 @@ def hub(server, monkeypatch, tmp_path):
     return server
 
 
+@pytest.fixture(scope="module")
+def strangers():
+    """A family that somebody else registered, for as long as the tests of a file run."""
+    from causal_models import StrangersLM
+
+    from foveal.models import registry
+
+    registry.register({})(StrangersLM)
+    yield
+    del registry._families[StrangersLM.family]
+
+
 def patient():
     """The module `time`, whose sleep takes none."""
     return SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
