@@ -7,7 +7,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hub_server import Hub
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +26,7 @@ def at_home(monkeypatch):
 def server():
     """A Hub, which huggingface_hub asks in place of the real one."""
     pytest.importorskip("huggingface_hub", reason="the extra `hub` is not installed")
+    from hub_server import Hub  # it needs what huggingface_hub brings
     from huggingface_hub import close_session, constants
 
     with Hub() as started, pytest.MonkeyPatch.context() as patch:
