@@ -1,6 +1,7 @@
 """attend over many ranks: what one process computes, by exchanging what the pattern reads."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,6 +191,8 @@ def test_volumes_at_a_million_tokens():
     assert said.share < 0.005
     assert said.ulysses is None
     assert "0.391%" in str(said)
+    page = " ".join((Path(__file__).parents[2] / "docs/scale.md").read_text("utf-8").split())
+    assert str(said) in page.replace("# ", "")
 
 
 def test_volumes_of_a_pyramid_at_a_million_tokens():
