@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from foveal.common.arguments import checked
 from foveal.layers.checks import Device, check_dropout, check_sizes, head_size, join_heads
 from foveal.layers.grid_rotary import Rotation
 from foveal.layers.linear import project
-from foveal.layers.packing import Packing
+from foveal.layers.packing import Context
 from foveal.layers.position_bias import PositionBias
 from foveal.layers.positions import Positions, relative_table
 from foveal.layers.relative import Relative, RelativeTerms
@@ -177,17 +178,21 @@ class SelfAttention(nn.Module):
             mask: (batch, tokens) bool, True = real; keys that are not real are read by nobody.
             rotary: positions in place of the layer's own.
         """
-        if isinstance(mask, Packing):
-            return self._packed(x, mask, rotary)
+        if isinstance(mask, Context):
+            return self._within(x, mask, rotary)
         return self._attend(*self._project(x, 0, rotary), mask)
 
-    def _packed(self, x: Tensor, packing: Packing, rotary: Turn | None) -> Tensor:
-        """Documents side by side, x (1, tokens, dim) -> same: each as if it were alone."""
+    def _within(self, x: Tensor, context: Context, rotary: Turn | None) -> Tensor:
+        """Tokens that are no rows of a batch, x (batch, tokens, dim) -> same."""
         if self.relative is not None:
-            raise ValueError(f"relative positions cannot be packed, got {self.relative}.")
+            raise ValueError(
+                f"relative positions count the rows of a batch, got {self.relative} for documents "
+                "that share rows or a part of a sequence."
+            )
         turn = rotary or self.rotary
-        q, k, v = self._project(x, 0, None if turn is None else packing.turn(turn))
-        return self._over(packing.within(self.pattern), q, k, v, None)
+        q, k, v = self._project(x, 0, None if turn is None else context.turn(turn))
+        pattern = context.within(self.pattern)
+        return self._over(pattern, q, k, v, context.mask, context.attend)
 
     def make_cache(
         self, batch: int, max_length: int | None = None, device: Device = None
@@ -318,16 +323,22 @@ class SelfAttention(nn.Module):
         return self._over(self.pattern, q, k, v, mask)
 
     def _over(
-        self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+        self,
+        pattern: Pattern,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        compute: Callable[..., Tensor] = attend,
     ) -> Tensor:
-        """`_attend` under a pattern that takes the place of the layer's own."""
+        """`_attend` under a pattern, and by a function, that take the place of the layer's own."""
         bias: Any = self.bias
         scale = None
         if self.relative is not None:
             scale = self.dim_head**-0.5
             q, k, bias = self.relative.relate(q, k, pattern, self.stride)
         dropout = self.dropout if self.training else 0.0
-        out = attend(
+        out = compute(
             q,
             k,
             v,

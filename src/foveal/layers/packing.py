@@ -1,16 +1,38 @@
-"""Several documents in the rows of a batch, each as if it were alone."""
+"""Tokens that are no rows of a batch: documents that share rows, parts of a longer sequence."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveal.ops import attend
 from foveal.patterns import Packed, Pattern
 
 
-class Packing:
+class Context:
+    """What stands in the place of a mask where a layer's tokens are not simply rows of a batch.
+
+    Attributes:
+        mask: (batch, tokens) bool, True = real; None for all.
+        attend: what computes attention, called as `foveal.attend`.
+    """
+
+    mask: Tensor | None = None
+    attend: Callable[..., Any] = staticmethod(attend)
+
+    def within(self, pattern: Pattern) -> Pattern:
+        """The pattern that takes the place of a layer's."""
+        return pattern
+
+    def turn(self, positions: Any) -> Any:
+        """Rotary positions of these tokens; called as those of a layer."""
+        raise NotImplementedError
+
+
+class Packing(Context):
     """What stands in the place of a mask while documents share rows.
 
     The rows are one after the other then, in a batch of one: x is (1, batch * length, dim).
