@@ -114,6 +114,7 @@ def test_damaged_files_are_named(tmp_path):
     config.write_text(json.dumps({**content, "family": "hourgloss"}))
     with pytest.raises(ValueError, match="unknown model family 'hourgloss'"):
         load_model(tmp_path)
+    config.write_text(good_config)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         load_model(tmp_path)

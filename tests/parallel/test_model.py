@@ -49,7 +49,7 @@ def test_ranks_train_what_one_process_trains(name, checkpointing):
         mine = copy.deepcopy(model)
         mine.zero_grad()
         if checkpointing:
-            mine.activation_checkpointing_enable()
+            mine.activation_checkpointing()
         parallel.shard_sequence(mine, rank)
         own = [parallel.take(x, rank, dim=1, align=8) for x in (tokens, targets, mask)]
         loss = loss_of(mine, *own)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 import warnings
 
@@ -14,7 +15,7 @@ from test_trainer import Regression
 from foveal.training import OptimizerConfig, Trainer, TrainingConfig, make_accelerator
 from foveal.training.config import check_training, from_dict
 from foveal.training.metrics import MetricsLog, read_metrics
-from foveal.training.trackers import PATIENCE
+from foveal.training.trackers import PATIENCE, Trackers
 
 SETTINGS = {"recipe": "mine", "model": {"depth": [1, 2], "bias": None}, "training": {"steps": 4}}
 
@@ -249,6 +250,27 @@ def test_tensorboard_knows_the_settings(tmp_path):
     assert len(told) == 1
     assert sorted(told[0]) == ["model.depth", "recipe", "training.steps"]
     assert told[0]["training.steps"].number_value == 4
+
+
+def test_a_folder_of_tensorboard_that_is_deleted_is_left_out(tmp_path):
+    """One warning while the run is there; none of a run that is gone, which others tell."""
+    for name in ("kept", "gone"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        told = Trackers(["tensorboard"], folder)
+        told.log(1, {"loss": 1.0})
+        shutil.rmtree(folder / "tensorboard" if name == "kept" else folder)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            told.log(2, {"loss": 0.5})
+            told.log(3, {"loss": 0.4})
+            told.close()
+        assert len([one for one in said if "left out after step 2" in str(one.message)]) == len(
+            said
+        )
+        assert len(said) == (name == "kept")
+        assert not (folder / "tensorboard").exists()
 
 
 def test_a_full_disk_under_tensorboard_is_a_warning(tmp_path):

@@ -110,7 +110,7 @@ class AttentionCache:
         return twin
 
     def select(self, rows: Tensor) -> AttentionCache:
-        """Chosen rows of the batch: see DecodingState."""
+        """Chosen rows (chosen,) of the batch: see DecodingState."""
         twin = copy.copy(self)
         twin._store = self._store.select(rows)
         return twin

@@ -99,7 +99,7 @@ class PyramidCache:
 
     @lasting
     def select(self, rows: Tensor) -> PyramidCache:
-        """Chosen rows of the batch: see DecodingState."""
+        """Chosen rows (chosen,) of the batch: see DecodingState."""
         twin = copy.copy(self)
         twin.data = self.data.index_select(1, rows)
         twin.queries = self.queries.index_select(0, rows)

@@ -91,7 +91,7 @@ class Ring(_Store):
 
     @lasting
     def select(self, rows: Tensor) -> Ring:
-        """A copy of chosen rows of the batch."""
+        """A copy of chosen rows (chosen,) of the batch."""
         twin = copy.copy(self)
         twin.whole = self.whole.index_select(1, rows)
         return twin
@@ -186,7 +186,7 @@ class Log(_Store):
 
     @lasting
     def select(self, rows: Tensor) -> Log:
-        """A copy of chosen rows of the batch."""
+        """A copy of chosen rows (chosen,) of the batch."""
         twin = copy.copy(self)
         twin.data, twin.held = self.data.index_select(1, rows), self.held.clone()
         return twin

@@ -19,7 +19,7 @@ MEAN, SPREAD = 0.5, 0.25
 def to_floats(images: Tensor) -> Tensor:
     """Pictures of any shape -> floats around 0 of about unit spread, alike for all data.
 
-    images: uint8, or floats from 0 to 1.
+    images: any shape, uint8 or floats from 0 to 1.
     """
     if not images.is_floating_point():
         images = images.float() / 255

@@ -42,7 +42,7 @@ def family(name: str) -> type[Any]:
         if isinstance(found, type) and getattr(found, "family", None) == name:
             return found
     if name not in _families:
-        raise ValueError(f"unknown model family {name!r}; known: {', '.join(sorted(_families))}.")
+        raise ValueError(f"unknown model family {name!r}; {suggest(name, _families)}")
     return _families[name]
 
 

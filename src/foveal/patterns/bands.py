@@ -33,12 +33,12 @@ _WORTH_A_GRID = 4
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Tiles of consecutive queries and consecutive keys, in the order of the row: (tiles,) each.
+    """Tiles of consecutive queries and consecutive keys, in the order of the row.
 
-    queries, keys: where the first one stands in the row.
-    num_queries, num_keys: how many there are.
-    places: where the first query stands among the keys.
-    whole: whether every query reads every key (bool).
+    queries, keys: (tiles,) where the first one stands in the row.
+    num_queries, num_keys: (tiles,) how many there are.
+    places: (tiles,) where the first query stands among the keys.
+    whole: (tiles,) bool, whether every query reads every key.
     """
 
     queries: Tensor
@@ -154,7 +154,8 @@ class Distances:
     counts: Tensor
 
     def share(self, count: Tensor, num_keys: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances between queries [at, at + count) and keys [0, num_keys): allowed, and all."""
+        """Distances between queries [at, at + count) and keys [0, num_keys), (tiles,) each: how many
+        are allowed, and all."""
         first = (self.reach + 1) - at - count
         last = (self.reach - at) + num_keys
         return self.counts[last] - self.counts[first], last - first

@@ -68,6 +68,7 @@ class Trackers:
         step: int = 0,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self._folder = folder
         self._running: dict[str, Any] = {}
         self._failures: dict[str, int] = {}
         for name in (TENSORBOARD,) if names is None else dict.fromkeys(names):
@@ -86,6 +87,7 @@ class Trackers:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Hand named numbers to each of them."""
+        self._leave_what_is_gone(step)
         for name, tracker in list(self._running.items()):
             try:
                 tracker.log(values, step=step)
@@ -95,12 +97,26 @@ class Trackers:
 
     def close(self) -> None:
         """End them all."""
+        self._leave_what_is_gone(None)
         for name, tracker in self._running.items():
             try:
                 tracker.finish()
             except Exception as error:
                 _warn(f"{name} cannot be closed ({_told(error)}); it may lack the last numbers")
         self._running.clear()
+
+    def _leave_what_is_gone(self, step: int | None) -> None:
+        """Forget TensorBoard where its folder was deleted: its thread would end in a traceback.
+
+        Of a run whose whole folder is gone the trainer tells.
+        """
+        if TENSORBOARD not in self._running or (self._folder / TENSORBOARD).is_dir():
+            return
+        del self._running[TENSORBOARD]
+        if step is not None and (self._folder / "config.json").exists():
+            _warn(
+                f"the folder of {TENSORBOARD} was deleted, and it is left out after step {step:,}"
+            )
 
     def _count(self, name: str, step: int, error: Exception) -> None:
         failures = self._failures[name] = self._failures.get(name, 0) + 1
