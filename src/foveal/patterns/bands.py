@@ -154,8 +154,8 @@ class Distances:
     counts: Tensor
 
     def share(self, count: Tensor, num_keys: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances between queries [at, at + count) and keys [0, num_keys), (tiles,) each: how many
-        are allowed, and all."""
+        """Of the distances between queries [at, at + count) and keys [0, num_keys), (tiles,) each:
+        how many are allowed, and how many there are."""
         first = (self.reach + 1) - at - count
         last = (self.reach - at) + num_keys
         return self.counts[last] - self.counts[first], last - first
