@@ -16,6 +16,7 @@ from foveal.draw.patterns import (
 from foveal.patterns import (
     Axial,
     Blocks,
+    Documents,
     Full,
     Halo,
     Neighborhood,
@@ -108,6 +109,7 @@ def test_image_and_natural_length_are_found():
     assert natural_length(SlidingWindow(3)) == 64
     assert natural_length(BlockSparse(LAYOUTS, 8)) == 40
     assert natural_length(SlidingWindow(3) | BlockSparse(LAYOUTS, 8)) == 40
+    assert natural_length(Documents(())) == 1  # the least that can be drawn
 
 
 def test_a_notebook_shows_a_pattern(monkeypatch):

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ, as_png
-from foveal.patterns import BlockDiffusion, Halo, NextScale, Part, Pattern, Pyramid, TextImage
-from foveal.patterns.block_sparse import BlockSparse
+from foveal.patterns import Halo, Pattern, Pyramid, TextImage
 from foveal.patterns.image import GridPattern
 
 MAX_LENGTH = 16384
@@ -80,21 +79,8 @@ def draw_pattern(
 
 def natural_length(pattern: Pattern) -> int:
     """The length a pattern is made for: its image or layout, or 64 where it has none."""
-    canvas = find_canvas(pattern)
-    if canvas is not None:
-        return canvas.length
-    if pattern.keeps_apart:
-        return sum(one.num_keys for one in pattern.documents())
-    if isinstance(pattern, NextScale):
-        return pattern.ends[-1]
-    if isinstance(pattern, BlockDiffusion):
-        return 2 * pattern.num_tokens
-    if isinstance(pattern, Part):
-        return max(1, natural_length(pattern.pattern) - pattern.skipped)
-    lengths = [natural_length(part) for part in getattr(pattern, "parts", ())]
-    if isinstance(pattern, BlockSparse):
-        lengths = [pattern.num_blocks * pattern.block_size]
-    return min(lengths, default=64)
+    own = pattern.natural_length
+    return 64 if own is None else max(1, own)
 
 
 def find_canvas(pattern: Pattern) -> Canvas | None:

@@ -41,6 +41,10 @@ class BlockDiffusion(Pattern):
     def __post_init__(self) -> None:
         self._check_ints(1, "block_size", "num_tokens")
 
+    @property
+    def natural_length(self) -> int:
+        return 2 * self.num_tokens
+
     def check_length(self, length: int) -> None:
         super().check_length(length)
         if length != 2 * self.num_tokens:

@@ -102,7 +102,7 @@ class BlockSparse(Pattern):
     def per_head(self) -> tuple[Pattern, ...]:
         if self.heads is None:
             return (self,)
-        return self._by_head
+        return _heads_of(self)
 
     @functools.cached_property
     def _by_head(self) -> tuple[Pattern, ...]:
@@ -124,9 +124,13 @@ class BlockSparse(Pattern):
             found = self._copies[str(device)] = self._read.to(device)
         return found
 
+    @property
+    def natural_length(self) -> int:
+        return self.num_blocks * self.block_size
+
     def check_length(self, length: int) -> None:
         super().check_length(length)
-        most = self.num_blocks * self.block_size
+        most = self.natural_length
         if length > most:
             raise ValueError(
                 f"length must be at most num_blocks * block_size = {most}, got {length=}; "
@@ -368,6 +372,15 @@ class BlockSparse(Pattern):
             attention=attention,
         )
         return cls(layout, block_size, _is_causal(causal, attention))
+
+
+def _heads_of(pattern: BlockSparse) -> tuple[Pattern, ...]:
+    return pattern._by_head
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler (a second): it
+# cannot follow into the lock of a cached property
+_heads_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_causal(causal: bool | None, attention: str) -> bool:

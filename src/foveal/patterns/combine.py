@@ -78,6 +78,19 @@ class _Combined(Pattern, abstract=True):
         known = [period for part in self.parts if (period := part.period) is not None]
         return math.lcm(*known) if len(known) == len(self.parts) else None
 
+    @property
+    def natural_length(self) -> int | None:
+        """The longest of the parts' that all parts take."""
+        known = {part.natural_length for part in self.parts} - {None}
+        return next((one for one in sorted(known, reverse=True) if self._takes(one)), None)  # type: ignore[type-var]
+
+    def _takes(self, length: int | None) -> bool:
+        try:
+            self.check_length(length or 0)
+        except ValueError:
+            return False
+        return True
+
     def check_length(self, length: int) -> None:
         for part in self.parts:
             part.check_length(length)

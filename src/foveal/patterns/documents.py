@@ -65,6 +65,10 @@ class Documents(Pattern):
         """Tokens of all documents."""
         return sum(self.lengths)
 
+    @property
+    def natural_length(self) -> int:
+        return self.num_tokens
+
     def _contents(self) -> dict[str, Any]:
         return super()._contents() | {"lengths": lengths_key(self.lengths)}
 

@@ -59,6 +59,10 @@ class Gathered(Pattern, abstract=True):
     def num_queries(self, n_keys: int) -> int:
         return self.count
 
+    @property
+    def natural_length(self) -> int:
+        return sum(high - low for low, high in self.runs)
+
     def check_lengths(self, n_queries: int, n_keys: int) -> None:
         super().check_lengths(n_queries, n_keys)
         refuse_more(n_queries, self.count, n_keys, self)

@@ -20,6 +20,10 @@ class _OneHead(Pattern):
     def is_causal(self) -> bool:
         return self.pattern.is_causal
 
+    @property
+    def natural_length(self) -> int | None:
+        return self.pattern.natural_length
+
     def check_length(self, length: int) -> None:
         self.pattern.check_length(length)
 

@@ -123,6 +123,10 @@ class GridPattern(Pattern, abstract=True):
             )
 
     @property
+    def natural_length(self) -> int | None:
+        return None if self.grid is None else math.prod(self.grid)
+
+    @property
     def grid(self) -> tuple[int, ...] | None:
         return self.sides
 

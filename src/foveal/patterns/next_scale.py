@@ -52,6 +52,10 @@ class NextScale(Pattern):
     def is_causal(self) -> bool:
         return self.ends[-1] == len(self.sides)
 
+    @property
+    def natural_length(self) -> int:
+        return self.ends[-1]
+
     def check_length(self, length: int) -> None:
         super().check_length(length)
         if length > self.ends[-1]:

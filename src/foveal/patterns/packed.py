@@ -104,6 +104,10 @@ class Packed(Pattern):
 
         return in_document
 
+    @property
+    def natural_length(self) -> int:
+        return sum(self.lengths)
+
     def check_length(self, length: int) -> None:
         keys = sum(self.lengths)
         if length != keys:

@@ -75,6 +75,11 @@ class Part(Pattern):
     def num_queries(self, n_keys: int) -> int:
         return self.count
 
+    @property
+    def natural_length(self) -> int | None:
+        whole = self.pattern.natural_length
+        return None if whole is None else max(0, whole - self.skipped)
+
     def check_length(self, length: int) -> None:
         super().check_length(length)
         whole = self.skipped + length

@@ -22,6 +22,11 @@ FORMS = ("(length,)", "(height, width)", "(frames, height, width)")
 class Sized:
     """How long the rows of a pattern may be: of every pattern, whose base this is."""
 
+    @property
+    def natural_length(self) -> int | None:
+        """Tokens of the row that it is made for: an image, a layout, a pack; None for any row."""
+        return None
+
     def check_length(self, length: int) -> None:
         """Raise ValueError if a sequence of this length makes no sense for the pattern."""
         if length < 0:

@@ -57,6 +57,10 @@ class Tabled(Pattern, abstract=True):
     def rule(self, device: torch.device | str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
         return self.pattern.rule(device)
 
+    @property
+    def natural_length(self) -> int | None:
+        return self.pattern.natural_length
+
     def check_length(self, length: int) -> None:
         self.pattern.check_length(length)
 

@@ -62,6 +62,11 @@ class TextImage(Pattern):
         images = self.image_pattern.per_head()
         return tuple(TextImage(self.text_length, one, self.causal_text) for one in images)
 
+    @property
+    def natural_length(self) -> int | None:
+        image = self.image_pattern.natural_length
+        return None if image is None else self.text_length + image
+
     def check_length(self, length: int) -> None:
         super().check_length(length)
         self.image_pattern.check_length(max(0, length - self.text_length))

@@ -29,6 +29,8 @@ def assert_pattern(pattern: Pattern, length: int, block: int = 8) -> None:
         if _bears(pattern, shorter):
             _check_counts(pattern, shorter)
     mask = _check_counts(pattern, length)
+    own = pattern.natural_length
+    expect(own is None or _bears(pattern, own), f"natural_length is {own}, which it refuses")
     _check_overlap(pattern, mask, block)
     if pattern.is_causal:
         _check_decoding(pattern, mask if mask.dim() == 2 else mask.any(0))

@@ -50,6 +50,10 @@ class _Planned(Pattern):
 
     opaque = True
 
+    @property
+    def natural_length(self) -> int:
+        return self.listing.tiling.num_keys
+
     def check_length(self, length: int) -> None:
         tiling = self.listing.tiling
         if length > max(tiling.num_queries, tiling.num_keys):
