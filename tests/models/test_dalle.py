@@ -294,7 +294,7 @@ def test_mismatches_name_both_numbers():
         model(torch.zeros(1, 7, dtype=torch.long))
     with pytest.raises(ValueError, match=r"at most 12 tokens, .* 3 x 4, got 13"):
         model(text, torch.zeros(2, 13, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"tokens from 0 to 19, got 0 to 20"):
+    with pytest.raises(ValueError, match=r"tokens from 0 to 19, got values from 0 to 20"):
         model(text, torch.tensor([[0], [20]]))
     with pytest.raises(ValueError, match="need a VAE"):
         model.generate_images(text)

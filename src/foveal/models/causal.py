@@ -26,6 +26,7 @@ from foveal.layers.prepared import (
 from foveal.layers.weights import device_of, table
 from foveal.models.base import Model, evaluating
 from foveal.models.config import ModelConfig
+from foveal.models.vocabulary import are_ints, check_vocabulary, embedded
 
 
 class Body(Protocol):
@@ -102,7 +103,8 @@ class CausalLM(Model):
             (batch, length, num_tokens)
 
         Raises:
-            ValueError: shapes that do not fit, or more tokens than max_seq_len.
+            ValueError: shapes that do not fit, more tokens than max_seq_len, or (on a CPU) one
+                that the vocabulary does not have.
         """
         self._check_tokens(tokens, mask)
         x = self._embed(tokens)
@@ -270,7 +272,8 @@ class CausalLM(Model):
 
     def _embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """Tokens (batch, length) at positions from `offset` on -> (batch, length, dim)."""
-        return self.emb_dropout(self._placed(self.token_emb(as_index(tokens)), offset))
+        x = embedded(self.token_emb, tokens, self.num_tokens)
+        return self.emb_dropout(self._placed(x, offset))
 
     def _placed(self, x: Tensor, offset: int) -> Tensor:
         """Embedded tokens (batch, length, dim), told the positions from `offset` on."""
@@ -281,7 +284,8 @@ class CausalLM(Model):
         if type(self)._embed is not CausalLM._embed or does_something(self.emb_dropout):
             return self._embed
         look_up = prepared_embedding(self.token_emb)
-        return lambda token, offset: self._placed(look_up(as_index(token)), offset)
+        num = self.num_tokens
+        return lambda token, offset: self._placed(embedded(look_up, token, num), offset)
 
     def _projector(self, rows: int) -> Callable[[Tensor], Tensor]:
         """`_logits` of x (rows, 1, dim), prepared."""
@@ -319,11 +323,6 @@ def in_chunks(
     return y, cache
 
 
-def as_index(tokens: Tensor) -> Tensor:
-    """Tokens of any int type, and of any shape, as those that an embedding reads."""
-    return tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long()
-
-
 def only_real(x: Tensor, mask: Tensor | None) -> Tensor:
     """x (batch, tokens, dim) with zeros where the mask (batch, tokens) says nothing is real.
 
@@ -340,7 +339,7 @@ def check_tokens(
         return
     if not isinstance(tokens, Tensor):
         raise TypeError(f"{name} must be a tensor (batch, length), got {type(tokens).__name__}.")
-    if tokens.ndim != 2 or not _are_ints(tokens) or tokens.shape[1] == 0:
+    if tokens.ndim != 2 or not are_ints(tokens) or tokens.shape[1] == 0:
         raise ValueError(
             f"{name} must be (batch, length) of an int type with at least one token, got "
             f"shape {tuple(tokens.shape)} of {tokens.dtype}."
@@ -356,21 +355,3 @@ def check_tokens(
             f"mask must be bool of the shape of {name} {tuple(tokens.shape)}, True = real; "
             f"got shape {tuple(mask.shape)} of {mask.dtype}."
         )
-
-
-def _are_ints(tokens: Tensor) -> bool:
-    return not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
-
-
-def check_vocabulary(prompt: Prompts, num_tokens: int) -> None:
-    """Raise ValueError for a token of a prompt that the vocabulary does not have."""
-    for row in [prompt] if isinstance(prompt, Tensor) else prompt:
-        values = torch.as_tensor(row)
-        if values.numel() and not _are_ints(values):
-            raise ValueError(f"prompt must hold tokens of an int type, got {values.dtype}.")
-        values = values.long()  # small unsigned types know no minimum
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_tokens:
-            raise ValueError(
-                f"prompt must hold tokens from 0 to {num_tokens - 1}, got values from "
-                f"{int(values.min())} to {int(values.max())}."
-            )

@@ -22,8 +22,9 @@ from foveal.integrations.transformers.padding import (
     without_first,
     without_padding,
 )
-from foveal.models.causal import CausalLM, check_vocabulary
+from foveal.models.causal import CausalLM
 from foveal.models.registry import family
+from foveal.models.vocabulary import check_vocabulary
 
 _OTHERS = {*TransformersKwargs.__annotations__, "shift_labels", "ignore_index"}
 """Keywords that transformers may hand to any model."""

@@ -16,6 +16,7 @@ from foveal.models.clip.config import CLIPConfig
 from foveal.models.dalle.transformer import Transformer
 from foveal.models.pictures import as_pixels
 from foveal.models.registry import register
+from foveal.models.vocabulary import embedded
 
 _DIM_HEAD = 64
 
@@ -123,7 +124,8 @@ class CLIP(Model):
         text = text.long()
         if text_mask is None and self.settings.mask_padding:
             text_mask = text != 0
-        x = self.text_emb(text) + table(self.text_pos_emb, 0, text.shape[1])
+        words = embedded(self.text_emb, text, self.settings.num_text_tokens, "text")
+        x = words + table(self.text_pos_emb, 0, text.shape[1])
         x = self.text_transformer(x, text_mask)
         if text_mask is None:
             x = x.mean(1)

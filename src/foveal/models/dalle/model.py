@@ -21,6 +21,7 @@ from foveal.models.dalle.generate import generate_image_tokens, generate_images,
 from foveal.models.dalle.tokenizer import ImageTokenizerLike, attach, config_with, from_description
 from foveal.models.dalle.transformer import Transformer
 from foveal.models.registry import register
+from foveal.models.vocabulary import check_within
 
 SAME = (
     *("heads", "dim_head", "ff_mult", "activation", "kernel_size", "dilation", "reversible"),
@@ -272,10 +273,12 @@ class DALLE(Model):
             )
         place = cache.position if cache.place is None else cache.place
         words = max(0, end - cache.position)
+        text, rest = tokens[:, :words], tokens[:, words:]
+        _check_range("token" if count == 1 else "tokens", text, self.num_text_tokens)
+        _check_range("token" if count == 1 else "tokens", rest, self.num_image_tokens)
         if not words:
             return self._embed_image(tokens, place - end)
-        x = self._embed_text(tokens[:, :words], place)
-        rest = tokens[:, words:]
+        x = self._embed_text(text, place)
         return torch.cat((x, self._embed_image(rest, 0)), 1) if rest.shape[1] else x
 
     def example_inputs(self, length: int | None = None) -> tuple[Tensor, ...]:
@@ -433,12 +436,11 @@ class DALLE(Model):
 
 
 def _check_range(name: str, tokens: Tensor, most: int) -> None:
-    # elsewhere than on a CPU the check would wait, and stand-ins hold no values
-    if tokens.device.type != "cpu" or is_traced() or not tokens.numel():
+    if torch.compiler.is_compiling():
         return
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= most:
-        raise ValueError(f"{name} must hold tokens from 0 to {most - 1}, got {low} to {high}.")
+    # elsewhere than on a CPU the check would wait, and stand-ins hold no values
+    if tokens.device.type == "cpu" and not is_traced():
+        check_within(name, tokens, most)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.models.base import Model
-from foveal.models.causal import as_index, check_tokens, only_real
+from foveal.models.causal import check_tokens, only_real
 from foveal.models.htransformer.config import HTransformerClassifierConfig
 from foveal.models.htransformer.stack import make_stack
 from foveal.models.registry import register
+from foveal.models.vocabulary import embedded
 
 
 @register({"htransformer_lra": {"dim": 512, "depth": 4, "ff_mult": 2, "block_size": 16}})
@@ -69,7 +70,7 @@ class HTransformerClassifier(Model):
             ValueError: shapes that do not fit, or more tokens than max_seq_len.
         """
         check_tokens(tokens, mask, self.max_seq_len)
-        x = self.token_emb(as_index(tokens))
+        x = embedded(self.token_emb, tokens, self.settings.num_tokens)
         if self.settings.compat is None:
             x = only_real(x, mask)
         if self.cls_token is not None:

@@ -14,16 +14,11 @@ from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import project
 from foveal.layers.weights import device_of
 from foveal.models.base import Model, evaluating
-from foveal.models.causal import (
-    as_index,
-    check_tokens,
-    check_vocabulary,
-    in_chunks,
-    only_real,
-)
+from foveal.models.causal import check_tokens, in_chunks, only_real
 from foveal.models.htransformer.config import HTransformerSeq2SeqConfig
 from foveal.models.htransformer.stack import make_stack
 from foveal.models.registry import register
+from foveal.models.vocabulary import check_vocabulary, embedded
 
 
 @register(
@@ -99,7 +94,7 @@ class HTransformerSeq2Seq(Model):
         """
         check_tokens(target, target_mask, self.max_seq_len, "target")
         memory = self.encode(source, source_mask)
-        x = self.emb_dropout(self.target_emb(as_index(target)))
+        x = self._embed(target)
         return project(
             self.to_logits,
             self.decoder(only_real(x, target_mask), target_mask, memory, source_mask),
@@ -108,8 +103,15 @@ class HTransformerSeq2Seq(Model):
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features of a source: (batch, length) int -> (batch, length, dim)."""
         check_tokens(source, mask, self.max_seq_len, "source")
-        x = self.emb_dropout(self.source_emb(as_index(source)))
+        x = embedded(self.source_emb, source, self.settings.num_tokens, "source")
+        x = self.emb_dropout(x)
         return self.encoder(only_real(x, mask), mask)
+
+    def _embed(self, target: Tensor, name: str = "target") -> Tensor:
+        """Tokens of the target (batch, length) -> (batch, length, dim)."""
+        return self.emb_dropout(
+            embedded(self.target_emb, target, self.settings.target_tokens, name)
+        )
 
     # -- decoding ---------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class HTransformerSeq2Seq(Model):
         check_tokens(target, None, self.max_seq_len, "target")
         memory = self.encode(source, source_mask)
         cache = self.make_cache(len(target), max_length)
-        x = self.emb_dropout(self.target_emb(as_index(target)))
+        x = self._embed(target)
         x, cache = in_chunks(self.decoder, x, cache, chunk, memory, source_mask)
         return project(self.to_logits, x[:, -1]), cache
 
@@ -157,7 +159,7 @@ class HTransformerSeq2Seq(Model):
             ValueError: tokens of another shape, or a target longer than its max_length.
         """
         check_tokens(tokens, None, self.max_seq_len)
-        x = self.emb_dropout(self.target_emb(as_index(tokens)))
+        x = self._embed(tokens, "tokens")
         x, cache = self.decoder.extend(x, cache)
         return project(self.to_logits, x), cache
 
@@ -170,7 +172,7 @@ class HTransformerSeq2Seq(Model):
         """
         if token.ndim != 1:
             raise ValueError(f"token must be (batch,), got shape {tuple(token.shape)}.")
-        x = self.emb_dropout(self.target_emb(as_index(token[:, None])))
+        x = self._embed(token[:, None], "token")
         x, cache = self.decoder.step(x, cache)
         return project(self.to_logits, x[:, -1]), cache
 

@@ -15,6 +15,7 @@ from foveal.models.base import Model
 from foveal.models.pictures import as_pixels
 from foveal.models.vae.config import ImageTokenizerConfig
 from foveal.models.vae.networks import make_decoder
+from foveal.models.vocabulary import embedded
 from foveal.patterns.sizes import pair
 
 
@@ -149,7 +150,8 @@ class ImageTokenizer(Model):
                 f"img_seq must be (batch, {rows * columns}) tokens for a grid of {rows} x "
                 f"{columns}, got shape {tuple(img_seq.shape)}."
             )
-        features = self._embed(img_seq.long()).unflatten(1, self.grid).permute(0, 3, 1, 2)
+        features = embedded(self._embed, img_seq, self.num_tokens, "img_seq")
+        features = features.unflatten(1, self.grid).permute(0, 3, 1, 2)
         return self._crop(self.decoder(features))
 
     def _crop(self, images: Tensor) -> Tensor:
