@@ -108,6 +108,50 @@ def test_steps_and_pieces_mix(model: M.CausalLM) -> None:
         first += count
 
 
+def test_rows_are_chosen_between_pieces(model: M.CausalLM) -> None:
+    """Beams: rows of a state in another order, twice or not at all, go on as their own texts."""
+    tokens = torch.randint(20, (3, 60))
+    _, cache = model.prefill(tokens[:, :17])
+    beams = torch.tensor([2, 0, 2, 2])
+    chosen = cache.select(beams)
+    text = torch.cat((tokens[beams, :17], torch.randint(20, (4, 33))), 1)
+    with torch.no_grad():
+        want, others = model(text), model(tokens)
+    logits, chosen = model.extend(text[:, 17:30], chosen)
+    assert_close(logits, want[:, 17:30], 1e-9)
+    kept = torch.tensor([3, 1])
+    chosen = chosen.select(kept)
+    logits, chosen = model.step(text[kept, 30], chosen)
+    assert_close(logits, want[kept, 30], 1e-9)
+    logits, chosen = model.extend(text[kept, 31:], chosen)
+    assert_close(logits, want[kept, 31:], 1e-9)
+    # what they were chosen from has not moved
+    assert_close(model.extend(tokens[:, 17:], cache)[0], others[:, 17:], 1e-9)
+
+
+def test_pieces_follow_prepared_steps(model: M.CausalLM) -> None:
+    """A state that `generate`'s steps have written in is extended, and stepped on."""
+    tokens = torch.randint(20, (2, 50))
+    with torch.no_grad():
+        want = model(tokens)
+    step = model.stepper(2)
+    _, cache = model.prefill(tokens[:, :11], max_length=50)
+    first = 11
+    for count in (9, 1, 12):
+        for _ in range(2):
+            logits, cache = step(tokens[:, first], cache)
+            assert_close(logits, want[:, first], 1e-9)
+            first += 1
+        logits, cache = model.extend(tokens[:, first : first + count], cache)
+        assert_close(logits, want[:, first : first + count], 1e-9)
+        first += count
+    written = model.generate(tokens[:, :20], 7, temperature=0)
+    _, cache = model.prefill(written)
+    with torch.no_grad():
+        whole = model(torch.cat((written, tokens[:, :9]), 1))
+    assert_close(model.extend(tokens[:, :9], cache)[0], whole[:, 27:], 1e-9)
+
+
 def test_a_cache_of_a_window_stays_small() -> None:
     """What is kept after a long prompt in pieces is what the patterns need."""
     model = layers(P.SlidingWindow(9), P.Blocks(8, True, 1)).eval()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import foveal
 from foveal import patterns as P
 from foveal.caches import AttentionCache
+from foveal.models import TransformerLM
 from foveal.ops import native
 from foveal.testing import assert_close, assert_pattern
 
@@ -68,7 +69,7 @@ def test_decoding_before_the_end_of_the_prefix():
     pattern = P.Prefix(5) | P.SlidingWindow(4)
     x = torch.randn(1, 2, 3, 8)
     cache = AttentionCache(pattern, 1, 2, 8).prefill(x, x).append(x[:, :, :1], x[:, :, :1])
-    with pytest.raises(ValueError, match="a position of at least 5"):
+    with pytest.raises(ValueError, match="the first 5 tokens must come in one call"):
         cache.attend(x[:, :, :1])
     with pytest.raises(ValueError, match="must be causal"):
         AttentionCache(P.Prefix(5) | P.Full(), 1, 2, 8)
@@ -185,3 +186,24 @@ def test_a_prefix_comes_in_one_call():
     cache = AttentionCache(pattern, 1, 2, 8).prefill(x, x)
     with pytest.raises(ValueError, match="the first 5 tokens must come in one call"):
         cache.extend(x, x, x)
+
+
+def test_a_chunk_within_a_prefix_is_refused_in_words_of_prefill():
+    """Of one token or several, on every way into a model, a token alone included."""
+    sizes = {"num_tokens": 20, "dim": 16, "depth": 1, "heads": 2, "dim_head": 8}
+    pattern = P.Prefix(5) | P.SlidingWindow(4)
+    model = TransformerLM(**sizes, max_seq_len=32, pattern=pattern).eval()
+    tokens = torch.randint(20, (2, 12))
+    words = r"the first 5 tokens must come in one call, .* chunk, of at least 5 tokens"
+    for chunk in (1, 2, 4):
+        with pytest.raises(ValueError, match=words):
+            model.prefill(tokens, chunk=chunk)
+    for split in (0, 1, 4):
+        cache = model.prefill(tokens[:, :split])[1] if split else model.make_cache(2)
+        with pytest.raises(ValueError, match=words):
+            model.step(tokens[:, split], cache)
+    with pytest.raises(ValueError, match=words):
+        model.generate(tokens[:, :3], 4)
+    want = model(tokens)[:, -1]
+    for chunk in (5, 6, 11):
+        assert_close(model.prefill(tokens, chunk=chunk)[0], want, 1e-5)

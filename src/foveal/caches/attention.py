@@ -165,7 +165,8 @@ class AttentionCache:
             ValueError: sizes that do not fit, or more tokens than max_length.
         """
         self._check_tokens(k, v)
-        self._check_prefix()
+        if self.position:
+            _check_prefix(self.pattern, self.position)
         first, new = self.position, torch.stack((k, v)).to(self.dtype)
         self.position = end = first + k.shape[2]
         if isinstance(self._store, Log) and _is_all(self.pattern, end):
@@ -295,15 +296,6 @@ class AttentionCache:
             mask = mask & key_mask[:, positions.to(key_mask.device)][:, None, None]
         return mask
 
-    def _check_prefix(self) -> None:
-        whole = self.pattern.decodes_from or 0
-        if 0 < self.position < whole:
-            raise ValueError(
-                f"the first {whole} tokens must come in one call, for they read each other under "
-                f"{self.pattern}, got {self.position} of them and now more; use a prompt, or a "
-                f"chunk, of at least {whole} tokens."
-            )
-
     def _check_tokens(self, k: Tensor, v: Tensor) -> None:
         _, batch, kv_heads, _, head_dim = self._store.data.shape
         tokens = k.shape[2]
@@ -352,6 +344,17 @@ def attend_some(
     return out if dead is None else out.masked_fill(dead, 0.0)
 
 
+def _check_prefix(pattern: Pattern, first: int) -> None:
+    """Raise ValueError where tokens from `first` on come too late or alone."""
+    whole = pattern.decodes_from or 0
+    if first < whole:
+        raise ValueError(
+            f"the first {whole} tokens must come in one call, for they read each other under "
+            f"{pattern}, got a part of them from token {first} on; use a prompt, or in prefill a "
+            f"chunk, of at least {whole} tokens."
+        )
+
+
 def _head_patterns(pattern: Pattern) -> tuple[Pattern, ...]:
     return (pattern,) if pattern.heads is None else pattern.per_head()
 
@@ -392,6 +395,7 @@ def _reads(pattern: Pattern, position: int) -> tuple[Tensor, Tensor | None]:
 
     Cached because the layers of a model, one after the other, ask the same question.
     """
+    _check_prefix(pattern, position)
     heads = _head_patterns(pattern)
     if len(set(heads)) == 1:
         return _positions(heads[0].reads(position)), None
