@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import fake_tensor_tls
 from torch.compiler import is_compiling
 
 from foveal.common.words import suggest
@@ -13,8 +12,9 @@ from foveal.ops import autocast, known, offset
 from foveal.ops.bias import Bias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
-from foveal.ops.define import is_stray
+from foveal.ops.define import in_mode_of, is_stray
 from foveal.ops.implementations import IMPLEMENTATIONS
+from foveal.ops.sharded import check_context
 from foveal.ops.work import Call, Work, work_of
 from foveal.patterns import Pattern
 
@@ -153,6 +153,8 @@ def attend(
     if not compiling:
         check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, sinks)
         softcap = as_softcap(softcap)
+    else:
+        check_context()
     if isinstance(bias, tuple):
         bias = settle(bias, q, k, pattern)
     rest = (dropout_p, return_lse, scale, sinks, softcap)
@@ -212,13 +214,8 @@ def _without_autocast(tensors: tuple[Any, ...], **options: Any) -> Any:
 
 def _in_its_mode(tensors: tuple[Any, ...], **options: Any) -> Any:
     """The call in the mode of its fake tensors, which mix with no mask that is kept."""
-    before = fake_tensor_tls.allow_non_fake_inputs_override
-    fake_tensor_tls.allow_non_fake_inputs_override = True  # what a pattern holds is real
-    try:
-        with tensors[0].fake_mode:
-            return attend(*tensors, **options)
-    finally:
-        fake_tensor_tls.allow_non_fake_inputs_override = before
+    with in_mode_of(tensors[0]):
+        return attend(*tensors, **options)
 
 
 def _check_impl(impl: str, work: Work) -> None:

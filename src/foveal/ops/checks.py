@@ -13,6 +13,7 @@ from foveal.common.memo import remember
 from foveal.common.words import shorten
 from foveal.ops.bias import Alibi, Bias, TableBias, WindowBias
 from foveal.ops.define import is_plain
+from foveal.ops.sharded import check_whole
 from foveal.ops.work import Work
 from foveal.patterns import Pattern
 
@@ -40,6 +41,7 @@ def check_tensors(
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         kinds = ", ".join(type(x).__name__ for x in (q, k, v))
         raise TypeError(f"q, k and v must be tensors, got {kinds}.")
+    check_whole(q, k, v, bias, key_mask, sinks)
     if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
         raise ValueError(
             "q, k and v must share one floating dtype (float64, float32, float16 or bfloat16), "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, fake_tensor_tls
 from torch.autograd import forward_ad
 
 from foveal.common.memo import untraced
@@ -157,9 +158,26 @@ def is_untraced() -> bool:
     return not _any_autocast() and _trace() is None
 
 
+def is_fake(x: Any) -> bool:
+    """Whether it has a shape and no values."""
+    return isinstance(x, FakeTensor)
+
+
 def is_stray(x: Any) -> bool:
     """Whether it is a fake tensor outside of the mode that made it."""
     return isinstance(x, FakeTensor) and not _dispatch_modes()
+
+
+@contextlib.contextmanager
+def in_mode_of(x: Any) -> Iterator[None]:
+    """The mode of a fake tensor, real tensors admitted: patterns and mods hold some."""
+    before = fake_tensor_tls.allow_non_fake_inputs_override
+    fake_tensor_tls.allow_non_fake_inputs_override = True
+    try:
+        with x.fake_mode:
+            yield
+    finally:
+        fake_tensor_tls.allow_non_fake_inputs_override = before
 
 
 _keys = torch._C._dispatch_keys

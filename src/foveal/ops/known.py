@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from foveal.common.memo import Kept, num_bytes
 from foveal.ops.define import is_untraced, is_unwatched
 from foveal.ops.implementations import Implementation
+from foveal.ops.sharded import LOCAL, in_context_parallel
 from foveal.ops.work import Call, Run, Work
 from foveal.patterns import Pattern
 
@@ -147,6 +149,7 @@ def find(
         or (one.graded is not None and one.graded is not _grad_enabled())
         or one.forced != _ENVIRON.get(_IMPL)
         or one.native != _ENVIRON.get(_NATIVE)
+        or (functional.scaled_dot_product_attention is not LOCAL and in_context_parallel())
     ):
         return None
     return one
@@ -197,6 +200,7 @@ def key_of(
         or return_lse is not False
         or not (impl is None or type(impl) is str)
         or not (is_unwatched() and is_untraced())
+        or (functional.scaled_dot_product_attention is not LOCAL and in_context_parallel())
     ):
         return None
     mask: Hashable = None

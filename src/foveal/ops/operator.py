@@ -11,8 +11,10 @@ from torch import Tensor
 from foveal.ops.bias import WindowBias
 from foveal.ops.define import (
     define,
+    in_mode_of,
     is_differentiated,
     is_plain,
+    is_stray,
     is_transformed,
     one_at_a_time,
 )
@@ -189,6 +191,9 @@ def attention_operator(
         if isinstance(ctx.pattern, Pattern) and is_plain(*tensors):
             operands = Operands(*saved[:9], ctx.pattern, *ctx.options)
             grads = iter(backward(operands, *saved[9:], grad_out, grad_lse))
+        elif is_stray(saved[0]):  # autograd's own zeros are real
+            with in_mode_of(saved[0]):
+                grads = iter(_with_pattern(backward_op, ctx.pattern, tensors, ctx.options))
         else:
             grads = iter(_with_pattern(backward_op, ctx.pattern, tensors, ctx.options))
         return (*(None if x is None else next(grads) for x in saved[:7]), *(None,) * 8)

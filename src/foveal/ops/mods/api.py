@@ -13,13 +13,14 @@ from torch import Tensor
 from foveal.ops import autocast
 from foveal.ops.attend import attend
 from foveal.ops.checks import as_scale
-from foveal.ops.define import is_beyond_functions
+from foveal.ops.define import in_mode_of, is_beyond_functions, is_fake
 from foveal.ops.merge import merge
 from foveal.ops.mods.checks import check_block_mask, check_mod, check_options, check_tensors
 from foveal.ops.mods.engine import Asked, Result, attend_by_mod, working_dtype
 from foveal.ops.mods.fast import patterns
 from foveal.ops.mods.held import frozen
 from foveal.ops.mods.plan import Part, Plan, plan, whole
+from foveal.ops.mods.running import Watch, scores_of
 from foveal.patterns import Full, Pattern
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _apart(
         query, key, value = autocast.lowered(query, key, value)
     with autocast.off(device):
         if device == "meta":
-            found = _shapes(query, value)
+            found = _shapes(query, key, value, None)
         elif not (query.numel() and key.numel()):
             found = _without_mods(query, key, value, None, factor, want_lse)
         else:
@@ -164,9 +165,17 @@ def _apart(
     return _returned(found, return_lse, return_aux, want_lse)
 
 
-def _shapes(query: Tensor, value: Tensor) -> Result:
-    lse = query.new_empty(query.shape[:3], dtype=working_dtype(query))
-    return query.new_empty(*query.shape[:3], value.shape[3]), lse, lse.clone()
+def _shapes(query: Tensor, key: Tensor, value: Tensor, score_mod: Mod | None) -> Result:
+    """What has no values, but a gradient to all that has one: for fake tensors and on meta."""
+    seen = query.sum(-1) + key.sum() + value.sum()
+    if score_mod is not None:
+        zero = torch.zeros(1, dtype=torch.int64, device=query.device)
+        score = query.new_zeros((1,) * 5, dtype=working_dtype(query))
+        with Watch():
+            seen = seen + scores_of(score_mod, score, zero, zero, zero[None], zero[None]).sum()
+    out = seen[..., None].expand(*seen.shape, value.shape[3]).to(query.dtype)
+    lse = seen.to(working_dtype(query))
+    return out.contiguous(), lse, lse.detach().clone()
 
 
 def _returned(found: Result, return_lse: bool, aux: AuxRequest | None, want_lse: bool) -> Any:
@@ -194,6 +203,9 @@ def _computed(
 
     want: whether the log-sum-exp and the largest score are asked for.
     """
+    if is_fake(q) and (score_mod, block_mask) != (None, None):
+        with in_mode_of(q):
+            return _shapes(q, k, v, score_mod)
     lengths, made = (q.shape[2], k.shape[2]), None
     if block_mask is not None:
         made = plan(block_mask, lengths, q.shape[0], q.shape[1], q.device)

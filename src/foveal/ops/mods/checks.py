@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveal.common.checks import as_bool
 from foveal.ops.checks import DTYPES
+from foveal.ops.sharded import check_whole
 from foveal.patterns import Pattern
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def check_tensors(query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
             raise ValueError(
                 f"{name} must be (batch, heads, length, head_dim), got shape {tuple(x.shape)}."
             )
+    check_whole(query, key, value, names=tuple(named))
     if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
         raise ValueError(
             "query, key and value must share one floating dtype (float64, float32, float16 or "
