@@ -102,7 +102,8 @@ class BlockSparse(Pattern):
     def per_head(self) -> tuple[Pattern, ...]:
         if self.heads is None:
             return (self,)
-        return _heads_of(self)
+        _know_heads(self)
+        return self._by_head
 
     @functools.cached_property
     def _by_head(self) -> tuple[Pattern, ...]:
@@ -374,13 +375,13 @@ class BlockSparse(Pattern):
         return cls(layout, block_size, _is_causal(causal, attention))
 
 
-def _heads_of(pattern: BlockSparse) -> tuple[Pattern, ...]:
-    return pattern._by_head
+def _know_heads(pattern: BlockSparse) -> bool:
+    return bool(pattern._by_head)
 
 
 # what torch.compiler.assume_constant_result does, which would import the compiler (a second): it
 # cannot follow into the lock of a cached property
-_heads_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_know_heads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_causal(causal: bool | None, attention: str) -> bool:
