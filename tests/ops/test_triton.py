@@ -84,16 +84,21 @@ def check(
     return out, grads
 
 
-@pytest.mark.parametrize("biased", [True, False])
+SHAPES = [
+    P.Halo((5, 7), 4, 2),  # neither side is a multiple of the block
+    P.Halo((6, 7), 4, 1, 2),  # queries at every second pixel
+    P.Halo((8, 12), (4, 6), (1, 3)),
+    P.Halo((4, 6), (3, 5), (4, 0)),  # a halo wider than its block, and none
+    P.Halo((5, 3), 8, 3),  # an image smaller than its block
+    P.Halo((1, 9), 4, 1),
+]
+
+
 @pytest.mark.parametrize(
-    "pattern",
+    ("pattern", "biased"),
     [
-        P.Halo((5, 7), 4, 2),  # neither side is a multiple of the block
-        P.Halo((8, 12), (4, 6), (1, 3)),
-        P.Halo((4, 6), (3, 5), (4, 0)),  # a halo wider than its block, and none
-        P.Halo((5, 3), 8, 3),  # an image smaller than its block
-        P.Halo((1, 9), 4, 1),
-        P.Halo((6, 7), 4, 1, 2),  # queries at every second pixel
+        *((pattern, True) for pattern in SHAPES),
+        *((pattern, False) for pattern in (SHAPES[:2] if DEVICE == "cpu" else SHAPES)),
     ],
 )
 def test_it_equals_the_oracle(pattern, biased):
@@ -104,7 +109,7 @@ def test_it_equals_the_oracle(pattern, biased):
 @pytest.mark.parametrize("biased", [True, False])
 def test_soft_cap(biased):
     """The product is capped and not the bias, which keeps its gradient."""
-    check(P.Halo((3, 7), 4, 2), biased=biased, softcap=0.7)
+    check(P.Halo((3, 5), 4, 1), biased=biased, softcap=0.7)
 
 
 def test_blocks_of_more_queries_than_a_tile():
@@ -115,7 +120,7 @@ def test_blocks_of_more_queries_than_a_tile():
 @pytest.mark.parametrize(("dim", "dim_v"), [(1, 1), (24, 40), (65, 16), (80, 130), (256, 256)])
 def test_any_head_dim(dim, dim_v):
     """Features that fill no power of two, and values wider or narrower than keys."""
-    check(P.Halo((3, 5), 4, 1), heads=1, dim=dim, dim_v=dim_v)
+    check(P.Halo((2, 3), 4, 1), heads=1, dim=dim, dim_v=dim_v)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
