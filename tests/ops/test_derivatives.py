@@ -116,7 +116,7 @@ def test_second_order_through_biases_and_masks():
 
 def test_gradgradcheck():
     """torch's own numerical check of first, second and forward derivatives."""
-    q, k, v = (x.requires_grad_() for x in inputs(9, 2, 1, 2))
+    q, k, v = (x.requires_grad_() for x in inputs(7, 2, 1, 2))
     pattern = P.SlidingWindow(3) | P.Blocks(4)
 
     def attention(q, k, v):

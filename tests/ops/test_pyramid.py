@@ -127,7 +127,7 @@ def compare(pattern, n, impl=None, heads=2):
 def test_equals_the_definition(causal, queries, neighbors, block):
     """Outputs and gradients in float64 at awkward lengths, padded on either side, biased."""
     pattern = P.Pyramid(block, causal, neighbors, queries)
-    for n in (1, 2, 7, block, block + 1, 3 * block, 64, 97, 130):
+    for n in sorted({1, 2, 7, block, block + 1, 3 * block, 64, 130}):
         compare(pattern, n)
 
 
@@ -207,11 +207,11 @@ def test_one_strong_key_wins():
 @pytest.mark.parametrize(("causal", "queries", "neighbors"), CASES)
 def test_reaches_every_allowed_pair_and_no_other(causal, queries, neighbors):
     """No pair is lost and none leaks, with and without padding on either side."""
-    n = 29
+    n = 21
     pattern = P.Pyramid(2, causal, neighbors, queries)
     allowed = pattern.mask(n)
     mask = torch.ones(1, n, dtype=torch.bool)
-    mask[:, :5], mask[:, 23:] = False, False
+    mask[:, :3], mask[:, 18:] = False, False
 
     def fn(x, key_mask=None):
         q, k, v = (x[:, None] * s for s in (1.0, -0.7, 1.3))
