@@ -269,6 +269,24 @@ def test_trainer_has_the_same_losses(tmp_path: Path) -> None:
     assert losses[0][0] != losses[0][-1]
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_of_either_kind(
+    reentrant: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are those of eager, and no mask of all pairs is made on the way."""
+
+    def refuse(mask: Tensor) -> Tensor:
+        raise AssertionError("the mask was written out")
+
+    eager, ours = (copy.deepcopy(one).train() for one in pair("Gemma3ForCausalLM"))
+    options = {"use_reentrant": reentrant}
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    ours.enable_input_require_grads()
+    monkeypatch.setattr(plug.masks.PatternMask, "written_out", refuse)
+    assert_same((eager, ours), LEFT, input_ids=TOKENS, attention_mask=LEFT, use_cache=False)
+    assert set(calls) == {"_by_rule"}
+
+
 def test_dropout_of_weights_is_that_of_training() -> None:
     """Weights are dropped while a model trains, and only then; their mean is what it was."""
     config, sizes = KINDS["Qwen3ForCausalLM"]

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 transformers = pytest.importorskip("transformers")
 
 from transformers import masking_utils as M  # noqa: E402
 
 from foveal import patterns as P  # noqa: E402
+from foveal.integrations.transformers.attention import foveal_attention  # noqa: E402
 from foveal.integrations.transformers.masks import PatternMask, foveal_mask  # noqa: E402
 from foveal.integrations.transformers.rules import Rule, Selection  # noqa: E402
 
@@ -210,3 +212,52 @@ def test_a_mask_answers_as_a_tensor() -> None:
         assert torch.equal(found, wanted.expand_as(found))
     assert mask.numpy().shape == (2, 1, 5, 5)
     assert torch.equal(torch.tensor(mask.tolist()).double() == 0, expected == 0)
+
+
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "an item": lambda mask: mask.__setitem__((..., 2), -5.0),
+    "a method": lambda mask: mask.masked_fill_(torch.eye(5).bool(), -5.0),
+    "a view": lambda mask: mask[1].mul_(0.5),
+    "an operator": lambda mask: mask.__iadd__(torch.ones(5, 5)),
+    "out": lambda mask: torch.add(mask, 1.0, out=mask),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_mask_that_is_written_to_says_it(name: str, mode: Any) -> None:
+    """What a model changes in a mask is what its layers read, and a clone stays as it was."""
+    layer, options = nn.Module().eval(), {"batch_size": 2, "q_length": 5, "kv_length": 5}
+    with mode():
+        x = torch.randn(3, 2, 4, 5, 8)
+        mask = foveal_mask(**options)
+        twin, plain = mask.clone(), mask + 0.0
+        WRITES[name](mask)
+        expected = mask + 0.0
+        assert not torch.equal(expected, plain)
+        found = foveal_attention(layer, *x, mask)[0]
+        wanted = nn.functional.scaled_dot_product_attention(*x, expected).transpose(1, 2)
+        torch.testing.assert_close(found, wanted)
+        assert twin.rule is not None
+        assert torch.equal(twin + 0.0, plain)
+        assert torch.equal(mask.clone(), expected)
+
+
+def test_masks_without_numbers() -> None:
+    """On the meta device, of fake tensors and within vmap nothing can be read; masks are plain."""
+    options: Any = {"batch_size": 1, "q_length": 70, "kv_length": 70}
+    for padded in (False, True):
+        real = torch.ones(1, 70).long() if padded else None
+        there = None if real is None else real.to("meta")
+        assert type(foveal_mask(**options, attention_mask=there, device="meta")) is Tensor
+        with FakeTensorMode() as fake:
+            there = None if real is None else fake.from_tensor(real)
+            assert foveal_mask(**options, attention_mask=there).shape == (1, 1, 70, 70)
+
+    def row(real: Tensor) -> Tensor:
+        return foveal_mask(**options, attention_mask=real[None])
+
+    each = PADDING[:, :35].repeat(1, 2)
+    found = torch.func.vmap(row)(each)
+    expected = [foveal_mask(**options, attention_mask=one[None]) for one in each]
+    assert torch.equal(found, torch.stack([one + 0.0 for one in expected]))

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
+from transformers.utils.import_utils import is_tracing
 
 from foveal.integrations.transformers.rules import Rule, Selection, Sizes, rule_of, selection_of
+
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 _READ = ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu")
 _ASKS = {getattr(Tensor, name).__get__ for name in (*_READ, "is_meta", "grad_fn", "is_leaf")} | {
@@ -18,7 +21,8 @@ _ASKS = {getattr(Tensor, name).__get__ for name in (*_READ, "is_meta", "grad_fn"
     for name in ("size", "dim", "numel", "is_floating_point", "__len__", "get_device", "nelement")
 }
 """What is answered without the numbers."""
-_SAME = {getattr(Tensor, name) for name in ("detach", "contiguous", "clone", "to")}
+_SAME = {getattr(Tensor, name) for name in ("detach", "contiguous", "to")}
+_SET_GRADIENT = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
 
 
 class PatternMask(Tensor):
@@ -26,15 +30,14 @@ class PatternMask(Tensor):
 
     It goes wherever a model hands its mask on. An operation on it sees the mask written out, as
     the eager attention of transformers has it: 0 where a key is read, else the lowest number.
-
-    Attributes:
-        rule: who reads whom; None where only the mask itself says it.
+    Once that is written to, in whatever way, the rule is not that of the mask any more.
     """
 
-    rule: Rule | Selection | None
+    _rule: Rule | Selection | None
     _make: Callable[[], Tensor]
     _allowed: Tensor | None
     _added: Tensor | None
+    _first_version: int
 
     @staticmethod
     def of(
@@ -48,20 +51,41 @@ class PatternMask(Tensor):
         # whoever reads past what is written out here meets nan, not a mask
         empty = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
         found = empty.as_subclass(PatternMask)
-        found.rule, found._make, found._allowed, found._added = rule, allowed, None, None
+        found._rule, found._make, found._allowed, found._added = rule, allowed, None, None
         return found
+
+    @property
+    def rule(self) -> Rule | Selection | None:
+        """Who reads whom; None where only the mask itself says it."""
+        return None if self._is_changed() else self._rule
 
     def written_out(self) -> Tensor:
         """The mask itself, made once."""
         if self._added is None:
-            self._added = _added(self.allowed(), self.dtype).expand(self.shape)
+            with torch.inference_mode(False):  # whose tensors do not count who writes to them
+                added = _added(self.allowed(), self.dtype)
+                self._added = added.expand(self.shape).contiguous()
+            self._first_version = self._added._version
         return self._added
 
     def allowed(self) -> Tensor:
-        """The mask as bool, made once."""
+        """The mask as bool, made once; the added one where somebody has written to it."""
+        if self._is_changed():
+            return self.written_out()
         if self._allowed is None:
             self._allowed = self._make()
         return self._allowed
+
+    def _is_changed(self) -> bool:
+        return self._added is not None and self._added._version != self._first_version
+
+    def _twin(self) -> Tensor:
+        """The same, to be written to."""
+        if self._is_changed():
+            return self.written_out().clone()
+        kept, shape = self._allowed, tuple(self.shape)
+        make = self._make if kept is None else lambda: kept
+        return PatternMask.of(shape, self.dtype, self.device, self._rule, make)
 
     @classmethod
     def __torch_function__(
@@ -77,10 +101,22 @@ class PatternMask(Tensor):
                 return func(*args, **kwargs)
         if func in _SAME and _stays(func, args, kwargs):
             return args[0]
+        if func is Tensor.clone and not kwargs:
+            return args[0]._twin()
+        if func == _SET_GRADIENT and not args[1]:  # as it is
+            return None
         if func is Tensor.__getitem__ and (whole := _all_of(*args)) is not None:
             return whole
         args, kwargs = tree_map_only(PatternMask, PatternMask.written_out, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _has_numbers(*tensors: Tensor | None) -> bool:
+    """Whether there is something to look at: no trace, no meta or fake tensors, no vmap."""
+    for one in tensors:
+        if one is not None and (one.is_meta or is_tracing(one) or _is_wrapped(one)):
+            return False
+    return True
 
 
 def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,7 +181,7 @@ def foveal_mask(
         assert found is not None
         return found
 
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not _has_numbers(torch.empty(0, device=device), attention_mask):
         return _added(allowed(), dtype)
     first = int(q_offset)  # that of a static cache is a tensor, which its next update changes
     padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
