@@ -84,6 +84,16 @@ def test_loading_is_strict(tmp_path: Path) -> None:
     assert all(torch.equal(other.model.state_dict()[name], kept[name]) for name in kept)
 
 
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    """transformers opens what it has split; foveal says what it is."""
+    _, wrapped = make()
+    wrapped.save_pretrained(tmp_path, max_shard_size="2KB")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(opened(prompt()).logits, wrapped(prompt()).logits)
+    with pytest.raises(FileNotFoundError, match=r"in several files.*max_shard_size"):
+        foveal.load_model(tmp_path)
+
+
 def test_dtype_and_device(tmp_path: Path) -> None:
     """The dtype of the file, or another one; placed by a device map."""
     _, wrapped = make()
@@ -116,6 +126,9 @@ def test_configuration(tmp_path: Path) -> None:
         ({"family": "transformr"}, "unknown model family"),
         ({"family": "transformer", "config": {"dimm": 8}}, "dimm"),
         ({"family": "transformer", "dim": 8}, "go into config"),
+        ({"family": "transformer", "config": 7}, r"must be keywords.*got config=7"),
+        ({"family": "hourglass", "config": [1]}, "must be keywords"),
+        ({"family": "htransformer", "config": "dim"}, "must be keywords"),
     ):
         with pytest.raises(ValueError, match=message):
             FovealConfig(**options)

@@ -13,7 +13,8 @@ import transformers
 from causal_models import FEW, MODELS, every, few, make, padded, prompt
 from transformers.utils import logging
 
-from foveal.integrations.transformers import FovealCache
+from foveal import models as M
+from foveal.integrations.transformers import ByteTokenizer, FovealCache, FovealForCausalLM
 
 logging.disable_progress_bar()
 pytestmark = pytest.mark.usefixtures("strangers")
@@ -76,6 +77,25 @@ def test_sampling_stopping_and_streams() -> None:
         prompt(1), max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=0
     )[0, 7:]
     assert torch.equal(stopped, greedy[: greedy.tolist().index(end) + 1])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}])
+def test_strings_that_stop(options: dict[str, Any]) -> None:
+    """Generation ends after a string, which asks for the tokenizer; nothing else is told of it."""
+    tokenizer = ByteTokenizer()
+    wrapped = FovealForCausalLM.from_foveal(M.TransformerLM(dim=8, depth=1, heads=2)).eval()
+    text, start = b"and so on END or not", tokenizer("it was", return_tensors="pt")
+
+    def dictated(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -1e9)
+        forced[:, text[tokens.shape[1] - 6]] = 0.0
+        return forced
+
+    options = {"max_new_tokens": 20, "do_sample": False, "logits_processor": [dictated]} | options
+    out = wrapped.generate(**start, **options, tokenizer=tokenizer, stop_strings=["END", "zzz"])
+    assert tokenizer.decode(out[0]) == "it wasand so on END"
+    again = wrapped.generate(**start, **options, tokenizer=tokenizer)
+    assert again.shape == (1, 26)
 
 
 def test_cache_goes_on() -> None:

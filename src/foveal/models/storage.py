@@ -225,6 +225,12 @@ def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 def _require(path: Path) -> None:
     if not path.is_file():
+        if path.with_name(f"{path.name}.index.json").is_file():  # of transformers
+            raise FileNotFoundError(
+                f"the weights in {path.parent} are in several files, as foveal does not write "
+                "them; open it with foveal.integrations.transformers, and save it whole with "
+                "max_shard_size."
+            )
         raise FileNotFoundError(
             f"{path} does not exist; expected a folder written by save_pretrained, or user/name "
             "of a model on the Hub."

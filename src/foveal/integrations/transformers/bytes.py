@@ -14,7 +14,8 @@ class ByteTokenizer(PreTrainedTokenizer):
     """Text as its UTF-8 bytes, 0 to 255, as foveal's models of bytes were trained on it.
 
     There are no special tokens. Padding is byte 0 on the left, which the attention mask marks;
-    `tokenizer.eos_token = "\\n"` or any other byte makes one that ends.
+    `tokenizer.eos_token = "\\n"` or any other byte makes one that ends. The `stop_strings` of
+    `generate` must be ASCII: transformers looks for the text of single tokens in them.
 
     Example:
         >>> from foveal.integrations.transformers import ByteTokenizer

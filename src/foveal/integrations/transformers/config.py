@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from foveal.common.words import shorten
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
 from foveal.models.registry import family
@@ -45,6 +47,11 @@ class FovealConfig(PretrainedConfig):
             raise ValueError(
                 "family must name a family of foveal models, for example 'transformer', got "
                 f"family={self.family!r}; is this the configuration of another package's model?"
+            )
+        if not isinstance(self.config, Mapping | None):
+            raise ValueError(
+                f"config must be keywords of the family {self.family!r}, got config="
+                f"{shorten(repr(self.config), 60)}."
             )
         known = _config_class(self.family)
         self.config = known.from_json(dict(self.config or {})).to_json()

@@ -28,6 +28,8 @@ from foveal.models.vocabulary import check_vocabulary
 
 _OTHERS = {*TransformersKwargs.__annotations__, "shift_labels", "ignore_index"}
 """Keywords that transformers may hand to any model."""
+_OF_GENERATE = ("tokenizer", "assistant_tokenizer")
+"""Keywords of `generate` itself, which it hands on for models to ignore."""
 _DRAWN = (nn.Linear, nn.Embedding)
 """Layers that may be drawn anew under `ignore_mismatched_sizes`, as transformers draws them."""
 
@@ -303,6 +305,8 @@ class FovealForCausalLM(PreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
+        for name in _OF_GENERATE:
+            inputs.pop(name, None)
         if not is_first_iteration:
             inputs.pop("position_ids", None)
         elif inputs["input_ids"] is not None:
