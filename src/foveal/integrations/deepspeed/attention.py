@@ -203,7 +203,8 @@ def _as_mode(name: str, mode: Any) -> str:
 def _padding(mask: Any, query: Tensor) -> Tensor:
     """(batch, length), whatever dimensions of 1 it has besides."""
     batch, length = query.shape[0], query.shape[2]
-    if not isinstance(mask, Tensor) or mask.numel() != batch * length or mask.ndim < 2:
+    fits = isinstance(mask, Tensor) and mask.ndim > 1 and mask.shape[0] == batch
+    if not fits or [n for n in mask.shape[1:] if n != 1] != [length] * (length != 1):
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
             f"key_padding_mask must be (batch, length) = ({batch}, {length}), got {got}."
