@@ -280,7 +280,7 @@ def test_checkpointing_of_either_kind(
 
     eager, ours = (copy.deepcopy(one).train() for one in pair("Gemma3ForCausalLM"))
     options = {"use_reentrant": reentrant}
-    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    ours.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     ours.enable_input_require_grads()
     monkeypatch.setattr(plug.masks.PatternMask, "written_out", refuse)
     assert_same((eager, ours), LEFT, input_ids=TOKENS, attention_mask=LEFT, use_cache=False)

@@ -247,7 +247,7 @@ def test_masks_without_numbers() -> None:
     """On the meta device, of fake tensors and within vmap nothing can be read; masks are plain."""
     options: Any = {"batch_size": 1, "q_length": 70, "kv_length": 70}
     for padded in (False, True):
-        real = torch.ones(1, 70).long() if padded else None
+        real = torch.ones(1, 70).bool() if padded else None
         there = None if real is None else real.to("meta")
         assert type(foveal_mask(**options, attention_mask=there, device="meta")) is Tensor
         with FakeTensorMode() as fake:
