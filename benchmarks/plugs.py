@@ -141,7 +141,7 @@ CASES += [
         ("na2d", peer),
         neighbourhoods,
         runs=runs,
-        flops=flops(AROUND, SIZE[0] * SIZE[1], 1),
+        flops={run: flops(AROUND, SIZE[0] * SIZE[1], 1)[run] for run in runs},
         devices=("cpu",),
         seconds=seconds,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import sys
@@ -24,9 +25,21 @@ def import_beside(trigger: str, follower: str) -> None:
     itself what it needs, and is not ready to be imported by others.
     """
     if trigger in sys.modules:
-        importlib.import_module(follower)
+        _import(follower)
     else:
         sys.meta_path.insert(0, _Beside(trigger, follower))
+
+
+def _import(name: str) -> None:
+    """Import a module, and look for garbage later: among all that torch holds that would take
+    longer than the import, and there is none."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Beside:
@@ -48,7 +61,7 @@ class _Beside:
         def exec_module(module: ModuleType) -> None:
             execute(module)
             if not _is_loading(self.follower.partition(".")[0]):
-                importlib.import_module(self.follower)
+                _import(self.follower)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

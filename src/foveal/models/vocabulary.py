@@ -18,7 +18,7 @@ def as_index(tokens: Tensor) -> Tensor:
 
 
 def are_ints(tokens: Tensor) -> bool:
-    """Whether the dtype is one of whole numbers."""
+    """Whether the dtype of tokens, of any shape, is one of whole numbers."""
     return not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
 
 
