@@ -33,7 +33,7 @@ pytest: $(STAMP)
 
 test-integrations: $(PLUGS_STAMP) ## the plugs beside their packages, SUITE=all with every test
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PLUGS)/bin/python -m pytest -n 2 --dist worksteal \
-	  $(if $(filter all,$(SUITE)),tests,tests/integrations $(addprefix tests/,$(SUITE)))
+	  $(if $(filter all,$(SUITE)),tests,tests/integrations tests/test_docs.py $(addprefix tests/,$(SUITE)))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
