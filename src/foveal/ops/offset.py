@@ -88,15 +88,6 @@ def _strides(pattern: Pattern, n_keys: int) -> bool:
     return pattern.num_queries(n_keys) != n_keys
 
 
-def _takes(pattern: Pattern, length: int) -> bool:
-    """Whether a pattern may have so many tokens: some are all there or not at all."""
-    try:
-        pattern.check_length(length)
-    except ValueError:
-        return False
-    return True
-
-
 def part_of(
     pattern: Pattern, first: int, n_queries: int, n_keys: int, whole: bool = False
 ) -> tuple[Pattern, int, int]:
@@ -109,7 +100,7 @@ def part_of(
     if whole or pattern.pools or torch.compiler.is_compiling() or _strides(pattern, n_keys):
         return Part(pattern, first, n_queries), 0, n_keys
     low, high = pattern._span(first, n_queries, n_keys)
-    high = high if _takes(pattern, high) else n_keys
+    high = high if pattern.takes_length(high) else n_keys
     return of_stretch(pattern, first, n_queries, low), low, high
 
 

@@ -131,18 +131,9 @@ def localize(pattern: Pattern, sizes: tuple[int, ...], ranks: Ranks) -> Local:
 
 def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) -> Pattern:
     """Queries [first, last) of a pattern over these runs of keys."""
-    if len(keys) == 1 and _takes(pattern, keys[0][1]):
+    if len(keys) == 1 and pattern.takes_length(keys[0][1]):
         return part_of(pattern, first, last - first, keys[0][0])
     return Gathered(pattern, first, last - first, keys, length)
-
-
-def _takes(pattern: Pattern, length: int) -> bool:
-    """Whether a pattern may have so many tokens: some are all there or not at all."""
-    try:
-        pattern.check_length(length)
-    except ValueError:
-        return False
-    return True
 
 
 def _with_foreign(

@@ -111,8 +111,6 @@ def share(needs: Stretches, borders: Sequence[int], ranks: Ranks) -> Share:
 
 def _tell(asked: list[Stretches], ranks: Ranks) -> list[Stretches]:
     """Each rank's runs that it wants of another -> the runs that others want of this one."""
-    if ranks.size == 1:
-        return [()]
     device = ranks.device or "cpu"
     sizes = [len(runs) for runs in asked]
     ones = [1] * ranks.size

@@ -81,15 +81,8 @@ class _Combined(Pattern, abstract=True):
     @property
     def natural_length(self) -> int | None:
         """The longest of the parts' that all parts take."""
-        known = {part.natural_length for part in self.parts} - {None}
-        return next((one for one in sorted(known, reverse=True) if self._takes(one)), None)  # type: ignore[type-var]
-
-    def _takes(self, length: int | None) -> bool:
-        try:
-            self.check_length(length or 0)
-        except ValueError:
-            return False
-        return True
+        known = {one for part in self.parts if (one := part.natural_length) is not None}
+        return max(filter(self.takes_length, known), default=None)
 
     def check_length(self, length: int) -> None:
         for part in self.parts:

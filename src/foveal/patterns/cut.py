@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from foveal.patterns.grids import Grid, Lookup, Places, Runs, Scattered
+from foveal.patterns.grids import Lookup, Places, Runs, Scattered, edges
 from foveal.patterns.tiling import TileGroup, Tiling
 
 
@@ -23,7 +23,7 @@ def cut(plan: Tiling, first: int, count: int) -> Tiling:
 
 
 def _cut_group(group: TileGroup, low: int, high: int) -> Iterator[TileGroup]:
-    starts, ends = _ends(group.queries)
+    starts, ends = edges(group.queries)
     whole = (starts >= low) & (ends < high)
     if bool(whole.all()):
         yield group
@@ -33,15 +33,6 @@ def _cut_group(group: TileGroup, low: int, high: int) -> Iterator[TileGroup]:
     across = ~whole & (starts < high) & (ends >= low)
     if bool(across.any()):
         yield from _inside(group, across.nonzero()[:, 0], low, high)
-
-
-def _ends(place: Places) -> tuple[Tensor, Tensor]:
-    """The least and the largest position of each tile."""
-    if isinstance(place, Grid | Scattered) and all(step >= 0 for _, step in place.items):
-        starts = place.starts() if isinstance(place, Grid) else place.starts
-        return starts, starts + sum((n - 1) * step for n, step in place.items)
-    found = place.index()
-    return found.amin(1), found.amax(1)
 
 
 def _some(group: TileGroup, tiles: Tensor) -> TileGroup:

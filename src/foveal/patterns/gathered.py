@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.common.memo import remember
 from foveal.patterns.base import Pattern
-from foveal.patterns.grids import Grid, Lookup, Places, Runs
+from foveal.patterns.grids import Lookup, Places, Runs, edges
 from foveal.patterns.needs import Stretches, listed
 from foveal.patterns.offsets import Codes
 from foveal.patterns.sizes import refuse_more
@@ -120,7 +120,7 @@ def moved(plan: Tiling, runs: Stretches, num_keys: int) -> Tiling:
     new = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
     def move(place: Places) -> Places:
-        first, last = _ends(place)
+        first, last = edges(place)
         run = torch.searchsorted(starts, first, right=True) - 1
         inside = bool(((run >= 0) & (last < (starts + sizes)[run.clamp(min=0)])).all())
         if inside and bool((run == run[0]).all()):
@@ -133,16 +133,7 @@ def moved(plan: Tiling, runs: Stretches, num_keys: int) -> Tiling:
         TileGroup(one.queries, tuple(move(place) for place in one.keys), one.mask)
         for one in plan.groups
     ]
-    return Tiling(plan.num_queries, num_keys, tuple(groups), plan.borders and ())
-
-
-def _ends(place: Places) -> tuple[Tensor, Tensor]:
-    """The first and the last key of each tile."""
-    if isinstance(place, Grid) and all(step >= 0 for _, step in place.items):
-        starts = place.starts()
-        return starts, starts + sum((n - 1) * step for n, step in place.items)
-    keys = place.index()
-    return keys.amin(1), keys.amax(1)
+    return Tiling(plan.num_queries, num_keys, tuple(groups))
 
 
 def _shifted(place: Places, by: int) -> Places:

@@ -158,3 +158,12 @@ class Scattered:
 
 
 Places = Grid | Lookup | Runs | Scattered
+
+
+def edges(place: Places) -> tuple[Tensor, Tensor]:
+    """The least and the largest position of each tile: (num_tiles,) int64 each."""
+    if isinstance(place, Grid | Scattered) and all(step >= 0 for _, step in place.items):
+        starts = place.starts() if isinstance(place, Grid) else place.starts
+        return starts, starts + sum((n - 1) * step for n, step in place.items)
+    found = place.index()
+    return found.amin(1), found.amax(1)

@@ -32,6 +32,14 @@ class Sized:
         if length < 0:
             raise ValueError(f"length must not be negative, got {length=}.")
 
+    def takes_length(self, length: int) -> bool:
+        """Whether there may be so many tokens: of some patterns all are there or none."""
+        try:
+            self.check_length(length)
+        except ValueError:
+            return False
+        return True
+
     def num_queries(self, n_keys: int) -> int:
         """Queries that go with this many keys: as many, unless the pattern strides them."""
         return n_keys
