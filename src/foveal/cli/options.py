@@ -16,6 +16,9 @@ from foveal.recipes.build import model_arguments, model_class
 from foveal.recipes.config import plain_table
 from foveal.recipes.settings import RunConfig
 
+_SETTINGS = ("data", "optimizer", "training", "parallel")
+"""Sections that are options as they are."""
+
 _ALIASES = {
     "data": {"path": "--data", "shuffle_captions": "--shuffle-captions"},
     "training": {
@@ -45,8 +48,7 @@ def parse_overrides(
         config,
         model=plain_table(model, "[model] of the command line"),
         **{
-            name: type(getattr(config, name))(**vars(getattr(options, name)))
-            for name in ("data", "optimizer", "training")
+            name: type(getattr(config, name))(**vars(getattr(options, name))) for name in _SETTINGS
         },
     )
     return changed, options.output, options.resume
@@ -77,7 +79,7 @@ def _train_options(config: RunConfig) -> type:
         ),
     ]
     model = _model_options(config)
-    sections = {name: getattr(config, name) for name in ("data", "optimizer", "training")}
+    sections = {name: getattr(config, name) for name in _SETTINGS}
     fields: list[Any] = [
         ("output", output, dataclasses.field(default=None)),
         ("resume", resume, dataclasses.field(default="never")),

@@ -29,13 +29,14 @@ from foveal.training.config import (
     from_dict,
     show,
 )
+from foveal.training.layout import ParallelConfig
 
 __all__ = ["RunConfig", "config_from_dict", "load_recipe", "read_recipe", "recipe_names"]
 
 _LARGEST_RECIPE = 1 << 20
 _LARGEST_INT = 2**63
 _DEEPEST = 20
-_SECTIONS = ("task", "model", "data", "optimizer", "training")
+_SECTIONS = ("task", "model", "data", "optimizer", "training", "parallel")
 
 
 def recipe_names() -> list[str]:
@@ -129,6 +130,7 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
             OptimizerConfig, values.get("optimizer", {}), f"[optimizer] of {where}"
         ),
         training=from_dict(TrainingConfig, values.get("training", {}), f"[training] of {where}"),
+        parallel=from_dict(ParallelConfig, values.get("parallel", {}), f"[parallel] of {where}"),
     )
 
 

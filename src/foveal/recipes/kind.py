@@ -29,6 +29,7 @@ from foveal.recipes.charts import (
 )
 from foveal.recipes.settings import RunConfig
 from foveal.training.config import check_batch, show
+from foveal.training.layout import Layout
 from foveal.training.task import Totals
 
 TASKS = ("bytes", "images", "sequences", "pixels", "vae", "clip", "captions")
@@ -227,6 +228,7 @@ class KindTask:
     to be trained first.
 
     Attributes:
+        layout: which part of the work this process has.
         train, held_out: data; see `Kind.open`.
         assets: what the model is made of.
         model, stream: see there; of a kind with stages only when they are prepared.
@@ -235,9 +237,9 @@ class KindTask:
     model: nn.Module
     stream: Stream
 
-    def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: RunConfig, layout: Layout | None = None) -> None:
         self.config, self.kind = config, find_kind(config.task)
-        self.unit, self.score, self._place = self.kind.unit, self.kind.score, (rank, world_size)
+        self.unit, self.score, self.layout = self.kind.unit, self.kind.score, layout or Layout()
         self.train, self.held_out = self.kind.open(config.data)
         self.assets = self.kind.make_assets(self.train, config.data)
         self.has_stages = type(self.kind).prepare is not Kind.prepare
@@ -252,7 +254,8 @@ class KindTask:
     def _set_up(self) -> None:
         training = self.config.training
         source = self.kind.source(self)
-        self.stream = Stream(source, training.batch_size, training.seed, *self._place)
+        place = (self.layout.data_rank, self.layout.data_size)
+        self.stream = Stream(source, training.batch_size, training.seed, *place)
         self.model = self.kind.build(self.config, **self.assets)
         self.units_per_batch = training.batch_size * self.kind.units(self)
         check_batch(training, len(source))

@@ -18,7 +18,7 @@ from foveal.recipes.runs import open_run, read_json
 from foveal.recipes.settings import RunConfig
 from foveal.training.checkpoints import SETTINGS
 
-_SECTIONS = ("model", "data", "optimizer", "training")
+_SECTIONS = ("model", "data", "optimizer", "training", "parallel")
 _TOLD = ("classes", "pictures", "length")
 """Facts of a run that a card repeats."""
 

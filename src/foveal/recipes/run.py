@@ -14,6 +14,7 @@ from foveal.recipes.runs import open_run
 from foveal.recipes.score import Score, evaluate
 from foveal.recipes.settings import RunConfig
 from foveal.training.config import check_training
+from foveal.training.layout import Layout
 from foveal.training.machine import keep_freed_memory
 from foveal.training.processes import from_first, together
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
@@ -36,9 +37,12 @@ def train(
     check_training(config.training, config.optimizer)
     config = absolute_paths(config)
     accelerator = make_accelerator(config.training)
-    rank, count = accelerator.process_index, accelerator.num_processes
+    place = (accelerator.process_index, accelerator.num_processes)
+    layout = together(
+        accelerator, lambda: Layout(*place, config.parallel, accelerator.device.type)
+    )
     with ClaimedFolder(config, output, resume, accelerator) as claimed:
-        task = together(accelerator, lambda: KindTask(config, rank, count))
+        task = together(accelerator, lambda: KindTask(config, layout))
         if task.has_stages:
             if claimed.last is None:  # a run that goes on has been checked, and has its stages
                 together(accelerator, lambda: task.kind.check_stages(task))

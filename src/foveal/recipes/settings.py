@@ -10,6 +10,7 @@ from typing import Any
 
 from foveal.data.text import TextConfig
 from foveal.training.config import OptimizerConfig, TrainingConfig
+from foveal.training.layout import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class RunConfig:
         task: what is trained; see `foveal.recipes.kind.find_kind`.
         model: `name` of a model, and its constructor's arguments as TOML and JSON can hold them.
         data: where the examples come from; the task's own dataclass.
-        optimizer, training: see there.
+        optimizer, training, parallel: see there.
     """
 
     recipe: str
@@ -30,6 +31,7 @@ class RunConfig:
     data: Any = field(default_factory=TextConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -58,4 +60,5 @@ _MAY_CHANGE = {
     *("training.steps", "training.time_budget", "training.log_every", "training.evaluate_every"),
     *("training.checkpoint_every", "training.checkpoint_seconds", "training.keep"),
     *("training.device", "training.compile", "training.trackers"),
+    *("parallel.shard", "parallel.sequence"),
 }
