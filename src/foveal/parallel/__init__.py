@@ -5,8 +5,18 @@ Loaded when it is named: `import foveal.parallel`.
 
 from foveal.parallel.attend import attend
 from foveal.parallel.explain import Volume, explain
+from foveal.parallel.fetch import fetch
 from foveal.parallel.model import shard_sequence
 from foveal.parallel.ranks import Simulated, simulate
 from foveal.parallel.shares import take
 
-__all__ = ["attend", "shard_sequence", "take", "explain", "Volume", "simulate", "Simulated"]
+__all__ = [
+    "attend",
+    "fetch",
+    "shard_sequence",
+    "take",
+    "explain",
+    "Volume",
+    "simulate",
+    "Simulated",
+]
