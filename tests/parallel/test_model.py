@@ -24,6 +24,40 @@ MODELS = {
     "h-transformer": lambda: foveal.HTransformer1D(
         **TINY, dim_head=8, block_size=4, causal=True, shift_tokens=False
     ),
+    "reversible, shifted": lambda: foveal.HTransformer1D(
+        **TINY, dim_head=8, block_size=4, causal=True, shift_tokens=True, reversible=True
+    ),
+    "shifted both ways": lambda: foveal.HTransformer1D(
+        **TINY, dim_head=8, block_size=4, shift_tokens=True
+    ),
+}
+
+
+def hourglass(hierarchy="1@1 1@3 1@1", **options):
+    sizes = {**TINY, "dim_head": 8, "depth": (4, 2, 4), **options}
+    return foveal.HourglassTransformerLM(**sizes, hierarchy=hierarchy)
+
+
+NESTED = "1@1 1@2 1@6 1@2 1@1"
+HOURGLASSES = {
+    "means": lambda: hourglass(
+        attn_resampling=False, pattern=[P.SlidingWindow(9), P.SlidingWindow(3)]
+    ),
+    "linear, nested": lambda: hourglass(
+        NESTED, attn_resampling=False, updown_sample_type="linear", positions="absolute"
+    ),
+    "attention": lambda: hourglass(),
+    "the paper's, nested": lambda: hourglass(
+        NESTED,
+        shortening="attention-average",
+        upsampling="attention-linear",
+        positions="relative",
+        dim_head=None,
+    ),
+    "both ways": lambda: hourglass(causal=False, attn_resampling=False, norms="single"),
+    "both ways, attention, nested": lambda: hourglass(
+        NESTED, causal=False, upsampling="attention-identity", pattern=P.SlidingWindow(7, False)
+    ),
 }
 
 
@@ -33,49 +67,86 @@ def loss_of(model, tokens, targets, mask=None):
     return (found if mask is None else found * mask).sum()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", MODELS)
-def test_ranks_train_what_one_process_trains(name, checkpointing):
-    """The loss to 1e-12, the gradient of every weight to 1e-10, in float64."""
-    torch.manual_seed(0)
-    model = MODELS[name]().double()
-    tokens = torch.randint(20, (2, 90))
-    targets, mask = torch.randint(20, (2, 90)), torch.rand(2, 90) > 0.2
+def compare(model, cut, with_mask):
+    """The loss of ranks with `cut` tokens each to 1e-12 of one process's, gradients to 1e-10."""
+    length = sum(cut)
+    tokens, targets = torch.randint(20, (2, length)), torch.randint(20, (2, length))
+    mask = torch.rand(2, length) > 0.2 if with_mask else None
     wanted = loss_of(model, tokens, targets, mask)
     wanted.backward()
-    ranks = 3
 
     def act(rank):
-        mine = copy.deepcopy(model)
+        mine = parallel.shard_sequence(copy.deepcopy(model), rank)
         mine.zero_grad()
-        if checkpointing:
-            mine.activation_checkpointing()
-        parallel.shard_sequence(mine, rank)
-        own = [parallel.take(x, rank, dim=1, align=8) for x in (tokens, targets, mask)]
-        loss = loss_of(mine, *own)
+        first = sum(cut[: rank.rank])
+        own = slice(first, first + cut[rank.rank])
+        loss = loss_of(
+            mine, tokens[:, own], targets[:, own], None if mask is None else mask[:, own]
+        )
         loss.backward()
         return loss.detach(), [p.grad for p in mine.parameters()]
 
-    losses, grads = zip(*parallel.simulate(ranks, act), strict=True)
+    losses, grads = zip(*parallel.simulate(len(cut), act), strict=True)
     torch.testing.assert_close(sum(losses), wanted.detach(), rtol=1e-12, atol=0)
     for parts, parameter in zip(zip(*grads, strict=True), model.parameters(), strict=True):
         torch.testing.assert_close(sum(parts), parameter.grad, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_train_what_one_process_trains(name, checkpointing):
+    """In float64, whole blocks on 4 ranks and a mask; a token alone on one of 2."""
+    torch.manual_seed(0)
+    model = MODELS[name]().double().activation_checkpointing(checkpointing)
+    compare(model, (40, 1) if checkpointing else (24, 16, 24, 26), with_mask=not checkpointing)
+
+
+@pytest.mark.parametrize("name", HOURGLASSES)
+def test_hourglasses_train_on_ranks_that_cut_groups(name):
+    """Borders inside groups of every level, a token alone, a rank with none, padding; and
+    borders between groups, recomputed."""
+    torch.manual_seed(0)
+    model = HOURGLASSES[name]().double()
+    compare(model, (31, 1, 0, 13), with_mask=True)
+    model.zero_grad()
+    compare(model.activation_checkpointing(), (24, 12), with_mask=False)
+
+
 def test_models_that_cannot_be_cut_are_refused():
     """In words: another family, a second time, too many tokens in all."""
-    hourglass = foveal.HourglassTransformerLM(dim=16, heads=2, hierarchy="1@1 1@2 1@1")
+    pair = foveal.models.HTransformerSeq2Seq(dim=16, enc_depth=1, dec_depth=1, heads=2)
+    package = hourglass(compat="hourglass-transformer-pytorch-0.0.6", norms="single")
     model = MODELS["windows"]()
 
     def act(rank):
-        with pytest.raises(ValueError, match="takes a TransformerLM or a HTransformer1D"):
-            parallel.shard_sequence(hourglass, rank)
+        with pytest.raises(ValueError, match=r"takes a TransformerLM.* got HTransformerSeq2Seq"):
+            parallel.shard_sequence(pair, rank)
+        with pytest.raises(ValueError, match="computes as another package does"):
+            parallel.shard_sequence(package, rank)
         mine = parallel.shard_sequence(copy.deepcopy(model), rank)
         with pytest.raises(ValueError, match="sharded already"):
             parallel.shard_sequence(mine, rank)
         tokens = torch.zeros(1, 128, dtype=torch.long)
+        with pytest.raises(ValueError, match="either packed with documents or shared"):
+            mine(tokens, position_ids=torch.arange(128)[None])
         with pytest.raises(ValueError, match="at most max_seq_len=128 tokens on all ranks"):
             mine(tokens)
 
     parallel.simulate(2, act)
     assert cut_evenly(7, 2) == (3, 4)
+
+
+def test_ranks_draw_the_same_factors():
+    """Training with several shorten factors: what the first rank draws holds for all."""
+    model = hourglass(NESTED, attn_resampling=False, factor_choices=[2, 3, 5, 7])
+
+    def act(rank):
+        mine, drawn = parallel.shard_sequence(copy.deepcopy(model), rank), []
+        for _ in range(4):
+            mine(torch.zeros(1, 9 + rank.rank, dtype=torch.long))
+            drawn.append((mine.transformer.factor, mine.transformer.valley_transformer.factor))
+        return drawn
+
+    one, *others = parallel.simulate(3, act)
+    assert len(set(one)) > 1
+    assert others == [one, one]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -184,15 +183,10 @@ class SelfAttention(nn.Module):
 
     def _within(self, x: Tensor, context: Context, rotary: Turn | None) -> Tensor:
         """Tokens that are no rows of a batch, x (batch, tokens, dim) -> same."""
-        if self.relative is not None:
-            raise ValueError(
-                f"relative positions count the rows of a batch, got {self.relative} for documents "
-                "that share rows or a part of a sequence."
-            )
         turn = rotary or self.rotary
         q, k, v = self._project(x, 0, None if turn is None else context.turn(turn))
         pattern = context.within(self.pattern)
-        return self._over(pattern, q, k, v, context.mask, context.attend)
+        return self._over(pattern, q, k, v, context.mask, context)
 
     def make_cache(
         self, batch: int, max_length: int | None = None, device: Device = None
@@ -329,15 +323,17 @@ class SelfAttention(nn.Module):
         k: Tensor,
         v: Tensor,
         mask: Tensor | None,
-        compute: Callable[..., Tensor] = attend,
+        context: Context | None = None,
     ) -> Tensor:
-        """`_attend` under a pattern, and by a function, that take the place of the layer's own."""
+        """`_attend` under a pattern that takes the place of the layer's own, in a context."""
         bias: Any = self.bias
         scale = None
         if self.relative is not None:
             scale = self.dim_head**-0.5
-            q, k, bias = self.relative.relate(q, k, pattern, self.stride)
+            places = None if context is None else context.places(q.shape[2], q.device)
+            q, k, bias = self.relative.relate(q, k, pattern, self.stride, places)
         dropout = self.dropout if self.training else 0.0
+        compute = attend if context is None else context.attend
         out = compute(
             q,
             k,

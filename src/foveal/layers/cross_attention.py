@@ -16,6 +16,7 @@ from foveal.layers.checks import (
     split_heads,
 )
 from foveal.layers.linear import project
+from foveal.layers.packing import Context
 from foveal.layers.positions import Positions
 from foveal.layers.relative import Relative, RelativeTerms
 from foveal.layers.rotary import Rotary
@@ -70,10 +71,11 @@ class CrossAttention(nn.Module):
         x: Tensor,
         context: Tensor,
         pattern: Pattern | None = None,
-        key_mask: Tensor | None = None,
+        key_mask: Tensor | Context | None = None,
         x_stride: int = 1,
         context_stride: int = 1,
         group: int = 1,
+        place: Context | None = None,
     ) -> Tensor:
         """Attention of x (batch, queries, dim) over context (batch, keys, dim) -> as x.
 
@@ -83,7 +85,13 @@ class CrossAttention(nn.Module):
             x_stride, context_stride: step from one token to the next, in common positions.
             group: so many neighbouring queries read the same keys; the pattern is then between
                 groups and keys, and there is a key for each group.
+            place: where the queries are, of a part of a sequence; key_mask says then where the
+                keys are.
         """
+        if isinstance(key_mask, Context):
+            place = key_mask if place is None else place
+            strides = (x_stride, context_stride)
+            return self._within(x, context, pattern, place, key_mask, strides, group)
         q = self.queries(x, 0, x_stride)
         k, v = self.keys(context, 0, context_stride)
         if self.relative is not None:
@@ -100,6 +108,39 @@ class CrossAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         out = _ungrouped(out, group, self.heads)[:, :, : x.shape[1]]
+        return project(self.to_out, join_heads(out))
+
+    def _within(
+        self,
+        x: Tensor,
+        context: Tensor,
+        pattern: Pattern | None,
+        place: Context,
+        keys: Context,
+        strides: tuple[int, int],
+        group: int,
+    ) -> Tensor:
+        """`forward` of some of the queries over some of the keys; others have the rest."""
+        q = self.queries(x, place.first * strides[0], strides[0])
+        k, v = self.keys(context, keys.first * strides[1], strides[1])
+        if self.relative is not None:
+            steps = place.places(q.shape[2], q.device) * strides[0]
+            relate = self.relative.between(self.stride, strides[1])
+            q, k = relate(q, k, steps, keys.places(k.shape[2], k.device))
+        before = place.first % group  # queries of its group that are not here
+        num_groups = -(-(before + x.shape[1]) // group)
+        q = _grouped(F.pad(q, (0, 0, before, 0)) if before else q, group, num_groups)
+        out = keys.attend(
+            q,
+            k,
+            v,
+            Full() if pattern is None else pattern,
+            key_mask=keys.mask,
+            scale=self.dim_head**-0.5,
+            dropout_p=self.dropout if self.training else 0.0,
+            queries=[(a // group, -(-b // group)) for a, b in place.spans],
+        )
+        out = _ungrouped(out, group, self.heads)[:, :, before : before + x.shape[1]]
         return project(self.to_out, join_heads(out))
 
     def queries(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:

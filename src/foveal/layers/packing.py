@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,18 @@ class Context:
     Attributes:
         mask: (batch, tokens) bool, True = real; None for all.
         attend: what computes attention, called as `foveal.attend`.
+        first: place of the first of these tokens in the sequence.
+        length: tokens of the whole sequence, of which these are a part.
+        spans: places [first, last) of each part of it, in order.
+        part: which of them this is.
     """
 
     mask: Tensor | None = None
     attend: Callable[..., Any] = staticmethod(attend)
+    first: int = 0
+    length: int
+    spans: Sequence[tuple[int, int]]
+    part: int = 0
 
     def within(self, pattern: Pattern) -> Pattern:
         """The pattern that takes the place of a layer's."""
@@ -30,6 +38,38 @@ class Context:
     def turn(self, positions: Any) -> Any:
         """Rotary positions of these tokens; called as those of a layer."""
         raise NotImplementedError
+
+    def places(self, count: int, device: torch.device) -> Tensor:
+        """Where `count` tokens from the first on stand: (count,) int64."""
+        return torch.arange(self.first, self.first + count, device=device)
+
+    def rows(self, x: Tensor, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        """Tokens at places [first, last) of the sequence, zeros where it has none.
+
+        Args:
+            x: (batch, own tokens, features).
+            wanted: places for each part, alike wherever this is asked.
+
+        Returns:
+            (batch, last - first, features), those that this part wants.
+        """
+        raise ValueError(
+            "features are handed from token to token within the rows of a batch only, got "
+            "documents that share rows."
+        )
+
+    def coarser(self, factor: int, mask: Tensor | None) -> Context:
+        """That of every `factor`-th token of the sequence; its mask (batch, own coarse tokens)."""
+        raise NotImplementedError
+
+    def agreed(self, x: Tensor) -> Tensor:
+        """Small numbers of any shape that every part of the sequence must know alike."""
+        return x
+
+
+def real(mask: Tensor | Context | None) -> Tensor | None:
+    """Which tokens are real, (batch, tokens) bool, or None for all: the mask or a context's."""
+    return mask.mask if isinstance(mask, Context) else mask
 
 
 class Packing(Context):

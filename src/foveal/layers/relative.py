@@ -81,15 +81,22 @@ class RelativeTerms(nn.Module):
         return self._shared[0]
 
     def relate(
-        self, q: Tensor, k: Tensor, pattern: Pattern, stride: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        pattern: Pattern,
+        stride: int,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What one sequence attends with: queries (B, H, N, D or D + S), keys as wide, and a bias
-        (B, H, N, N) or None. Tokens stand `stride` positions apart."""
-        if is_a(pattern, Full):
-            bias = self.distance_logits(q, stride, pattern.causal) * self.shared.dim_head**-0.5
-            return self.content(q), k, bias
-        places = torch.arange(q.shape[2], device=q.device) * stride
-        return *self.extended(q, k, places, places), None
+        (B, H, N, N) or None. Tokens stand `stride` positions apart; at `places` (N,) where they
+        are part of a longer sequence, whose other keys no bias of a row would know."""
+        if places is None:
+            if is_a(pattern, Full):
+                bias = self.distance_logits(q, stride, pattern.causal) * self.shared.dim_head**-0.5
+                return self.content(q), k, bias
+            places = torch.arange(q.shape[2], device=q.device)
+        return *self.extended(q, k, places * stride, places * stride), None
 
     def newest(
         self, q: Tensor, position: int, stride: int, key_stride: int = 1

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from foveal.caches import DecodingState
 from foveal.common.arguments import checked
 from foveal.layers.checks import Device
-from foveal.layers.packing import Context
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
 from foveal.layers.weights import device_of, state_dtype
@@ -52,8 +51,6 @@ class Branch(NamedTuple):
         """What it adds to x (batch, tokens, dim), without scale; others as in ResidualStack."""
         y = self.norm(x)
         if self.shift is not None:
-            if isinstance(mask, Context):
-                raise ValueError("token shifts hand features on within the rows of a batch only.")
             y = self.shift(y, mask)
         if self.kind == "attn":
             y = self.inner(y, mask)

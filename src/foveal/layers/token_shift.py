@@ -13,6 +13,7 @@ from torch import Tensor
 from foveal.caches import DecodingState
 from foveal.caches.state import lasting
 from foveal.layers.checks import Device
+from foveal.layers.packing import Context
 
 
 class Part(NamedTuple):
@@ -98,14 +99,46 @@ class TokenShift:
         self.reach = max([1, *(part.back for part in parts)])
         self.kept = max([0, *(part.stop for part in parts)])
 
-    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | Context | None = None) -> Tensor:
         """x (batch, tokens, dim) from position 0 on, mask (batch, tokens) True = real -> same."""
+        if isinstance(mask, Context):
+            return self._within(x, mask)
         mask, split = mask if self.masked else None, self.text_length
         if not self.pixels or x.shape[1] <= split:
             return _moved(x, self.words, mask)
         text, image = (None, None) if mask is None else (mask[:, :split], mask[:, split:])
         words = _moved(x[:, :split], self.words, text)
         return torch.cat((words, _moved(x[:, split:], self.pixels, image)), 1)
+
+    def _within(self, x: Tensor, context: Context) -> Tensor:
+        """A part of a sequence, x (batch, tokens, dim) -> same: others have the neighbours."""
+        source, real = x[..., : self.kept], context.mask if self.masked else None
+        if real is not None:
+            source = source * real[..., None].to(x.dtype)
+        backs = [part.back for part in (*self.words, *self.pixels)]
+        before, after = max(0, *backs), max(0, *(-back for back in backs))
+        seen = context.rows(source, [(a - before, b + after) for a, b in context.spans])
+        places = context.places(x.shape[1], x.device)
+        words = min(self.text_length, context.length) if self.pixels else context.length
+        return self._taken(x, seen, before, places, words)
+
+    def _taken(
+        self, x: Tensor, seen: Tensor, before: int, places: Tensor, words: int = sys.maxsize
+    ) -> Tensor:
+        """x (batch, tokens, dim) at places (tokens,) -> shifted, from the features of tokens
+        `before` of it on, seen (batch, before + tokens or more, kept); words end at `words`."""
+        pixel, count = places - self.text_length, x.shape[1]
+        shifted = (x.clone(), x.clone())
+        for out, at, parts in zip(
+            shifted, (places, pixel), (self.words, self.pixels), strict=True
+        ):
+            for start, stop, back, width in parts:
+                stands = at % width != 0 if width else at >= back
+                if back < 0:
+                    stands = at - back < words
+                source = seen[:, before - back :][:, :count, start:stop]
+                out[..., start:stop] = source * stands[:, None]
+        return torch.where((pixel < 0)[:, None], *shifted) if self.pixels else shifted[0]
 
     # -- decoding ---------------------------------------------------------------------------
 
@@ -150,18 +183,10 @@ class TokenShift:
         back = places[:1] + torch.arange(-self.reach, 0, device=x.device)
         before = rows[:, back % self.reach].to(x.dtype)
         seen = torch.cat((before, x[..., : self.kept]), 1)
-        pixel = places - self.text_length
-        shifted = (x.clone(), x.clone())
-        for out, at, parts in zip(
-            shifted, (places, pixel), (self.words, self.pixels), strict=True
-        ):
-            for start, stop, back_by, width in parts:
-                real = at % width != 0 if width else at >= back_by
-                source = seen[:, self.reach - back_by :][:, :count, start:stop]
-                out[..., start:stop] = source * real[:, None]
+        shifted = self._taken(x, seen, self.reach, places)
         stays = places[-self.reach :]
         rows[:, stays % self.reach] = x[:, count - len(stays) :, : self.kept].to(rows.dtype)
-        return torch.where((pixel < 0)[:, None], *shifted)
+        return shifted
 
     def _step_at(self, x: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         """The same at a position (1,) that no Python number depends on."""

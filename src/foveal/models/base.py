@@ -37,6 +37,8 @@ class Model(nn.Module):
         family: name of the family in configuration files and in the registry.
         settings: the frozen configuration.
         pipeline_tag: what the Hub calls its use, or None.
+        sharing: with whom it shares the sequence, see `foveal.parallel.shard_sequence`; None =
+            nobody.
     """
 
     family: ClassVar[str]
@@ -44,6 +46,7 @@ class Model(nn.Module):
     config_class: ClassVar[type[ModelConfig]]
     settings: ModelConfig
     max_seq_len: int  # of models that read tokens
+    sharing: Any = None
 
     @property
     def config(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
 from foveal.layers.linear import linear, project
+from foveal.layers.packing import Context, real
 from foveal.layers.prepared import (
     Step,
     as_row,
@@ -32,7 +33,7 @@ from foveal.models.vocabulary import are_ints, check_vocabulary, embedded
 class Body(Protocol):
     """What turns embedded tokens into features: a Stack, or a hierarchy of them."""
 
-    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor: ...
+    def __call__(self, x: Tensor, mask: Tensor | Context | None = None) -> Tensor: ...
 
     def make_cache(
         self, batch: int, max_length: int | None = None, device: Device = None
@@ -106,10 +107,18 @@ class CausalLM(Model):
             ValueError: shapes that do not fit, more tokens than max_seq_len, or (on a CPU) one
                 that the vocabulary does not have.
         """
-        self._check_tokens(tokens, mask)
-        x = self._embed(tokens)
+        if self.sharing is None:
+            self._check_tokens(tokens, mask)
+            return self._read(tokens, mask)
+        self._check_tokens(tokens, mask, 0)
+        context: Any = self.sharing.of_part(tokens.shape[1], mask, self.max_seq_len)
+        return self._read(tokens, context)
+
+    def _read(self, tokens: Tensor, mask: Tensor | Context | None) -> Tensor:
+        """`forward` of tokens that are checked; mask as in layers."""
+        x = self._embed(tokens, mask.first if isinstance(mask, Context) else 0)
         if getattr(self.settings, "compat", None) is None:  # packages read padding, NaN and all
-            x = only_real(x, mask)
+            x = only_real(x, real(mask))
         return self._logits(self._body(x, mask))
 
     # -- decoding ---------------------------------------------------------------------------
@@ -299,8 +308,8 @@ class CausalLM(Model):
             return linear(x, table(self.token_emb, 0, self.num_tokens))
         return project(self.to_logits, x)
 
-    def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> None:
-        check_tokens(tokens, mask, self.max_seq_len)
+    def _check_tokens(self, tokens: Tensor, mask: Tensor | None, least: int = 1) -> None:
+        check_tokens(tokens, mask, self.max_seq_len, least=least)
 
     def _check_vocabulary(self, prompt: Prompts) -> None:
         check_vocabulary(prompt, self.num_tokens)
@@ -332,14 +341,21 @@ def only_real(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_tokens(
-    tokens: Tensor, mask: Tensor | None, max_seq_len: int, name: str = "tokens"
+    tokens: Tensor,
+    mask: Tensor | None,
+    max_seq_len: int,
+    name: str = "tokens",
+    least: int = 1,
 ) -> None:
-    """Raise ValueError unless tokens (batch, length) and their mask are fit for a model."""
+    """Raise ValueError unless tokens (batch, length) and their mask are fit for a model.
+
+    least: fewest tokens; 0 of a part of a sequence.
+    """
     if torch.compiler.is_compiling():
         return
     if not isinstance(tokens, Tensor):
         raise TypeError(f"{name} must be a tensor (batch, length), got {type(tokens).__name__}.")
-    if tokens.ndim != 2 or not are_ints(tokens) or tokens.shape[1] == 0:
+    if tokens.ndim != 2 or not are_ints(tokens) or tokens.shape[1] < least:
         raise ValueError(
             f"{name} must be (batch, length) of an int type with at least one token, got "
             f"shape {tuple(tokens.shape)} of {tokens.dtype}."

@@ -54,6 +54,7 @@ def attend(
     bias: Bias | None = None,
     key_mask: Tensor | None = None,
     lengths: Sequence[int] | None = None,
+    queries: Sequence[tuple[int, int]] | None = None,
     **options: Any,
 ) -> Any:
     """`foveal.attend` of the tokens of this rank, which read those of all ranks.
@@ -71,6 +72,8 @@ def attend(
             broadcasts to (batch, heads, own tokens, tokens of all ranks).
         key_mask: (batch, own tokens) bool, True = real.
         lengths: tokens of every rank; None asks them, which is one small exchange more.
+        queries: the queries [first, last) of every rank, where they are cut otherwise than the
+            keys, or are those of another sequence; alike on all ranks.
         options: scale, dropout_p, impl, return_lse, sinks, softcap: see `foveal.attend`.
 
     Returns:
@@ -78,7 +81,7 @@ def attend(
 
     Raises:
         TypeError, ValueError: as `foveal.attend`; mesh is no group of ranks; a pattern whose
-            queries are fewer than its keys.
+            queries are fewer than its keys, where they are not given.
 
     Example:
         >>> from torch.distributed.device_mesh import init_device_mesh
@@ -90,22 +93,23 @@ def attend(
     ranks = as_ranks(mesh)
     if ranks.size == 1:
         return attend_here(q, k, v, pattern, bias=bias, key_mask=key_mask, **options)
-    if not q.ndim == k.ndim == v.ndim == 4 or not q.shape[2] == k.shape[2] == v.shape[2]:
+    count = k.shape[2] if queries is None else _own(queries, ranks)
+    if not q.ndim == k.ndim == v.ndim == 4 or (q.shape[2], k.shape[2]) != (count, v.shape[2]):
         raise ValueError(
             "q, k and v must be (batch, heads, own tokens, head_dim) with as many tokens, got "
             f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
         )
-    sizes = lengths_of(ranks, q.shape[2], lengths)
+    sizes = lengths_of(ranks, k.shape[2], lengths)
     length = sum(sizes)
     pattern.check_length(length)
-    if pattern.pools:
+    if pattern.pools and queries is None:
         return pooled.attend(q, k, v, pattern, ranks, sizes, bias, key_mask, options)  # type: ignore[arg-type]
-    if pattern.num_queries(length) != length:
+    if pattern.pools or (queries is None and pattern.num_queries(length) != length):
         raise ValueError(
             f"{pattern} strides its queries, which foveal.parallel.attend does not share among "
             "ranks; gather the sequence on each of them."
         )
-    local = localize(pattern, sizes, ranks)
+    local = localize(pattern, sizes, ranks, queries)
     k, v, key_mask = _with_foreign(k, v, key_mask, local.share, ranks)
     if isinstance(bias, WindowBias):
         parts = [bias.dense(pattern, b - a, local.first, a) for a, b in local.keys]  # type: ignore[arg-type]
@@ -115,18 +119,30 @@ def attend(
     return attend_here(q, k, v, local.pattern, bias=bias, key_mask=key_mask, **options)
 
 
-def localize(pattern: Pattern, sizes: tuple[int, ...], ranks: Ranks) -> Local:
+def localize(
+    pattern: Pattern,
+    sizes: tuple[int, ...],
+    ranks: Ranks,
+    queries: Sequence[tuple[int, int]] | None = None,
+) -> Local:
     """The call of this rank, which is kept: layers and steps alike ask for it."""
-    kept, key = kept_by(ranks), (pattern.cache_key(), sizes)
+    spans = None if queries is None else tuple(queries)
+    kept, key = kept_by(ranks), (pattern.cache_key(), sizes, spans)
     found: Local | None = kept.find(key)
     if found is None:
         borders = [0, *itertools.accumulate(sizes)]
-        first, last = borders[ranks.rank], borders[ranks.rank + 1]
+        first, last = (spans or tuple(itertools.pairwise(borders)))[ranks.rank]
         needs = pattern.needs(first, last, borders[-1])
         shared = share(needs, borders, ranks)
         found = Local(part(pattern, first, last, borders[-1], needs), first, needs, shared)
         kept.keep(key, found)
     return found
+
+
+def _own(queries: Sequence[tuple[int, int]], ranks: Ranks) -> int:
+    """Queries of this rank."""
+    first, last = queries[ranks.rank]
+    return last - first
 
 
 def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) -> Pattern:

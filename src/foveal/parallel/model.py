@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from foveal.common.checks import as_int
 from foveal.layers import CrossAttention, SelfAttention
 from foveal.layers.packing import Context
-from foveal.layers.residual import ResidualStack
+from foveal.layers.residual import Branch, ResidualStack
 from foveal.models.causal import CausalLM
+from foveal.models.dalle import DALLE
+from foveal.models.hourglass import HourglassTransformer
 from foveal.parallel.attend import attend
+from foveal.parallel.fetch import rows_of, spans_of
 from foveal.parallel.ranks import Ranks, as_ranks
-from foveal.parallel.shares import lengths_of
+from foveal.parallel.shares import cut_evenly, lengths_of
 
 
 class Shards(Context):
@@ -25,19 +30,76 @@ class Shards(Context):
         mask: (batch, own tokens) bool, True = real; None for all.
     """
 
-    def __init__(self, ranks: Ranks, lengths: tuple[int, ...], mask: Tensor | None) -> None:
-        self.mask, self.lengths = mask, lengths
-        self.attend = functools.partial(attend, mesh=ranks, lengths=lengths)
-        self._first = sum(lengths[: ranks.rank])
+    def __init__(self, ranks: Ranks, lengths: Sequence[int], mask: Tensor | None) -> None:
+        self.mask, self.lengths, self.ranks = mask, tuple(lengths), ranks
+        self.attend = functools.partial(attend, mesh=ranks, lengths=self.lengths)
+        self.spans, self.length = spans_of(lengths), sum(lengths)
+        self.part, self.first = ranks.rank, self.spans[ranks.rank][0]
 
     def turn(self, positions: Any) -> Any:
         """Rotary positions that count from the first token of the whole."""
-        first = self._first
+        first = self.first
         return lambda x, offset=0, stride=1: positions(x, offset + first * stride, stride)
 
+    def rows(self, x: Tensor, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        return rows_of(x, wanted, self.ranks, self.lengths, 1)
 
-def shard_sequence(model: nn.Module, mesh: Any) -> nn.Module:
+    def coarser(self, factor: int, mask: Tensor | None) -> Shards:
+        """A coarse token is where its fine one is: c at c * factor."""
+        spans = [(-(-a // factor), -(-b // factor)) for a, b in self.spans]
+        return Shards(self.ranks, [b - a for a, b in spans], mask)
+
+    def agreed(self, x: Tensor) -> Tensor:
+        return agreed(x, self.ranks)
+
+
+def agreed(x: Tensor, ranks: Ranks) -> Tensor:
+    """What the first rank says, of small numbers of any shape."""
+    rows = x.reshape(1, -1).to(ranks.device or x.device)
+    return ranks.gather(rows, [1] * ranks.size)[0].reshape(x.shape).to(x.device)
+
+
+class Sharing:
+    """With whom a model shares its sequence: `Model.sharing`, which the model asks for contexts.
+
+    Args:
+        ranks: who has parts of it.
+        align: where a model cuts the sequence itself, parts begin at multiples of this.
+    """
+
+    def __init__(self, ranks: Ranks, align: int = 1) -> None:
+        self.ranks, self.align = ranks, align
+
+    def __deepcopy__(self, _: Any) -> Sharing:
+        return self  # a copy of the model has the same ranks, which nothing copies
+
+    def of_part(self, own: int, mask: Tensor | None, most: int) -> Shards:
+        """The context of `own` tokens, of at most so many on all ranks.
+
+        Raises:
+            ValueError: there are more, or a mask that is none.
+        """
+        lengths = lengths_of(self.ranks, own)
+        if sum(lengths) > most:
+            raise ValueError(
+                f"at most max_seq_len={most} tokens on all ranks, got {sum(lengths)}: {lengths}."
+            )
+        return Shards(self.ranks, lengths, mask)
+
+    def of_whole(self, length: int) -> Shards:
+        """The context of this rank's part of a sequence that all of them know."""
+        return Shards(self.ranks, cut_evenly(length, self.ranks.size, self.align), None)
+
+    def agreed(self, x: Tensor) -> Tensor:
+        """As that of a context."""
+        return agreed(x, self.ranks)
+
+
+def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
     """Let every forward pass of a model take this rank's part of the tokens, and give its logits.
+
+    A DALLE takes the whole text and picture, which are but numbers, and cuts them itself: it gives
+    the logits of its part, or with return_loss=True the part of the loss.
 
     The parts follow each other by rank and may differ in length. Decoding stays what it is: a rank
     that prefills or generates takes whole prompts. Gradients of weights are those of the own
@@ -45,8 +107,10 @@ def shard_sequence(model: nn.Module, mesh: Any) -> nn.Module:
     averages: multiply the loss by the number of ranks).
 
     Args:
-        model: a TransformerLM or HTransformer1D, as it is: nothing is copied.
+        model: a TransformerLM, HTransformer1D, HourglassTransformerLM or DALLE, as it is: nothing
+            is copied.
         mesh: the ranks: a DeviceMesh of one dimension such as mesh["cp"], or a process group.
+        align: parts of a DALLE begin at multiples of so many tokens, as in `take`.
 
     Returns:
         the model.
@@ -57,47 +121,45 @@ def shard_sequence(model: nn.Module, mesh: Any) -> nn.Module:
     """
     ranks = as_ranks(mesh)
     body = getattr(model, "transformer", None)
-    if not isinstance(model, CausalLM) or not isinstance(body, ResidualStack):
+    if not isinstance(model, CausalLM | DALLE) or not isinstance(body, nn.Module):
         raise ValueError(
-            "shard_sequence takes a TransformerLM or a HTransformer1D, got "
-            f"{type(model).__name__}; in a model of your own, call foveal.parallel.attend."
+            "shard_sequence takes a TransformerLM, HTransformer1D, HourglassTransformerLM or "
+            f"DALLE, got {type(model).__name__}; in a model of your own, call "
+            "foveal.parallel.attend."
         )
-    _check(body)
-    if getattr(body, "_sharded", False):
+    reason = _why_not(body)
+    if reason is not None:
+        raise ValueError(f"shard_sequence cannot cut this model, which {reason}.")
+    if model.sharing is not None:
         raise ValueError("this model is sharded already; shard_sequence is called once.")
-    most = model.max_seq_len
-
-    def enter(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        x, *rest = args
-        mask = rest[0] if rest else given.get("mask")
-        if isinstance(mask, Context):
-            raise ValueError("a row is either packed with documents or shared by ranks, not both.")
-        lengths = lengths_of(ranks, x.shape[1])
-        if sum(lengths) > most:
-            raise ValueError(
-                f"at most max_seq_len={most} tokens on all ranks, got {sum(lengths)}: {lengths}."
-            )
-        rest = [Shards(ranks, lengths, mask), *rest[1:]]
-        return (x, *rest), {name: value for name, value in given.items() if name != "mask"}
-
-    body.register_forward_pre_hook(enter, with_kwargs=True)
-    body._sharded = True  # type: ignore[assignment]
+    model.sharing = Sharing(ranks, as_int("align", align, 1))
     return model
 
 
-def _check(body: ResidualStack) -> None:
-    """Raise ValueError where a layer reads tokens in another way than by a pattern."""
-    branches = [branch for block in body.blocks for branch in block.branches]
-    for branch in branches:
-        attention = branch.inner if branch.kind == "attn" else None
-        reason = None
-        if branch.shift is not None:
-            reason = "shifts features from token to token"
-        elif branch.kind == "cross" or isinstance(branch.inner, CrossAttention):
-            reason = "reads a memory beside the sequence"
-        elif attention is not None and not isinstance(attention, SelfAttention):
-            reason = f"has a layer of another kind, {type(attention).__name__}"
-        elif attention is not None and attention.relative is not None:
-            reason = "has relative positions, which count the rows of a batch"
-        if reason is not None:
-            raise ValueError(f"shard_sequence cannot cut this model, which {reason}.")
+def _why_not(body: nn.Module) -> str | None:
+    """How a layer reads tokens that no rank could hand to it."""
+    for stage in _stages(body):
+        if not isinstance(stage, ResidualStack):
+            return f"computes as another package does, by {type(stage).__name__}"
+        for branch in (branch for block in stage.blocks for branch in block.branches):
+            reason = _why_not_branch(branch)
+            if reason is not None:
+                return reason
+    return None
+
+
+def _stages(body: nn.Module) -> Iterator[nn.Module]:
+    """The stacks of a hierarchy; of one that is unknown, itself."""
+    if type(body) is HourglassTransformer:
+        for part in (body.pre_transformer, body.valley_transformer, body.post_transformer):
+            yield from _stages(part)
+    else:
+        yield body
+
+
+def _why_not_branch(branch: Branch) -> str | None:
+    if branch.kind == "cross" or isinstance(branch.inner, CrossAttention):
+        return "reads a memory beside the sequence"
+    if branch.kind == "attn" and not isinstance(branch.inner, SelfAttention):
+        return f"has a layer of another kind, {type(branch.inner).__name__}"
+    return None

@@ -12,6 +12,8 @@ What differs from the corrected mathematics of the same weights (`compat=None`):
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,7 +96,7 @@ class PackageHourglass(HourglassTransformer):
     attn_shorten: GroupAttention | None
     attn_upsample: GroupAttention | None
 
-    def _shortened(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _shortened(self, x: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
         k, length = self.factor, x.shape[1]
         before = k - 1 if self.causal else 0
         after = -length % k - before
@@ -111,7 +113,7 @@ class PackageHourglass(HourglassTransformer):
             return self.shorten(Groups(groups, groups.new_ones(()).bool()))
         return groups.mean(2)
 
-    def _expanded(self, x: Tensor, coarse: Tensor, real: Tensor | None) -> Tensor:
+    def _expanded(self, x: Tensor, coarse: Tensor, above: Any, mask: Any = None) -> Tensor:
         wide = self._wide(coarse, x.shape[1])
         assert wide is not None
         x = x + wide

@@ -198,7 +198,7 @@ def _image_tokens(
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images=}.")
     device = device_of(model.to_logits)
-    text = model._check_text(text)[:, : model.text_seq_len].to(device)
+    text = model._words(text)[:, : model.text_seq_len].to(device)
     text = text.repeat_interleave(num_images, 0)
     known = _known(model, *prime, len(text))
     start = torch.nn.functional.pad(known, (1, 0))  # a token that stands for the text
@@ -282,13 +282,13 @@ def _tokenize(model: Any, texts: Tensor | str | Sequence[str], tokenizer: Any) -
 
 def _beginning(model: Any, tokenizer: Any, text: Tensor | str | None) -> Tensor:
     if isinstance(text, Tensor):
-        return model._check_text(text)
+        return model._words(text)
     if not text:
         return torch.zeros(1, 0, dtype=torch.long)
     if tokenizer is None:
         raise ValueError("text as a string needs a tokenizer, got tokenizer=None.")
     ids = list(_tokenizer(tokenizer).encode(text))
-    return model._check_text(torch.tensor([ids], dtype=torch.long))
+    return model._words(torch.tensor([ids], dtype=torch.long))
 
 
 def _top_k(model: Any, top_k: int | None, filter_thres: float | None) -> int | None:

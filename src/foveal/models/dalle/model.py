@@ -13,15 +13,15 @@ from foveal.caches import DecodingState
 from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.linear import is_plain, linear
-from foveal.layers.weights import device_of, is_traced, matrix
+from foveal.layers.weights import device_of, matrix
 from foveal.models.base import Model
 from foveal.models.causal import in_chunks
 from foveal.models.dalle.config import SIZES, DALLEConfig
 from foveal.models.dalle.generate import generate_image_tokens, generate_images, generate_texts
 from foveal.models.dalle.tokenizer import ImageTokenizerLike, attach, config_with, from_description
+from foveal.models.dalle.tokens import check_range, checked_image, checked_text, cross_entropy
 from foveal.models.dalle.transformer import Transformer
 from foveal.models.registry import register
-from foveal.models.vocabulary import check_within
 
 SAME = (
     *("heads", "dim_head", "ff_mult", "activation", "kernel_size", "dilation", "reversible"),
@@ -158,24 +158,32 @@ class DALLE(Model):
             weight = self.settings.loss_img_weight
             return (text_loss + weight * image_loss) / (weight + 1)
         ids = self._text_ids(text, null_cond_prob)
-        x = self._features(ids, self._image_tokens(image, len(ids)))
-        return self._all_logits(x, self.text_seq_len)
+        x, first = self._features(ids, self._image_tokens(image, len(ids)))
+        return self._all_logits(x, max(0, self.text_seq_len - first))
 
     def losses(
         self, text: Tensor, image: Tensor, null_cond_prob: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of the text tokens and of the image tokens, in nats a token.
 
-        Arguments as in `forward`.
+        Arguments as in `forward`. A rank that shares the sequence with others gets its part, which
+        those of the others make the whole when they are added.
         """
         ids = self._text_ids(text, null_cond_prob)
         tokens = self._image_tokens(image, len(ids))
         if not tokens.shape[1]:
             raise ValueError("the loss needs at least one image token, got none.")
-        x = self._features(ids, tokens)
-        split, last = self.text_seq_len, self.text_seq_len + tokens.shape[1]
+        x, first = self._features(ids, tokens)
+        split = max(0, self.text_seq_len - first)
+        last = max(0, self.text_seq_len + tokens.shape[1] - first)
         words, pixels = self._text_logits(x[:, :split]), self._image_logits(x[:, split:last])
-        return _cross_entropy(words, ids[:, 1:]), _cross_entropy(pixels, tokens)
+        if self.sharing is None:
+            return cross_entropy(words, ids[:, 1:]), cross_entropy(pixels, tokens)
+        told, shown = ids[:, 1 + first :], tokens[:, max(0, first - self.text_seq_len) :]
+        return (
+            cross_entropy(words, told[:, : words.shape[1]], ids[:, 1:].numel()),
+            cross_entropy(pixels, shown[:, : pixels.shape[1]], tokens.numel()),
+        )
 
     # -- decoding ---------------------------------------------------------------------------
 
@@ -213,7 +221,7 @@ class DALLE(Model):
             ids = self._text_ids(text)
             tokens = self._image_tokens(image, len(ids))
         else:
-            ids = F.pad(self._check_text(text), (1, 0))
+            ids = F.pad(self._words(text), (1, 0))
             tokens = ids.new_zeros(len(ids), 0)
         x = self._embed(ids, tokens)
         x, cache = in_chunks(self.transformer, x, self.make_cache(len(ids)), chunk)
@@ -274,8 +282,8 @@ class DALLE(Model):
         place = cache.position if cache.place is None else cache.place
         words = max(0, end - cache.position)
         text, rest = tokens[:, :words], tokens[:, words:]
-        _check_range("token" if count == 1 else "tokens", text, self.num_text_tokens)
-        _check_range("token" if count == 1 else "tokens", rest, self.num_image_tokens)
+        check_range("token" if count == 1 else "tokens", text, self.num_text_tokens)
+        check_range("token" if count == 1 else "tokens", rest, self.num_image_tokens)
         if not words:
             return self._embed_image(tokens, place - end)
         x = self._embed_text(text, place)
@@ -289,12 +297,19 @@ class DALLE(Model):
 
     # -- embeddings -------------------------------------------------------------------------
 
-    def _features(self, ids: Tensor, tokens: Tensor) -> Tensor:
-        """(batch, positions, dim) before the logits; the last token of a picture is not read."""
-        x = self._embed(ids, tokens[:, : self.image_seq_len - 1])
+    def _features(self, ids: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+        """(batch, positions, dim) before the logits, and the first position: 0, or that of the own
+        part where others have the rest; the last token of a picture is not read."""
+        tokens, context = tokens[:, : self.image_seq_len - 1], None
+        if self.sharing is None:
+            x = self._embed(ids, tokens)
+        else:
+            context = self.sharing.of_whole(ids.shape[1] + tokens.shape[1])
+            x = self._embed_part(ids, tokens, *context.spans[context.part])
         if self.settings.stable:
             x = x * 0.1 + x.detach() * 0.9  # a tenth of the gradient for the embeddings
-        return self._finish(self.transformer(x))
+        first = 0 if context is None else context.first
+        return self._finish(self.transformer(x, context)), first
 
     def _finish(self, x: Tensor) -> Tensor:
         if self.settings.stable:
@@ -309,6 +324,15 @@ class DALLE(Model):
     def _embed(self, ids: Tensor, tokens: Tensor) -> Tensor:
         words = self._embed_text(ids, 0)
         return torch.cat((words, self._embed_image(tokens, 0)), 1) if tokens.shape[1] else words
+
+    def _embed_part(self, ids: Tensor, tokens: Tensor, first: int, last: int) -> Tensor:
+        """Positions [first, last) of `_embed`; all embeddings take part, if only in nothing."""
+        split = ids.shape[1]
+        start = max(0, first - split)
+        words = self._embed_text(ids[:, first:last], first)
+        return torch.cat(
+            (words, self._embed_image(tokens[:, start : max(0, last - split)], start)), 1
+        )
 
     def _embed_text(self, ids: Tensor, first: int | Tensor) -> Tensor:
         x = self._rows(ids) if self._tied else self.text_emb(ids)
@@ -365,30 +389,17 @@ class DALLE(Model):
 
     def _text_ids(self, text: Tensor, null_cond_prob: float = 0.0) -> Tensor:
         """Start token, text, and for every missing word the padding of its position."""
-        text = self._check_text(text)
+        text = self._words(text)
         text = F.pad(text, (0, self.text_seq_len - text.shape[1]))
         if null_cond_prob > 0:
-            null = torch.rand(len(text), 1, device=text.device) < null_cond_prob
-            text = text.masked_fill(null, 0)
+            drawn = torch.rand(len(text), 1, device=text.device)
+            drawn = drawn if self.sharing is None else self.sharing.agreed(drawn)
+            text = text.masked_fill(drawn < null_cond_prob, 0)
         padding = torch.arange(self.settings.num_text_tokens, self.num_text_tokens)
         return F.pad(torch.where(text == 0, padding.to(text.device), text), (1, 0))
 
-    def _check_text(self, text: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return text.long()
-        if text.ndim != 2 or text.is_floating_point() or text.dtype == torch.bool:
-            raise ValueError(
-                f"text must be (batch, words) of an int type, got shape {tuple(text.shape)} of "
-                f"{text.dtype}."
-            )
-        if text.shape[1] > self.text_seq_len:
-            raise ValueError(
-                f"text must have at most text_seq_len={self.text_seq_len} tokens, got "
-                f"{text.shape[1]}; cut it, or build the model with a larger text_seq_len."
-            )
-        text = text.long()
-        _check_range("text", text, self.num_text_tokens)
-        return text
+    def _words(self, text: Tensor) -> Tensor:
+        return checked_text(text, self.text_seq_len, self.num_text_tokens)
 
     def _image_tokens(self, image: Tensor | None, batch: int) -> Tensor:
         """Image tokens (batch, any) of pictures or tokens; none for None."""
@@ -396,21 +407,7 @@ class DALLE(Model):
             return torch.zeros(batch, 0, dtype=torch.long, device=device_of(self.to_logits))
         if image.ndim == 4:
             image = self.encode(image)
-        if torch.compiler.is_compiling():
-            return image.long()
-        if image.ndim != 2 or image.is_floating_point() or len(image) != batch:
-            raise ValueError(
-                "image must be pictures (batch, channels, height, width) or int tokens (batch, "
-                f"tokens) with batch={batch}, got shape {tuple(image.shape)} of {image.dtype}."
-            )
-        if image.shape[1] > self.image_seq_len:
-            raise ValueError(
-                f"image must have at most {self.image_seq_len} tokens, which is a grid of "
-                f"{self.grid[0]} x {self.grid[1]}, got {image.shape[1]}."
-            )
-        image = image.long()
-        _check_range("image", image, self.num_image_tokens)
-        return image
+        return checked_image(image, batch, self.grid, self.num_image_tokens)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (batch, channels, height, width) in [0, 1] -> tokens (batch, image_seq_len).
@@ -433,15 +430,3 @@ class DALLE(Model):
                 "use tokens (generate_image_tokens, image=tokens)."
             )
         return self.vae
-
-
-def _check_range(name: str, tokens: Tensor, most: int) -> None:
-    if torch.compiler.is_compiling():
-        return
-    # elsewhere than on a CPU the check would wait, and stand-ins hold no values
-    if tokens.device.type == "cpu" and not is_traced():
-        check_within(name, tokens, most)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

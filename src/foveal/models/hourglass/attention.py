@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
 from foveal.layers import CrossAttention, FeedForward, Relative, Rotary
+from foveal.layers.packing import Context
 from foveal.patterns import Full, Shorten
 
 
@@ -69,13 +70,15 @@ class ResamplingAttention(nn.Module):
         resampled: Tensor | None,
         x: Tensor | None,
         context: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Context | None = None,
+        place: Context | None = None,
     ) -> Tensor:
         """Queries from what was resampled and the fine tokens x, each (B, queries, D) or None.
 
         Args:
             context: (B, keys, D), from `source`.
             mask: (B, keys) True = real.
+            place: where the queries are, of a part of a sequence; mask says where the keys are.
 
         Returns:
             (B, queries, D)
@@ -84,12 +87,12 @@ class ResamplingAttention(nn.Module):
         base, q = self._queries(resampled, x)
         group = 1
         if not self.causal:
-            y = self.attn(q, context, Full(), mask, *strides)
+            y = self.attn(q, context, Full(), mask, *strides, group, place)
         elif self.shortening:
-            y = self.attn(q, context, Shorten(self.factor), mask, *strides)
+            y = self.attn(q, context, Shorten(self.factor), mask, *strides, group, place)
         else:
             group = self.factor
-            y = self.attn(q, context, Full(causal=True), mask, *strides, group)
+            y = self.attn(q, context, Full(causal=True), mask, *strides, group, place)
         return self._add(base, y)
 
     def remember(self, context: Tensor, cache: AttentionCache) -> AttentionCache:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.layers.linear import project
+from foveal.layers.packing import Context
 
 
 class Groups(NamedTuple):
@@ -31,8 +32,14 @@ class Groups(NamedTuple):
     real: Tensor
 
 
-def gather_groups(x: Tensor, mask: Tensor | None, factor: int, causal: bool) -> Groups:
-    """Cut x (B, N, D) into M = ceil(N / K) groups; mask (B, N) True = real."""
+def gather_groups(x: Tensor, mask: Tensor | Context | None, factor: int, causal: bool) -> Groups:
+    """Cut x (B, N, D) into M = ceil(N / K) groups; mask (B, N) True = real.
+
+    Of a part of a sequence these are the groups whose coarse token stands at a token of the part,
+    which are fine tokens 0, K, 2 K, ...
+    """
+    if isinstance(mask, Context):
+        return _groups_within(x, mask, factor, factor - 1 if causal else 0)
     length = x.shape[1]
     num_groups = (length + factor - 1) // factor
     before = factor - 1 if causal else 0
@@ -45,6 +52,37 @@ def gather_groups(x: Tensor, mask: Tensor | None, factor: int, causal: bool) -> 
         real = F.pad(mask, (before, after))
     x = F.pad(x, (0, 0, before, after))
     return Groups(x.unflatten(1, (-1, factor)), real.unflatten(1, (-1, factor)))
+
+
+def _groups_within(x: Tensor, place: Context, factor: int, before: int) -> Groups:
+    """`gather_groups` of tokens (B, N, D) of which others have the neighbours, moved `before`."""
+    if place.mask is not None:
+        x = x.masked_fill(~place.mask[..., None], 0.0)
+        x = torch.cat((x, place.mask[..., None].to(x.dtype)), -1)
+    coarse = ((-(-a // factor), -(-b // factor)) for a, b in place.spans)
+    wanted = [(low * factor - before, high * factor - before) for low, high in coarse]
+    x = place.rows(x, wanted)
+    first = -(-place.first // factor) * factor - before
+    at = torch.arange(first, first + x.shape[1], device=x.device)[None]
+    real = (at >= 0) & (at < place.length)
+    if place.mask is not None:
+        x, real = x[..., :-1], real & (x[..., -1] > 0)
+    sizes = (x.shape[1] // factor, factor)  # there may be none
+    return Groups(x.unflatten(1, sizes), real.unflatten(1, sizes))
+
+
+def speaking(x: Tensor, above: Context, place: Context, factor: int) -> tuple[Tensor, int]:
+    """The coarse tokens that speak to the fine ones of a part of a sequence.
+
+    Args:
+        x: (B, own coarse tokens, D).
+        above, place: where the coarse tokens are, and where the fine ones.
+
+    Returns:
+        (B, coarse tokens, D), and how many tokens of the first group are not here.
+    """
+    wanted = [(a // factor, -(-b // factor)) for a, b in place.spans]
+    return above.rows(x, wanted), place.first % factor
 
 
 class NaiveShorten(nn.Module):

@@ -12,6 +12,7 @@ from foveal.caches import DecodingState
 from foveal.layers import CrossAttention, Relative, Rotary, SelfAttention, Stack
 from foveal.layers.checks import Device, head_size
 from foveal.layers.linear import is_plain
+from foveal.layers.packing import Context, real
 from foveal.layers.prepared import Step, Turns
 from foveal.models.hourglass.attention import ResamplingAttention
 from foveal.models.hourglass.config import HourglassConfig
@@ -22,6 +23,7 @@ from foveal.models.hourglass.resampling import (
     NaiveShorten,
     NaiveUpsample,
     gather_groups,
+    speaking,
 )
 
 Position = Rotary | Relative | bool
@@ -196,57 +198,79 @@ class HourglassTransformer(nn.Module):
         else:
             _set_stride(self.valley_transformer, stride * self.factor)
 
-    def _choose_factors(self, training: bool) -> None:
+    def _choose_factors(self, training: bool, mask: Tensor | Context | None = None) -> None:
         """Before a forward pass of the outermost stage: the factors to run with."""
         if not self.config.choices or not self.is_outermost:
             return
         factors = self._evaluated
         if training:
-            factors = tuple(
-                several[int(torch.randint(len(several), ()))] for several in self.config.choices
-            )
+            drawn = torch.stack([torch.randint(len(one), ()) for one in self.config.choices])
+            drawn = mask.agreed(drawn) if isinstance(mask, Context) else drawn
+            several = zip(self.config.choices, drawn.tolist(), strict=True)
+            factors = tuple(one[number] for one, number in several)
         self._set_factors(factors, 1)
 
     # -- forward ----------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Context | None = None) -> Tensor:
         """(batch, tokens, dim) -> same, for any number of tokens.
 
         Args:
             mask: (batch, tokens) bool, True = real; on either side.
         """
-        self._choose_factors(self.training)
+        self._choose_factors(self.training, mask)
         x = self.pre_transformer(x, mask)
-        coarse, real = self._shortened(x, mask)
-        coarse = self.valley_transformer(coarse, real)
-        x = self._expanded(x, coarse, real)
+        coarse, above = self._shortened(x, mask)
+        coarse = self.valley_transformer(coarse, above)
+        x = self._expanded(x, coarse, above, mask)
         return self.norm_out(self.post_transformer(x, mask))
 
-    def _shortened(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _shortened(
+        self, x: Tensor, mask: Tensor | Context | None
+    ) -> tuple[Tensor, Tensor | Context | None]:
         """Coarse tokens (batch, groups, dim), and which of them hold anything real."""
         if self.attn_shorten is None:
             groups = gather_groups(x, mask, self.factor, self.causal)
-            coarse = self.shorten(groups)
-        else:
-            if mask is not None:
-                x = x.masked_fill(~mask[..., None], 0.0)
-            source, context = self.attn_shorten.source(x)
-            groups = gather_groups(source, mask, self.factor, self.causal)
-            coarse = self.attn_shorten(self.shorten(groups), None, context, mask)
-        return coarse, None if mask is None else groups.real.any(2)
+            return self.shorten(groups), self._above(groups, mask)
+        if (known := real(mask)) is not None:
+            x = x.masked_fill(~known[..., None], 0.0)
+        source, context = self.attn_shorten.source(x)
+        groups = gather_groups(source, mask, self.factor, self.causal)
+        above = self._above(groups, mask)
+        place = above if isinstance(above, Context) else None
+        return self.attn_shorten(self.shorten(groups), None, context, mask, place), above
 
-    def _expanded(self, x: Tensor, coarse: Tensor, real: Tensor | None) -> Tensor:
+    def _above(self, groups: Groups, mask: Tensor | Context | None) -> Tensor | Context | None:
+        """What stands in the place of the mask for coarse tokens."""
+        some = None if real(mask) is None else groups.real.any(2)
+        return mask.coarser(self.factor, some) if isinstance(mask, Context) else some
+
+    def _expanded(
+        self,
+        x: Tensor,
+        coarse: Tensor,
+        above: Tensor | Context | None,
+        mask: Tensor | Context | None = None,
+    ) -> Tensor:
         """x plus what the coarse tokens say to each fine one."""
-        if real is not None:
-            coarse = coarse.masked_fill(~real[..., None], 0.0)
+        if (known := real(above)) is not None:
+            coarse = coarse.masked_fill(~known[..., None], 0.0)
         if self.attn_upsample is None:
-            return self._join(x, self._wide(coarse, x.shape[1]))
+            return self._join(x, self._wide(coarse, x.shape[1], above, mask))
         source, context = self.attn_upsample.source(coarse)
-        y = self.attn_upsample(self._wide(source, x.shape[1]), x, context, real)
-        return self._join(x, y)
+        wide = self._wide(source, x.shape[1], above, mask)
+        place = mask if isinstance(mask, Context) else None
+        return self._join(x, self.attn_upsample(wide, x, context, above, place))
 
-    def _wide(self, coarse: Tensor, length: int) -> Tensor | None:
-        return None if self.upsample is None else self.upsample(coarse)[:, :length]
+    def _wide(
+        self, coarse: Tensor, length: int, above: Any = None, mask: Any = None
+    ) -> Tensor | None:
+        if self.upsample is None:
+            return None
+        skip = 0
+        if isinstance(mask, Context):
+            coarse, skip = speaking(coarse, above, mask, self.factor)
+        return self.upsample(coarse)[:, skip : skip + length]
 
     def _join(self, x: Tensor, y: Tensor | None) -> Tensor:
         """The residual connection around a stage."""

@@ -101,6 +101,8 @@ class TransformerLM(CausalLM):
                 f"position_ids must be of the shape of tokens {tuple(tokens.shape)} and without "
                 f"a mask (give padding a document), got {tuple(position_ids.shape)}."
             )
+        if self.sharing is not None:
+            raise ValueError("a row is either packed with documents or shared by ranks, not both.")
         self._check_tokens(tokens, None)
         x = self._embed(tokens).flatten(0, 1)[None]
         packing: Any = Packing(position_ids)
