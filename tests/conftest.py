@@ -39,6 +39,18 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def seeds_of_what_is_here() -> Iterator[None]:
+    """A seed is not kept for accelerators that are missing: torch notes who calls, each time."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for accelerator in (torch.cuda, torch.xpu, torch.mtia):
+            if not accelerator.is_available():
+                patch.setattr(accelerator, "manual_seed_all", lambda seed: None)
+        yield
+
+
 @pytest.fixture
 def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the choice itself: FOVEAL_IMPL does not make it."""

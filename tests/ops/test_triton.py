@@ -27,6 +27,30 @@ HEADS = 1 if DEVICE == "cpu" else 2  # a program a head, each interpreted for as
 HALVES = [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def spoken_once():
+    """Triton's interpreter makes its language numpy's once a launch, not at each call within.
+
+    It forgets that it has, and most of its time would go by looking through the language again.
+    """
+    if DEVICE == "cuda" or LACKS is not None:
+        yield
+        return
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    speak = interpreter._patch_lang
+
+    def speak_once(function):
+        names = function.__globals__
+        language = names.get("tl", names.get("core"))
+        return speak(function) if core.is_builtin(language.load) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", speak_once)
+        yield
+
+
 def tensor(batch, heads, length, dim, dtype=torch.float32):
     """Heads side by side in memory, as a projection leaves them."""
     x = torch.randn(batch, length, heads, dim, device=DEVICE).to(dtype)
