@@ -43,6 +43,24 @@ def varied(folder):
     return AugmentedImages(images(), config)
 
 
+def changed(folder):
+    """Everything that can be changed about pictures."""
+    config = ImageDataConfig(
+        size=8,
+        least_area=0.4,
+        rand_augment=0.8,
+        erasing=0.6,
+        mixup=0.3,
+        cutmix=1.0,
+        transform=f"{__name__}:noisy",
+    )
+    return AugmentedImages(images(), config)
+
+
+def noisy(picture):
+    return picture.float() / 255 * torch.rand(())
+
+
 def sequences(folder):
     rows = [np.arange(1, 3 + i, dtype=np.uint8) for i in range(10)]
     return SequenceSet("s", rows, np.arange(10) % 3, list("abc"))
@@ -70,6 +88,7 @@ class Squares:
 SOURCES = {
     "text": text,
     "images": varied,
+    "changed images": changed,
     "pixels": lambda folder: PixelValues(images(), flip=False),
     "mirrored pixels": lambda folder: PixelValues(images(), flip=True),
     "sequences": sequences,
@@ -119,6 +138,71 @@ def test_many_processes_deal_what_one_would(name, world, tmp_path):
     for _ in range(3):
         for stream in together:
             assert digest(stream.next()) == digest(alone.next())
+
+
+def rows(batch):
+    """Each example of a batch as bytes."""
+    parts = list(batch.values()) if isinstance(batch, dict) else batch
+    parts = [batch] if isinstance(batch, torch.Tensor) else parts
+    return [
+        b"".join(x.contiguous().numpy().tobytes() for x in row) for row in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_examples_are_the_same_however_a_batch_is_cut(name, tmp_path):
+    """A global batch of 8, bit for bit: any processes, accumulation, odd cuts, resumed too."""
+    source = SOURCES[name](tmp_path)
+
+    def dealt(processes, each, after=0, steps=24):
+        streams = [Stream(source, each, SEED, rank, processes) for rank in range(processes)]
+        for stream in streams:
+            if after:
+                whole = Stream(source, 8, SEED)
+                whole.sampler.position = after
+                stream.load_state_dict(whole.state_dict())
+        found = []
+        while len(found) < steps:
+            for stream in streams:
+                found += rows(stream.next())
+        return found[:steps]
+
+    if name == "sequences":  # as long as the longest of its batch
+        source = Pictures(captioned(), flip=True)
+    alone = dealt(1, 8)
+    for processes, each in ((2, 4), (4, 2), (8, 1), (1, 2), (1, 3), (2, 3)):
+        assert dealt(processes, each) == alone, (processes, each)
+    assert dealt(4, 2, after=8, steps=16) == alone[8:]
+
+
+def test_a_cut_through_a_pair_reads_the_partner_and_nothing_else():
+    """An even share mixes its own pictures; an odd one reads one more."""
+    config = ImageDataConfig(size=8, mixup=0.5)
+    read = []
+
+    whole = images()
+    counted = ImageSet(
+        "i", whole.labels, whole.classes, lambda i: read.append(len(i)) or whole.read(i)
+    )
+    for each, most in ((4, 4), (3, 4), (1, 2)):
+        read.clear()
+        stream = Stream(AugmentedImages(counted, config), each, SEED, 1, 2)
+        assert len(stream.next()[0]) == each
+        assert read == [most]
+
+
+@pytest.mark.parametrize("name", ["images", "pictures", "tokens"])
+def test_a_run_that_began_with_draws_of_a_batch_keeps_them(name, tmp_path):
+    """Checkpoints of the time between say so, and go on."""
+    source = SOURCES[name](tmp_path)
+    old, new = Stream(source, BATCH, SEED), Stream(source, BATCH, SEED)
+    old.load_state_dict({**old.state_dict(), "position": 20, "draws": "by place"})
+    new.load_state_dict({**new.state_dict(), "position": 20})
+    # with one process these were drawn like those of the time before
+    assert digest(old.next()) == SIXTH[name][0]
+    assert old.state_dict()["draws"] == "by place"
+    assert new.state_dict()["draws"] == "by example"
+    assert digest(new.next()) != SIXTH[name][0]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

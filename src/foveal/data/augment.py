@@ -1,7 +1,8 @@
 """Augmentation of whole batches on tensors; every picture gets its own draw.
 
 All functions take images (batch, channels, height, width), float, with 0 as the mean colour, and
-draw from the generator they are given, so that a resumed run sees the same pictures.
+draw from the `Chance` they are given: a resumed run sees the same pictures, and so does any number
+of processes.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
+
+from foveal.data.chance import Chance
 
 MEAN, SPREAD = 0.5, 0.25
 
@@ -26,7 +29,7 @@ def to_floats(images: Tensor) -> Tensor:
     return (images - MEAN) / SPREAD
 
 
-def random_crop(images: Tensor, margin: int, generator: Generator) -> Tensor:
+def random_crop(images: Tensor, margin: int, chance: Chance) -> Tensor:
     """Shift each of images (batch, channels, height, width) by up to `margin` pixels.
 
     What comes in is the mean colour.
@@ -35,83 +38,76 @@ def random_crop(images: Tensor, margin: int, generator: Generator) -> Tensor:
         return images
     batch, _, height, width = images.shape
     padded = pad(images, [margin] * 4).permute(0, 2, 3, 1)
-    top, left = (
-        torch.randint(0, 2 * margin + 1, (batch, 1, 1), generator=generator) for _ in range(2)
-    )
+    top, left = (chance.below(2 * margin + 1)[:, None, None] for _ in range(2))
     rows = top + torch.arange(height)[None, :, None]
     columns = left + torch.arange(width)[None, None, :]
     picked = padded[torch.arange(batch)[:, None, None], rows, columns]
     return picked.permute(0, 3, 1, 2)
 
 
-def flip(images: Tensor, generator: Generator) -> Tensor:
+def flip(images: Tensor, chance: Chance) -> Tensor:
     """Mirror half of images (batch, channels, height, width) left to right."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    mirrored = chance.uniform()[:, None, None, None] < 0.5
     return torch.where(mirrored, images.flip(3), images)
 
 
-def random_resized_crop(images: Tensor, least_area: float, generator: Generator) -> Tensor:
+def random_resized_crop(images: Tensor, least_area: float, chance: Chance) -> Tensor:
     """Cut a window out of each of images (batch, channels, height, width), and scale it up.
 
     It has at least `least_area` of the image, and is up to 3:4 out of square.
     """
     if least_area >= 1:
         return images
-    batch = len(images)
-    area = least_area + (1 - least_area) * torch.rand(batch, generator=generator)
-    ratio = ((torch.rand(batch, generator=generator) * 2 - 1) * math.log(4 / 3)).exp()
+    area = least_area + (1 - least_area) * chance.uniform()
+    ratio = ((chance.uniform() * 2 - 1) * math.log(4 / 3)).exp()
     high, wide = ((area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1))
-    down, across = (
-        (torch.rand(batch, generator=generator) * 2 - 1) * (1 - side) for side in (high, wide)
-    )
+    down, across = ((chance.uniform() * 2 - 1) * (1 - side) for side in (high, wide))
     return _transform(images, _matrix(wide, high, across, down))
 
 
-def random_erasing(images: Tensor, probability: float, generator: Generator) -> Tensor:
+def random_erasing(images: Tensor, probability: float, chance: Chance) -> Tensor:
     """Put noise over 2 % to 33 % of some of images (batch, channels, height, width)."""
     if not probability:
         return images
-    batch, _, height, width = images.shape
-    area = 0.02 + 0.31 * torch.rand(batch, generator=generator)
-    ratio = ((torch.rand(batch, generator=generator) * 2 - 1) * math.log(3)).exp()
-    inside = _boxes((area * ratio).sqrt(), (area / ratio).sqrt(), height, width, generator)
-    inside &= (torch.rand(batch, generator=generator) < probability)[:, None, None]
-    noise = torch.randn(images.shape, generator=generator)
+    height, width = images.shape[2:]
+    area = 0.02 + 0.31 * chance.uniform()
+    ratio = ((chance.uniform() * 2 - 1) * math.log(3)).exp()
+    inside = _boxes((area * ratio).sqrt(), (area / ratio).sqrt(), height, width, chance)
+    erased = chance.uniform() < probability
+    inside &= erased[:, None, None]
+    noise = chance.normal(tuple(images.shape[1:]), erased)
     return torch.where(inside[:, None], noise, images)
 
 
-def mixup(
-    images: Tensor, targets: Tensor, alpha: float, generator: Generator
-) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, targets: Tensor, alpha: float, chance: Chance) -> tuple[Tensor, Tensor]:
     """Blend each image and its target (batch, classes) with another one's. Zhang et al. 2018."""
     if not alpha:
         return images, targets
-    share, other = _share(alpha, generator), torch.randperm(len(images), generator=generator)
+    share, other = chance.share(alpha), chance.others()
+    one, rest = share.float()[:, None], (1 - share).float()[:, None]
     return (
-        images * share + images[other] * (1 - share),
-        targets * share + targets[other] * (1 - share),
+        images * one[..., None, None] + images[other] * rest[..., None, None],
+        targets * one + targets[other] * rest,
     )
 
 
-def cutmix(
-    images: Tensor, targets: Tensor, alpha: float, generator: Generator
-) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, targets: Tensor, alpha: float, chance: Chance) -> tuple[Tensor, Tensor]:
     """Paste a rectangle of another image; the target follows the areas. Yun et al. 2019.
 
     images: (batch, channels, height, width); targets: (batch, classes).
     """
     if not alpha:
         return images, targets
-    other = torch.randperm(len(images), generator=generator)
-    side = torch.full((len(images),), math.sqrt(1 - _share(alpha, generator)))
-    inside = _boxes(side, side, images.shape[2], images.shape[3], generator)
+    other = chance.others()
+    side = (1 - chance.share(alpha)).sqrt().float()
+    inside = _boxes(side, side, images.shape[2], images.shape[3], chance)
     pasted = inside.float().mean((1, 2))[:, None]
     mixed = torch.where(inside[:, None], images[other], images)
     return mixed, targets * (1 - pasted) + targets[other] * pasted
 
 
-def rand_augment(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Two changes out of seven for the batch, each image by its own amount. After Cubuk 2020.
+def rand_augment(images: Tensor, strength: float, chance: Chance) -> Tensor:
+    """Two changes out of seven for each image, each by its own amount. After Cubuk 2020.
 
     Args:
         images: (batch, channels, height, width).
@@ -119,10 +115,22 @@ def rand_augment(images: Tensor, strength: float, generator: Generator) -> Tenso
     """
     if not strength:
         return images
-    for choice in torch.randint(0, len(_CHANGES), (2,), generator=generator).tolist():
-        amount = (torch.rand(len(images), generator=generator) * 2 - 1) * strength
-        images = _CHANGES[choice](images, amount)
+    for choices in chance.choice(len(_CHANGES), 2):
+        amount = (chance.uniform() * 2 - 1) * strength
+        images = _change(images, choices, amount)
     return images
+
+
+def _change(images: Tensor, choices: Tensor, amount: Tensor) -> Tensor:
+    """Each image by the change that was chosen for it."""
+    chosen = choices.unique().tolist()
+    if len(chosen) == 1:
+        return _CHANGES[chosen[0]](images, amount)
+    changed = torch.empty_like(images)
+    for choice in chosen:
+        those = (choices == choice).nonzero()[:, 0]
+        changed[those] = _CHANGES[choice](images[those], amount[those])
+    return changed
 
 
 # -- the changes of rand_augment; amount (batch,) is from -1 to 1 ---------------------------------
@@ -184,20 +192,12 @@ def _transform(images: Tensor, matrix: Tensor) -> Tensor:
     return grid_sample(images, grid, align_corners=False)
 
 
-def _boxes(high: Tensor, wide: Tensor, height: int, width: int, generator: Generator) -> Tensor:
+def _boxes(high: Tensor, wide: Tensor, height: int, width: int, chance: Chance) -> Tensor:
     """Random rectangles (batch, height, width) bool; `high` and `wide` are shares of the image."""
-    batch, inside = len(high), []
+    inside = []
     for share, side in ((high, height), (wide, width)):
         length = (share * side).round().clamp(max=side)
-        first = (torch.rand(batch, generator=generator) * (side - length + 1)).floor()
+        first = (chance.uniform() * (side - length + 1)).floor()
         place = torch.arange(side)[None]
         inside.append((place >= first[:, None]) & (place < (first + length)[:, None]))
     return inside[0][:, :, None] & inside[1][:, None, :]
-
-
-def _share(alpha: float, generator: Generator) -> float:
-    """A draw from Beta(alpha, alpha), by Johnk's method, from the given generator."""
-    while True:
-        a, b = (torch.rand(2, generator=generator, dtype=torch.float64) ** (1 / alpha)).tolist()
-        if 0 < a + b <= 1:
-            return float(a / (a + b))

@@ -162,7 +162,7 @@ class Pictures:
     def draw(self, draw: Draw) -> Tensor:
         """The pictures of a batch."""
         images = _pictures(self.pictures, draw, self._transform)
-        return augment.flip(images, draw.generator) if self.flip else images
+        return augment.flip(images, draw.chance) if self.flip else images
 
 
 class CaptionedPictures:
@@ -197,8 +197,8 @@ class CaptionedPictures:
         """Captions (batch, text_length), and pictures or their tokens."""
         index = told = draw.indices
         if self.shuffle:
-            told = torch.randint(len(self), index.shape, generator=draw.generator)
-        place = torch.rand(len(told), generator=draw.generator) * self._counts[told]
+            told = draw.chance.below(len(self))
+        place = draw.chance.uniform() * self._counts[told]
         captions = self.captions[self._first[told] + place.long()]
         if self.tokens is not None:
             return captions, self.tokens[index]

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from foveal.data import augment
+from foveal.data.chance import Chance
 from foveal.data.examples import Examples
 from foveal.data.pictures import try_square
 from foveal.data.stream import Draw
@@ -42,7 +43,7 @@ class ImageDataConfig:
         flip: mirror half of the pictures left to right.
         rand_augment: strength of random changes of colour and shape; 0 means none.
         erasing: share of the pictures that lose a random rectangle.
-        mixup, cutmix: parameter alpha of each; 0 means never. With both, batches take turns.
+        mixup, cutmix: parameter alpha of each; 0 means never. With both, pictures take turns.
         label_smoothing: share of the target that is spread over all classes.
         balance: pictures of a class are shown (largest class / class) ** balance times as often: 0
             shows all pictures alike, 1 all classes.
@@ -135,6 +136,9 @@ class AugmentedImages:
 
     def draw(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, size, size) float, and targets (batch, classes) that sum to 1."""
+        own = len(draw.indices)
+        if self.config.mixup or self.config.cutmix:
+            draw = draw.with_partners()
         index = self.shown[draw.indices]
         pictures = self.images.read(index)
         if self._transform is not None:
@@ -143,7 +147,8 @@ class AugmentedImages:
         targets = torch.nn.functional.one_hot(
             self.images.labels[index], len(self.images.classes)
         ).float()
-        return vary(images, targets, self.config, draw.generator)
+        images, targets = vary(images, targets, self.config, draw.chance)
+        return images[:own], targets[:own]
 
 
 def shown_in_a_pass(labels: Tensor, balance: float) -> Tensor:
@@ -154,24 +159,32 @@ def shown_in_a_pass(labels: Tensor, balance: float) -> Tensor:
 
 
 def vary(
-    images: Tensor, targets: Tensor, config: ImageDataConfig, generator: Generator
+    images: Tensor, targets: Tensor, config: ImageDataConfig, chance: Chance
 ) -> tuple[Tensor, Tensor]:
     """All augmentations of a configuration, in their usual order.
 
     images: (batch, channels, height, width); targets: (batch, classes).
     """
     if config.flip:
-        images = augment.flip(images, generator)
-    images = augment.random_resized_crop(images, config.least_area, generator)
-    images = augment.random_crop(images, config.crop, generator)
-    images = augment.rand_augment(images, config.rand_augment, generator)
-    images = augment.random_erasing(images, config.erasing, generator)
-    use_cutmix = config.cutmix > 0
-    if config.cutmix > 0 and config.mixup > 0:
-        use_cutmix = bool(torch.rand((), generator=generator) < 0.5)
-    if use_cutmix:
-        return augment.cutmix(images, targets, config.cutmix, generator)
-    return augment.mixup(images, targets, config.mixup, generator)
+        images = augment.flip(images, chance)
+    images = augment.random_resized_crop(images, config.least_area, chance)
+    images = augment.random_crop(images, config.crop, chance)
+    images = augment.rand_augment(images, config.rand_augment, chance)
+    images = augment.random_erasing(images, config.erasing, chance)
+    if not (config.cutmix and config.mixup):
+        images, targets = augment.cutmix(images, targets, config.cutmix, chance)
+        return augment.mixup(images, targets, config.mixup, chance)
+    pasted, one, other = chance.coin(), chance.apart(), chance.apart()
+    if not pasted.any():
+        return augment.mixup(images, targets, config.mixup, other)
+    found = augment.cutmix(images, targets, config.cutmix, one)
+    if pasted.all():
+        return found
+    blended = augment.mixup(images, targets, config.mixup, other)
+    return (
+        torch.where(pasted[:, None, None, None], found[0], blended[0]),
+        torch.where(pasted[:, None], found[1], blended[1]),
+    )
 
 
 IN_MEMORY = 2 << 30  # bytes of pixels up to which a data set is decoded once

@@ -83,6 +83,6 @@ class PixelValues:
         if self._transform is not None:
             images = (self._transform(images, draw) * 255).round().to(torch.uint8)
         if self.flip:
-            images = augment.flip(images, draw.generator)
+            images = augment.flip(images, draw.chance)
         values = to_values(images)
         return to_inputs(values), values

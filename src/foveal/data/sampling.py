@@ -39,12 +39,12 @@ def _feistel(value: np.ndarray, half: np.uint64, key: int) -> np.ndarray:
     low = np.uint64((1 << int(half)) - 1)
     left, right = value >> half, value & low
     for round_key in np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64):
-        left, right = right, left ^ (_mix(right ^ round_key) & low)
+        left, right = right, left ^ (mix(right ^ round_key) & low)
     return (left << half) | right
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: every input bit moves every output bit."""
+def mix(value: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64, of uint64: every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -76,9 +76,17 @@ class ShuffledSampler:
 
     def next(self) -> tuple[np.ndarray, np.ndarray]:
         """The next batch of this process: (indices, passes), each int64 of shape (batch_size,)."""
-        first = self.position + self.rank * self.batch_size
-        places = np.arange(first, first + self.batch_size, dtype=np.int64)
+        places = self.places()
         self.position += self.world_size * self.batch_size
+        return self.at(places)
+
+    def places(self) -> np.ndarray:
+        """Where the next batch of this process lies in the endless order, int64 (batch_size,)."""
+        first = self.position + self.rank * self.batch_size
+        return np.arange(first, first + self.batch_size, dtype=np.int64)
+
+    def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What lies at places of the endless order, (any,) int64: (indices, passes), likewise."""
         passes, rest = places // self.num_items, places % self.num_items
         out = np.empty_like(rest)
         for number in np.unique(passes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from foveal.data.chance import ByBatch, ByExample, Chance, partner
 from foveal.data.sampling import ShuffledSampler
 
-_BY_PLACE, _BY_PROCESS = "by place", "by process"
+BY_EXAMPLE, BY_PLACE, BY_PROCESS = "by example", "by place", "by process"
+"""What decides the random numbers of an example: its place alone, where its batch begins in the
+order, or what process has it; the last two of runs that began so."""
 
 
 class Source(Protocol):
@@ -45,19 +48,56 @@ class Draw:
         indices: of examples, int64 (batch,).
         passes: the pass over the data that each belongs to, int64 (batch,).
         seed: of the stream.
-        place: where the batch begins in the endless order, and what decides its generator.
+        places: of the examples in the endless order, int64 (batch,).
+        process: whose they are, in runs that count it.
+        draws: BY_EXAMPLE, or what else decides the random numbers.
+        at: places in the order -> indices and passes.
     """
 
     indices: Tensor
     passes: Tensor
     seed: int
-    place: tuple[int, int]
+    places: np.ndarray
+    process: int = 0
+    draws: str = BY_EXAMPLE
+    at: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+
+    @cached_property
+    def chance(self) -> Chance:
+        """Random numbers of each example, which do not depend on what else is in the batch."""
+        if self.draws == BY_EXAMPLE:
+            return ByExample(self.seed, self.places)
+        return ByBatch(self.generator, len(self.indices))
 
     @cached_property
     def generator(self) -> Generator:
-        """Made by the seed and the place alone, so that a resumed run draws the same."""
-        words = np.random.SeedSequence([self.seed, *self.place, 7]).generate_state(1, np.uint64)
+        """One for the batch, made by the seed and where it begins: a resumed run draws the same.
+
+        Another number of processes does not; `chance` and `seeds` serve each example alone.
+        """
+        place = (int(self.places[0]), self.process)
+        words = np.random.SeedSequence([self.seed, *place, 7]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(words[0] >> 1))
+
+    @property
+    def seeds(self) -> list[int]:
+        """One for each example, by its place in the order: below 2 ** 32, for NumPy."""
+        words = ([self.seed, place, self.process, 11] for place in self.places.tolist())
+        return [int(np.random.SeedSequence(one).generate_state(1)[0]) for one in words]
+
+    def with_partners(self) -> Draw:
+        """The same examples, and behind them those of others that they are mixed with."""
+        if self.draws != BY_EXAMPLE or self.at is None:
+            return self
+        missing = np.setdiff1d(partner(self.places), self.places)
+        if not len(missing):
+            return self
+        places = np.concatenate([self.places, missing])
+        return replace(self, places=places, **_found(*self.at(places)))
+
+
+def _found(indices: np.ndarray, passes: np.ndarray) -> dict[str, Tensor]:
+    return {"indices": torch.from_numpy(indices), "passes": torch.from_numpy(passes)}
 
 
 class Stream:
@@ -86,16 +126,25 @@ class Stream:
             if isinstance(source, VariedSource)
             else lambda draw: source.read(draw.indices)
         )
-        self._draws = _BY_PLACE
+        self._draws = BY_EXAMPLE
 
     def next(self) -> Any:
         """The next batch of this process."""
-        sampler = self.sampler
-        place = (sampler.position + sampler.rank * sampler.batch_size, 0)
-        if self._draws == _BY_PROCESS:
-            place = (sampler.position, sampler.rank)
-        indices, passes = map(torch.from_numpy, sampler.next())
-        return self._batch(Draw(indices, passes, sampler.seed, place))
+        sampler, process = self.sampler, 0
+        places = sampler.places()
+        if self._draws == BY_PROCESS:  # places that no process has, and are seeds all the same
+            process, places = sampler.rank, places - places[0] + sampler.position
+        dealt = _found(*sampler.next())
+        return self._batch(
+            Draw(
+                **dealt,
+                seed=sampler.seed,
+                places=places,
+                process=process,
+                draws=self._draws,
+                at=sampler.at,
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data."""
@@ -109,8 +158,8 @@ class Stream:
                 foveal that drew other numbers.
         """
         # what earlier ones wrote says nothing of draws; a run goes on with those it began with
-        draws = state.get("draws", _BY_PROCESS)
-        if draws == _BY_PROCESS and getattr(self.source, "refuses_old_draws", False):
+        draws = state.get("draws", BY_PROCESS)
+        if draws == BY_PROCESS and getattr(self.source, "refuses_old_draws", False):
             raise ValueError(
                 "the checkpoint was taken by an earlier foveal, which mirrored these pictures by "
                 "other random numbers; start a new run."

@@ -48,7 +48,7 @@ class Transform:
         """
         changed = []
         with _kept_generators():
-            for picture, seed in zip(pictures, seeds_of(draw), strict=True):
+            for picture, seed in zip(pictures, draw.seeds, strict=True):
                 _seed_all(seed)
                 changed.append(self._change(picture.clone()))
         return torch.stack(changed) if changed else pictures.float()
@@ -136,13 +136,6 @@ def _problem(found: Any, shape: tuple[int, ...]) -> str:
 
 
 # -- what is random about it ----------------------------------------------------------------------
-
-
-def seeds_of(draw: Draw) -> list[int]:
-    """A seed for each picture of a draw, by its place in the order: below 2 ** 32, for NumPy."""
-    first, lane = draw.place
-    words = ([draw.seed, first + i, lane, 11] for i in range(len(draw.indices)))
-    return [int(np.random.SeedSequence(one).generate_state(1)[0]) for one in words]
 
 
 def _seed_all(seed: int) -> None:
