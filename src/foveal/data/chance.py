@@ -101,6 +101,7 @@ class ByExample:
         return torch.from_numpy(found)
 
     def normal(self, shape: tuple[int, ...], wanted: Tensor) -> Tensor:
+        """(batch, *shape): of those that are `wanted` (batch,), zeros elsewhere."""
         seeds = self._words() >> np.uint64(1)
         noise = torch.zeros(len(seeds), *shape)
         for number in wanted.nonzero()[:, 0].tolist():
@@ -154,6 +155,7 @@ class ByBatch:
                 return torch.full((self._count,), a / (a + b), dtype=torch.float64)
 
     def normal(self, shape: tuple[int, ...], wanted: Tensor) -> Tensor:
+        """(batch, *shape), whatever is `wanted` (batch,)."""
         return torch.randn((self._count, *shape), generator=self._generator)
 
     def others(self) -> Tensor:
