@@ -93,11 +93,8 @@ class Draw:
         if not len(missing):
             return self
         places = np.concatenate([self.places, missing])
-        return replace(self, places=places, **_found(*self.at(places)))
-
-
-def _found(indices: np.ndarray, passes: np.ndarray) -> dict[str, Tensor]:
-    return {"indices": torch.from_numpy(indices), "passes": torch.from_numpy(passes)}
+        indices, passes = map(torch.from_numpy, self.at(places))
+        return replace(self, places=places, indices=indices, passes=passes)
 
 
 class Stream:
@@ -134,17 +131,9 @@ class Stream:
         places = sampler.places()
         if self._draws == BY_PROCESS:  # places that no process has, and are seeds all the same
             process, places = sampler.rank, places - places[0] + sampler.position
-        dealt = _found(*sampler.next())
-        return self._batch(
-            Draw(
-                **dealt,
-                seed=sampler.seed,
-                places=places,
-                process=process,
-                draws=self._draws,
-                at=sampler.at,
-            )
-        )
+        indices, passes = map(torch.from_numpy, sampler.next())
+        rest = (sampler.seed, places, process, self._draws, sampler.at)
+        return self._batch(Draw(indices, passes, *rest))
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data."""
