@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.data.corpus import Corpus
 from foveal.data.sampling import permute
 from foveal.data.stream import Draw, Stream
 
@@ -41,18 +41,32 @@ class TextConfig:
     pack: bool = False
 
 
+class Readable(Protocol):
+    """A long array that is read in pieces: bytes of a `Corpus`, tokens of a `TokenCorpus`."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` numbers from `start` on, (length,)."""
+
+    def places(self, start: int, length: int) -> np.ndarray:
+        """Where they stand in their documents, (length,) int64."""
+
+
 class TextWindows:
     """The windows of a corpus, cut at a new random offset in every pass.
 
     So windows differ from pass to pass, and every byte meets every position.
 
     Args:
-        corpus: the bytes to train on.
-        context: bytes per window; the window's successor byte is the last target.
+        corpus: the bytes or tokens to train on.
+        context: of them per window; the window's successor byte is the last target.
         pack: as in TextConfig.
     """
 
-    def __init__(self, corpus: Corpus, context: int, pack: bool = False) -> None:
+    def __init__(self, corpus: Readable, context: int, pack: bool = False) -> None:
         check_context(corpus, context)
         self.corpus, self.context, self.pack = corpus, context, pack
         # one window is kept in reserve for the offset, where the corpus is long enough for it
@@ -86,7 +100,7 @@ class TextStream(Stream):
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: Readable,
         context: int,
         batch_size: int,
         seed: int = 0,
@@ -96,7 +110,7 @@ class TextStream(Stream):
         super().__init__(TextWindows(corpus, context), batch_size, seed, rank, world_size)
 
 
-def check_context(corpus: Corpus, context: int) -> None:
+def check_context(corpus: Readable, context: int) -> None:
     """Raise ValueError unless the corpus holds at least one window and its successor byte."""
     if context < 1:
         raise ValueError(f"context must be at least 1, got {context=}.")
@@ -108,7 +122,7 @@ def check_context(corpus: Corpus, context: int) -> None:
 
 
 def scoring_windows(
-    corpus: Corpus,
+    corpus: Readable,
     context: int,
     *,
     stride: int | None = None,
@@ -134,21 +148,20 @@ def scoring_windows(
     if not 1 <= stride <= context:
         raise ValueError(f"stride must lie between 1 and context={context}, got {stride=}.")
     check_context(corpus, 1)
-    # a window is named by the end of the targets it scores
-    ends = [min(context, len(corpus) - 1)]
-    ends += [*range(ends[0] + stride, len(corpus) - 1, stride)]
-    if ends[-1] < len(corpus) - 1:
-        ends.append(len(corpus) - 1)
-    chosen = range(len(ends))
-    if limit is not None and limit < len(ends):
-        chosen = np.linspace(0, len(ends) - 1, limit).round().astype(int)  # type: ignore[assignment]
+    # a window is named by the end of the targets it scores; how many there are is only counted,
+    # for a corpus may have more of them than there is memory for their numbers
+    first, last = min(context, len(corpus) - 1), len(corpus) - 1
+    count = 1 + -(-(last - first) // stride)
+    chosen: Any = range(count)
+    if limit is not None and limit < count:
+        chosen = np.linspace(0, count - 1, limit).round().astype(int)
     for index in chosen:
-        scored_from = ends[index - 1] if index else 0
-        yield _window(corpus, context, int(scored_from), int(ends[index]), stride, pack)
+        ends = [min(last, first + (int(index) + k) * stride) for k in (-1, 0)]
+        yield _window(corpus, context, ends[0] if index else 0, ends[1], stride, pack)
 
 
 def _window(
-    corpus: Corpus, context: int, scored_from: int, end: int, stride: int, pack: bool
+    corpus: Readable, context: int, scored_from: int, end: int, stride: int, pack: bool
 ) -> tuple[Tensor, ...]:
     """The window that ends at `end` and scores the targets after `scored_from`."""
     start = scored_from if stride == context else max(0, end - context)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from foveal.common.lazy import named
 from foveal.common.words import suggest
 from foveal.data.opening import Reader
+from foveal.data.prefetch import Prefetched
 from foveal.data.sampling import sample
 from foveal.data.stream import Source, Stream, VariedSource
 from foveal.draw.report import Section
@@ -30,6 +31,7 @@ from foveal.recipes.charts import (
 from foveal.recipes.settings import RunConfig
 from foveal.training.config import check_batch, show
 from foveal.training.layout import Layout
+from foveal.training.machine import pick_device
 from foveal.training.task import Totals
 
 TASKS = ("bytes", "images", "sequences", "pixels", "vae", "clip", "captions")
@@ -235,7 +237,7 @@ class KindTask:
     """
 
     model: nn.Module
-    stream: Stream
+    stream: Stream | Prefetched
 
     def __init__(self, config: RunConfig, layout: Layout | None = None) -> None:
         self.config, self.kind = config, find_kind(config.task)
@@ -255,10 +257,17 @@ class KindTask:
         training = self.config.training
         source = self.kind.source(self)
         place = (self.layout.data_rank, self.layout.data_size)
-        self.stream = Stream(source, training.batch_size, training.seed, *place)
+        stream = Stream(source, training.batch_size, training.seed, *place)
+        ahead = batches_ahead(self.config)
+        self.stream = Prefetched(stream, ahead) if ahead else stream
         self.model = self.kind.build(self.config, **self.assets)
         self.units_per_batch = training.batch_size * self.kind.units(self)
         check_batch(training, len(source))
+
+    def close(self) -> None:
+        """End what runs beside the training: the thread that reads ahead."""
+        if isinstance(getattr(self, "stream", None), Prefetched):
+            self.stream.close()  # type: ignore[union-attr]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """See `Kind.loss`."""
@@ -287,6 +296,24 @@ class KindTask:
         if most and count > most:
             rows["scored at the end"] = f"a sample of {most:,} of {count:,} held-out {things}"
         return rows
+
+
+def batches_ahead(config: RunConfig) -> int:
+    """How many batches a thread reads ahead; see `TrainingConfig.prefetch`.
+
+    Raises:
+        ValueError: a number where a function of the user's draws from the generators of all.
+    """
+    wanted, function = config.training.prefetch, getattr(config.data, "transform", "")
+    if function:
+        if wanted:
+            raise ValueError(
+                f"training.prefetch must be 0 with data.transform, got {wanted}: {function!r} draws "
+                "from the generators of the whole process, which only one thread may do at a time."
+            )
+        return 0
+    on_cpu = pick_device(config.training.device).type == "cpu"
+    return (0 if on_cpu else 2) if wanted is None else wanted
 
 
 def find_kind(task: Any, where: str = "the settings") -> Kind:

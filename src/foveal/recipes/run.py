@@ -65,7 +65,10 @@ def train(
         )
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        outcome = trainer.fit(resume_from=claimed.last)
+        try:
+            outcome = trainer.fit(resume_from=claimed.last)
+        finally:
+            task.close()
         # the others do not wait for what the first has left to do: it may take long
         if accelerator.is_main_process:
             claimed.check()

@@ -51,6 +51,9 @@ class TrainingConfig:
         time_budget: stop after so many seconds of training. With both, whichever comes first.
         batch_size: examples per process and micro-batch.
         accumulate: micro-batches per optimizer step.
+        prefetch: batches that a thread reads ahead, which changes no bit of a run; 0 reads each
+            when it is wanted. Unless given, 2 beside an accelerator and 0 on a CPU, where it would
+            take its time from the training.
         seed: weights at the start, order of the data, dropout.
         precision: "auto" is bfloat16 where the hardware multiplies it natively, else float32;
             so is "bfloat16" on a processor that would only emulate it.
@@ -71,6 +74,7 @@ class TrainingConfig:
     time_budget: float | None = None
     batch_size: int = 8
     accumulate: int = 1
+    prefetch: int | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
@@ -104,6 +108,7 @@ _LEAST_TRAINING = {
     "steps": 1,
     "batch_size": 1,
     "accumulate": 1,
+    "prefetch": 0,
     "log_every": 1,
     "evaluate_every": 0,
     "checkpoint_every": 0,
