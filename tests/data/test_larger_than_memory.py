@@ -8,8 +8,7 @@ resource = pytest.importorskip("resource", reason="no limits on this system")
 
 CODE = """
 import json, os, resource, sys, tempfile, threading
-import numpy as np
-from foveal.data import corpus
+import torch
 from foveal.data.file_reader import FileReader
 from foveal.recipes.config import config_from_dict
 from foveal.recipes.kind import KindTask
@@ -96,5 +95,5 @@ def test_it_trains_and_each_rank_reads_its_share(after_torch):
     assert [len(share) for share in found["shares"]] == [10] * 4
     assert len({start for share in found["shares"] for start in share}) == 40
     assert found["lengths"] == [33]
-    assert found["scored"] == 96 * 32
+    assert 95 * 32 < found["scored"] <= 96 * 32  # the last window is the rest
     assert found["peak"] <= 1

@@ -60,9 +60,5 @@ _MAY_CHANGE = {
     *("training.steps", "training.time_budget", "training.log_every", "training.evaluate_every"),
     *("training.checkpoint_every", "training.checkpoint_seconds", "training.keep"),
     *("training.device", "training.compile", "training.trackers"),
-<<<<<<< HEAD
-    *("parallel.shard", "parallel.sequence"),
-=======
-    "training.prefetch",
->>>>>>> 3f9844b (A thread may read batches ahead; token files; windows are counted, not listed)
+    *("parallel.shard", "parallel.sequence", "training.prefetch"),
 }
