@@ -122,7 +122,7 @@ def test_the_thread_ends(end):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_reads_on():
-    """It has no thread of its parent's, and goes on behind what was consumed; so does the parent."""
+    """It lacks its parent's thread, and goes on behind what was consumed; so does the parent."""
     source = Counted()
     stream, plain = Prefetched(Stream(source, 4), 2), Stream(Counted(), 4)
     for _ in range(2):

@@ -27,7 +27,7 @@ def test_windows_of_several_files(tmp_path, kind, suffix):
 
 
 def test_faults_are_named(tmp_path):
-    """A missing dtype, half a token, several axes, a cut file, two kinds, no numbers, no tokens."""
+    """No dtype, half a token, several axes, a cut file, two kinds, no numbers, no tokens."""
     (tmp_path / "raw.bin").write_bytes(b"12345")
     (tmp_path / "empty.bin").write_bytes(b"")
     np.save(tmp_path / "square.npy", np.zeros((2, 2), np.int32))
@@ -38,7 +38,11 @@ def test_faults_are_named(tmp_path):
     (tmp_path / "no.npy").write_bytes(b"nothing")
     for name, dtype, said in (
         ("raw.bin", None, "need a dtype, such as"),
-        ("raw.bin", "uint16", r"raw.bin must be 2 bytes each \(dtype=uint16\), but it has 5 bytes"),
+        (
+            "raw.bin",
+            "uint16",
+            r"must be 2 bytes each \(dtype=uint16\), but it has 5 bytes",
+        ),
         ("raw.bin", "float32", "must be one of whole numbers.*'float32'"),
         ("raw.bin", "words", "must be one of whole numbers.*'words'"),
         ("empty.bin", "uint16", "holds no tokens"),

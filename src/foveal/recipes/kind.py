@@ -308,8 +308,8 @@ def batches_ahead(config: RunConfig) -> int:
     if function:
         if wanted:
             raise ValueError(
-                f"training.prefetch must be 0 with data.transform, got {wanted}: {function!r} draws "
-                "from the generators of the whole process, which only one thread may do at a time."
+                f"training.prefetch must be 0 with data.transform, got {wanted}: {function!r} "
+                "draws from the generators of the whole process, as only one thread may."
             )
         return 0
     on_cpu = pick_device(config.training.device).type == "cpu"
