@@ -7,13 +7,14 @@ positions, read with weights_only=True) and `manifest.json` (size and SHA-256 of
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -234,6 +235,21 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{folder / STATE} does not hold the state of a training.")
     return state
+
+
+@contextlib.contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Say of what lies in a state that it does not fit where it is put.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the state in {folder} does not fit this run: {error!r}."
+        ) from error
 
 
 def load_settings(folder: Path) -> dict[str, Any]:

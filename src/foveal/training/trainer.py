@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.common.processor import fast_dtype
 from foveal.training import checkpoints
@@ -27,6 +27,7 @@ from foveal.training.processes import from_first
 from foveal.training.progress import make_progress
 from foveal.training.schedule import learning_rate, progress, time_used
 from foveal.training.task import Task, Totals
+from foveal.training.weights import Replicated, Weights
 
 CHECKPOINTS = "checkpoints"
 
@@ -91,11 +92,13 @@ class Trainer:
         self.title = title
         self.before_saving: Callable[[], None] = lambda: None
         self.step, self.elapsed = 0, 0.0
-        task.model.to(accelerator.device)
-        made = make_optimizers(task.model, optimizer, accelerator.device)
-        self.optimizers = [accelerator.prepare(one) for one in made]
-        model = torch.compile(task.model) if training.compile else task.model
-        self._model: nn.Module = accelerator.prepare(model)
+        self.weights: Weights = Replicated(
+            task.model,
+            lambda model: make_optimizers(model, optimizer, accelerator.device),
+            accelerator,
+            training.compile,
+        )
+        self.optimizers = self.weights.optimizers
         self.uses_bfloat16 = _uses_bfloat16(training, accelerator.device)
 
     def fit(self, resume_from: Path | None = None) -> Outcome:
@@ -134,7 +137,7 @@ class Trainer:
         position = self.task.stream.state_dict()
         self.task.model.eval()
         try:
-            with self.autocast():
+            with self.weights.whole(), self.autocast():
                 batch = _to_device(self.task.stream.next(), self.accelerator.device)
                 self.task.loss(self.task.model, batch)
         finally:
@@ -156,13 +159,12 @@ class Trainer:
         count = self.training.accumulate
         for index in range(count):
             batch = _to_device(self.task.stream.next(), self.accelerator.device)
-            with self._synchronised(last=index == count - 1):
+            with self.weights.synchronised(last=index == count - 1):
                 with self.autocast():
-                    loss = self.task.loss(self._model, batch) / count
+                    loss = self.task.loss(self.weights.model, batch) / count
                 self.accelerator.backward(loss)
             total += loss.detach()
-        if self.optimizer_config.clip:
-            self.accelerator.clip_grad_norm_(self._model.parameters(), self.optimizer_config.clip)
+        self.weights.settle(self.optimizer_config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -174,7 +176,7 @@ class Trainer:
         """The task's metrics over all processes."""
         self.task.model.eval()
         try:
-            with self.autocast():
+            with self.weights.whole(), self.autocast():
                 totals = self.task.evaluate(
                     quick=quick,
                     rank=self.accelerator.process_index,
@@ -203,25 +205,20 @@ class Trainer:
             OSError: it could not be written; the ones before are whole.
             StoppedElsewhereError: likewise, on the other processes.
         """
-        return from_first(self.accelerator, self._write_checkpoint)
-
-    def _write_checkpoint(self) -> Path:
-        self.before_saving()
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
             "processes": self.accelerator.num_processes,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "stream": self.task.stream.state_dict(),
         }
-        root, keep = self.folder / CHECKPOINTS, self.training.keep
-        try:
-            return checkpoints.save_checkpoint(
-                root, self.step, self.task.model, state, self.settings, keep=keep
-            )
-        except OSError:
-            self.before_saving()  # which may know better what went wrong
-            raise
+        return self.weights.save(
+            self.folder / CHECKPOINTS,
+            self.step,
+            state,
+            self.settings,
+            keep=self.training.keep,
+            check=lambda: self.before_saving(),
+        )
 
     def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
         """The first process's clock, and whether any wants to stop, so that all leave together."""
@@ -239,17 +236,10 @@ class Trainer:
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
     def _load(self, folder: Path) -> None:
-        checkpoints.load_weights(self.task.model, folder)
-        state = checkpoints.load_state(folder)
-        try:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+        state = self.weights.load(folder)
+        with checkpoints.fitting(folder):
             self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
             position = state["stream"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoints.CheckpointError(
-                f"the state in {folder} does not fit this run: {error!r}."
-            ) from error
         self.task.stream.load_state_dict(position)
         before, now = state.get("processes"), self.accelerator.num_processes
         if before not in (None, now) and self.accelerator.is_main_process:
@@ -259,10 +249,6 @@ class Trainer:
                 "examples.",
                 stacklevel=2,
             )
-
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Exchange gradients between processes only at the last micro-batch."""
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self._model)
 
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
