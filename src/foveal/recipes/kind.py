@@ -29,6 +29,7 @@ from foveal.recipes.charts import (
     shown,
 )
 from foveal.recipes.settings import RunConfig
+from foveal.recipes.sharing import Parts, check_sharing
 from foveal.training.config import check_batch, show
 from foveal.training.layout import Layout
 from foveal.training.machine import pick_device
@@ -74,6 +75,8 @@ class Kind:
         options: of `foveal evaluate`, those that this task alone knows.
         length, temperature: of what `generate` writes, unless told otherwise.
         continues_text: whether the prompt of `generate` is a text, and no picture.
+        shares: whether several processes may share each sequence; `loss` and `evaluate` then take
+            this one's part, see `KindTask.parts`.
     """
 
     data: ClassVar[Any]
@@ -90,6 +93,7 @@ class Kind:
     sheets: ClassVar[Mapping[str, str]] = {}
     options: tuple[str, ...] = ()
     length, temperature, continues_text = 400, 0.7, True
+    shares = False
 
     # -- training
 
@@ -234,14 +238,19 @@ class KindTask:
         train, held_out: data; see `Kind.open`.
         assets: what the model is made of.
         model, stream: see there; of a kind with stages only when they are prepared.
+        parts: of each sequence, where processes share them; else None.
     """
 
     model: nn.Module
     stream: Stream | Prefetched
+    parts: Parts | None = None
 
     def __init__(self, config: RunConfig, layout: Layout | None = None) -> None:
         self.config, self.kind = config, find_kind(config.task)
         self.unit, self.score, self.layout = self.kind.unit, self.kind.score, layout or Layout()
+        if self.layout.config.sequence > 1:
+            check_sharing(config, self.kind.shares)
+            self.parts = Parts(self.layout.mesh["cp"])
         self.train, self.held_out = self.kind.open(config.data)
         self.assets = self.kind.make_assets(self.train, config.data)
         self.has_stages = type(self.kind).prepare is not Kind.prepare
@@ -261,6 +270,8 @@ class KindTask:
         ahead = batches_ahead(self.config)
         self.stream = Prefetched(stream, ahead) if ahead else stream
         self.model = self.kind.build(self.config, **self.assets)
+        if self.parts is not None:
+            self.parts.share(self.model, self.config)
         self.units_per_batch = training.batch_size * self.kind.units(self)
         check_batch(training, len(source))
 
@@ -274,8 +285,10 @@ class KindTask:
         return self.kind.loss(self, model, batch)
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
-        """See `Kind.evaluate`."""
-        return self.kind.evaluate(self, quick=quick, rank=rank, world_size=world_size)
+        """See `Kind.evaluate`; processes that share sequences score the same ones."""
+        shared = 1 if self.parts is None else self.parts.size
+        place = {"rank": rank // shared, "world_size": world_size // shared}
+        return self.kind.evaluate(self, quick=quick, **place)
 
     def save_assets(self, folder: Path) -> None:
         """Write what the run needs besides its weights."""

@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.data.text import IGNORED
 from foveal.recipes.charts import Entries, chart, loss_curves, score_curve
 from foveal.recipes.kind import Kind, KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
@@ -25,6 +27,7 @@ class NextToken(Kind):
     """
 
     unit = "tokens"
+    shares = True
     must = seen = trained = ""
 
     def max_seq_len(self, data: Any) -> int:
@@ -45,12 +48,18 @@ class NextToken(Kind):
     def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Mean cross-entropy in nats of the next token; inputs and targets (batch, length).
 
-        Positions of packed rows come third. Targets of -100 are left out.
+        Positions of packed rows come third. Targets of -100 are left out. Of a process that shares
+        its rows with others, the loss of its part as often as there are parts: the mean over the
+        processes, which is what becomes of losses and gradients, is that of whole rows.
         """
         inputs, targets, *places = batch
         packed = {"position_ids": places[0]} if places else {}
-        logits = model(inputs, **packed).float().flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten())
+        if task.parts is None:
+            return F.cross_entropy(_wide(model(inputs, **packed)), targets.flatten())
+        count = (targets != IGNORED).sum()
+        inputs, targets = task.parts.take(inputs), task.parts.take(targets)
+        losses = F.cross_entropy(_wide(model(inputs)), targets.flatten(), reduction="sum")
+        return losses * task.parts.size / count
 
     def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
         """The loss on training and held-out data, in bits."""
@@ -62,5 +71,10 @@ class NextToken(Kind):
 
 def sum_of_bits(logits: Tensor, targets: Tensor) -> float:
     """Bits of targets (batch, length) under logits (batch, length, tokens), in all."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    losses = F.cross_entropy(_wide(logits), targets.flatten(), reduction="none")
     return float(losses.double().sum()) / math.log(2)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits (batch, length, tokens) -> (batch * length, tokens), in float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)

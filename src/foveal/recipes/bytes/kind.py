@@ -30,6 +30,7 @@ from foveal.recipes.bytes.writing import Continuation, keep_first_samples, write
 from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, sum_of_bits
 from foveal.recipes.settings import RunConfig
+from foveal.recipes.sharing import Parts
 from foveal.training.progress import showing, tracked
 from foveal.training.task import Totals
 
@@ -83,7 +84,8 @@ class Bytes(NextToken):
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Bits per byte over 96 windows or a megabyte of them, spread evenly over the data."""
         context = task.config.data.context
-        limit = _QUICK_WINDOWS if quick else max(1, self.limit // context)
+        limit = max(1, self.limit // context)
+        limit = min(limit, _QUICK_WINDOWS) if quick else limit
         return score_windows(
             task.model,
             task.held_out,
@@ -92,6 +94,7 @@ class Bytes(NextToken):
             rank=rank,
             world=world_size,
             pack=task.config.data.pack,
+            parts=task.parts,
         )
 
     def facts(self, task: KindTask) -> dict[str, str]:
@@ -214,8 +217,14 @@ def score_windows(
     rank: int = 0,
     world: int = 1,
     pack: bool = False,
+    parts: Parts | None = None,
 ) -> Totals:
-    """Sum of bits and number of scored bytes, for every `world`-th batch of windows."""
+    """Sum of bits and number of scored bytes, for every `world`-th batch of windows.
+
+    Args:
+        parts: of windows, where several processes share each: this one's part is scored.
+        Others as in `scoring_windows`.
+    """
     device = next(model.parameters()).device
     windows = scoring_windows(corpus, context, stride=stride, limit=limit, pack=pack)
     bits, count = 0.0, 0
@@ -224,16 +233,19 @@ def score_windows(
     batches = iter(lambda: list(islice(windows, size)), [])
     for number, batch in enumerate(tracked(batches, -(-total // size))):
         if number % world == rank:
-            inputs, targets, *places = (part.to(device) for part in _padded(batch))
+            least = 1 if parts is None else parts.size  # each process has a token
+            inputs, targets, *places = (part.to(device) for part in _padded(batch, least))
+            if parts is not None:
+                inputs, targets = parts.take(inputs), parts.take(targets)
             packed = {"position_ids": places[0]} if places else {}
             bits += sum_of_bits(model(inputs, **packed), targets)
             count += int((targets != IGNORED).sum())
     return {"bits_per_byte": (bits, count)}
 
 
-def _padded(batch: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _padded(batch: list[tuple[Tensor, ...]], least: int = 1) -> tuple[Tensor, ...]:
     """Stack windows; a causal model does not see the padding to the right of a short one."""
-    length = max(len(inputs) for inputs, *_ in batch)
+    length = max(least, *(len(inputs) for inputs, *_ in batch))
     inputs = torch.stack([F.pad(a, (0, length - len(a))) for a, *_ in batch])
     targets = torch.stack([F.pad(b, (0, length - len(b)), value=IGNORED) for _, b, *_ in batch])
     places = [p for _, _, *rest in batch for p in rest]

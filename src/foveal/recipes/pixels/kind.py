@@ -28,6 +28,7 @@ from foveal.draw.grid import draw_grid
 from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, sum_of_bits
 from foveal.recipes.runs import open_model
+from foveal.recipes.sharing import Parts
 from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
@@ -85,7 +86,7 @@ class Pixels(NextToken):
         """Bits per dimension over held-out pictures; quick: over 32 of them."""
         limit = _QUICK_IMAGES if quick else self.most(task.config.data)
         index = spread(len(task.held_out), limit)[rank::world_size]
-        return score_pixels(task.model, task.held_out, index)
+        return score_pixels(task.model, task.held_out, index, task.parts)
 
     def facts(self, task: KindTask) -> dict[str, str]:
         data = task.config.data
@@ -137,12 +138,17 @@ KIND = Pixels()
 
 
 @torch.no_grad()
-def score_pixels(model: nn.Module, images: ImageSet, index: Tensor) -> Totals:
-    """Sum of bits and number of values of the pictures at `index`."""
+def score_pixels(
+    model: nn.Module, images: ImageSet, index: Tensor, parts: Parts | None = None
+) -> Totals:
+    """Sum of bits and number of values of the pictures at `index`, or of this process's part."""
     device, bits, count = next(model.parameters()).device, 0.0, 0
     for part in tracked(index.split(_SCORING_BATCH)) if len(index) else ():
         values = to_values(images.read(part)).to(device)
-        bits += sum_of_bits(model(to_inputs(values)), values)
+        inputs = to_inputs(values)
+        if parts is not None:
+            inputs, values = parts.take(inputs), parts.take(values)
+        bits += sum_of_bits(model(inputs), values)
         count += values.numel()
     return {"bits_per_dim": (bits, count)}
 
