@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foveal import parallel
 from foveal.recipes.config import config_from_dict, load_recipe, recipe_names
@@ -14,7 +16,7 @@ from foveal.training.layout import Layout, ParallelConfig
 TINY = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
 WINDOW, PYRAMID = "SlidingWindow(9)", {"name": "Pyramid", "block_size": 4, "causal": True}
 BYTES = {"task": "bytes", "data": {"context": 67}}
-PIXELS = {"task": "pixels", "data": {"size": 4, "scored_images": 5, "max_images": 40}}
+PIXELS = {"task": "pixels", "data": {"size": 4, "held_out": 0.5}}
 CASES = {
     "windows": (BYTES, {"name": "TransformerLM", "pattern": [WINDOW, PYRAMID], **TINY}, 3),
     "h-transformer": (
@@ -45,15 +47,24 @@ def layout_of(rank, config, data_rank=0, data_size=1):
 
 
 def config_of(case, text, sequence):
-    """The configuration of a case, on a text."""
+    """The configuration of a case, on a text or on pictures beside it."""
     plan, model, _ = CASES[case]
-    data = {**plan["data"], **({"path": str(text)} if plan["task"] == "bytes" else {})}
+    path = text if plan["task"] == "bytes" else draw_pictures(text.parent / "pictures")
+    data = {**plan["data"], "path": str(path)}
     training = {"steps": 3, "batch_size": 2}
     table = {"task": plan["task"], "model": model, "data": data, "training": training}
     return config_from_dict({**table, "parallel": {"sequence": sequence}}, "a test")
 
 
-def act_as(task, step=0):
+def draw_pictures(folder):
+    """A folder of a few small pictures of noise."""
+    folder.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3))):
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def act_as(task):
     """Loss and gradients of one batch, and what the evaluation finds, in float64."""
     model = task.model.double()
     loss = task.loss(model, task.stream.next())
@@ -65,7 +76,7 @@ def act_as(task, step=0):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_train_and_score_what_one_process_does(case, text, monkeypatch):
+def test_ranks_train_and_score_what_one_process_does(case, text):
     """Loss, gradients and score of the same rows, to 1e-10 in float64, in parts of any length."""
     text.write_bytes(text.read_bytes()[:1000])
     ranks = CASES[case][2]
