@@ -58,9 +58,10 @@ def config_of(case, text, sequence):
 
 def draw_pictures(folder):
     """A folder of a few small pictures of noise."""
-    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3))):
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "ab"[number % 2] / f"{number}.png")
     return folder
 
 

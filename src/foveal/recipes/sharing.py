@@ -73,7 +73,9 @@ def check_sharing(config: RunConfig, shares: bool) -> None:
             "the processes then share the examples."
         )
     if config.training.compile:
-        raise ValueError(f"training.compile must be false where sequences are shared, got {given}.")
+        raise ValueError(
+            f"training.compile must be false where sequences are shared, got {given}."
+        )
     if getattr(config.data, "pack", False):
         raise ValueError(
             f"data.pack must be false where sequences are shared, got {given}; a window is then "
