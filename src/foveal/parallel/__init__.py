@@ -6,6 +6,7 @@ Loaded when it is named: `import foveal.parallel`.
 from foveal.parallel.attend import attend
 from foveal.parallel.explain import Volume, explain
 from foveal.parallel.fetch import fetch
+from foveal.parallel.loss import cross_entropy, next_tokens
 from foveal.parallel.model import shard_sequence
 from foveal.parallel.ranks import Simulated, simulate
 from foveal.parallel.shares import take
@@ -14,6 +15,8 @@ __all__ = [
     "attend",
     "fetch",
     "shard_sequence",
+    "cross_entropy",
+    "next_tokens",
     "take",
     "explain",
     "Volume",
