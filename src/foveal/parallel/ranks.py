@@ -148,7 +148,7 @@ def as_ranks(mesh: Any) -> Ranks:
         TypeError: it is neither.
         ValueError: the mesh has several dimensions.
     """
-    if isinstance(mesh, Simulated):
+    if isinstance(mesh, Simulated | Group):
         return mesh
     group = mesh
     if hasattr(mesh, "get_group"):
