@@ -24,7 +24,8 @@ def played(tmp_path_factory, tiny_recipe):
     text, recipe = folder / "text.txt", folder / "tiny.toml"
     text.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
     lines = tiny_recipe.format(data=text.as_posix())
-    recipe.write_text(lines.replace('device = "cpu"\n', ""))  # "auto", as by default
+    lines = lines.replace('device = "cpu"\n', "")  # "auto", as by default
+    recipe.write_text(lines.replace("batch_size = 4", "batch_size = 12"))
     run = subprocess.run(
         [sys.executable, str(DRIVER), str(recipe)],
         capture_output=True,
@@ -70,7 +71,7 @@ def test_two_processes_train_one_model(played, tmp_path, monkeypatch):
     folder, (result,) = scenario(played, "under_torchrun")
     assert result["codes"] == [0, 0], result["err"]
     assert "".join(result["out"]).count("trained 24 steps") == 1
-    arguments = ["--output", str(tmp_path / "one"), "--training.batch-size", "8"]
+    arguments = ["--output", str(tmp_path / "one")]
     arguments += ["--training.device", "cpu", "--model.dropout", "0"]
     assert main(["train", str(folder.parent / "tiny.toml"), *arguments]) == 0
     homes = (tmp_path / "one", folder / "two")

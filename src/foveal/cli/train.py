@@ -102,11 +102,11 @@ def _load_start(recipe: str, going_on: Path | None) -> RunConfig:
         ValueError: no such recipe, or the run is one of another.
     """
     from foveal.recipes.config import load_recipe
-    from foveal.recipes.runs import load_config
+    from foveal.recipes.older import config_to_go_on
 
     if going_on is None:
         return load_recipe(recipe)
-    config = load_config(going_on)
+    config = config_to_go_on(going_on)
     if Path(config.recipe).stem != Path(recipe).stem:
         raise ValueError(
             f"the run in {going_on} trains the recipe {config.recipe!r}, got {recipe!r}; "

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveal.common.dtypes import wide
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -61,7 +63,7 @@ class Sampler:
         """The distribution that is drawn from: (batch, num_tokens), float32 at least."""
         if self.temperature == 0.0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(logits)
         # the largest becomes 0, so that no temperature, however small, overflows
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from foveal.common.files import partial_path, remove_partials, sync, write_text
 from foveal.common.locks import FileLock, HeldError
 from foveal.recipes.config import absolute_paths, config_from_dict
+from foveal.recipes.older import with_whole_batch
 from foveal.recipes.runs import CHECKPOINTS, CONFIG, RUNS, choose_folder
 from foveal.recipes.settings import RunConfig, first_difference
 from foveal.training import checkpoints
@@ -129,7 +130,8 @@ class ClaimedFolder:
         if self.last is None:
             return
         where = str(self.last / checkpoints.SETTINGS)
-        saved = config_from_dict(checkpoints.load_settings(self.last), where)
+        settings = with_whole_batch(checkpoints.load_settings(self.last), self.last)
+        saved = config_from_dict(settings, where)
         different = first_difference(absolute_paths(saved).to_dict(), self._config.to_dict())
         if different is not None:
             raise ValueError(

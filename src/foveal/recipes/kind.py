@@ -30,7 +30,7 @@ from foveal.recipes.charts import (
 )
 from foveal.recipes.settings import RunConfig
 from foveal.recipes.sharing import Parts, check_sharing
-from foveal.training.config import check_batch, show
+from foveal.training.config import check_batch, share_of_batch, show
 from foveal.training.layout import Layout
 from foveal.training.machine import pick_device
 from foveal.training.task import Totals
@@ -121,6 +121,10 @@ class Kind:
     def loss(self, task: KindTask, model: nn.Module, batch: Any) -> Tensor:
         """Scalar loss of a batch."""
         raise NotImplementedError
+
+    def weight(self, task: KindTask, batch: Any) -> float | None:
+        """How many terms the loss of a batch is the mean of; None where it is always as many."""
+        return None
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Sums and counts over this process's share of the held-out data."""
@@ -251,6 +255,7 @@ class KindTask:
         if self.layout.config.sequence > 1:
             check_sharing(config, self.kind.shares)
             self.parts = Parts(self.layout.mesh["cp"])
+        self._share = share_of_batch(config.training, self.layout.data_size)
         self.train, self.held_out = self.kind.open(config.data)
         self.assets = self.kind.make_assets(self.train, config.data)
         self.has_stages = type(self.kind).prepare is not Kind.prepare
@@ -266,13 +271,15 @@ class KindTask:
         training = self.config.training
         source = self.kind.source(self)
         place = (self.layout.data_rank, self.layout.data_size)
-        stream = Stream(source, training.batch_size, training.seed, *place)
+        stream = Stream(source, self._share, training.seed, *place)
         ahead = batches_ahead(self.config)
         self.stream = Prefetched(stream, ahead) if ahead else stream
         self.model = self.kind.build(self.config, **self.assets)
         if self.parts is not None:
             self.parts.share(self.model, self.config)
-        self.units_per_batch = training.batch_size * self.kind.units(self)
+        # processes that share a sequence have a part of its units each
+        units = self._share * self.kind.units(self) / self.config.parallel.sequence
+        self.units_per_batch = max(1, round(units))
         check_batch(training, len(source))
 
     def close(self) -> None:
@@ -283,6 +290,10 @@ class KindTask:
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """See `Kind.loss`."""
         return self.kind.loss(self, model, batch)
+
+    def weight(self, batch: Any) -> float | None:
+        """See `Kind.weight`."""
+        return self.kind.weight(self, batch)
 
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
         """See `Kind.evaluate`; processes that share sequences score the same ones."""

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.dtypes import wide
 from foveal.data.text import IGNORED
 from foveal.recipes.charts import Entries, chart, loss_curves, score_curve
 from foveal.recipes.kind import Kind, KindTask, seeded_model
@@ -55,11 +55,19 @@ class NextToken(Kind):
         inputs, targets, *places = batch
         packed = {"position_ids": places[0]} if places else {}
         if task.parts is None:
-            return F.cross_entropy(_wide(model(inputs, **packed)), targets.flatten())
+            logits = wide(model(inputs, **packed)).flatten(0, 1)
+            return F.cross_entropy(logits, targets.flatten())
         count = (targets != IGNORED).sum()
         inputs, targets = task.parts.take(inputs), task.parts.take(targets)
-        losses = F.cross_entropy(_wide(model(inputs)), targets.flatten(), reduction="sum")
+        losses = F.cross_entropy(
+            wide(model(inputs)).flatten(0, 1), targets.flatten(), reduction="sum"
+        )
         return losses * task.parts.size / count
+
+    def weight(self, task: KindTask, batch: tuple[Tensor, ...]) -> float | None:
+        """Tokens that are asked for, which vary where rows are packed."""
+        _, targets, *places = batch
+        return float((targets != IGNORED).sum()) if places else None
 
     def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
         """The loss on training and held-out data, in bits."""
@@ -71,10 +79,5 @@ class NextToken(Kind):
 
 def sum_of_bits(logits: Tensor, targets: Tensor) -> float:
     """Bits of targets (batch, length) under logits (batch, length, tokens), in all."""
-    losses = F.cross_entropy(_wide(logits), targets.flatten(), reduction="none")
+    losses = F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), reduction="none")
     return float(losses.double().sum()) / math.log(2)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Logits (batch, length, tokens) -> (batch * length, tokens), in float32 or better."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)

@@ -126,6 +126,15 @@ def load_config(folder: Path) -> RunConfig:
     Raises:
         ValueError: config.json is damaged, or no configuration.
     """
+    return config_from_dict(read_settings(folder), where=str(folder / CONFIG))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The configuration of a run as it was written.
+
+    Raises:
+        ValueError: config.json is damaged, or no configuration.
+    """
     path = folder / CONFIG
     try:
         values = files.read_json(path)
@@ -133,7 +142,7 @@ def load_config(folder: Path) -> RunConfig:
         raise ValueError(f"the run folder {folder} has no {CONFIG}; name another.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold the settings of a run, got {values!r:.60}.")
-    return config_from_dict(values, where=str(path))
+    return values
 
 
 def load_model(folder: Path, config: RunConfig) -> tuple[nn.Module, Path]:

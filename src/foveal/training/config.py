@@ -49,8 +49,8 @@ class TrainingConfig:
     Attributes:
         steps: stop after so many optimizer steps. Runs with only this budget resume bit for bit.
         time_budget: stop after so many seconds of training. With both, whichever comes first.
-        batch_size: examples per process and micro-batch.
-        accumulate: micro-batches per optimizer step.
+        batch_size: examples of an optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches that each process makes of its share of them.
         prefetch: batches that a thread reads ahead, which changes no bit of a run; 0 reads each
             when it is wanted. Unless given, 2 beside an accelerator and 0 on a CPU, where it would
             take its time from the training.
@@ -138,7 +138,7 @@ def _check_more(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
     if training.batch_size > _LARGEST_BATCH:
         raise ValueError(
             f"training.batch_size must be at most {_LARGEST_BATCH:,}, got "
-            f"{show(training.batch_size)}; training.accumulate makes larger batches of small ones."
+            f"{show(training.batch_size)}."
         )
     for name, most in _SHARES.items():
         value = getattr(optimizer, name)
@@ -155,6 +155,27 @@ def check_batch(training: TrainingConfig, num_examples: int) -> None:
             "training.batch_size must be at most the number of training examples, "
             f"{num_examples:,}, got {training.batch_size:,}."
         )
+
+
+def share_of_batch(training: TrainingConfig, processes: int) -> int:
+    """Examples of one micro-batch of one process.
+
+    Args:
+        processes: those that see different examples.
+
+    Raises:
+        ValueError: the examples of a step cannot be shared out evenly.
+    """
+    parts = processes * training.accumulate
+    share, left = divmod(training.batch_size, parts)
+    if left:
+        near = [size for size in (share * parts, (share + 1) * parts) if size]
+        raise ValueError(
+            f"training.batch_size must be a multiple of {parts}, for {processes:,} processes with "
+            f"training.accumulate={training.accumulate} share the examples of a step evenly, got "
+            f"training.batch_size={training.batch_size}; use {' or '.join(map(str, near))}."
+        )
+    return share
 
 
 def show(value: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from foveal.training.interrupt import Interrupt, Interrupted
 from foveal.training.metrics import MetricsLog
 from foveal.training.processes import StoppedElsewhereError
 from foveal.training.progress import clock
+from foveal.training.pulse import Heard, Pulse
 from foveal.training.schedule import progress
 from foveal.training.task import Task
 
@@ -46,12 +47,6 @@ class Trained(Protocol):
     def save(self) -> Path:
         """Write a checkpoint."""
 
-    def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
-        """The clock of all, and whether any wants to stop."""
-
-    def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over all."""
-
     def interrupted(self) -> Interrupted:
         """What to raise when all is saved."""
 
@@ -63,6 +58,8 @@ class Loop:
         self.trainer, self.log, self.bar, self.interrupt = trainer, log, bar, interrupt
         self.training = trainer.training
         self._started = time.monotonic() - trainer.elapsed
+        self._pulse = Pulse(trainer.accelerator, self.training.log_every)
+        self._stop, self._loss = False, math.nan
         self._saved_at = time.monotonic()
         self._saved_step = trainer.step if trainer.step else -1
         self._losses: list[Tensor] = []
@@ -78,13 +75,13 @@ class Loop:
         trainer = self.trainer
         trainer.task.model.train()
         self._say_precision()
-        stop = self._tick()
-        while progress(self.training, trainer.step, trainer.elapsed) < 1.0:
-            if stop:
+        self._listen()
+        while not self._finished():
+            if self._stop:
                 self._save()
                 raise trainer.interrupted()
             self._losses.append(trainer.train_step())
-            stop = self._tick()
+            self._tick()
             if trainer.step == self._first_step + 1:
                 self._warm_at = time.monotonic()
             if self._due(self.training.log_every) or self._finished():
@@ -96,14 +93,32 @@ class Loop:
             if self._due(self.training.checkpoint_every) or self._save_is_late():
                 self._save()
         self._save()
-        if stop:
+        if self._stop:
             raise trainer.interrupted()
 
-    def _tick(self) -> bool:
-        """Move the clock on; returns whether to stop."""
-        elapsed = time.monotonic() - self._started
-        self.trainer.elapsed, stop = self.trainer.agree(elapsed, self.interrupt.requested)
-        return stop
+    def _tick(self) -> None:
+        """Move the clock on, and hear the others if it is time to.
+
+        Where it says that the time is over, the others are asked, for it may be only a guess.
+        """
+        pulse, trainer = self._pulse, self.trainer
+        trainer.elapsed = self._clock() if pulse.is_alone else pulse.elapsed(trainer.step)
+        if pulse.is_due(trainer.step) or self._finished():
+            self._listen(self._losses)
+        elif pulse.is_alone:
+            self._stop = self.interrupt.requested
+
+    def _listen(self, losses: Sequence[Tensor] = ()) -> None:
+        """Clock and wishes of all, and their losses; these may stop the training."""
+        asked = self.interrupt.requested
+        heard = self._pulse.exchange(self.trainer.step, self._clock(), asked, losses)
+        self.trainer.elapsed, self._stop, self._loss = heard.elapsed, heard.stop, heard.loss
+        if heard.broken:
+            self._fail(heard)
+
+    def _clock(self) -> float:
+        """Seconds of training by this process's own clock."""
+        return time.monotonic() - self._started
 
     def _finished(self) -> bool:
         return progress(self.training, self.trainer.step, self.trainer.elapsed) >= 1.0
@@ -119,10 +134,11 @@ class Loop:
         )
 
     def _evaluate(self) -> None:
+        self._listen()
         trainer, began = self.trainer, self.trainer.elapsed
         metrics = trainer.evaluate(quick=True)
         self.log.write(trainer.step, {f"valid/{k}": v for k, v in metrics.items()})
-        self._tick()
+        self._listen()
         self._evaluation = trainer.elapsed - began
         self._evaluating += self._evaluation
 
@@ -138,23 +154,13 @@ class Loop:
         if self.trainer.step != self._saved_step:
             self.trainer.save()
             self._saved_step = self.trainer.step
+            self._listen()
         self._saved_at = self._started + self.trainer.elapsed
 
     def _report(self) -> None:
         """Log the mean loss since the last report and redraw the progress."""
-        trainer, now = self.trainer, time.monotonic()
-        loss = trainer.mean(torch.stack(self._losses).mean())
+        trainer, now, loss = self.trainer, time.monotonic(), self._loss
         self._losses.clear()
-        if not np.isfinite(loss):
-            kind = (
-                FloatingPointError
-                if trainer.accelerator.is_main_process
-                else StoppedElsewhereError
-            )
-            raise kind(
-                f"the loss became {loss} at step {trainer.step}; lower optimizer.learning_rate="
-                f"{trainer.optimizer_config.learning_rate} or raise optimizer.warmup_steps."
-            )
         steps = trainer.step - self._logged_step
         units = steps * self.training.accumulate * trainer.task.units_per_batch
         speed = units * trainer.accelerator.num_processes / max(now - self._logged_at, 1e-9)
@@ -162,6 +168,18 @@ class Loop:
         values = {"loss": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"], "speed": speed}
         self.log.write(trainer.step, {**values, "elapsed": trainer.elapsed})
         self._show(loss, speed)
+
+    def _fail(self, heard: Heard) -> None:
+        """Stop for a loss that is no number, on all processes; the first one says so."""
+        trainer, size = self.trainer, self.trainer.accelerator.num_processes
+        numbers = ", ".join(map(str, heard.where))
+        where = f" on process {numbers} of {size}, first at step {heard.broken}"
+        kind = FloatingPointError if trainer.accelerator.is_main_process else StoppedElsewhereError
+        raise kind(
+            f"the loss became {heard.loss} at step {trainer.step}{where if size > 1 else ''}; "
+            f"lower optimizer.learning_rate={trainer.optimizer_config.learning_rate} or raise "
+            f"optimizer.warmup_steps={trainer.optimizer_config.warmup_steps}."
+        )
 
     def _say_precision(self) -> None:
         trainer = self.trainer

@@ -48,6 +48,16 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Scalar loss of a batch; `model` is `self.model`, perhaps wrapped for many processes."""
 
+    def weight(self, batch: Any) -> float | None:
+        """How many terms the loss of a batch is the mean of; None where it is always as many.
+
+        Micro-batches, of this and other processes, count in this proportion. A task may leave
+        this method out.
+
+        Args:
+            batch: as the stream gave it, not yet on the device.
+        """
+
     def evaluate(self, *, quick: bool, rank: int = 0, world_size: int = 1) -> Totals:
         """Sums and counts over this process's share of the held-out data.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from foveal.common.processor import fast_dtype
@@ -27,6 +26,7 @@ from foveal.training.processes import from_first
 from foveal.training.progress import make_progress
 from foveal.training.schedule import learning_rate, progress, time_used
 from foveal.training.task import Task, Totals
+from foveal.training.weighing import GlobalMean
 from foveal.training.weights import Replicated, Weights
 
 CHECKPOINTS = "checkpoints"
@@ -57,7 +57,8 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
     # without an accelerator and without this word each process would believe that it is alone
-    return Accelerator(cpu=device.type == "cpu")
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # they begin and stay alike
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[buffers])
 
 
 class Trainer:
@@ -99,6 +100,8 @@ class Trainer:
             training.compile,
         )
         self.optimizers = self.weights.optimizers
+        # tasks that know nothing of weights have micro-batches that weigh the same
+        self._weight: Callable[[Any], float | None] = getattr(task, "weight", lambda batch: None)
         self.uses_bfloat16 = _uses_bfloat16(training, accelerator.device)
 
     def fit(self, resume_from: Path | None = None) -> Outcome:
@@ -145,7 +148,10 @@ class Trainer:
             self.task.stream.load_state_dict(position)
 
     def train_step(self) -> Tensor:
-        """One optimizer step; returns the mean loss of its micro-batches, detached, scalar."""
+        """One optimizer step; returns its loss, detached, scalar.
+
+        Of several processes, each returns its part: the mean over them is the loss of the step.
+        """
         # every step draws from a generator of its own: nothing to save, nothing disturbs it
         torch.manual_seed(
             _step_seed(self.training.seed, self.step, self.accelerator.process_index)
@@ -155,21 +161,29 @@ class Trainer:
         rate = learning_rate(self.optimizer_config, self.step, done, used)
         for group in chain.from_iterable(one.param_groups for one in self.optimizers):
             group["lr"] = rate
-        total = torch.zeros((), device=self.accelerator.device)
-        count = self.training.accumulate
-        for index in range(count):
-            batch = _to_device(self.task.stream.next(), self.accelerator.device)
-            with self.weights.synchronised(last=index == count - 1):
-                with self.autocast():
-                    loss = self.task.loss(self.weights.model, batch) / count
-                self.accelerator.backward(loss)
-            total += loss.detach()
+        total = self._add_gradients()
         self.weights.settle(self.optimizer_config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return total
+
+    def _add_gradients(self) -> Tensor:
+        """Gradients of the mean loss over the batch of all processes; its part of this one."""
+        total, count = None, self.training.accumulate
+        mean = GlobalMean(self.accelerator, count)
+        for index in range(count):
+            batch = self.task.stream.next()
+            mean.add(self._weight(batch))
+            batch = _to_device(batch, self.accelerator.device)
+            with self.weights.synchronised(last=index == count - 1):
+                with self.autocast():
+                    loss = mean.scaled(self.task.loss(self.weights.model, batch))
+                self.accelerator.backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return mean.divide(total, self.weights.model.parameters())
 
     @torch.no_grad()
     def evaluate(self, *, quick: bool) -> dict[str, float]:
@@ -220,15 +234,6 @@ class Trainer:
             check=lambda: self.before_saving(),
         )
 
-    def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
-        """The first process's clock, and whether any wants to stop, so that all leave together."""
-        if self.accelerator.num_processes == 1:
-            return elapsed, stop
-        shared = elapsed if self.accelerator.is_main_process else 0.0
-        values = torch.tensor([shared, stop], dtype=torch.float64).to(self.accelerator.device)
-        values = self.accelerator.reduce(values, reduction="sum")
-        return float(values[0]), bool(values[1])
-
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in bfloat16, where configuration and device agree on it."""
         if not self.uses_bfloat16:
@@ -241,20 +246,6 @@ class Trainer:
             self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
             position = state["stream"]
         self.task.stream.load_state_dict(position)
-        before, now = state.get("processes"), self.accelerator.num_processes
-        if before not in (None, now) and self.accelerator.is_main_process:
-            warnings.warn(
-                f"{before} processes trained this run and {now} go on with it, each with batches "
-                f"of {self.training.batch_size}: a step now sees {now / before:g} times as many "
-                "examples.",
-                stacklevel=2,
-            )
-
-    def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over all processes."""
-        if self.accelerator.num_processes > 1:
-            value = self.accelerator.reduce(value, reduction="mean")
-        return float(value)
 
     def _reduce(self, totals: Totals) -> dict[str, float]:
         names = sorted(totals)

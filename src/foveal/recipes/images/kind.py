@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.dtypes import wide
 from foveal.data.augment import to_floats
 from foveal.data.image_sources import PICTURES
 from foveal.data.images import AugmentedImages, ImageDataConfig
@@ -43,7 +44,7 @@ class Images(Classifier):
         """Mean cross-entropy in nats; images (batch, 3, h, w), targets (batch, classes)."""
         images, targets = batch
         smoothing = task.config.data.label_smoothing
-        return F.cross_entropy(model(images).float(), targets, label_smoothing=smoothing)
+        return F.cross_entropy(wide(model(images)), targets, label_smoothing=smoothing)
 
     def answer(self, model: nn.Module, read: Tensor, data: ImageDataConfig, quick: bool) -> Tensor:
         """Shares (batch, classes) of pictures; of one view each where it shall be quick."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.dtypes import wide
 from foveal.data.sequence_sources import SEQUENCES
 from foveal.data.sequences import SequenceDataConfig
 from foveal.recipes.classify import Classifier
@@ -37,7 +38,7 @@ class Sequences(Classifier):
     ) -> Tensor:
         """Mean cross-entropy in nats; tokens and mask (batch, length), labels (batch,)."""
         tokens, mask, labels = batch
-        return F.cross_entropy(model(tokens, mask).float(), labels)
+        return F.cross_entropy(wide(model(tokens, mask)), labels)
 
     @torch.no_grad()
     def answer(self, model: nn.Module, read: Any, data: SequenceDataConfig, quick: bool) -> Tensor:
