@@ -234,6 +234,54 @@ def test_parts_of_a_sequence_are_cut_evenly(ranks):
             assert not any(sum(sizes[:n]) % align for n in range(ranks))
 
 
+def test_queries_of_a_strided_pattern_have_parts_of_their_own():
+    """Few queries of an image, cut apart from its keys; explain knows of them."""
+    pattern = P.Halo((12, 12), 4, 1, query_stride=2)
+    q, k = torch.randn(1, 2, 36, 8), torch.randn(1, 2, 144, 8)
+
+    def act(rank):
+        few, many = parallel.take(q, rank, dim=2), parallel.take(k, rank, dim=2)
+        out = parallel.attend(few, many, many, pattern, rank)
+        given = {"lengths": (36,) * 4, "query_lengths": (9,) * 4}
+        rank.bytes_received = 0
+        assert torch.equal(out, parallel.attend(few, many, many, pattern, rank, **given))
+        with pytest.raises(ValueError, match="query_lengths must name"):
+            parallel.attend(few, many, many, pattern, rank, query_lengths=(1, 2))
+        return out, rank.bytes_received
+
+    found = parallel.simulate(4, act)
+    torch.testing.assert_close(
+        torch.cat([out for out, _ in found], 2), foveal.attend(q, k, k, pattern)
+    )
+    said = parallel.explain(pattern, 144, 4, heads=2, head_dim=8, itemsize=4)
+    assert max(size for _, size in found) == said.bytes
+
+
+@pytest.mark.parametrize("pattern", [P.SlidingWindow(20), P.Pyramid(4), P.Prefix(9), P.Full()])
+def test_one_exchange_and_one_gathering_a_direction(pattern):
+    """However many ranks a query's keys lie on; a gathering goes back as an exchange."""
+
+    def act(rank):
+        calls = []
+        for name in ("exchange", "gather"):
+            real = getattr(rank, name)
+            setattr(rank, name, lambda *a, n=name, real=real: calls.append(n) or real(*a))
+        q, k, v = (torch.randn(1, 2, 12, 8, requires_grad=True) for _ in range(3))
+        found = []
+        for _ in range(2):  # the first arranges who wants what
+            calls.clear()
+            out = parallel.attend(q, k, v, pattern, rank, lengths=(12,) * 4)
+            found.append(tuple(calls))
+            calls.clear()
+            out.sum().backward()
+            found.append(tuple(calls))
+        return found
+
+    for found in parallel.simulate(4, act):
+        for calls in found[1:]:
+            assert len(calls) <= (2 if pattern.pools else 1)
+
+
 def test_what_cannot_be_shared_is_refused():
     """In words that name the argument: no tokens, no mesh, parts that are not as long."""
     q = torch.randn(1, 2, 8, 4)

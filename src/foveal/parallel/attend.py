@@ -64,7 +64,8 @@ def attend(
     call, and once in the backward pass.
 
     Args:
-        q: (batch, heads, own tokens, head_dim).
+        q: (batch, heads, own tokens, head_dim); of a pattern that strides its queries, (batch,
+            heads, own queries, head_dim), wherever these are cut.
         k, v: (batch, kv_heads, own tokens, head_dim or head_dim_v).
         pattern: of the whole sequence.
         mesh: the ranks: a DeviceMesh of one dimension such as mesh["cp"], or a process group.
@@ -80,8 +81,7 @@ def attend(
         what `foveal.attend` returns of the whole, cut to the own tokens.
 
     Raises:
-        TypeError, ValueError: as `foveal.attend`; mesh is no group of ranks; a pattern whose
-            queries are fewer than its keys, where they are not given.
+        TypeError, ValueError: as `foveal.attend`; mesh is no group of ranks.
 
     Example:
         >>> from torch.distributed.device_mesh import init_device_mesh
@@ -93,22 +93,21 @@ def attend(
     ranks = as_ranks(mesh)
     if ranks.size == 1:
         return attend_here(q, k, v, pattern, bias=bias, key_mask=key_mask, **options)
+    sizes = lengths_of(ranks, k.shape[2], lengths)
+    length = sum(sizes)
+    pattern.check_length(length)
+    if queries is None and not pattern.pools and pattern.num_queries(length) != length:
+        queries = _asked(pattern, q.shape[2], length, ranks)
     count = k.shape[2] if queries is None else _own(queries, ranks)
     if not q.ndim == k.ndim == v.ndim == 4 or (q.shape[2], k.shape[2]) != (count, v.shape[2]):
         raise ValueError(
             "q, k and v must be (batch, heads, own tokens, head_dim) with as many tokens, got "
             f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
         )
-    sizes = lengths_of(ranks, k.shape[2], lengths)
-    length = sum(sizes)
-    pattern.check_length(length)
     if pattern.pools and queries is None:
         return pooled.attend(q, k, v, pattern, ranks, sizes, bias, key_mask, options)  # type: ignore[arg-type]
-    if pattern.pools or (queries is None and pattern.num_queries(length) != length):
-        raise ValueError(
-            f"{pattern} strides its queries, which foveal.parallel.attend does not share among "
-            "ranks; gather the sequence on each of them."
-        )
+    if pattern.pools:
+        raise ValueError(f"queries of {pattern} are cut where its keys are; leave queries= out.")
     local = localize(pattern, sizes, ranks, queries)
     k, v, key_mask = _with_foreign(k, v, key_mask, local.share, ranks)
     if isinstance(bias, WindowBias):
@@ -139,6 +138,13 @@ def localize(
     return found
 
 
+def _asked(pattern: Pattern, own: int, length: int, ranks: Ranks) -> list[tuple[int, int]]:
+    """The queries of every rank, of a pattern that has fewer of them than keys."""
+    borders = [0, *itertools.accumulate(lengths_of(ranks, own))]
+    pattern.check_lengths(borders[-1], length)
+    return list(itertools.pairwise(borders))
+
+
 def _own(queries: Sequence[tuple[int, int]], ranks: Ranks) -> int:
     """Queries of this rank."""
     first, last = queries[ranks.rank]
@@ -147,7 +153,8 @@ def _own(queries: Sequence[tuple[int, int]], ranks: Ranks) -> int:
 
 def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) -> Pattern:
     """Queries [first, last) of a pattern over these runs of keys."""
-    if len(keys) == 1 and pattern.takes_length(keys[0][1]):
+    plain = len(keys) == 1 and pattern.num_queries(length) == length
+    if plain and pattern.takes_length(keys[0][1]):
         return part_of(pattern, first, last - first, keys[0][0])
     return Gathered(pattern, first, last - first, keys, length)
 

@@ -76,20 +76,21 @@ def explain(
         align: as in `take`.
 
     Raises:
-        ValueError: a number is not positive, or a pattern that is not shared among ranks.
+        ValueError: a number is not positive, or a length that the pattern does not take.
     """
     for name, value in {"length": length, "ranks": ranks, "head_dim": head_dim}.items():
         as_int(name, value, 1)
-    if not pattern.pools and pattern.num_queries(length) != length:
-        raise ValueError(f"{pattern} is not shared among ranks; see foveal.parallel.attend.")
     pattern.check_length(length)
     sizes = cut_evenly(length, ranks, align)
     layout = layout_of(pattern, sizes) if pattern.pools else None
     borders = layout.borders if layout else [0, *itertools.accumulate(sizes)]
+    queries = borders
+    if not pattern.pools and (few := pattern.num_queries(length)) != length:
+        queries = [0, *itertools.accumulate(cut_evenly(few, ranks))]
     token = 2 * batch * (kv_heads or heads) * head_dim * itemsize
     tokens, neighbors = 0, 0
     for rank in _looked_at(ranks):
-        first, last = borders[rank], borders[rank + 1]
+        first, last = queries[rank], queries[rank + 1]
         needs = layout.needs(rank) if layout else pattern.needs(first, last, length)
         spans = enumerate(itertools.pairwise(borders))
         others = [found for n, span in spans if n != rank and (found := within(needs, *span))]
@@ -97,8 +98,8 @@ def explain(
         tokens = max(tokens, sum(count(found) for found in others) + summary)
         neighbors = max(neighbors, ranks - 1 if summary else len(others))
     own = sizes[0]
-    queries = batch * heads * head_dim * itemsize
-    ulysses = (2 * queries + token) * own * (ranks - 1) // ranks if ranks <= heads else None
+    query = batch * heads * head_dim * itemsize
+    ulysses = (2 * query + token) * own * (ranks - 1) // ranks if ranks <= heads else None
     return Volume(
         length, ranks, tokens, tokens * token, (length - own) * token, ulysses, neighbors
     )

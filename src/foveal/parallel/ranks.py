@@ -6,6 +6,7 @@ All names of torch.distributed that may move are in this module.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -40,10 +41,22 @@ class Group:
     """Ranks that are the processes of a group."""
 
     def __init__(self, group: Any) -> None:
-        self.group = group
+        self._group = weakref.ref(group)
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         cuda = dist.get_backend(group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else None
+
+    @property
+    def group(self) -> Any:
+        """The group itself.
+
+        Raises:
+            RuntimeError: it has been destroyed.
+        """
+        group = self._group()
+        if group is None:
+            raise RuntimeError("the process group of this mesh has been destroyed; make another.")
+        return group
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         found = rows.new_empty((sum(received), *rows.shape[1:]))
@@ -138,7 +151,8 @@ def simulate(size: int, act: Callable[[Simulated], ResultT]) -> list[ResultT]:
     return results
 
 
-_GROUPS: dict[int, tuple[Any, Group]] = {}
+_GROUPS: weakref.WeakKeyDictionary[Any, Group] = weakref.WeakKeyDictionary()
+"""What the groups remember; torch holds each until it is destroyed."""
 
 
 def as_ranks(mesh: Any) -> Ranks:
@@ -164,7 +178,7 @@ def as_ranks(mesh: Any) -> Ranks:
             "mesh must be a DeviceMesh of one dimension or a process group, got "
             f"{type(mesh).__name__}."
         )
-    kept = _GROUPS.get(id(group))
-    if kept is None or kept[0] is not group:
-        kept = _GROUPS[id(group)] = (group, Group(group))
-    return kept[1]
+    kept = _GROUPS.get(group)
+    if kept is None:
+        kept = _GROUPS[group] = Group(group)
+    return kept

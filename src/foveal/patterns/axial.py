@@ -12,6 +12,7 @@ from torch import Tensor
 from foveal.common.words import meant
 from foveal.patterns.base import Overlap
 from foveal.patterns.image import Bounds, ImagePattern
+from foveal.patterns.needs import Stretches
 from foveal.patterns.sizes import each_bool
 from foveal.patterns.tiling import MAX_TILE, Axis, Tiling
 from foveal.patterns.window import SlidingWindow
@@ -144,6 +145,11 @@ class Axial(ImagePattern):
         if self._window:
             return self._window._part(first, count, length)
         return super()._part(first, count, length)
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        if len(self.sides) == 2 and self._along == (0,) and last - first >= self.sides[1]:
+            return ((0, last if self._cut(0) else length),)  # a row of queries reads all columns
+        return super().needs(first, last, length)
 
     # -- decoding and counting ----------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from foveal.patterns.needs import Stretches, keys_needed
 from foveal.patterns.notebook import picture
 from foveal.patterns.offsets import Placed
 from foveal.patterns.sizes import Sized, check_int
-from foveal.patterns.stretch import keys_between
+from foveal.patterns.stretch import keys_between, keys_in_reach
 from foveal.patterns.subclasses import drop_stale_forms
 from foveal.patterns.tiling import Tiling, consecutive, listed_groups
 
@@ -297,22 +297,13 @@ class Pattern(Placed, Sized):
         Returns (any, all): `any` is False only where no pair is allowed, `all` is True only where
         every pair is. The default knows nothing: (True, False).
         """
-        shape = torch.broadcast_shapes(q_first.shape, k_first.shape)
-        device = q_first.device
-        return (
-            torch.ones(shape, dtype=torch.bool, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-        )
+        some = (q_first == q_first) & (k_first == k_first)
+        return some, ~some
 
     def _candidates(self, queries: Tensor, length: int, block: int = 16, first: int = 0) -> Tensor:
         """Sorted keys of [first, length) that the queries may read, by blocks; a superset."""
         # `allows` has the last word, not `causal`, which a subclass may have forgotten
-        starts = torch.arange(first, length, block, device="cpu")
-        ends = (starts + block - 1).clamp(max=length - 1)
-        possible = self.overlap(queries.min(), queries.max(), starts, ends)[0]
-        keys = starts[possible.expand(starts.shape)][:, None] + torch.arange(block, device="cpu")
-        keys = keys.reshape(-1)
-        return keys[keys < length]
+        return keys_in_reach(self, queries, first, length, block)
 
     def block_mask(
         self, length: int, block: int = 128, device: torch.device | str | None = None

@@ -99,8 +99,8 @@ class BlockDiffusion(Pattern):
         one = ((1, 0),)
         keys = [Grid(a, one, ((b - a, 1),)) for a, b in stretches if a < b]
         queries = Grid(begin, one, ((stop - begin, 1),))
-        found = torch.cat([part.index()[0] for part in keys])
-        mask = self.allows(queries.index()[0][:, None], found[None])
+        found = torch.cat([part.first_tile() for part in keys])
+        mask = self.allows(queries.first_tile()[:, None], found[None])
         return TileGroup(queries, tuple(keys), None if bool(mask.all()) else mask[None])
 
     def num_pairs(self, length: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from foveal.patterns.base import Band, HeadMask, Overlap, Pattern
 from foveal.patterns.documents import Documents
 from foveal.patterns.full import Full
+from foveal.patterns.needs import Stretches, together
 from foveal.patterns.offsets import Codes, Coordinates
 from foveal.patterns.packs import pack_tiles, pairs_within
 from foveal.patterns.subclasses import is_a
@@ -209,6 +210,9 @@ class Union(_Combined):
 
     def fold(self, found: Iterable[Tensor]) -> Tensor:
         return functools.reduce(operator.or_, found)
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        return together([part.needs(first, last, length) for part in self.parts])
 
     @property
     def decodes_from(self) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.cut import cut
+from foveal.patterns.needs import Stretches, together
 from foveal.patterns.tiling import MAX_TILE, Grid, Places, TileGroup, Tiling
 
 
@@ -82,6 +83,15 @@ class Fixed(Pattern):
         starts = torch.arange(block, device="cpu")[:, None] * self.stride
         summaries = (starts + torch.arange(self._plain, self.stride, device="cpu")).reshape(-1)
         return torch.cat([summaries, torch.arange(block * self.stride, stop, device="cpu")])
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        if first >= last:
+            return ()
+        size, low = self.stride, first // self.stride * self.stride
+        high = last if self.causal else min(length, -(-last // size) * size)
+        starts = range(self._plain, low if self.causal else length, size)
+        summaries = [(start, min(start + self.summary, length)) for start in starts]
+        return together([((low, high),), tuple(summaries)])
 
     def num_pairs(self, length: int) -> int:
         whole, rest = divmod(length, self.stride)
@@ -171,8 +181,8 @@ class Fixed(Pattern):
         unfinished = max(0, rest - self._plain)
         last = Grid(whole * size + self._plain, shared, ((1, 0), (unfinished, 1)))
         keys = tuple(part for part in (own, summaries, last) if part.num_items)
-        first_tile = torch.cat([part.index()[0] for part in keys])
-        mask = self.allows(queries.index()[0][:, None], first_tile)
+        first_tile = torch.cat([part.first_tile() for part in keys])
+        mask = self.allows(queries.first_tile()[:, None], first_tile)
         return TileGroup(queries, keys, None if bool(mask.all()) else mask[None])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.patterns.base import Pattern
 from foveal.patterns.grids import Lookup, Places, Runs, edges
-from foveal.patterns.needs import Stretches, listed
+from foveal.patterns.needs import Stretches, listed, plan_of_part
 from foveal.patterns.offsets import Codes
 from foveal.patterns.sizes import refuse_more
 from foveal.patterns.tiling import TileGroup, Tiling
@@ -84,7 +84,7 @@ class Gathered(Pattern, abstract=True):
         return self.pattern.tokens(q_idx + self.first, self._places(k_idx.device)[k_idx])
 
     def counts_tokens(self, n_keys: int) -> bool:
-        return True
+        return self.pattern.counts_tokens(self.length)
 
     def farthest(self, n_queries: int, n_keys: int, first: int = 0, skipped: int = 0) -> int:
         last = self.first + self.count
@@ -101,7 +101,7 @@ class Gathered(Pattern, abstract=True):
     # -- plan -------------------------------------------------------------------------------
 
     def _part(self, first: int, count: int, length: int) -> Tiling:
-        whole = self.pattern._part(self.first + first, count, self.length)
+        whole = plan_of_part(self.pattern, self.first + first, count, self.length)
         return moved(whole, self.runs, length)
 
 

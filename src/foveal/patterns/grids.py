@@ -39,6 +39,10 @@ class Grid:
         """Positions as a tensor: (num_tiles, num_items) int64."""
         return self.starts()[:, None] + offsets(self.items)
 
+    def first_tile(self) -> Tensor:
+        """Positions of the first tile alone: (num_items,) int64."""
+        return offsets(self.items) + self.start
+
     def starts(self) -> Tensor:
         """Position of the first item of each tile: (num_tiles,) int64."""
         if self.num_tiles == 1:

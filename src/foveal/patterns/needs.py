@@ -12,6 +12,9 @@ from foveal.common.memo import remember
 from foveal.patterns.grids import Grid, Places, Scattered, offsets
 from foveal.patterns.tiling import Tiling
 
+MANY = 4096
+"""Runs that are no longer sorted to be merged."""
+
 Stretches = tuple[tuple[int, int], ...]
 """Runs [low, high) of positions: ascending, and with a gap between one and the next."""
 
@@ -25,8 +28,15 @@ def keys_needed(pattern: Any, first: int, last: int, length: int) -> Stretches:
     for one in pattern.per_head():
         if _is_unknown(one):
             return ((0, last if one.is_causal else length),)
-        found += read_by(one._part(first, last - first, length))
+        found += read_by(plan_of_part(one, first, last - first, length))
     return merged(found)
+
+
+@remember(entries=8)
+def plan_of_part(pattern: Any, first: int, count: int, length: int) -> Tiling:
+    """`Pattern._part`, kept for the moment: who asks what a part needs goes on to compute it."""
+    plan: Tiling = pattern._part(first, count, length)
+    return plan
 
 
 def _is_unknown(pattern: Any) -> bool:
@@ -73,11 +83,36 @@ def merged(found: Iterable[tuple[Tensor, Tensor]]) -> Stretches:
     if not pieces:
         return ()
     low, high = (torch.cat(side) for side in zip(*pieces, strict=True))
+    if len(low) > MANY:
+        return _marked(low, high)
     low, order = low.sort()
     reached = high[order].cummax(0).values
     begins = torch.cat([low.new_ones(1, dtype=torch.bool), low[1:] > reached[:-1]])
     ends = torch.cat([begins[1:], begins.new_ones(1)])
     return tuple(zip(low[begins].tolist(), reached[ends].tolist(), strict=True))
+
+
+def together(found: Iterable[Stretches]) -> Stretches:
+    """What any of several lists of runs covers."""
+    runs = [run for one in found for run in one]
+    starts, ends = torch.tensor(runs, dtype=torch.int64, device="cpu").reshape(-1, 2).unbind(1)
+    return merged([(starts, ends)])
+
+
+def moved(runs: Stretches, by: int) -> Stretches:
+    """Runs, shifted."""
+    return tuple((low + by, high + by) for low, high in runs)
+
+
+def _marked(low: Tensor, high: Tensor) -> Stretches:
+    """The same by counting at each position: cheaper where there are many short runs."""
+    steps = torch.zeros(int(high.max()) + 1, dtype=torch.int32, device="cpu")
+    one = steps.new_ones(1).expand(len(low))
+    steps.index_add_(0, low, one).index_add_(0, high, -one)
+    inside = (steps.cumsum(0) > 0).to(torch.int8)
+    change = inside.diff(prepend=inside.new_zeros(1))
+    begins, ends = ((change == way).nonzero()[:, 0].tolist() for way in (1, -1))
+    return tuple(zip(begins, ends, strict=True))
 
 
 def within(runs: Stretches, low: int, high: int) -> Stretches:

@@ -74,8 +74,7 @@ class Pyramid(Pattern):
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         if self.causal:
             return k_idx <= q_idx
-        shape = torch.broadcast_shapes(q_idx.shape, k_idx.shape)
-        return torch.ones(shape, dtype=torch.bool, device=q_idx.device)
+        return (q_idx == q_idx) & (k_idx == k_idx)
 
     def level(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         """Level at which each pair meets (elementwise, int64): 0 is full resolution."""
@@ -105,8 +104,7 @@ class Pyramid(Pattern):
     ) -> tuple[Tensor, Tensor]:
         if self.causal:
             return k_first <= q_last, k_last <= q_first
-        shape = torch.broadcast_shapes(q_first.shape, k_first.shape)
-        both = torch.ones(shape, dtype=torch.bool, device=q_first.device)
+        both = (q_first == q_first) & (k_first == k_first)
         return both, both
 
     def joined(self, n_queries: int, n_keys: int) -> _PyramidTiles:

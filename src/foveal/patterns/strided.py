@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveal.patterns.base import Overlap, Pattern
+from foveal.patterns.needs import Stretches
 from foveal.patterns.tiling import (
     MAX_TILE,
     Grid,
@@ -73,6 +74,11 @@ class Strided(Pattern):
         every = (nearest > -self.stride) & (farthest < self.stride)
         every = every | (some & (self.stride == 1))
         return some, every & (nearest >= 0) if self.causal else every
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        if last - first < self.stride:
+            return super().needs(first, last, length)
+        return ((0, last if self.causal else length),)
 
     def reads(self, position: int) -> Tensor:
         self._require_causal("reads")

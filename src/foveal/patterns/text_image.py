@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveal.patterns.base import Overlap, Pattern
 from foveal.patterns.full import Full
+from foveal.patterns.needs import Stretches, moved, together
 from foveal.patterns.offsets import Codes
 from foveal.patterns.tiling import Grid, Places, TileGroup, Tiling
 
@@ -145,6 +146,14 @@ class TextImage(Pattern):
         if mask is not None:
             mask = torch.nn.functional.pad(mask, (text, 0), value=True)
         return TileGroup(group.queries, (prefix, *group.keys), mask)
+
+    def needs(self, first: int, last: int, length: int) -> Stretches:
+        text = min(self.text_length, length)
+        if first >= last:
+            return ()
+        front = min(last, text) if self.causal_text and last <= text else text
+        image = self.image_pattern.needs(max(0, first - text), max(0, last - text), length - text)
+        return together([((0, front),) if front else (), moved(image, text)])
 
     def reads(self, position: int) -> Tensor:
         self._require_causal("reads")

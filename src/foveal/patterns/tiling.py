@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -294,11 +294,7 @@ def axes_groups(
 
 
 def _first_tile_mask(queries: Grid, keys: Grid, allows: Allows) -> Tensor | None:
-    one = [
-        replace(grid, tiles=tuple((1, 0) for _ in grid.tiles)).index()[0]
-        for grid in (queries, keys)
-    ]
-    mask = allows(one[0][:, None], one[1][None, :])
+    mask = allows(queries.first_tile()[:, None], keys.first_tile()[None, :])
     return None if bool(mask.all()) else mask[None]
 
 
