@@ -245,9 +245,10 @@ def test_queries_of_a_strided_pattern_have_parts_of_their_own():
         given = {"lengths": (36,) * 4, "query_lengths": (9,) * 4}
         rank.bytes_received = 0
         assert torch.equal(out, parallel.attend(few, many, many, pattern, rank, **given))
+        received = rank.bytes_received
         with pytest.raises(ValueError, match="query_lengths must name"):
             parallel.attend(few, many, many, pattern, rank, query_lengths=(1, 2))
-        return out, rank.bytes_received
+        return out, received
 
     found = parallel.simulate(4, act)
     torch.testing.assert_close(
