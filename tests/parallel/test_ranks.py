@@ -242,12 +242,12 @@ def test_queries_of_a_strided_pattern_have_parts_of_their_own():
     def act(rank):
         few, many = parallel.take(q, rank, dim=2), parallel.take(k, rank, dim=2)
         out = parallel.attend(few, many, many, pattern, rank)
-        given = {"lengths": (36,) * 4, "query_lengths": (9,) * 4}
+        given = {"lengths": (36,) * 4, "queries": [(9 * n, 9 * n + 9) for n in range(4)]}
         rank.bytes_received = 0
         assert torch.equal(out, parallel.attend(few, many, many, pattern, rank, **given))
         received = rank.bytes_received
-        with pytest.raises(ValueError, match="query_lengths must name"):
-            parallel.attend(few, many, many, pattern, rank, query_lengths=(1, 2))
+        with pytest.raises(ValueError, match="has 36 queries for 144 keys, got 144"):
+            parallel.attend(many, many, many, pattern, rank)
         return out, received
 
     found = parallel.simulate(4, act)

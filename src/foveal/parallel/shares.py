@@ -16,9 +16,7 @@ from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.patterns.needs import Stretches, count, listed, within
 
 
-def lengths_of(
-    ranks: Ranks, own: int, lengths: Sequence[int] | None = None, name: str = "lengths"
-) -> tuple[int, ...]:
+def lengths_of(ranks: Ranks, own: int, lengths: Sequence[int] | None = None) -> tuple[int, ...]:
     """Tokens of every rank, which are asked where they are not given.
 
     Raises:
@@ -29,8 +27,8 @@ def lengths_of(
     lengths = tuple(int(one) for one in lengths)
     if len(lengths) != ranks.size or lengths[ranks.rank] != own:
         raise ValueError(
-            f"{name} must name the tokens of {ranks.size} ranks, of which rank {ranks.rank} has "
-            f"{own}, got {name}={lengths}."
+            f"lengths must name the tokens of {ranks.size} ranks, of which rank {ranks.rank} has "
+            f"{own}, got lengths={lengths}."
         )
     return lengths
 
