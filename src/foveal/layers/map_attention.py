@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import Size
+from foveal.layers.rows import HERE, Rows
 from foveal.layers.windows import fold
 from foveal.patterns import Full
 from foveal.patterns.sizes import pair
@@ -43,6 +44,8 @@ class MapAttention(nn.Module):
         >>> layer(torch.randn(1, 32, 7, 11)).shape
         torch.Size([1, 32, 7, 11])
     """
+
+    rows: Rows = HERE
 
     @checked
     def __init__(
@@ -86,22 +89,19 @@ class MapAttention(nn.Module):
         q = self.to_q(x).unflatten(-1, (self.heads, self.dim_qk))
         k, v = self.to_kv(x).split((self.heads * self.dim_qk, self.heads * self.dim_v), -1)
         bias = self._positions(q)
-        q, k, v = (
-            fold(part, 1, 2).transpose(1, 2)
-            for part in (
-                q,
-                k.unflatten(-1, (self.heads, self.dim_qk)),
-                v.unflatten(-1, (self.heads, self.dim_v)),
-            )
-        )
+        k = self.rows.all(k, 1).unflatten(-1, (self.heads, self.dim_qk))
+        v = self.rows.all(v, 1).unflatten(-1, (self.heads, self.dim_v))
+        q, k, v = (fold(part, 1, 2).transpose(1, 2) for part in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         out = scaled_dot_product_attention(q, k, v, bias, dropout, scale=self.scale)
         out = fold(out.transpose(1, 2), 2, 3).unflatten(1, x.shape[1:3])
         return out.permute(0, 3, 1, 2)
 
     def _positions(self, q: Tensor) -> Tensor:
-        """q (batch, height, width, heads, dim) -> logits (batch, heads, pixels, pixels)."""
-        rows = torch.einsum("byxnd,yad->bnyxa", q, _entries(self.rel_height, q.shape[1]))
+        """q (batch, height, width, heads, dim) -> logits (batch, heads, pixels, all pixels)."""
+        down = _entries(self.rel_height, self.rows.count(q.shape[1]))
+        down = self.rows.own(down, 0, q.shape[1])
+        rows = torch.einsum("byxnd,yad->bnyxa", q, down)
         columns = torch.einsum("byxnd,xcd->bnyxc", q, _entries(self.rel_width, q.shape[2]))
         logits = rows[..., :, None] + columns[..., None, :]
         logits = fold(fold(logits, 4, 5), 2, 3)

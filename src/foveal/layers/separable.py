@@ -17,6 +17,7 @@ from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import is_plain, linear
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
+from foveal.layers.rows import HERE, Rows
 from foveal.layers.windows import (
     fold,
     from_windows,
@@ -49,6 +50,8 @@ class DSSA(nn.Module):
     Raises:
         ValueError: sizes that are not positive, or dropout outside [0, 1).
     """
+
+    rows: Rows = HERE
 
     @checked
     def __init__(
@@ -102,7 +105,8 @@ class DSSA(nn.Module):
 
         token, pixels = out.unflatten(0, (batch, -1)).split((1, out.shape[2] - 1), 3)
         shares = self._shares(token[:, :, :, 0], dropout)
-        maps = mix_windows(shares, pixels.transpose(2, 3), real)
+        every = self.rows.all(pixels.transpose(2, 3), 1)
+        maps = mix_windows(shares, every, _every_real(real, x, window, self.rows))
         maps = from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
         return as_map(over_channels(self.to_out, maps))
 
@@ -114,7 +118,7 @@ class DSSA(nn.Module):
         norm, activation, _, project = self.window_tokens_to_qk
         qk = _pointwise(project, activation(norm(found)).flatten(2))
         qk = qk.unflatten(-1, (self.heads, 2, self.dim_head))
-        return window_shares(qk.transpose(2, 3), dropout)
+        return window_shares(qk.transpose(2, 3), dropout, self.rows)
 
 
 def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
@@ -149,6 +153,7 @@ class SeparableAttention(nn.Module):
     """
 
     win_tokens: nn.Parameter | None
+    rows: Rows = HERE
 
     @checked
     def __init__(
@@ -215,15 +220,17 @@ class SeparableAttention(nn.Module):
         found, maps = both.split((1, both.shape[2] - 1), 2)
         maps = maps.unflatten(-1, (self.heads, -1))
         qk = self.win_qk(gelu(self.win_norm(found[:, :, 0]))).unflatten(-1, (2, self.heads, -1))
-        shares = window_shares(qk, self.dropout if self.training else 0.0)
-        maps = mix_windows(shares, maps, real) + maps
+        shares = window_shares(qk, self.dropout if self.training else 0.0, self.rows)
+        every = self.rows.all(maps, 1)
+        maps = mix_windows(shares, every, _every_real(real, x, window, self.rows)) + maps
         return from_windows(fold(maps, 3, 4).unflatten(1, grid), window, size)
 
     def _within(self, x: Tensor, real: Tensor | None, batch: int) -> Tensor:
         """Attention inside windows: (windows, tokens, dim) -> same."""
         qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
         dropout = self.dropout if self.training else 0.0
-        return fold(window_attention(qkv, real, batch, dropout).transpose(1, 2), 2, 3)
+        kv = self.rows.all(qkv[:, :, 1:], 1) if self.is_global and not self.rows.here else None
+        return fold(window_attention(qkv, real, batch, dropout, kv).transpose(1, 2), 2, 3)
 
     def _tokens(self, windows: Tensor, grid: list[int]) -> Tensor:
         """Window tokens of a map: (batch, windows, 1, dim)."""
@@ -231,11 +238,13 @@ class SeparableAttention(nn.Module):
         if self.win_tokens is None:
             return windows.new_zeros(batch, count, 1, dim)
         own: Tensor = self.win_tokens
-        if not known(*grid) or tuple(grid) != self.grid:
-            down, across = (_resize(n, old, own) for n, old in zip(grid, self.grid, strict=True))
+        whole = (self.rows.count(grid[0], "windows"), grid[1])
+        if not known(*grid) or whole != self.grid:
+            down, across = (_resize(n, old, own) for n, old in zip(whole, self.grid, strict=True))
             image = own.view(*self.grid, dim)
             image = torch.einsum("yi,ijd,xj->yxd", down, image, across)
             own = image.flatten(0, 1)[None, :, None]
+        own = self.rows.own(own, 1, count)
         return own.to(windows.dtype).expand(batch, -1, -1, -1)
 
 
@@ -251,7 +260,18 @@ def _resize(new: int, old: int, like: Tensor) -> Tensor:
     return (1 - distance).clamp(min=0).to(like.dtype)
 
 
-def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: float) -> Tensor:
+def _every_real(
+    real: Tensor | None, x: Tensor, window: tuple[int, int], rows: Rows
+) -> Tensor | None:
+    """As `real`, which is of the windows that are here, of the windows of all rows."""
+    if rows.here:
+        return real
+    return real_pixels(x.new_empty(1, rows.count(x.shape[1]), x.shape[2]), window)
+
+
+def window_attention(
+    qkv: Tensor, real: Tensor | None, batch: int, dropout: float, kv: Tensor | None = None
+) -> Tensor:
     """Attention of the tokens of each window to each other.
 
     Args:
@@ -259,6 +279,7 @@ def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: floa
         real: (windows, pixels) bool, which of the last tokens are pixels; None = all.
         batch: number of maps.
         dropout: on the attention weights.
+        kv: (batch * windows, all tokens, 2, heads, dim_head), where keys are more than queries.
 
     Returns:
         (batch * windows, heads, tokens, dim_head).
@@ -267,9 +288,11 @@ def window_attention(qkv: Tensor, real: Tensor | None, batch: int, dropout: floa
     if real is not None:
         real = nn.functional.pad(real, (qkv.shape[1] - real.shape[1], 0), value=True)
         mask = real.expand(batch, -1, -1).flatten(0, 1)[:, None, None, :]
-    if qkv.device.type == "cpu" and qkv.shape[1] <= _SMALL_WINDOW:
+    if kv is None and qkv.device.type == "cpu" and qkv.shape[1] <= _SMALL_WINDOW:
         return _small_attention(qkv, mask, dropout)
     q, k, v = qkv.transpose(1, 3).unbind(2)
+    if kv is not None:
+        k, v = kv.transpose(1, 3).unbind(2)
     return fused_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
@@ -283,12 +306,13 @@ def _small_attention(qkv: Tensor, mask: Tensor | None, dropout: float) -> Tensor
     return (nn.functional.dropout(weights, dropout) if dropout else weights) @ v
 
 
-def window_shares(qk: Tensor, dropout: float) -> Tensor:
+def window_shares(qk: Tensor, dropout: float, rows: Rows = HERE) -> Tensor:
     """Attention weights between windows.
 
-    qk (batch, windows, 2, heads, dim_head) -> (batch, heads, windows, windows).
+    qk (batch, windows, 2, heads, dim_head) -> (batch, heads, windows, windows of all rows).
     """
     q, k = qk.transpose(1, 3).unbind(2)
+    k = rows.all(k, 2)
     weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
     return nn.functional.dropout(weights, dropout) if dropout else weights
 
@@ -299,12 +323,12 @@ def mix_windows(shares: Tensor, maps: Tensor, real: Tensor | None) -> Tensor:
     Where a window has no pixel, because it leaves the map, the others share its weight.
 
     Args:
-        shares: (batch, heads, windows, windows).
-        maps: (batch, windows, pixels, heads, dim_head).
-        real: (windows, pixels) bool; None = all pixels are.
+        shares: (batch, heads, windows, all windows).
+        maps: (batch, all windows, pixels, heads, dim_head).
+        real: (all windows, pixels) bool; None = all pixels are.
 
     Returns:
-        As maps.
+        (batch, windows, pixels, heads, dim_head).
     """
     if real is not None:
         maps = maps * real[:, :, None, None]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.rows import HERE, Rows
 from foveal.layers.weights import dtype_of
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
@@ -92,6 +93,7 @@ class ImageModel(Model):
         feature_info: for each stage its `num_chs`, `reduction` (pixels of the image per pixel of
             the map) and `module` (name).
         num_features: channels of the last map, as `forward_features` gives it.
+        rows: what pools the last map.
     """
 
     pipeline_tag = "image-classification"
@@ -99,6 +101,7 @@ class ImageModel(Model):
     feature_info: FeatureInfo
     num_features: int
     grad_checkpointing = False
+    rows: Rows = HERE
 
     # -- what a subclass defines ------------------------------------------------------------
 
@@ -114,11 +117,11 @@ class ImageModel(Model):
         """Map -> features (batch, head_hidden_size)."""
         kind = self.settings.global_pool
         if kind in ("avg", ""):
-            return x.mean((2, 3))
-        most = x.amax((2, 3))
+            return self._mean(x)
+        most = self.rows.most(x)
         if kind == "max":
             return most
-        both = (x.mean((2, 3)), most)
+        both = (self._mean(x), most)
         return torch.cat(both, 1) if kind == "catavgmax" else (both[0] + both[1]) / 2
 
     def get_classifier(self) -> nn.Module:
@@ -127,6 +130,10 @@ class ImageModel(Model):
 
     def _set_classifier(self, layer: nn.Module) -> None:
         raise NotImplementedError
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Mean over the pixels of what is pooled; without pooling that is a pixel of its own."""
+        return self.rows.mean(x) if self.settings.global_pool else x.mean((2, 3))
 
     # -- the public face --------------------------------------------------------------------
 
@@ -182,6 +189,7 @@ class ImageModel(Model):
         if not pooled:  # every pixel is a map of its own
             x = x.movedim(1, -1).flatten(0, 2)[:, :, None, None]
         x = nn.functional.dropout(self._pool(x), self.settings.drop_rate, self.training)
+        x = self.rows.agreed(x) if pooled and self.training and self.settings.drop_rate else x
         x = x if pre_logits else self.get_classifier()(x)
         return x if pooled else x.unflatten(0, shape).movedim(-1, 1)
 

@@ -7,6 +7,7 @@ from foveal.parallel.attend import attend
 from foveal.parallel.explain import Volume, explain
 from foveal.parallel.fetch import fetch
 from foveal.parallel.loss import cross_entropy, next_tokens
+from foveal.parallel.image import shard_rows
 from foveal.parallel.model import shard_sequence
 from foveal.parallel.ranks import Simulated, simulate
 from foveal.parallel.shares import take
@@ -17,6 +18,7 @@ __all__ = [
     "shard_sequence",
     "cross_entropy",
     "next_tokens",
+    "shard_rows",
     "take",
     "explain",
     "Volume",

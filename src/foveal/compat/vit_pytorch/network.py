@@ -150,7 +150,7 @@ class SepViT(ImageModel):
         self.mlp_head[2] = layer
 
     def _pool(self, x: Tensor) -> Tensor:
-        return self.mlp_head[1](x.mean((2, 3)))
+        return self.mlp_head[1](self._mean(x))
 
     def _stages(self, x: Tensor) -> Iterator[Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)

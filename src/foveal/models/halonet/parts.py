@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foveal.layers.halo import HaloAttention
 from foveal.layers.map_attention import MapAttention
+from foveal.layers.rows import HERE, Rows
 from foveal.models.halonet.config import HaloNetConfig, Mixer, to_eights
 from foveal.patterns.sizes import pair
 
@@ -118,6 +119,8 @@ class SqueezeExcite(nn.Module):
         hidden: features between the layers.
     """
 
+    rows: Rows = HERE
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.act, self.fc2 = (
@@ -128,7 +131,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, height, width) -> same."""
-        return x * self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x * self.fc2(self.act(self.fc1(self.rows.mean(x)[..., None, None]))).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):
@@ -138,6 +141,8 @@ class EfficientChannelAttention(nn.Module):
         dim: channels; they say how wide the convolution is.
     """
 
+    rows: Rows = HERE
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         width = int(abs(math.log2(dim) + 1) / 2)
@@ -146,5 +151,5 @@ class EfficientChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, height, width) -> same."""
-        weight = self.conv(x.mean((2, 3))[:, None]).sigmoid()
+        weight = self.conv(self.rows.mean(x)[:, None]).sigmoid()
         return x * weight.transpose(1, 2)[..., None]

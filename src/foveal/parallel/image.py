@@ -1,0 +1,147 @@
+"""Image models over rows of the image: each layer reads what it needs of the other ranks' rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from foveal.layers import DSSA, SeparableAttention
+from foveal.layers.patch import ChanLayerNorm, DropPath
+from foveal.layers.relative_position import RelPosEmb
+from foveal.layers.rows import Rows
+from foveal.models.image import ImageModel
+from foveal.parallel.around import aligned, around, reach_of
+from foveal.parallel.norm import batch_norm
+from foveal.parallel.ranks import as_ranks
+from foveal.parallel.whole import Image, Shared, Sizes
+
+_BY_PIXEL = (
+    *(nn.Linear, nn.LayerNorm, ChanLayerNorm, nn.Identity, nn.Dropout, RelPosEmb),
+    *(nn.Sequential, nn.ModuleList),  # empty ones
+    *(nn.GELU, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU, nn.Mish),
+    nn.Conv1d,  # over the channels, or of width 1
+)
+_WHOLE = (nn.SyncBatchNorm,)
+
+
+def shard_rows(model: nn.Module, mesh: Any) -> nn.Module:
+    """Let every forward pass of an image model take this rank's rows of the images.
+
+    The parts follow each other by rank, with any number of rows, as `take(images, mesh, dim=2)`
+    cuts them. Logits, or pooled features, are those of the whole images, the same on every rank;
+    maps (`features_only`, `forward_features`, no pooling) are of the own rows. Batch norms have
+    the statistics of the whole batch. Gradients of weights add up over the ranks to those of one
+    process, where each takes the same loss of the logits, or the loss of the own rows of maps
+    (DistributedDataParallel averages: multiply the loss by the number of ranks).
+
+    What a rank computes twice is least where it has many rows, cut at a multiple of the blocks of
+    attention. Dropout of features is drawn by each rank; what drops a whole image, by rank 0.
+    A SyncBatchNorm stays what it is: give it the processes that have rows or other images.
+
+    Args:
+        model: a HaloNet or SepViT, or another image model of their layers, as it is: nothing is
+            copied.
+        mesh: the ranks: a DeviceMesh of one dimension such as mesh["cp"], or a process group.
+
+    Returns:
+        the model.
+
+    Raises:
+        TypeError: mesh is no group of ranks.
+        ValueError: another model, a layer that cannot be cut into rows, or a second call.
+    """
+    ranks = as_ranks(mesh)
+    if not isinstance(model, ImageModel):
+        raise ValueError(
+            f"shard_rows takes an image model such as HaloNet, got {type(model).__name__}; in a "
+            "model of your own, call foveal.parallel.fetch."
+        )
+    if not model.rows.here:
+        raise ValueError("this model is sharded already; shard_rows is called once.")
+    image = Image(ranks)
+    changes = [_change(name, layer, image) for name, layer in model.named_modules()]
+    for change in changes:
+        change()
+    model._stages = functools.partial(_stages, model._stages, image)  # type: ignore[method-assign]
+    head = functools.partial(_head, model, model.forward_head, ranks.size)
+    model.forward_head = head  # type: ignore[method-assign]
+    return model
+
+
+def _stages(
+    stages: Callable[[Tensor], Iterator[Tensor]], image: Image, x: Tensor
+) -> Iterator[Tensor]:
+    image.enter(x.shape[2])
+    yield from stages(x)
+
+
+def _head(
+    model: ImageModel, head: Callable[..., Tensor], ranks: int, x: Tensor, pre_logits: bool = False
+) -> Tensor:
+    """The head, whose result each of the ranks has: their gradients add up to one."""
+    out = head(x, pre_logits)
+    return _Part.apply(out, ranks) if model.global_pool else out
+
+
+def _drop_path(layer: DropPath, drop: Callable[[Tensor], Tensor], rows: Rows, x: Tensor) -> Tensor:
+    """Stochastic depth, of which all ranks drop the same."""
+    if not layer.training or not layer.rate:
+        return x
+    return x * rows.agreed(drop(x.new_ones(x.shape[0], *[1] * (x.ndim - 1))))
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: int) -> Tensor:
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return grads[0] / ctx.ranks, None
+
+
+def _change(name: str, layer: nn.Module, image: Image) -> Callable[[], None]:
+    """What is to be done to a layer, once all are known to be of a kind that can be cut.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    sizes = Sizes(image)
+
+    def become(act: Callable[..., Tensor], *given: Any) -> None:
+        layer.forward = functools.partial(act, *given)
+
+    if isinstance(layer, _BatchNorm) and not isinstance(layer, _WHOLE):
+        return lambda: become(batch_norm, layer, image)
+    if isinstance(layer, DropPath):
+        return lambda: become(_drop_path, layer, layer.forward, Shared(image))
+    rows = functools.partial(setattr, layer, "rows", Shared(image))
+    if isinstance(layer, DSSA | SeparableAttention) and not getattr(layer, "is_global", False):
+        dim = 2 if isinstance(layer, DSSA) else 1
+
+        def share() -> None:
+            rows()
+            become(aligned, layer.forward, layer.window_size[0], dim, sizes)
+
+        return share
+    if isinstance(getattr(layer, "rows", None), Rows):
+        return rows
+    reach = reach_of(layer)
+    if reach is not None and not reach.local:
+        return lambda: become(around, layer.forward, reach, sizes)
+    if (
+        reach is None
+        and not list(layer.children())
+        and not isinstance(layer, (*_BY_PIXEL, *_WHOLE))
+    ):
+        raise ValueError(
+            f"shard_rows cannot cut this model: {name} is a {type(layer).__name__}, of which it "
+            "is not known which rows it reads."
+        )
+    return lambda: None
