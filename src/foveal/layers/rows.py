@@ -23,11 +23,11 @@ class Rows:
         return own
 
     def own(self, x: Tensor, dim: int, count: int) -> Tensor:
-        """The entries of the rows that are here, which are `count`, of entries of all rows."""
+        """Of entries of all rows (..., all, ...) those that are here: (..., count, ...)."""
         return x
 
     def all(self, x: Tensor, dim: int) -> Tensor:
-        """The entries of all rows, of which x has those that are here."""
+        """The entries of all rows, of those that are here: (..., own, ...) -> (..., all, ...)."""
         return x
 
     def mean(self, x: Tensor) -> Tensor:
