@@ -6,8 +6,8 @@ Loaded when it is named: `import foveal.parallel`.
 from foveal.parallel.attend import attend
 from foveal.parallel.explain import Volume, explain
 from foveal.parallel.fetch import fetch
-from foveal.parallel.loss import cross_entropy, next_tokens
 from foveal.parallel.image import shard_rows
+from foveal.parallel.loss import cross_entropy, next_tokens
 from foveal.parallel.model import shard_sequence
 from foveal.parallel.ranks import Simulated, simulate
 from foveal.parallel.shares import take
