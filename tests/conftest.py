@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import peers
 import pytest
+from _pytest.runner import runtestprotocol
 
 
 @pytest.fixture
@@ -67,9 +69,53 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
-def pytest_unconfigure() -> None:
-    """... until the process ends, when C++ libraries look whether anything was left."""
-    gc.unfreeze()
+# ... until the process ends, when C++ libraries look whether anything was left
+atexit.register(gc.unfreeze)
+
+
+# -- many processes: pytest -n 2 ------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every other worker collects from the end: what one has prepared, the other reads.
+
+    The asserts of a file are rewritten, and its byte code is kept, by whoever comes there first.
+    """
+    if not _is_worker(config):
+        return
+    # called after all that libraries register; to take torch apart for seconds serves nobody
+    atexit.register(os._exit, 0)
+    odd = config.workerinput["workerid"].endswith(tuple("13579"))
+    if odd and config.args_source is config.ArgsSource.TESTPATHS:
+        paths = [path for room in config.args for path in Path(room).iterdir()]
+        rooms = [path for path in paths if path.is_dir() and path.name[0] not in "._"]
+        files = [path for path in paths if path.match("test_*.py")]
+        config.args[:] = sorted(map(str, rooms + files), reverse=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """... into the same order."""
+    if _is_worker(config):
+        items.sort(key=lambda item: item.path.parts)
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """A worker tells what became of a test, and not that it starts, is prepared and cleared away.
+
+    Unless that fails, or somebody asks for all durations: messages are most of what a short test
+    costs.
+    """
+    if not _is_worker(item.config) or item.config.getoption("durations") is not None:
+        return None
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 # -- the kernel of another processor: pytest tests/ops --emulate aarch64 ------------------------
