@@ -126,6 +126,19 @@ class AttentionCache:
         self.position += k.shape[2]
         return self
 
+    def stays(self, span: tuple[int, int], length: int) -> Tensor:
+        """Those of the positions [first, last) that `prefill` of `length` tokens keeps."""
+        return self._store.stays(*span, length)
+
+    def load(self, kv: Tensor, length: int) -> None:
+        """Fill the empty cache with what stays of `length` tokens.
+
+        Args:
+            kv: (2, batch, kv_heads, keys, head_dim), ascending.
+        """
+        self._store.put(kv, self.stays((0, length), length), length)
+        self.position = length
+
     def append(self, k: Tensor, v: Tensor) -> AttentionCache:
         """Load the next token: k, v (batch, kv_heads, 1, head_dim)."""
         if k.shape[2] != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -142,16 +143,38 @@ class PyramidCache:
         return self
 
     def _fill(self, kv: Tensor) -> None:
-        length, ring = kv.shape[3], self.data.shape[4]
-        while self.levels < self.pattern.num_levels(length):
+        length, kept = kv.shape[3], self.kept_clusters(kv.shape[3])
+        pooled = pool_keys(kv[0], kv[1], None, len(kept))
+        levels = [
+            torch.stack([pooled.level(x, number)[:, :, a:b] for x in (pooled.k, pooled.v)])
+            for number, (a, b) in enumerate(kept)
+        ]
+        self._put(levels, length)
+
+    def kept_clusters(self, length: int) -> list[tuple[int, int]]:
+        """Clusters [first, last) of each level that are held after `length` tokens."""
+        levels = max(self.levels, self.pattern.num_levels(length))
+        whole = [length >> level for level in range(levels)]  # clusters that are complete
+        return [(max(0, count - self.ring), count) for count in whole]
+
+    def load(self, levels: Sequence[Tensor], queries: Tensor, length: int) -> None:
+        """Fill the empty cache with what it keeps of `length` tokens.
+
+        Args:
+            levels: `kept_clusters` of each level, (2, batch, kv_heads, clusters, head_dim).
+            queries: the newest of each level, (batch, heads, levels, head_dim); none unless they
+                are coarse.
+        """
+        self._put(levels, length)
+        if self.queries.shape[2]:
+            self.queries.copy_(queries)
+
+    def _put(self, levels: Sequence[Tensor], length: int) -> None:
+        while self.levels < len(levels):
             self.add_level()
-        pooled = pool_keys(kv[0], kv[1], None, self.levels)
-        for number in range(self.levels):
-            whole = length >> number  # clusters that are complete
-            first = max(0, whole - ring)
-            places = torch.arange(first, whole, device=kv.device) % ring
-            level = [pooled.level(x, number)[:, :, first:whole] for x in (pooled.k, pooled.v)]
-            clusters = torch.stack(level)
+        kept = self.kept_clusters(length)
+        for number, (clusters, (first, last)) in enumerate(zip(levels, kept, strict=True)):
+            places = torch.arange(first, last, device=self.data.device) % self.ring
             self.data[:, :, :, number].index_copy_(3, places, clusters.to(self.data.dtype))
         self.position = length
 

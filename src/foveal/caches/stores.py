@@ -98,15 +98,20 @@ class Ring(_Store):
 
     def write(self, kv: Tensor, first: int) -> None:
         """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
-        count = kv.shape[3]
-        self.length = first + count
-        kv = kv.to(self.whole.dtype)
-        positions = torch.arange(first, self.length, device="cpu")
-        stays = (positions < self.prefix) | (positions >= self.length - self.window)
-        positions = positions[stays]
-        device = self.data.device
-        tokens = kv.index_select(3, (positions - first).to(device))
-        self.data.index_copy_(3, self._places(positions).to(device), tokens)
+        length = first + kv.shape[3]
+        positions = self.stays(first, length, length)
+        self.put(kv.index_select(3, (positions - first).to(kv.device)), positions, length)
+
+    def stays(self, first: int, last: int, length: int) -> Tensor:
+        """Those of the positions [first, last) that are held after `length` tokens."""
+        positions = torch.arange(first, last, device="cpu")
+        return positions[(positions < self.prefix) | (positions >= length - self.window)]
+
+    def put(self, kv: Tensor, positions: Tensor, length: int) -> None:
+        """Store kv (2, batch, kv_heads, keys, head_dim), all that stays of the newest tokens."""
+        self.length = length
+        places = self._places(positions).to(self.data.device)
+        self.data.index_copy_(3, places, kv.to(self.whole.dtype))
 
     @property
     def in_use(self) -> int:
@@ -193,14 +198,23 @@ class Log(_Store):
 
     def write(self, kv: Tensor, first: int) -> None:
         """Store kv (2, batch, kv_heads, tokens, head_dim) of the positions from `first` on."""
-        last = first + kv.shape[3] - 1
-        positions = torch.arange(first, last + 1, device="cpu")
-        if len(positions) > 1:
-            # what the newest token itself reads must stay too, so ask on its behalf
-            stays = self._is_kept(positions, last - 1) | (positions == last)
-            if not bool(stays.all()):
-                positions = positions[stays]
-                kv = kv.index_select(3, (positions - first).to(kv.device))
+        length = first + kv.shape[3]
+        positions = self.stays(first, length, length)
+        if len(positions) < kv.shape[3]:
+            kv = kv.index_select(3, (positions - first).to(kv.device))
+        self.put(kv, positions, length)
+
+    def stays(self, first: int, last: int, length: int) -> Tensor:
+        """Those of the positions [first, last) that are held after `length` tokens."""
+        positions, newest = torch.arange(first, last, device="cpu"), length - 1
+        if length - first < 2:
+            return positions
+        # what the newest token itself reads must stay too, so ask on its behalf
+        return positions[self._is_kept(positions, newest - 1) | (positions == newest)]
+
+    def put(self, kv: Tensor, positions: Tensor, length: int) -> None:
+        """Store kv (2, batch, kv_heads, keys, head_dim), all that stays of the newest tokens."""
+        last = length - 1
         if self.count + len(positions) > self.data.shape[3]:
             self._make_room(len(positions), last - 1)
         end = self.count + len(positions)

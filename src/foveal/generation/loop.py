@@ -47,6 +47,34 @@ class Recompute:
         return self.prefill(torch.cat((cache, token[:, None]), 1))
 
 
+@dataclass(frozen=True)
+class Continued:
+    """A decoder that has read its prompt: `generate` goes on where that ends.
+
+    Args:
+        decoder: what reads further tokens.
+        logits: (batch, num_tokens) after the prompt.
+        cache: of the decoder, after the prompt. It is used up.
+    """
+
+    decoder: Decoder
+    logits: Tensor
+    cache: Any
+
+    def prefill(self, tokens: Tensor, max_length: int | None = None) -> tuple[Tensor, Any]:
+        """The end of the prompt (batch, any) -> logits (batch, num_tokens), cache: both known."""
+        return self.logits, self.cache
+
+    def step(self, token: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """(batch,), cache -> logits after the token (batch, num_tokens), cache."""
+        return self.decoder.step(token, cache)
+
+    def stepper(self, rows: int) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+        """That of the decoder, if it can prepare for many steps; else its step."""
+        make = getattr(self.decoder, "stepper", None)
+        return self.decoder.step if make is None else make(rows)
+
+
 @torch.no_grad()
 def generate(
     decoder: Decoder,

@@ -9,6 +9,7 @@ from foveal.parallel.fetch import fetch
 from foveal.parallel.image import shard_rows
 from foveal.parallel.loss import cross_entropy, next_tokens
 from foveal.parallel.model import shard_sequence
+from foveal.parallel.prefill import prefill
 from foveal.parallel.ranks import Simulated, simulate
 from foveal.parallel.shares import take
 
@@ -19,6 +20,7 @@ __all__ = [
     "cross_entropy",
     "next_tokens",
     "shard_rows",
+    "prefill",
     "take",
     "explain",
     "Volume",

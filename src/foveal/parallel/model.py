@@ -127,7 +127,7 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
             f"DALLE, got {type(model).__name__}; in a model of your own, call "
             "foveal.parallel.attend."
         )
-    reason = _why_not(body)
+    reason = why_not(body)
     if reason is not None:
         raise ValueError(f"shard_sequence cannot cut this model, which {reason}.")
     if model.sharing is not None:
@@ -136,7 +136,7 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
     return model
 
 
-def _why_not(body: nn.Module) -> str | None:
+def why_not(body: nn.Module) -> str | None:
     """How a layer reads tokens that no rank could hand to it."""
     for stage in _stages(body):
         if not isinstance(stage, ResidualStack):
