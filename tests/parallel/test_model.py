@@ -150,3 +150,67 @@ def test_ranks_draw_the_same_factors():
     one, *others = parallel.simulate(3, act)
     assert len(set(one)) > 1
     assert others == [one, one]
+
+
+@pytest.mark.parametrize("make", ["windows", "shifted both ways"])
+def test_dropout_is_refused_in_training_alone(make):
+    """Each rank would draw otherwise than one process does; evaluation drops nothing."""
+    model = MODELS[make]()
+    dropping = type(model)(**{**model.config, "dropout": 0.1})
+
+    def act(rank):
+        mine = parallel.shard_sequence(copy.deepcopy(dropping), rank)
+        tokens = torch.zeros(1, 8, dtype=torch.long)
+        with pytest.raises(ValueError, match=r"got 0.1 in .*; train with dropout=0"):
+            mine(tokens)
+        return mine.eval()(tokens).shape
+
+    assert parallel.simulate(2, act) == [(1, 8, 20)] * 2
+
+
+WINDOWS = [P.SlidingWindow(9), P.SlidingWindow(3)]
+COUNTED = {
+    # attention before, inside and after; shortening, upsampling
+    "hourglass": (lambda: hourglass(attn_resampling=False, pattern=WINDOWS), (17, 19), 5),
+    "hourglass, whole groups": (
+        lambda: hourglass(attn_resampling=False, pattern=WINDOWS),
+        (18, 18),
+        4,
+    ),
+    # both resample by attention too
+    "hourglass, attention": (lambda: hourglass(), (17, 19), 7),
+    # a shift in front of either branch, and attention
+    "shifted": (
+        lambda: foveal.HTransformer1D(
+            **{**TINY, "depth": 1}, dim_head=8, attention="full", causal=True,
+            shift_tokens=True,
+        ),
+        (18, 18),
+        3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_whatever_reads_neighbours_exchanges_once_a_direction(name):
+    """One exchange for each layer, shift and resampling, as many on the way back; lengths once."""
+    make, cut, expected = COUNTED[name]
+    model = make()
+
+    def act(rank):
+        mine, calls = parallel.shard_sequence(copy.deepcopy(model), rank), []
+        own = torch.zeros(1, cut[rank.rank], dtype=torch.long)
+        mine(own)  # ranks ask each other once what they need
+
+        def counted(kind):
+            inner = getattr(rank, kind)
+            return lambda *given: calls.append(kind) or inner(*given)
+
+        rank.exchange, rank.gather = counted("exchange"), counted("gather")
+        loss = mine(own).sum()
+        forward, calls[:] = list(calls), []
+        loss.backward()
+        return forward.count("exchange"), forward.count("gather"), calls
+
+    for found in parallel.simulate(2, act):
+        assert found == (expected, 1, ["exchange"] * expected)

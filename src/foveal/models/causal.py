@@ -111,7 +111,7 @@ class CausalLM(Model):
             self._check_tokens(tokens, mask)
             return self._read(tokens, mask)
         self._check_tokens(tokens, mask, 0)
-        context: Any = self.sharing.of_part(tokens.shape[1], mask, self.max_seq_len)
+        context: Any = self.sharing.of_part(self, tokens.shape[1], mask)
         return self._read(tokens, context)
 
     def _read(self, tokens: Tensor, mask: Tensor | Context | None) -> Tensor:

@@ -12,6 +12,7 @@ from foveal.common.checks import as_int
 from foveal.layers import CrossAttention, SelfAttention
 from foveal.layers.packing import Context
 from foveal.layers.residual import Branch, ResidualStack
+from foveal.models.base import Model
 from foveal.models.causal import CausalLM
 from foveal.models.dalle import DALLE
 from foveal.models.hourglass import HourglassTransformer
@@ -73,26 +74,46 @@ class Sharing:
     def __deepcopy__(self, _: Any) -> Sharing:
         return self  # a copy of the model has the same ranks, which nothing copies
 
-    def of_part(self, own: int, mask: Tensor | None, most: int) -> Shards:
-        """The context of `own` tokens, of at most so many on all ranks.
+    def of_part(self, model: Model, own: int, mask: Tensor | None) -> Shards:
+        """The context of `own` tokens of this rank.
 
         Raises:
-            ValueError: there are more, or a mask that is none.
+            ValueError: there are more on all ranks than the model takes, or dropout is on.
         """
+        _check_dropout(model)
         lengths = lengths_of(self.ranks, own)
-        if sum(lengths) > most:
+        if sum(lengths) > model.max_seq_len:
             raise ValueError(
-                f"at most max_seq_len={most} tokens on all ranks, got {sum(lengths)}: {lengths}."
+                f"at most max_seq_len={model.max_seq_len} tokens on all ranks, got "
+                f"{sum(lengths)}: {lengths}."
             )
         return Shards(self.ranks, lengths, mask)
 
-    def of_whole(self, length: int) -> Shards:
-        """The context of this rank's part of a sequence that all of them know."""
+    def of_whole(self, model: Model, length: int) -> Shards:
+        """The context of this rank's part of a sequence that all of them know.
+
+        Raises:
+            ValueError: dropout is on.
+        """
+        _check_dropout(model)
         return Shards(self.ranks, cut_evenly(length, self.ranks.size, self.align), None)
 
     def agreed(self, x: Tensor) -> Tensor:
         """As that of a context."""
         return agreed(x, self.ranks)
+
+
+def _check_dropout(model: Model) -> None:
+    """Raise ValueError where a pass would drop something: the ranks would draw as they like."""
+    if not model.training:
+        return
+    for name, module in model.named_modules():
+        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
+        if isinstance(rate, float) and rate > 0 and module.training:
+            raise ValueError(
+                f"dropout depends on the number of ranks that share a sequence, got {rate} in "
+                f"{name}; train with dropout=0, or each sequence on one rank."
+            )
 
 
 def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
@@ -117,7 +138,8 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
 
     Raises:
         TypeError: mesh is no group of ranks.
-        ValueError: a model with layers that read tokens in another way than by a pattern.
+        ValueError: a model with layers that read tokens in another way than by a pattern. Later,
+            a pass that would drop something in training: train with dropout=0.
     """
     ranks = as_ranks(mesh)
     body = getattr(model, "transformer", None)

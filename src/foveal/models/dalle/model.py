@@ -304,7 +304,7 @@ class DALLE(Model):
         if self.sharing is None:
             x = self._embed(ids, tokens)
         else:
-            context = self.sharing.of_whole(ids.shape[1] + tokens.shape[1])
+            context = self.sharing.of_whole(self, ids.shape[1] + tokens.shape[1])
             x = self._embed_part(ids, tokens, *context.spans[context.part])
         if self.settings.stable:
             x = x * 0.1 + x.detach() * 0.9  # a tenth of the gradient for the embeddings
