@@ -78,6 +78,40 @@ def far_in_models(known, mesh, every):
     return max(far)
 
 
+def far_in_pictures(mesh, every):
+    """How far an image model is by rows of the image; batch norms learn where all share them."""
+    torch.manual_seed(0)
+    net = foveal.models.HaloNet(
+        num_classes=5, depths=(1, 1), dims=(8, 8), heads=(2, 2), strides=(1, 2), block_size=4,
+        halo_size=3, stem_dim=8, mixers=(("halo",), ("map",)), channel_attention="se",
+    ).double().train(mesh.size(0) == 1)
+    images = torch.randn(4, 3, 45, 22, dtype=torch.float64)
+    wanted = net(images).square().mean()
+    expected = torch.autograd.grad(wanted, list(net.parameters()))
+    parallel.shard_rows(net, mesh["cp"])
+    if every is not None:
+        from torch.distributed.fsdp import fully_shard
+
+        for stage in net.stages:
+            fully_shard(stage, mesh=every)
+        fully_shard(net, mesh=every)
+    share = images.chunk(mesh.size(0))[mesh.get_local_rank("dp")]
+    loss = net(parallel.take(share, mesh["cp"], dim=2)).square().mean() / mesh.size(0)
+    loss.backward()
+    total = loss.detach() / mesh.size(1)  # each has that of the whole images
+    dist.all_reduce(total)
+    far = [float((total - wanted.detach()).abs()) * 100]
+    for parameter, whole in zip(net.parameters(), expected):
+        grad = parameter.grad
+        if every is None:
+            grad = grad.contiguous()
+            dist.all_reduce(grad)
+        else:
+            grad = grad.full_tensor() * mesh.size()
+        far.append(float((grad - whole).abs().max()))
+    return max(far)
+
+
 def far_in_attention(pattern, mesh):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 48, 8, dtype=torch.float64) for _ in range(3))
@@ -107,7 +141,7 @@ def run(shape, patterns, shard_weights):
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "cp"))
     every = mesh["dp", "cp"]._flatten("dp_cp") if shard_weights else None
     far = [far_in_attention(one, mesh["cp"]) for one in patterns]
-    far += [far_in_models(one, mesh, every) for one in known]
+    far += [far_in_models(one, mesh, every) for one in known] + [far_in_pictures(mesh, every)]
     dist.barrier()
     dist.destroy_process_group()
     if rank:
@@ -119,16 +153,17 @@ def run(shape, patterns, shard_weights):
 
 def test_two_processes_compute_what_one_does(after_torch):
     """Under gloo, in float64: outputs and gradients of attention to 1e-10; the loss of a model of
-    every family to 1e-12, and the gradients of its weights to 1e-10, recomputed or reversible."""
+    every family to 1e-12, and the gradients of its weights to 1e-10, recomputed or reversible;
+    an image model by rows of the image."""
     kinds = (
         "P.SlidingWindow(9), P.Prefix(3) | P.SlidingWindow(5), P.Pyramid(4), P.Halo((6, 8), 3, 1)"
     )
     found = after_torch(CODE + f"run((1, 2), [{kinds}], False)").split()
-    assert found == ["True"] * 8 + ["0"]
+    assert found == ["True"] * 9 + ["0"]
 
 
 @pytest.mark.skipif("FOVEAL_LONG" not in os.environ, reason="20 s of processes; FOVEAL_LONG=1")
 def test_weights_may_be_sharded_beside_the_sequence(after_torch):
     """FSDP2 on 2 x 2: rows by one dimension of the mesh, tokens by the other, weights by both."""
     found = after_torch(CODE + "run((2, 2), [], True)").split()
-    assert found == ["True"] * 4 + ["0"] * 3
+    assert found == ["True"] * 5 + ["0"] * 3

@@ -16,6 +16,9 @@ from torch import Tensor
 
 ResultT = TypeVar("ResultT")
 
+# torch 2.13 gives the old name up
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Ranks(Protocol):
     """What hands rows from rank to rank; every rank calls it at the same places.
@@ -67,7 +70,7 @@ class Group:
         most = max(sizes)
         if min(sizes) == most:
             found = rows.new_empty((self.size * most, *rows.shape[1:]))
-            dist.all_gather_into_tensor(found, rows.contiguous(), group=self.group)
+            _all_gather(found, rows.contiguous(), group=self.group)
             return found
         padded = rows.new_zeros((most, *rows.shape[1:]))
         padded[: len(rows)] = rows
