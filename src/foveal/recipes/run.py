@@ -13,6 +13,7 @@ from foveal.recipes.report import PICTURES, write_result, write_run_report
 from foveal.recipes.runs import open_run
 from foveal.recipes.score import Score, evaluate
 from foveal.recipes.settings import RunConfig
+from foveal.training.batch_norms import share_over_processes
 from foveal.training.config import check_training
 from foveal.training.layout import Layout
 from foveal.training.machine import keep_freed_memory
@@ -47,6 +48,7 @@ def train(
             if claimed.last is None:  # a run that goes on has been checked, and has its stages
                 together(accelerator, lambda: task.kind.check_stages(task))
             task.prepare(claimed.claim(), train)
+        share_over_processes(task.model, layout)
         trainer = Trainer(
             task,
             config.optimizer,
