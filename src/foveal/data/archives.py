@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import posixpath
 import re
 import tarfile
 import zipfile
@@ -10,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from glob import glob
 from pathlib import Path
+from typing import Any, TypeVar
 
 from foveal.common.inputs import require_file
 from foveal.data.walk import LeftOut, data_path, is_hidden, printable
@@ -26,6 +28,7 @@ _DAMAGES = (
     *(NotImplementedError, RuntimeError),  # of zip members that are locked, or packed otherwise
 )
 
+T = TypeVar("T")
 Member = tuple[str, Callable[[], bytes | None]]
 """The name of a file, with "/" between folders, and what reads it; None where it is damaged."""
 
@@ -46,10 +49,54 @@ def members(path: Path, left: LeftOut) -> Iterator[Member]:
         ValueError: no archive, a damaged one, or one that claims to hold absurdly much.
     """
     require_file(path, "the archive")
-    seen: set[str] = set()
     found = _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path, left)
+    for name, read in _kept(found, printable(path), left):
+        yield name, _guarded(read, f"{printable(name)} of {printable(path)}", left)
+
+
+def tar_members(stream: Any, called: str, left: LeftOut) -> Iterator[tuple[str, int, int]]:
+    """The files of a plain tar, as `members`: their names, places in it, and lengths.
+
+    Args:
+        stream: the tar, as an open file of bytes.
+        called: what to call it.
+    """
+    links: list[tuple[str, str]] = []
+    places: dict[str, tuple[int, int]] = {}
+
+    def found() -> Iterator[tuple[str, tuple[int, int]]]:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                if member.size > _MOST_MEMBER:
+                    left.add("member that is too large", printable(member.name))
+                elif member.isreg() and not member.issparse():
+                    places[member.name] = member.offset_data, member.size
+                    yield member.name, places[member.name]
+                elif member.islnk() or member.issym():
+                    home = "" if member.islnk() else posixpath.dirname(member.name)
+                    target = posixpath.join(home, member.linkname)
+                    links.append((member.name, posixpath.normpath(target)))
+                elif not member.isdir():
+                    left.add("FIFO, device or other member", printable(member.name))
+            stream.seek(archive.offset)
+            last = stream.read(tarfile.BLOCKSIZE)
+            if last.strip(b"\0"):  # tarfile takes it for the end
+                raise tarfile.ReadError(f"what follows byte {archive.offset:,} is no header")
+            if not last:
+                raise tarfile.ReadError("it lacks the empty blocks at its end, as if cut off")
+        for name, target in links:  # links lead to members only, and to none for a whole
+            places.setdefault(name, places.get(target, (0, 0)))
+            yield name, places[name]
+
+    for name, place in _kept(found(), called, left):
+        yield name, *place
+
+
+def _kept(found: Iterator[tuple[str, T]], called: str, left: LeftOut) -> Iterator[tuple[str, T]]:
+    """Members under the names that we know them by; damage ends them, and is told."""
+    seen: set[str] = set()
     try:
-        for raw, read in found:
+        for raw, member in found:
             name = "/".join(part for part in re.split(r"[/\\]", raw) if part not in ("", "."))
             if any(is_hidden(part) for part in name.split("/") if part != ".."):
                 continue
@@ -57,9 +104,9 @@ def members(path: Path, left: LeftOut) -> Iterator[Member]:
                 left.add("member that is there twice", printable(name))
                 continue
             seen.add(name)
-            yield name, _guarded(read, f"{printable(name)} of {printable(path)}", left)
+            yield name, member
     except _DAMAGES as error:
-        left.problems.append(f"{printable(path)} is damaged or no archive: {_reason(error)}.")
+        left.problems.append(f"{called} is damaged or no archive: {_reason(error)}.")
 
 
 def _guarded(read: Callable[[], bytes], called: str, left: LeftOut) -> Callable[[], bytes | None]:
@@ -87,7 +134,23 @@ def archive_paths(pattern: str) -> list[Path]:
     Raises:
         ValueError: there is none, or a range of absurdly many.
     """
-    names = [str(data_path(pattern))]
+    names = expand(str(data_path(pattern)))
+    paths = [Path(path) for name in names for path in sorted(glob(name)) or [name]]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(
+            f"the archive {printable(missing[0])} of data.path={pattern!r} does not exist."
+        )
+    return paths
+
+
+def expand(pattern: str) -> list[str]:
+    """Every name that a pattern with ranges, as "{000..009}", stands for.
+
+    Raises:
+        ValueError: an empty range, or one of absurdly many.
+    """
+    names = [pattern]
     while found := re.search(r"\{(\d+)\.\.(\d+)\}", names[0]):
         first, last = found.groups()
         if len(names) * (int(last) - int(first) + 1) > _MOST_SHARDS:
@@ -96,13 +159,7 @@ def archive_paths(pattern: str) -> list[Path]:
         names = [name.replace(found[0], number, 1) for name in names for number in numbers]
         if not names:
             raise ValueError(f"data.path={pattern!r} has an empty range {found[0]}.")
-    paths = [Path(path) for name in names for path in sorted(glob(name)) or [name]]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise ValueError(
-            f"the archive {printable(missing[0])} of data.path={pattern!r} does not exist."
-        )
-    return paths
+    return names
 
 
 def _tar_members(path: Path, left: LeftOut) -> Iterator[tuple[str, Callable[[], bytes]]]:

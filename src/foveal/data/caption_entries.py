@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -21,6 +21,8 @@ _TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _FILE_KEYS = ("file_name", "filename", "file", "image", "image_path", "path")
 _CAPTION_KEYS = ("text", "caption", "captions")
 _TEXTS = (".txt", ".caption")
+KINDS = (*SUFFIXES, *_TEXTS, ".json")
+"""Suffixes of the members of archives that are pictures or captions."""
 
 
 @dataclass(frozen=True)
@@ -186,50 +188,77 @@ def archive_entries(paths: list[Path], column: str, left: LeftOut) -> Iterator[E
     for path in paths:
         samples: dict[str, dict[str, bytes]] = {}
         for name, read in members(path, left):
-            folder, slash, last = name.rpartition("/")
-            stem, _, suffix = last.partition(".")
-            kind = f".{suffix.rpartition('.')[2]}".lower()
-            if kind in (*SUFFIXES, *_TEXTS, ".json"):
+            key, suffix = sample_of(name)
+            if kind_of(suffix) in KINDS:
                 if (raw := read()) is not None:
-                    samples.setdefault(folder + slash + stem, {})[suffix.lower()] = raw
+                    samples.setdefault(key, {})[suffix] = raw
             else:
-                left.add_file(Path(printable(last)))
+                left.add_file(Path(printable(name.rpartition("/")[2])))
         for key, sample in samples.items():
             yield from _sample(sample, f"{printable(key)} of {printable(path.name)}", column, left)
 
 
-def _sample(sample: dict[str, bytes], called: str, column: str, left: LeftOut) -> Iterator[Entry]:
-    pictures = [name for name in sample if f".{name.rpartition('.')[2]}" in SUFFIXES]
+def sample_of(name: str) -> tuple[str, str]:
+    """What samples are called that share a member's path up to the first dot, and the rest."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def kind_of(suffix: str) -> str:
+    """The suffix that says what a member is: ".png" of "mask.png"."""
+    return f".{suffix.rpartition('.')[2]}"
+
+
+def picture_of(suffixes: Iterable[str], called: str, left: LeftOut) -> str | None:
+    """Which member of a sample is its picture; others are counted, and so is a sample without."""
+    pictures = [name for name in suffixes if kind_of(name) in SUFFIXES]
     pictures.sort(key=lambda name: name.count("."))  # 0.png, and not 0.mask.png
     if not pictures:
         left.add("caption without a picture", called)
-        return
+        return None
     for name in pictures[1:]:
         left.add("second picture of one caption", f"{called}: {name}")
+    return pictures[0]
+
+
+def _sample(sample: dict[str, bytes], called: str, column: str, left: LeftOut) -> Iterator[Entry]:
+    picture = picture_of(sample, called, left)
+    if picture is None:
+        return
     try:
-        captions = _captions_in_sample(sample, called, column)
+        captions = captions_in_sample(sample, called, column)
     except ValueError as error:
         left.problems.append(str(error))
         return
     if captions:
-        yield Entry(sample[pictures[0]], captions, called)
+        yield Entry(sample[picture], captions, called)
     else:
         left.problems.append(f"{called} has no caption.")
 
 
-def _captions_in_sample(sample: dict[str, bytes], called: str, column: str) -> list[str]:
+def captions_in_sample(sample: Mapping[str, bytes], called: str, column: str) -> list[str]:
+    """The captions of a sample, by suffix: in a .txt, a .caption or a .json.
+
+    Raises:
+        ValueError: what is there is no text, or no JSON.
+    """
     readers: dict[str, Callable[[str], list[str]]] = {
         "json": lambda text: captions_of(_object(text, called), column, called),
         "txt": captions_in,
         "caption": captions_in,
     }
-    order = ("json", "txt", "caption") if column else ("txt", "caption", "json")
-    for suffix in order:
+    for suffix in caption_order(column):
         if suffix in sample:
             captions = readers[suffix](decode_text(sample[suffix], f"the .{suffix} of {called}"))
             if captions:
                 return captions
     return []
+
+
+def caption_order(column: str) -> tuple[str, ...]:
+    """The suffixes of captions, the first that has any comes first."""
+    return ("json", "txt", "caption") if column else ("txt", "caption", "json")
 
 
 def _object(text: str, called: str) -> dict[str, Any]:

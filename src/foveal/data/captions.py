@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveal.data import augment
-from foveal.data.archives import archive_paths, is_archive
+from foveal.data.archives import is_archive
 from foveal.data.caption_entries import (
     Entry,
     archive_entries,
@@ -23,9 +24,11 @@ from foveal.data.caption_entries import (
 from foveal.data.emoji import EMOJI, load_captioned_emoji
 from foveal.data.examples import ExampleParts, Examples, Read, all_of, of_parts
 from foveal.data.folders import file_parts, folder_parts
-from foveal.data.images import collect
+from foveal.data.images import collect, is_too_large, lazily
 from foveal.data.opening import Reader
 from foveal.data.pictures import SUFFIXES
+from foveal.data.remote import is_remote
+from foveal.data.shards import Captions, File, Shards, is_plain_tar, tar_files
 from foveal.data.stream import Draw
 from foveal.data.tables import is_table
 from foveal.data.transform import Transform
@@ -40,7 +43,8 @@ class PictureDataConfig:
         path: "emoji" for the embedded ones; a folder with a .txt file of captions (one a line)
             beside each picture, or with a table metadata.jsonl or captions.csv (.tsv, .parquet;
             file_name and text), with or without folders train, valid and test above them; or
-            webdataset archives, "shard-{000..009}.tar".
+            webdataset archives, "shard-{000..009}.tar", of this machine or behind an address,
+            such as "s3://bucket/shard-{000..009}.tar".
         valid: other such data to score on while training.
         column: the column of the captions, where a table calls it neither text nor caption.
         size: pictures are scaled and cropped to size x size pixels.
@@ -143,6 +147,79 @@ class CaptionedSet:
         return digest.hexdigest()[:8]
 
 
+class LazyCaptionedSet(CaptionedSet):
+    """Captioned pictures of one size that are decoded when they are asked for.
+
+    Args:
+        examples: those, unread; with `texts`.
+        size: of the pictures.
+        skipped: what was wrong with files that were left out.
+    """
+
+    def __init__(self, examples: Examples, size: int, skipped: Sequence[str] = ()) -> None:
+        self.name, self.skipped, self.size = examples.name, list(skipped), size
+        self.examples = examples
+        self.pixels: Any = LazyPixels(lazily(examples, size), len(examples))
+        self.captions: Any = Chosen(examples.texts or (), examples.places)
+
+    def images(self, index: Tensor | None = None) -> Tensor:
+        """Pictures (n, 3, size, size), float from 0 to 1; all of them may be too many."""
+        index = torch.arange(len(self)) if index is None else index
+        return super().images(index)
+
+    def subset(self, index: Tensor, name: str) -> CaptionedSet:
+        """Some of the pictures, in the order of `index` (count)."""
+        return LazyCaptionedSet(self.examples.subset(index.numpy(), name), self.size, self.skipped)
+
+    def checksum(self) -> str:
+        """Eight hexadecimal digits of some of the pictures and captions, and of how many."""
+        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
+        some = [self.captions[i] for i in chosen.tolist()]
+        digest = hashlib.sha256(json.dumps([len(self), some]).encode())
+        digest.update(self.pixels[chosen].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:8]
+
+
+class LazyPixels:
+    """Pictures that are decoded when some are asked for, as a tensor of all would be.
+
+    Args:
+        read: numbers int64 (n,) -> uint8 (n, 3, size, size).
+        count: how many there are.
+    """
+
+    def __init__(self, read: Callable[[Tensor], Tensor], count: int) -> None:
+        self._read, self._count = read, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        if isinstance(index, slice):
+            index = torch.arange(self._count)[index]
+        return self._read(index)
+
+
+class Chosen(Sequence[list[str]]):
+    """Some of many captions, read when they are asked for.
+
+    Args:
+        texts: captions of each of the many.
+        rows: which of them, int64 (n,).
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]], rows: np.ndarray) -> None:
+        self._texts, self._rows = texts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [list(self._texts[int(row)]) for row in self._rows[number]]
+        return list(self._texts[int(self._rows[number])])
+
+
 class Pictures:
     """The pictures of a captioned set alone, (batch, 3, size, size), float from 0 to 1.
 
@@ -226,8 +303,13 @@ def _find(config: PictureDataConfig, path: str, left: LeftOut, most: int) -> Exa
     if path == EMOJI:
         return _find_emoji(config.size)
     if is_archive(path):
-        paths = archive_paths(path)
-        return ExampleParts(_archives(paths, printable(Path(path).name), config, left))
+        name = printable(Path(path).name)
+        return ExampleParts(_archives(tar_files(path), name, config, left))
+    if is_remote(path):
+        raise ValueError(
+            f"data.path={path!r} must name webdataset archives (.tar): of captioned pictures only "
+            "those are read behind an address."
+        )
     root = data_path(path)
     if root.is_file() and is_table(root, json_too=True):
         listed = table_entries([root], root.parent, config.column, left)
@@ -270,9 +352,39 @@ def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> Exampl
 
 
 def _archives(
-    paths: Sequence[Path], name: str, config: PictureDataConfig, left: LeftOut
+    files: Sequence[File], name: str, config: PictureDataConfig, left: LeftOut
 ) -> Examples:
-    return _examples(name, list(archive_entries(list(paths), config.column, left)), config.size)
+    """Samples of archives: read where they lie in plain tars, held in memory of others."""
+    if all(is_plain_tar(file) for file in files):
+        return _of_shards(Shards(files, config.column, left), name, config.size, left)
+    paths = [file for file in files if isinstance(file, Path)]
+    if len(paths) < len(files):
+        raise ValueError(
+            f"{name} must be plain tars, which are read in ranges, but one is packed or no tar; "
+            "unpack it, or copy the archives here."
+        )
+    return _examples(name, list(archive_entries(paths, config.column, left)), config.size)
+
+
+def _of_shards(shards: Shards, name: str, size: int, left: LeftOut) -> Examples:
+    """The samples that have captions; what is wrong with others is told."""
+    for number in np.flatnonzero(shards.counts == 0).tolist():
+        left.problems.append(shards.problem(number) or f"{shards.called(number)} has no caption.")
+    rows = np.flatnonzero(shards.counts)
+    texts = Captions(shards, rows)
+
+    def load(index: np.ndarray) -> Read:
+        pixels, bad = shards.decode(rows[index], size)
+        return [(one, texts[i]) for one, i in zip(pixels, index, strict=True)], bad
+
+    return all_of(
+        name,
+        np.zeros(len(rows), np.int64),
+        [""],
+        load,
+        pictures=lambda index: shards.decode(rows[index], size),
+        texts=texts,
+    )
 
 
 def _find_emoji(size: int) -> ExampleParts:
@@ -302,10 +414,15 @@ def _examples(name: str, entries: list[Entry], size: int) -> Examples:
         [""],
         load,
         files=files if len(files) == len(entries) else (),
+        texts=[entry.captions for entry in entries],
     )
 
 
 def _read(config: PictureDataConfig, examples: Examples, left: LeftOut, most: int) -> CaptionedSet:
+    count = min(most or len(examples), len(examples))
+    if is_too_large(examples, count, config.size):
+        chosen = examples.chosen(most).subset(np.arange(count))
+        return LazyCaptionedSet(chosen, config.size, left.problems)
     good, pieces = examples.read(left, most)
     pairs = [pair for piece in pieces for pair in piece]
     pixels = np.zeros((len(pairs), config.size, config.size, 3), np.uint8)

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from foveal.data.file_reader import FileReader, Stamp
+from foveal.data.file_reader import OpenFiles
+from foveal.data.remote import BLOCKS, RemoteFile
 from foveal.data.sampling import sample_name
 
-_MAX_OPEN_FILES = 512
 _PIECES = 16
-
-
-def _may_open() -> int:
-    """Files to keep open: half of what the process may."""
-    try:
-        from resource import RLIMIT_NOFILE, getrlimit
-    except ImportError:  # not on Windows
-        return _MAX_OPEN_FILES
-    allowed = getrlimit(RLIMIT_NOFILE)[0]
-    return min(_MAX_OPEN_FILES, max(16, allowed // 2)) if allowed > 0 else _MAX_OPEN_FILES
 
 
 @dataclass(frozen=True)
@@ -33,10 +23,11 @@ class Span:
     """The bytes `start <= position < stop` of one file.
 
     Attributes:
+        path: where it lies, on this machine or behind an address.
         held: what the file holds when it is unpacked and decoded; None to read it as it lies.
     """
 
-    path: Path
+    path: Path | RemoteFile
     start: int
     stop: int
     held: bytes | None = field(default=None, repr=False, compare=False)
@@ -58,9 +49,8 @@ class Corpus:
         self.spans = tuple(span for span in spans if len(span))
         # _starts[i] is the position of span i in the whole; the last entry is the length
         self._starts = np.cumsum([0, *map(len, self.spans)])
-        self._stamps = {s.path: Stamp.of(s.path.stat()) for s in self.spans if s.held is None}
-        # a folder may hold more files than a process may open, so only the latest stay open
-        self._reader = lru_cache(_may_open())(self._open)
+        self._files = OpenFiles(span.path for span in self.spans if span.held is None)
+        self._has_far = any(isinstance(span.path, RemoteFile) for span in self.spans)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -77,15 +67,32 @@ class Corpus:
                 f"got {start=}, {length=}."
             )
         out = np.empty(length, dtype=np.uint8)
+        for span, first, at, size in self._pieces(start, length):
+            self._fill(out[at : at + size], span, first)
+        return out
+
+    def warm(self, starts: Sequence[int], length: int) -> None:
+        """Fetch together what lies far away of windows that are read next, `length` bytes each."""
+        if not self._has_far:
+            return
+        wanted = defaultdict(list)
+        for start in starts:
+            for span, first, _, size in self._pieces(start, length):
+                if isinstance(span.path, RemoteFile) and span.held is None:
+                    wanted[span.path].append((first, size))
+        for file, places in wanted.items():
+            BLOCKS.warm(file, places)
+
+    def _pieces(self, start: int, length: int) -> Iterator[tuple[Span, int, int, int]]:
+        """What a window is made of: span, place in its file, place in the window, size."""
         filled = 0
         index = int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled < length:
             span = self.spans[index]
             offset = start + filled - int(self._starts[index])
             piece = min(length - filled, len(span) - offset)
-            self._fill(out[filled : filled + piece], span, span.start + offset)
+            yield span, span.start + offset, filled, piece
             filled, index = filled + piece, index + 1
-        return out
 
     def places(self, start: int, length: int) -> np.ndarray:
         """Where the bytes of a window stand in their files, or in what of these it holds.
@@ -106,12 +113,9 @@ class Corpus:
 
     def _fill(self, out: np.ndarray, span: Span, start: int) -> None:
         if span.held is None:
-            self._reader(span.path).read_into(out, start)
+            self._files.read_into(span.path, out, start)
         else:
             out[:] = np.frombuffer(span.held, np.uint8, len(out), start)
-
-    def _open(self, path: Path) -> FileReader:
-        return FileReader(path, self._stamps[path])
 
 
 def sample_bytes(corpus: Corpus, most: int) -> Corpus:

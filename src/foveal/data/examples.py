@@ -33,6 +33,9 @@ class Examples:
         load: reads the source's examples at some places, int64 (m,).
         named: whether the classes have names of their own, and not just numbers.
         files: the paths of all the source's examples, where those are files of their own.
+        pictures: reads the pictures alone of a few, at any time and from any thread; None where
+            that would take longer than to read all at once.
+        texts: what is written beside each of the source's examples, where that is known unread.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Examples:
     load: Callable[[np.ndarray], Read]
     named: bool = True
     files: Sequence[str] = ()
+    pictures: Callable[[np.ndarray], Read] | None = None
+    texts: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.places)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from foveal.common.locks import thread_lock
+from foveal.data.remote import RemoteFile
 from foveal.data.walk import printable
 
+_MAX_OPEN_FILES = 512
 _READS_AT = hasattr(os, "preadv")
 """Whether the system can read at a place without going there, which threads may do at once."""
 
@@ -100,3 +104,43 @@ class FileReader:
     def __del__(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
+
+
+def _may_open() -> int:
+    """Files to keep open: half of what the process may."""
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit
+    except ImportError:  # not on Windows
+        return _MAX_OPEN_FILES
+    allowed = getrlimit(RLIMIT_NOFILE)[0]
+    return min(_MAX_OPEN_FILES, max(16, allowed // 2)) if allowed > 0 else _MAX_OPEN_FILES
+
+
+class OpenFiles:
+    """Files of which pieces are read; there may be more than a process may open.
+
+    Args:
+        paths: where they lie, on this machine or behind an address; what they are is noted now.
+    """
+
+    def __init__(self, paths: Iterable[Path | RemoteFile]) -> None:
+        here = {path for path in paths if isinstance(path, Path)}
+        self._stamps = {path: Stamp.of(path.stat()) for path in here}
+        # only the latest stay open
+        self._reader = lru_cache(_may_open())(self._open)
+
+    def stamp(self, path: Path) -> Stamp:
+        """What a file of this machine was."""
+        return self._stamps[path]
+
+    def read_into(self, path: Path | RemoteFile, out: np.ndarray, start: int) -> None:
+        """Fill `out`, uint8 (length,), with the bytes of a file from `start`.
+
+        Raises:
+            ValueError: it has changed since.
+        """
+        reader = path if isinstance(path, RemoteFile) else self._reader(path)
+        reader.read_into(out, start)
+
+    def _open(self, path: Path) -> FileReader:
+        return FileReader(path, self._stamps[path])

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from foveal.data.walk import subfolders
 
@@ -71,7 +72,7 @@ def folder_parts(root: Path) -> Parts | None:
     return Parts(**{part: (folder,) for part, folder in chosen.items()}, others=(*others, *unused))
 
 
-def file_parts(files: Iterable[Path]) -> Parts | None:
+def file_parts(files: Iterable[Any]) -> Parts | None:
     """Files beside each other that are parts: train.txt and test.txt, wiki.train.tokens, ...
 
     None unless there is one for training and one to score on that are called alike otherwise.

@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from foveal.data.archives import is_archive
 from foveal.data.class_folders import find_pictures
 from foveal.data.emoji import EMOJI, load_emoji
-from foveal.data.examples import ExampleParts, Examples, all_of, in_parts
+from foveal.data.examples import ExampleParts, Examples, all_of, in_parts, of_parts
 from foveal.data.folders import file_parts
 from foveal.data.image_archives import find_archive
 from foveal.data.image_hub import find_hub
+from foveal.data.image_shards import find_shards, of_shards
 from foveal.data.images import ImageSet, decode
 from foveal.data.opening import Reader
-from foveal.data.walk import LeftOut, data_folder, data_path, subfolders
+from foveal.data.remote import is_remote
+from foveal.data.walk import LeftOut, data_folder, data_path, printable, subfolders
 
 
 def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExampleParts:
@@ -23,14 +26,31 @@ def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExamplePart
         return _find_emoji(config.size)
     if path.startswith(("hf:", "hf-stream:")):
         return find_hub(path, config.size, left, most)
+    if is_archive(path) and not path.lower().endswith(".zip"):
+        return ExampleParts(find_shards(path, config.size, left))
+    if is_remote(path):
+        raise ValueError(
+            f"data.path={path!r} must name webdataset archives (.tar): of pictures only those are "
+            "read behind an address."
+        )
     root = data_path(path)
     if path.endswith(".npz"):
         if not root.exists():
             raise ValueError(f"data.path must be an archive that exists, got {path!r}.")
         return find_archive(root, config.size, left)
     root = data_folder(
-        path, "a folder of class folders, a .npz archive, or 'emoji' for the embedded pictures"
+        path,
+        "a folder of class folders, a .npz archive, webdataset archives (.tar), or 'emoji' for "
+        "the embedded pictures",
     )
+    if not subfolders(root) and (tars := sorted(root.glob("[!.]*.tar"))):
+        parts = file_parts(tars)
+        if parts is None:
+            return ExampleParts(of_shards(tars, printable(root.name), config.size, left))
+        return in_parts(
+            of_parts(parts, root, left, lambda p, name: of_shards(p, name, config.size, left)),
+            left,
+        )
     archives = file_parts(sorted(root.glob("[!.]*.npz"))) if not subfolders(root) else None
     if archives is None:
         return find_pictures(root, config.size, left)

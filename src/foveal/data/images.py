@@ -17,7 +17,7 @@ from torch import Tensor
 from foveal.data import augment
 from foveal.data.chance import Chance
 from foveal.data.examples import Examples
-from foveal.data.pictures import try_square
+from foveal.data.pictures import PictureSource, try_square
 from foveal.data.stream import Draw
 from foveal.data.transform import Transform
 from foveal.data.walk import LeftOut, printable
@@ -29,9 +29,10 @@ class ImageDataConfig:
 
     Attributes:
         path: "emoji" for the embedded pictures; a folder of class folders, with or without
-            folders train, valid and test above them; a .npz archive; or "hf:NAME" for the Hugging
-            Face `datasets` package ("hf:imagefolder:FOLDER" reads a local one, "hf-stream:NAME"
-            without downloading all of it).
+            folders train, valid and test above them; a .npz archive; webdataset archives with a
+            .cls beside each picture ("shard-{000..009}.tar", also "s3://..."); or "hf:NAME" for
+            the Hugging Face `datasets` package ("hf:imagefolder:FOLDER" reads a local one,
+            "hf-stream:NAME" without downloading all of it).
         valid: other such data of the same classes to score on while training.
         size: pictures are scaled and cropped to size x size pixels.
         held_out: share of the pictures kept for scoring where the data have no split.
@@ -189,8 +190,10 @@ def vary(
 
 IN_MEMORY = 2 << 30  # bytes of pixels up to which a data set is decoded once
 
-Job = tuple[str | bytes, int, str]
-"""A picture (path or bytes of a file), the size to make it, what to call it."""
+Job = tuple[PictureSource, int, str]
+"""A picture (a path, bytes, or what gives them), the size to make it, what to call it."""
+
+_GREY = 128
 
 Decoded = tuple[np.ndarray, list[tuple[int, str]]]
 """Pixels uint8 (n, size, size, 3), and what was wrong with some, by place."""
@@ -203,14 +206,28 @@ def decode(examples: Examples, size: int, left: LeftOut, limit: int = 0) -> Imag
         limit: choose so many at random, and decode no more than it takes to have them.
     """
     most = min(limit or len(examples), len(examples))
-    if examples.files and most * size**2 * 3 > IN_MEMORY:
+    if is_too_large(examples, most, size):
         chosen = examples.chosen(limit).subset(np.arange(most))
-        lazy = LazyFiles([examples.files[i] for i in chosen.places], size)
+        lazy = lazily(chosen, size)
         return ImageSet(chosen.name, torch.from_numpy(chosen.labels), chosen.classes, lazy)
     good, pieces = examples.read(left, limit)
     pieces = pieces or [np.zeros((0, size, size, 3), np.uint8)]
     pixels = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return ImageSet.from_pixels(good.name, pixels, good.labels, good.classes, left.problems)
+
+
+def is_too_large(examples: Examples, count: int, size: int) -> bool:
+    """Whether so many are better read when they are needed, and can be."""
+    can = bool(examples.files) or examples.pictures is not None
+    return can and count * size**2 * 3 > IN_MEMORY
+
+
+def lazily(examples: Examples, size: int) -> LazyPictures:
+    """What reads the pictures of examples when they are needed."""
+    read = examples.pictures
+    if read is None:
+        return LazyFiles([examples.files[i] for i in examples.places], size)
+    return LazyPictures(lambda numbers: read(examples.places[numbers]), size)
 
 
 def collect(jobs: Iterable[Job], count: int, size: int) -> Decoded:
@@ -227,11 +244,38 @@ def collect(jobs: Iterable[Job], count: int, size: int) -> Decoded:
     return pixels, skipped
 
 
-class LazyFiles:
-    """Decodes the pictures of a batch when they are asked for, several at a time.
+class LazyPictures:
+    """Decodes the pictures of a batch when they are asked for.
 
-    A damaged file comes out as a grey picture, with a warning that names it once; one that has
-    gone is a ValueError.
+    A damaged one comes out grey, with a warning that names it once.
+
+    Args:
+        load: numbers int64 (n,) -> pixels uint8 (n, size, size, 3), and what was wrong.
+        size: of the result.
+    """
+
+    def __init__(self, load: Callable[[np.ndarray], Decoded], size: int) -> None:
+        self.load, self.size = load, size
+        self._damaged: set[int] = set()
+
+    def __call__(self, index: Tensor) -> Tensor:
+        numbers = index.reshape(-1).numpy()
+        pixels, bad = self.load(numbers)
+        pixels = np.ascontiguousarray(pixels)
+        for place, problem in bad:
+            pixels[place] = _GREY
+            self.tell(int(numbers[place]), problem)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def tell(self, number: int, problem: str) -> None:
+        """Warn of a picture that is damaged, the first time."""
+        if number not in self._damaged:
+            self._damaged.add(number)
+            warnings.warn(f"{problem} A grey picture takes its place.", stacklevel=4)
+
+
+class LazyFiles(LazyPictures):
+    """Pictures in files of their own; one that has gone is a ValueError.
 
     Args:
         files: their paths.
@@ -239,23 +283,17 @@ class LazyFiles:
     """
 
     def __init__(self, files: Sequence[str], size: int) -> None:
-        self.files, self.size = files, size
-        self._pool = ThreadPoolExecutor(_num_workers())
-        self._damaged: set[str] = set()
+        super().__init__(self._decode, size)
+        self.files = files
 
-    def __call__(self, index: Tensor) -> Tensor:
-        paths = [self.files[i] for i in index.reshape(-1).tolist()]
-        pixels = torch.full((len(paths), self.size, self.size, 3), 128, dtype=torch.uint8)
-        jobs = ((path, self.size, path) for path in paths)
-        for number, result in enumerate(self._pool.map(try_square, jobs)):
-            if not isinstance(result, str):
-                pixels[number] = torch.from_numpy(result)
-            elif not os.path.exists(paths[number]):
-                raise ValueError(f"the data file {printable(paths[number])} is gone.")
-            elif paths[number] not in self._damaged:
-                self._damaged.add(paths[number])
-                warnings.warn(f"{result} A grey picture takes its place.", stacklevel=2)
-        return pixels.permute(0, 3, 1, 2)
+    def _decode(self, numbers: np.ndarray) -> Decoded:
+        paths = [self.files[i] for i in numbers.tolist()]
+        return collect(((path, self.size, path) for path in paths), len(paths), self.size)
+
+    def tell(self, number: int, problem: str) -> None:
+        if not os.path.exists(self.files[number]):
+            raise ValueError(f"the data file {printable(self.files[number])} is gone.")
+        super().tell(number, problem)
 
 
 def _num_workers() -> int:

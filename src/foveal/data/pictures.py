@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ class UnreadableImageError(ValueError):
     """A file is no picture, or a damaged one."""
 
 
-def read_picture(source: str | Path | bytes, name: str = "") -> Any:
+PictureSource = str | Path | bytes | Callable[[], bytes]
+"""A path, the bytes of a file, or what gives them."""
+
+
+def read_picture(source: PictureSource, name: str = "") -> Any:
     """Decode a picture to an RGB `PIL.Image`.
 
     The first frame of an animation; transparent parts on white; grey, palette and CMYK converted;
@@ -31,7 +36,7 @@ def read_picture(source: str | Path | bytes, name: str = "") -> Any:
     one is above 255; floats lie between 0 and 1, or 0 and 255 if one is above 1.
 
     Args:
-        source: a path, or the bytes of a file.
+        source: a path, the bytes of a file, or what gives them.
         name: what to call it in errors; the path unless given.
 
     Raises:
@@ -40,6 +45,7 @@ def read_picture(source: str | Path | bytes, name: str = "") -> Any:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    source = source() if callable(source) else source
     name = name or (printable(source) if not isinstance(source, bytes) else "a picture")
     try:
         raw = source if isinstance(source, bytes) else _bytes_of(Path(source), name)
@@ -138,12 +144,12 @@ def resize_and_crop(picture: Any, size: int, *, crop_share: float = 1.0) -> np.n
     return np.array(picture, dtype=np.uint8)
 
 
-def load_square(source: str | Path | bytes, size: int, name: str = "") -> np.ndarray:
+def load_square(source: PictureSource, size: int, name: str = "") -> np.ndarray:
     """`read_picture` and `resize_and_crop` in one: uint8 (size, size, 3)."""
     return resize_and_crop(read_picture(source, name), size)
 
 
-def try_square(job: tuple[str | bytes, int, str]) -> np.ndarray | str:
+def try_square(job: tuple[PictureSource, int, str]) -> np.ndarray | str:
     """`load_square` for a pool of workers: the pixels, or what is wrong with the file."""
     source, size, name = job
     try:

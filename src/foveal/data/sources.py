@@ -1,8 +1,8 @@
 """Where bytes come from: a file, a folder, a glob, or Python's own standard library.
 
 A source is resolved into `Span`s, pieces of files, before anything is read; the bytes themselves
-are read where they lie, so a corpus may be larger than memory. Packed files, columns of tables
-and texts in UTF-16 are held in memory, as UTF-8.
+are read where they lie, here or behind an address, so a corpus may be larger than memory. Packed
+files, columns of tables and texts in UTF-16 are held in memory, as UTF-8.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import platform
 import sysconfig
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
-from foveal.data.folders import Parts, file_parts, folder_parts
+from foveal.data.folders import Parts, file_parts, folder_parts, part_of
+from foveal.data.remote import RemoteFile, find_remote, is_remote
 from foveal.data.sampling import ALL
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
 from foveal.data.text_files import decode_text, is_packed, mark_of, read_bytes, unpacked_name
@@ -81,7 +83,8 @@ def open_corpus(
     """The training and the validation part of a source.
 
     Args:
-        path: "stdlib", or a file, a folder (all texts below it, hidden ones left out), or a glob.
+        path: "stdlib", or a file, a folder (all texts below it, hidden ones left out), or a glob,
+            of this machine or as an address ("s3://bucket/texts"), which is read in ranges.
             Folders or files named train and valid or test are the parts. Otherwise, with 20
             files or more every 20th is held out; with fewer, the last tenth of each.
         valid: another source that is held out; then all else of `path` is trained on.
@@ -96,13 +99,17 @@ def open_corpus(
     other = find_text(valid, column)
     held_out = other.pair()[1] if valid == STANDARD_LIBRARY else other.scored()
     # held-out files may lie in the folder of the others
-    taken = {os.path.realpath(span.path) for span in held_out.spans}
-    kept = [span for span in parts.train if os.path.realpath(span.path) not in taken]
+    taken = {_identity(span) for span in held_out.spans}
+    kept = [span for span in parts.train if _identity(span) not in taken]
     if not kept:
         raise ValueError(
             f"data.valid={valid!r} holds out all that data.path={path!r} names; name other data."
         )
     return Corpus(f"{parts.name}, training part", kept), held_out
+
+
+def _identity(span: Span) -> str:
+    return os.path.realpath(span.path) if isinstance(span.path, Path) else span.path.url
 
 
 def corpus_to_score(
@@ -133,8 +140,9 @@ def find_text(path: str, column: str = "") -> TextParts:
         files = standard_library_files()
         spans = [Span(file, 0, file.stat().st_size) for file in files]
         return TextParts("Python " + platform.python_version(), spans)
-    target = data_path(path)
-    if target.is_dir():
+    if is_remote(path):
+        parts = _find_far(path, column, left)
+    elif (target := data_path(path)).is_dir():
         parts = _find_parts(target, path, column, left)
     else:
         files = find_files(path)
@@ -211,6 +219,66 @@ def _find_parts(root: Path, path: str, column: str, left: LeftOut) -> TextParts:
     return TextParts(
         printable(path), spans.get("train", []), spans.get("valid"), spans.get("test")
     )
+
+
+def _find_far(url: str, column: str, left: LeftOut) -> TextParts:
+    """Texts behind an address, by the folders or the files that are parts.
+
+    Raises:
+        ValueError: there are none, or some that cannot be read in ranges.
+    """
+    if column:
+        raise ValueError(
+            f"column={column!r} is for tables on this machine, but the data are {url!r}; copy "
+            "them here, or read them by hf-stream:parquet:, hf-stream:json: or hf-stream:csv:."
+        )
+    files, folder = find_remote(url)
+    if len(files) == 1 and not folder:
+        return TextParts(url, [_far_span(files[0])])
+    parts: dict[str, list[Span]] = {}
+    named: dict[Any, RemoteFile] = {file.path: file for file in files}
+    found = file_parts(named) if folder else None
+    homes = {file: _home(file, folder) for file in files}
+    has_parts = {"train"} < {part for part in homes.values() if part}
+    for part, paths in found.items() if found and not has_parts else []:
+        homes |= {named[path]: part for path in paths}
+    for file in files:
+        if (has_parts or found) and not homes[file]:
+            left.add("file beside the parts", file.path.name)
+            continue
+        try:
+            parts.setdefault(homes[file] or "train", []).append(_far_span(file))
+        except _NoTextError:
+            left.add_file(Path(file.path))
+    return TextParts(url, parts.get("train", []), parts.get("valid"), parts.get("test"))
+
+
+def _home(file: RemoteFile, folder: str) -> str | None:
+    """The part that the first folder of a file's path below `folder` is, if any."""
+    if not folder or not file.url.startswith(f"{folder}/"):
+        return None
+    first, slash, _ = file.url.removeprefix(f"{folder}/").partition("/")
+    return part_of(first) if slash else None
+
+
+class _NoTextError(ValueError):
+    """A file behind an address that cannot be read as text in ranges."""
+
+
+def _far_span(file: RemoteFile) -> Span:
+    """All of a file but its byte order mark."""
+    path = Path(file.path)
+    if is_packed(path) or is_table(path):
+        what = "packed" if is_packed(path) else "a table"
+        raise _NoTextError(f"{file} is {what}, and cannot be read in ranges; copy it here.")
+    head = head_of(file) if file.size else b""
+    mark, encoding = mark_of(head)
+    kind = why_no_text(path, head) or (f"in {encoding.upper()}" if encoding != "utf-8" else "")
+    if kind:
+        raise _NoTextError(f"{file} is {kind} and no text in UTF-8, which ranges can be read of.")
+    if path.suffix.lower() in _SURELY_TEXT and looks_binary(head):
+        raise _NoTextError(f"{file} has NUL bytes: it is no text.")
+    return Span(file, mark, file.size)
 
 
 def _chosen(found: Parts, below: list[Path], left: LeftOut) -> dict[str, list[Path]]:

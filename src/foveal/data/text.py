@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,9 @@ class Readable(Protocol):
     def read(self, start: int, length: int) -> np.ndarray:
         """`length` numbers from `start` on, (length,)."""
 
+    def warm(self, starts: Sequence[int], length: int) -> None:
+        """Make ready for windows of that length which are read next."""
+
     def places(self, start: int, length: int) -> np.ndarray:
         """Where they stand in their documents, (length,) int64."""
 
@@ -80,6 +83,7 @@ class TextWindows:
         """(inputs, targets), each int64 of shape (batch, context); positions too, if packed."""
         offsets = permute(draw.passes.numpy() % self._slack, self._slack, draw.seed + 1)
         starts = draw.indices.numpy() * self.context + offsets
+        self.corpus.warm(starts.tolist(), self.context + 1)
         rows = [self.corpus.read(int(start), self.context + 1) for start in starts]
         tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
         if not self.pack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foveal.data.pictures import SUFFIXES
+from foveal.data.remote import RemoteFile
 from foveal.data.tables import is_table
 from foveal.data.text_files import is_packed, mark_of, unpacked_name
 from foveal.data.walk import LeftOut, printable
@@ -62,12 +63,14 @@ def looks_binary(head: bytes) -> bool:
     return b"\0" in head[:LOOKED_AT] and mark_of(head)[1] == "utf-8"
 
 
-def head_of(path: Path) -> bytes:
+def head_of(path: Path | RemoteFile) -> bytes:
     """The first bytes of a file as it lies.
 
     Raises:
         ValueError: it cannot be read.
     """
+    if isinstance(path, RemoteFile):
+        return path.read(0, LOOKED_AT)
     try:
         with path.open("rb") as file:
             return file.read(LOOKED_AT)

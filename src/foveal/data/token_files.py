@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
+from foveal.data.remote import RemoteFile, find_remote, is_remote
 from foveal.data.sources import find_files
 from foveal.data.text_kinds import head_of
 from foveal.data.walk import LeftOut, data_path, printable, walk
@@ -21,17 +22,23 @@ def open_tokens(path: str, dtype: Any = None) -> TokenCorpus:
     """The tokens of a file, a glob, or all files below a folder, as one long array on disk.
 
     Args:
-        path: raw arrays of whole numbers as they lie, or .npy of one axis.
+        path: raw arrays of whole numbers as they lie, or .npy of one axis; here or behind an
+            address, such as "s3://bucket/*.bin".
         dtype: of the raw ones, such as "uint16".
 
     Raises:
         ValueError: nothing is there, an array of something else, or arrays of two kinds.
     """
-    target = data_path(path)
-    files = walk(target, LeftOut()) if target.is_dir() else find_files(path)
+    files: Sequence[Path | RemoteFile]
+    if is_remote(path):
+        files = find_remote(path)[0]
+    else:
+        target = data_path(path)
+        files = walk(target, LeftOut()) if target.is_dir() else find_files(path)
     spans, kinds = [], {} if dtype is None else {_whole_numbers(dtype): "dtype"}
     for file in files:
-        span, kind = _array(file) if file.suffix == _ARRAY else (_raw(file), None)
+        is_array = str(file).endswith(_ARRAY)
+        span, kind = _array(file) if is_array else (Span(file, 0, _size(file)), None)
         if kind is not None:
             kinds.setdefault(kind, printable(file))
         spans.append(span)
@@ -49,17 +56,16 @@ def open_tokens(path: str, dtype: Any = None) -> TokenCorpus:
     return found
 
 
-def _raw(path: Path) -> Span:
-    return Span(path, 0, path.stat().st_size)
+def _size(path: Path | RemoteFile) -> int:
+    return path.size if isinstance(path, RemoteFile) else path.stat().st_size
 
 
-def _array(path: Path) -> tuple[Span, np.dtype]:
+def _array(path: Path | RemoteFile) -> tuple[Span, np.dtype]:
     """The numbers of a .npy, without reading them.
 
     Raises:
         ValueError: no such file, one that is cut off, or an array of several axes.
     """
-    require_file(path, "the tokens")
     name, head = printable(path), io.BytesIO(head_of(path))
     try:
         version = np.lib.format.read_magic(head)
@@ -70,10 +76,10 @@ def _array(path: Path) -> tuple[Span, np.dtype]:
     if len(shape) != 1:
         raise ValueError(f"the tokens of {name} must be an array of one axis, got {shape}.")
     start, size = head.tell(), shape[0] * dtype.itemsize
-    if start + size != path.stat().st_size:
+    if start + size != _size(path):
         raise ValueError(
             f"{name} must hold {shape[0]:,} tokens of {dtype.name}, {size:,} bytes, but has "
-            f"{path.stat().st_size - start:,}: it is cut off or was added to."
+            f"{_size(path) - start:,}: it is cut off or was added to."
         )
     return Span(path, start, start + size), _whole_numbers(dtype)
 
@@ -111,6 +117,11 @@ class TokenCorpus:
         """
         size = self.dtype.itemsize
         return self.corpus.read(start * size, length * size).view(self.dtype)
+
+    def warm(self, starts: Sequence[int], length: int) -> None:
+        """As `Corpus.warm`, counted in tokens."""
+        size = self.dtype.itemsize
+        self.corpus.warm([start * size for start in starts], length * size)
 
     def places(self, start: int, length: int) -> np.ndarray:
         """Where the tokens of a window stand in their files, or in what of these it holds."""

@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from foveal.common.inputs import require_file
 
@@ -166,6 +167,16 @@ class LeftOut:
             parts.append(f"{count:,} {kind} ({self._first[kind]}{more})")
         shown = ", ".join(parts[:8])
         return shown + (f" and {len(parts) - 8} more kinds" if len(parts) > 8 else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"problems": self.problems, "counts": self._counts, "first": self._first}
+
+    def add_told(self, told: dict[str, Any]) -> None:
+        """Count what another one counted, as its `to_dict`."""
+        self.problems += told["problems"]
+        for kind, count in told["counts"].items():
+            self.add(kind, told["first"][kind], count)
 
     def warn(self, name: str, what: str = "example") -> None:
         """One warning about damaged examples, and one about kinds of files, where there are any.

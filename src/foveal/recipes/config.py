@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import math
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 from foveal.common.files import read_text
 from foveal.common.words import suggest
 from foveal.data.emoji import EMOJI
+from foveal.data.remote import is_remote
 from foveal.data.sequence_sources import LISTOPS
 from foveal.data.sources import STANDARD_LIBRARY
 from foveal.recipes.kind import TASKS, find_kind
@@ -160,7 +162,7 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
 
 
 _EMBEDDED = (STANDARD_LIBRARY, EMOJI, LISTOPS)
-_FOLDER = "hf:imagefolder:"
+_HUB_FOLDER = re.compile(r"hf(-stream)?:\w+:")
 _PATHS, _STAGES = ("path", "valid"), ("vae", "clip")
 
 
@@ -202,10 +204,10 @@ def _is_recipe(name: str) -> bool:
 
 def absolute_path(name: str) -> str:
     """An absolute path for what is a file, a folder, a glob or a list of archives here."""
-    if not name or name in _EMBEDDED:
+    if not name or name in _EMBEDDED or is_remote(name):
         return name
-    if name.startswith(_FOLDER):
-        return _FOLDER + absolute_path(name.removeprefix(_FOLDER))
+    if hub := _HUB_FOLDER.match(name):
+        return hub[0] + absolute_path(name[hub.end() :])
     plain = os.path.expanduser(name)
     if os.path.isabs(plain):
         return plain
