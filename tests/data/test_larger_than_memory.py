@@ -19,7 +19,7 @@ table = {
     "model": {"name": "TransformerLM", "dim": 8, "depth": 1, "heads": 1, "dim_head": 8,
               "pattern": "SlidingWindow(8)"},
     "data": {"path": "", "context": 32},
-    "training": {"steps": 3, "batch_size": 2, "prefetch": 2},
+    "training": {"steps": 3, "batch_size": 8, "prefetch": 2},
 }
 
 def taken():

@@ -262,16 +262,8 @@ def build_index(file: File, column: str, read: Callable[[File, int, int], bytes]
         except ValueError as error:
             bad[str(len(rows))] = str(error)
         text = places[caption_order(column)[which]] if captions else (0, 0)
-        rows.append(
-            (
-                places[picture],
-                text,
-                suffix,
-                captions,
-                label,
-                key.encode("utf-8", "surrogateescape"),
-            )
-        )
+        raw = key.encode("utf-8", "surrogateescape")
+        rows.append((places[picture], text, which, captions, label, raw))
     return _as_arrays(rows, {"left": left.to_dict(), "bad": bad})
 
 
