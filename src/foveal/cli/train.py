@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveal.recipes.settings import RunConfig
@@ -26,6 +27,22 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(_HELP)
         return 0
+    from foveal.training.processes import StoppedElsewhereError, before_group
+
+    try:
+        # only the first process need see recipe and run
+        start = json.loads(before_group(lambda: json.dumps(_start(arguments))))
+    except StoppedElsewhereError:  # the process that failed says why
+        return 2
+    return _train(**start)
+
+
+def _start(arguments: list[str]) -> dict[str, Any]:
+    """What is to be trained, where, and whether a run goes on, as JSON can hold it.
+
+    Raises:
+        ValueError: no such recipe or run, or options that do not fit.
+    """
     from foveal.cli.options import parse_overrides
 
     recipe, rest, going_on = _find_start(arguments)
@@ -35,14 +52,22 @@ def main(arguments: list[str]) -> int:
         _refuse_other_settings(base, config, going_on)
         _refuse_strange_code(config, arguments, going_on)
         output = str(going_on)
-        if os.environ.get("RANK", "0") == "0":  # a recipe that was edited since changes nothing
-            print(f"going on in {going_on} with the settings of its config.json", flush=True)
+        # a recipe that was edited since changes nothing
+        print(f"going on in {going_on} with the settings of its config.json", flush=True)
+    settings = config.to_dict()
+    return {"recipe": recipe, "settings": settings, "output": output, "resume": resume != "never"}
+
+
+def _train(recipe: str, settings: dict[str, Any], output: str | None, resume: bool) -> int:
+    """Train what `_start` has found; returns the exit code."""
+    from foveal.recipes.config import config_from_dict
     from foveal.recipes.run import train
     from foveal.training.interrupt import Interrupted
     from foveal.training.processes import StoppedElsewhereError
 
+    config = config_from_dict(settings, where=f"recipe {recipe}")
     try:
-        folder, outcome = train(config, output, resume != "never")
+        folder, outcome = train(config, output, resume)
     except Interrupted as stop:
         if stop.is_main:
             again = _command_to_resume(recipe, stop.folder)

@@ -171,7 +171,7 @@ def share_of_batch(training: TrainingConfig, processes: int) -> int:
     if left:
         near = [size for size in (share * parts, (share + 1) * parts) if size]
         raise ValueError(
-            f"training.batch_size must be a multiple of {parts}, for {processes:,} processes with "
+            f"training.batch_size must be a multiple of {parts}, as processes={processes} with "
             f"training.accumulate={training.accumulate} share the examples of a step evenly, got "
             f"training.batch_size={training.batch_size}; use {' or '.join(map(str, near))}."
         )

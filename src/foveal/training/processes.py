@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 ResultT = TypeVar("ResultT")
 
@@ -15,7 +22,7 @@ class StoppedElsewhereError(Exception):
     """Another process of this training cannot go on, and says why."""
 
 
-def from_first(accelerator: Accelerator, action: Callable[[], ResultT]) -> ResultT:
+def from_first(accelerator: Accelerator | PartialState, action: Callable[[], ResultT]) -> ResultT:
     """What `action` returns on the first process, which alone performs it, on every process.
 
     Raises:
@@ -38,6 +45,94 @@ def from_first(accelerator: Accelerator, action: Callable[[], ResultT]) -> Resul
     if found[1] is not None:
         raise StoppedElsewhereError(found[1])
     return found[0]  # type: ignore[return-value]
+
+
+_LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FAREWELL = 10.0
+
+
+def before_group(action: Callable[[], str]) -> str:
+    """What `action` returns in the first process of a launch, before these are a group.
+
+    By way of the store through which they will find each other, for what a group is made with is
+    not known yet. Where no launcher says that there are several, every process is the first.
+
+    Raises:
+        StoppedElsewhereError: on the others, if it raises on the first.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not all(os.environ.get(name) for name in _LAUNCH) or size in ("0", "1"):
+        return action()
+    store, rank, _ = next(dist.rendezvous("env://"))
+    if rank:
+        told = store.get("foveal/start").decode()
+        store.add("foveal/read", 1)
+        if not told.startswith("+"):
+            raise StoppedElsewhereError("the first process has not started")
+        return told[1:]
+    try:
+        found = action()
+    except BaseException:
+        store.set("foveal/start", "-")
+        # the store may end with this process
+        until = time.monotonic() + _FAREWELL
+        while store.add("foveal/read", 0) < int(size) - 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        raise
+    store.set("foveal/start", "+" + found)
+    return found
+
+
+def share_tensors(accelerator: Accelerator, tensors: Iterable[Tensor]) -> None:
+    """Fill tensors of any shape, the same ones on every process, with those of the first one."""
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            sent = tensor.detach().to(accelerator.device).contiguous()
+            dist.broadcast(sent, 0)
+            tensor.detach().copy_(sent)
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """Stands for a tensor that is sent by itself."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def state_of_first(accelerator: Accelerator, read: Callable[[], Any]) -> Any:
+    """What `read` gives on the first process: containers of tensors, numbers and texts.
+
+    Tensors come to the CPU of every process, one after the other.
+
+    Raises:
+        StoppedElsewhereError: on the others, if it raises on the first.
+    """
+    if accelerator.num_processes == 1:
+        return read()
+    first: list[Any] = []
+
+    def form_of() -> Any:
+        first.append(read())
+        return _mapped(first[0], lambda tensor: _Blank(tensor.shape, tensor.dtype))
+
+    form = from_first(accelerator, form_of)
+    state = first[0] if first else _mapped(form, lambda it: torch.empty(it.shape, dtype=it.dtype))
+    tensors: list[Tensor] = []
+    _mapped(state, tensors.append)
+    share_tensors(accelerator, tensors)
+    return state
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Containers with all their tensors, or what stands for them, changed."""
+    if isinstance(value, Tensor | _Blank):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(one, change) for one in value)
+    return value
 
 
 def together(accelerator: Accelerator, action: Callable[[], ResultT]) -> ResultT:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from foveal.training import checkpoints
-from foveal.training.processes import from_first
+from foveal.training.processes import from_first, share_tensors, state_of_first
 
 MakeOptimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
 
@@ -124,8 +124,13 @@ class Replicated:
         return from_first(self._accelerator, write)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        checkpoints.load_weights(self._own, folder)
-        state = checkpoints.load_state(folder)
+        def read() -> dict[str, Any]:
+            checkpoints.load_weights(self._own, folder)
+            return checkpoints.load_state(folder)
+
+        # the others may be on machines that do not see the folder
+        state = state_of_first(self._accelerator, read)
+        share_tensors(self._accelerator, self._own.state_dict().values())
         with checkpoints.fitting(folder):
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)

@@ -26,6 +26,7 @@ from foveal.recipes.runs import load_model as load_run
 from foveal.recipes.settings import RunConfig
 from foveal.training.config import TrainingConfig, check_batch, check_training
 from foveal.training.interrupt import Interrupted
+from foveal.training.processes import from_first
 
 _INHERITED = ("path", "valid", "column", "size", "held_out", "max_images")
 
@@ -69,15 +70,19 @@ def prepare_stage(config: RunConfig, folder: Path, task: str, train: Callable[..
         ValueError: the setting names none of these, or a run of another kind.
         Interrupted: asked to stop while training; goes on at the same place when resumed.
     """
-    home = folder / task
-    if not (home / "model.safetensors").is_file():
-        source = _source(config, task)
-        if not (source / "config.json").is_file():
-            source = _train(config, folder, task, train)
-        with PartialState().main_process_first():
-            if not (home / "model.safetensors").is_file():
-                _copy(source, home, config, task)
-    return load_model(home)
+    home, source, state = folder / task, _source(config, task), PartialState()
+
+    def is_there() -> bool:
+        return (home / "model.safetensors").is_file() or (source / "config.json").is_file()
+
+    def bring() -> Model:
+        if not (home / "model.safetensors").is_file():
+            _copy(source, home, config, task)
+        return load_model(home)
+
+    if not from_first(state, is_there):
+        source = _train(config, folder, task, train)
+    return from_first(state, bring)  # the others may not see the folder
 
 
 def _source(config: RunConfig, task: str) -> Path:
