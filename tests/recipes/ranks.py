@@ -64,6 +64,8 @@ def play(arguments, before=lambda rank: None):
     from foveal.cli import main
 
     code = main(list(map(str, arguments)))
+    for last in AT_END:
+        last()
     sys.stdout.flush()
     sys.stderr.flush()
     return code
@@ -101,14 +103,90 @@ def wait_for(pattern, patience=60):
 
 
 def start_and_go_on(recipe):
-    """Two begin a run and prolong it, three the next and go on, where config.json is lost."""
-    results = [finish(start(2, ["train", recipe]))]
-    results.append(finish(start(2, ["train", recipe, "--resume", "auto", "--steps", 30])))
-    results.append(finish(start(3, ["train", recipe, "--steps", "6"])))
+    """Three begin a run and go on, where config.json is lost."""
+    results = [finish(start(3, ["train", recipe, "--steps", "6"]))]
     Path("runs/tiny-001/config.json").unlink()
     where = ["--output", "runs/tiny-001", "--resume", "auto"]
-    results.append(finish(start(3, ["train", recipe, *where, "--steps", 32])))
+    results.append(finish(start(3, ["train", recipe, *where, "--steps", 12])))
     return results
+
+
+def elastic(recipe):
+    """Four take five steps in float64, two the next five; the last of them is asked to stop.
+
+    All but the first are in folders of their own, where there is no run.
+    """
+    options = ["train", recipe, "--output", "run", "--resume", "auto", *ELASTIC]
+    options += ["--data", Path(recipe).with_name("texts")]
+    return [finish(start(count, options, apart(count, stop))) for count, stop in ((4, 3), (2, 8))]
+
+
+ELASTIC = ["--steps", 15, "--training.log-every", 5, "--model.dropout", 0, "--data.pack"]
+ELASTIC += ["--training.evaluate-every", 5, "--training.batch-size", 8]
+AT_END = []
+"""What a process does before it ends."""
+
+
+def apart(count, stop):
+    """`before`: alone with its files, in float64; the last is asked to stop after a step.
+
+    Each leaves the steps and names of the exchanges for which it has waited since the first step.
+    """
+
+    def before(rank):
+        from foveal.recipes.kind import KindTask
+        from foveal.training.trainer import Trainer
+
+        note, waited = Path(f"waited-{count}-{rank}.json").resolve(), []
+        if rank:
+            Path(f"apart-{count}-{rank}").mkdir()
+            os.chdir(f"apart-{count}-{rank}")
+        exact(KindTask)
+        take = Trainer.train_step
+
+        def step(trainer):
+            note_waiting(waited, trainer)
+            loss = take(trainer)
+            if trainer.step == stop and rank == count - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss
+
+        Trainer.train_step = step
+        AT_END.append(lambda: note.write_text(json.dumps(waited)))
+
+    return before
+
+
+def exact(kind_task):
+    """Train in float64."""
+    set_up = kind_task._set_up
+
+    def doubled(task):
+        set_up(task)
+        task.model.double()
+
+    kind_task._set_up = doubled
+
+
+def note_waiting(waited, trainer):
+    """Add [step, what] for each exchange for which a process waits from now on."""
+    import torch.distributed as dist
+
+    names = ("all_reduce", "broadcast", "all_gather", "all_gather_object", "barrier")
+    if hasattr(dist, "noted"):
+        return
+    dist.noted = True
+
+    def noting(name, call):
+        def noted(*details, **more):
+            if not more.get("async_op"):
+                waited.append([trainer.step, name])
+            return call(*details, **more)
+
+        return noted
+
+    for name in (*names, "broadcast_object_list"):
+        setattr(dist, name, noting(name, getattr(dist, name)))
 
 
 def under_torchrun(recipe):
@@ -151,18 +229,15 @@ def mistakes(recipe):
 
 
 def stops(recipe):
-    """SIGTERM to the last process alone; then to all, twice, as a launcher does."""
-    results = []
-    for number in (0, 1):
-        os.environ["TORCHELASTIC_RUN_ID"] = "none"
-        processes = start(2, ["train", recipe, "--output", f"run{number}", "--steps", 10**6])
-        wait_for(f"run{number}/checkpoints/step-*")
-        for _ in range(1 + number):
-            for process in processes[-1:] if number == 0 else processes:
-                os.kill(process, signal.SIGTERM)
-            time.sleep(0.05)
-        results.append(finish(processes))
-    return results
+    """SIGTERM to all, twice, as a launcher does."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    processes = start(2, ["train", recipe, "--output", "run", "--steps", 10**6])
+    wait_for("run/checkpoints/step-*")
+    for _ in range(2):
+        for process in processes:
+            os.kill(process, signal.SIGTERM)
+        time.sleep(0.05)
+    return [finish(processes)]
 
 
 def full_disk(recipe):
@@ -189,7 +264,7 @@ if __name__ == "__main__":
     run = importlib.import_module("foveal.recipes.run")
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
     home, found, environment = Path.cwd(), {}, dict(os.environ)
-    for scenario in (start_and_go_on, under_torchrun, mistakes, stops, full_disk):
+    for scenario in (start_and_go_on, elastic, under_torchrun, mistakes, stops, full_disk):
         folder = home / scenario.__name__
         folder.mkdir()
         os.chdir(folder)

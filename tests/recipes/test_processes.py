@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file
 
 from foveal.cli import main
+from foveal.recipes.kind import KindTask
 from foveal.training.checkpoints import check, checkpoints, last_complete
+from foveal.training.metrics import read_metrics
 
 DRIVER = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -23,6 +26,11 @@ def played(tmp_path_factory, tiny_recipe):
     folder = tmp_path_factory.mktemp("processes")
     text, recipe = folder / "text.txt", folder / "tiny.toml"
     text.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    for number in range(40):
+        part = folder / "texts" / ("valid" if number % 8 == 7 else "train")
+        part.mkdir(parents=True, exist_ok=True)
+        words = b"the quick brown fox jumps over the lazy dog. " * 3
+        (part / f"{number}.txt").write_bytes(words[number : 10 + 3 * number])
     lines = tiny_recipe.format(data=text.as_posix())
     lines = lines.replace('device = "cpu"\n', "")  # "auto", as by default
     recipe.write_text(lines.replace("batch_size = 4", "batch_size = 12"))
@@ -51,18 +59,67 @@ def words_of(result):
 
 
 def test_they_share_a_run_from_start_to_resume(played):
-    """Two begin one folder and go on with it, three begin the next; the first one reports.
-
-    Three go on with that of two, from the checkpoint, where the folder has lost its config.json.
-    """
+    """Three begin one folder, and go on from the checkpoint where it has lost its config.json."""
     folder, results = scenario(played, "start_and_go_on")
-    first, longer, other, again = results
-    for result, steps in ((first, 24), (longer, 30), (other, 6), (again, 32)):
+    for result, steps in zip(results, (6, 12), strict=True):
         assert set(result["codes"]) == {0}, result["err"]
-        assert [f"trained {steps} steps" in out for out in result["out"]][:2] == [True, False]
-    assert sorted(p.name for p in (folder / "runs").iterdir()) == ["tiny-001", "tiny-002"]
-    assert last_complete(folder / "runs/tiny-001/checkpoints").name == "step-00000032"
+        said = [f"trained {steps} steps" in out for out in result["out"]]
+        assert said == [True, False, False]
+    assert [p.name for p in (folder / "runs").iterdir()] == ["tiny-001"]
+    assert last_complete(folder / "runs/tiny-001/checkpoints").name == "step-00000012"
     assert not list((folder / "runs").rglob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def exactly(played, tmp_path_factory, module_patch):
+    """(folder of a run that one process took up at step 10, that of an undisturbed one)"""
+    folder, results = scenario(played, "elastic")
+    for result, step in zip(results, (5, 10), strict=True):
+        assert set(result["codes"]) == {130}, result["err"]
+        assert f"interrupted at step {step};" in result["err"][0]
+    module_patch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    module_patch.setattr("foveal.recipes.run.finish", lambda folder, task: None)
+    module_patch.setattr(KindTask, "_set_up", KindTask._set_up)
+    ranks.exact(KindTask)
+    recipe, whole = folder.parent / "tiny.toml", tmp_path_factory.mktemp("whole") / "run"
+    options = [*map(str, ranks.ELASTIC), "--training.device", "cpu"]
+    options += ["--data", str(recipe.with_name("texts"))]
+    again = ["--output", str(folder / "run"), "--resume", "auto"]
+    assert main(["train", str(recipe), *again, *options]) == 0
+    assert main(["train", str(recipe), "--output", str(whole), *options]) == 0
+    return folder / "run", whole
+
+
+@pytest.fixture(scope="module")
+def module_patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_any_number_of_processes_takes_the_same_steps(exactly):
+    """4, 2 and 1 take five each of a batch of 8 packed rows: weights, losses, scores of one."""
+    shared, whole = exactly
+    one, two = (load_file(f / "checkpoints/step-00000015/model.safetensors") for f in exactly)
+    assert {value.dtype for value in one.values()} == {torch.float64}
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-12, atol=1e-12)
+    ours, theirs = read_metrics(shared), read_metrics(whole)
+    assert [e["step"] for e in ours] == [e["step"] for e in theirs] == [5, 5, 10, 10, 15, 15]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for name in mine.keys() - {"speed", "elapsed"}:
+            assert mine[name] == pytest.approx(other[name], rel=1e-9), name
+
+
+def test_between_logs_they_wait_for_gradients_alone(exactly):
+    """Every other exchange is at a log, but one after the first step tells how long steps take."""
+    folder = exactly[0].parent
+    for count, first in ((4, 0), (2, 5)):
+        for rank in range(count):
+            waited = json.loads((folder / f"waited-{count}-{rank}.json").read_text())
+            steps = [step for step, _ in waited]
+            assert set(steps) == {first + 1, first + 5}
+            assert steps.count(first + 1) == 1
 
 
 def test_two_processes_train_one_model(played, tmp_path, monkeypatch):
@@ -96,15 +153,14 @@ def test_a_mistake_is_told_once_and_stops_all(played):
     assert not (folder / "runs").exists()
 
 
-def test_a_signal_to_one_stops_all_at_one_step(played):
-    """SIGTERM to the last process alone; to all, and again by the launcher: saved, 130."""
-    folder, results = scenario(played, "stops")
-    for number, result in enumerate(results):
-        assert set(result["codes"]) == {130}, result["err"]
-        assert "".join(result["err"]).count("--resume auto") == 1
-        step = result["err"][0].split("interrupted at step ")[1].split(";")[0].replace(",", "")
-        check(folder / f"run{number}/checkpoints/step-{int(step):08d}")
-        assert "torchrun --nproc_per_node 2 -m foveal.cli train" in result["err"][0]
+def test_a_signal_to_all_stops_all_at_one_step(played):
+    """SIGTERM to all, and again by the launcher: saved, 130."""
+    folder, (result,) = scenario(played, "stops")
+    assert set(result["codes"]) == {130}, result["err"]
+    assert "".join(result["err"]).count("--resume auto") == 1
+    step = result["err"][0].split("interrupted at step ")[1].split(";")[0].replace(",", "")
+    check(folder / f"run/checkpoints/step-{int(step):08d}")
+    assert "torchrun --nproc_per_node 2 -m foveal.cli train" in result["err"][0]
 
 
 def test_a_full_disk_of_the_first_stops_all(played):

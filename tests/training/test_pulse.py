@@ -23,6 +23,7 @@ class Ranks:
         self.size, self.exchanges = size, 0
         self._told = [None] * size
         self._gate = threading.Barrier(size, action=self._count)
+        gradients = threading.Barrier(size)
         self.members = [
             SimpleNamespace(
                 num_processes=size,
@@ -30,6 +31,7 @@ class Ranks:
                 is_main_process=rank == 0,
                 device=torch.device("cpu"),
                 reduce=lambda mine, reduction, rank=rank: self._sum(rank, mine),
+                average_gradients=lambda: gradients.wait(20),
             )
             for rank in range(size)
         ]
@@ -77,6 +79,7 @@ class Steps:
 
     def train_step(self):
         time.sleep(self._pause)
+        self.accelerator.average_gradients()
         self.step += 1
         return torch.tensor(self._loss(self.rank, self.step), dtype=torch.float64)
 

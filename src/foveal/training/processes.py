@@ -49,6 +49,8 @@ def from_first(accelerator: Accelerator | PartialState, action: Callable[[], Res
 
 _LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAREWELL = 10.0
+_kept: list[Any] = []
+"""Stores: that of the first process serves the others as long as it is there."""
 
 
 def before_group(action: Callable[[], str]) -> str:
@@ -57,6 +59,9 @@ def before_group(action: Callable[[], str]) -> str:
     By way of the store through which they will find each other, for what a group is made with is
     not known yet. Where no launcher says that there are several, every process is the first.
 
+    Args:
+        action: gives a text that is not empty.
+
     Raises:
         StoppedElsewhereError: on the others, if it raises on the first.
     """
@@ -64,22 +69,23 @@ def before_group(action: Callable[[], str]) -> str:
     if not all(os.environ.get(name) for name in _LAUNCH) or size in ("0", "1"):
         return action()
     store, rank, _ = next(dist.rendezvous("env://"))
+    _kept.append(store)
+    said, heard = (f"foveal/{len(_kept)}/{name}" for name in ("said", "heard"))
     if rank:
-        told = store.get("foveal/start").decode()
-        store.add("foveal/read", 1)
-        if not told.startswith("+"):
+        told = store.get(said).decode()
+        store.add(heard, 1)
+        if not told:
             raise StoppedElsewhereError("the first process has not started")
-        return told[1:]
+        return told
     try:
         found = action()
     except BaseException:
-        store.set("foveal/start", "-")
-        # the store may end with this process
+        store.set(said, "")
         until = time.monotonic() + _FAREWELL
-        while store.add("foveal/read", 0) < int(size) - 1 and time.monotonic() < until:
+        while store.add(heard, 0) < int(size) - 1 and time.monotonic() < until:
             time.sleep(0.01)
         raise
-    store.set("foveal/start", "+" + found)
+    store.set(said, found)
     return found
 
 
