@@ -1,6 +1,7 @@
 """Packed rows: a document gets what it gets alone, in the model and through the byte recipe."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,8 @@ def test_a_step_of_the_recipe_learns_from_packed_rows(tmp_path):
     found, lm = corpus(tmp_path, 30, 7, 40), model()
     windows = TextWindows(found, 16, pack=True)
     inputs, targets, at = (torch.stack(part) for part in zip(*rows(windows), strict=True))
-    loss = KIND.loss(None, lm, (inputs, targets, at))
+    task = SimpleNamespace(config=load_recipe("bytes-transformer"), parts=None)
+    loss = KIND.loss(task, lm, (inputs, targets, at))
     total, count = 0.0, 0
     for row, wanted, place in zip(inputs, targets, at, strict=True):
         lengths = torch.cat([(place == 0).nonzero()[:, 0], torch.tensor([16])]).diff().tolist()

@@ -14,6 +14,7 @@ from foveal.recipes.sharing import align_of
 from foveal.training.layout import Layout, ParallelConfig
 
 TINY = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
+COMPAT = "h-transformer-1d"
 WINDOW, PYRAMID = "SlidingWindow(9)", {"name": "Pyramid", "block_size": 4, "causal": True}
 BYTES = {"task": "bytes", "data": {"context": 67}}
 PIXELS = {"task": "pixels", "data": {"size": 4, "held_out": 0.5}}
@@ -23,6 +24,15 @@ CASES = {
         {"task": "bytes", "data": {"context": 64}},
         {"name": "HTransformer1D", "causal": True, "block_size": 4, **TINY},
         4,
+    ),
+    "chunks": (
+        {
+            "task": "bytes",
+            "data": {"context": 50},
+            "training": {"loss_chunk": 7, "activation_checkpointing": True},
+        },
+        {"name": "TransformerLM", "pattern": WINDOW, "tie_embeddings": True, **TINY},
+        2,
     ),
     "short": (
         {"task": "bytes", "data": {"context": 3}},
@@ -46,12 +56,12 @@ def layout_of(rank, config, data_rank=0, data_size=1):
     return made
 
 
-def config_of(case, text, sequence):
+def config_of(case, text, sequence, chunks=True):
     """The configuration of a case, on a text or on pictures beside it."""
     plan, model, _ = CASES[case]
     path = text if plan["task"] == "bytes" else draw_pictures(text.parent / "pictures")
     data = {**plan["data"], "path": str(path)}
-    training = {"steps": 3, "batch_size": 2}
+    training = {"steps": 3, "batch_size": 2, **(plan.get("training", {}) if chunks else {})}
     table = {"task": plan["task"], "model": model, "data": data, "training": training}
     return config_from_dict({**table, "parallel": {"sequence": sequence}}, "a test")
 
@@ -59,7 +69,7 @@ def config_of(case, text, sequence):
 def draw_pictures(folder):
     """A folder of a few small pictures of noise."""
     for name in ("a", "b"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3))):
         Image.fromarray(pixels.astype(np.uint8)).save(folder / "ab"[number % 2] / f"{number}.png")
     return folder
@@ -82,14 +92,14 @@ def test_ranks_train_and_score_what_one_process_does(case, text):
     text.write_bytes(text.read_bytes()[:1000])
     ranks = CASES[case][2]
     config = config_of(case, text, ranks)
-    alone = KindTask(config)
+    alone = KindTask(config_of(case, text, 1, chunks=False))
     weights = alone.model.state_dict()
     wanted, gradients, score = act_as(alone)
 
     def act(rank):
         task = KindTask(config, layout_of(rank, config))
         task.model.load_state_dict(weights)
-        assert task.units_per_batch == alone.units_per_batch
+        assert task.units_per_batch == round(alone.units_per_batch / ranks)
         return act_as(task)
 
     losses, grads, scores = zip(*parallel.simulate(ranks, act), strict=True)
@@ -149,6 +159,25 @@ def test_settings_that_cannot_be_shared_are_refused(sections, words):
     config = shared("bytes-transformer", **sections)
     with pytest.raises(ValueError, match=rf"{words}.*got parallel.sequence=2"):
         KindTask(config, Layout(0, 2, config.parallel))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"name": "TransformerLM", **TINY, "dropout": 0.1}, "dropout depends on the number"),
+        ({"name": "HTransformer1D", **TINY, "causal": True, "compat": COMPAT}, "cannot cut"),
+    ],
+)
+def test_models_that_cannot_be_shared_are_refused(model, words, text):
+    """When the run is set up, with what to do instead."""
+    table = {"model": model, "data": {"path": str(text)}, "training": {"steps": 1}}
+    config = config_from_dict({**table, "parallel": {"sequence": 2}}, "a test")
+
+    def act(rank):
+        with pytest.raises(ValueError, match=f"{words}.*Leave out parallel.sequence=2"):
+            KindTask(config, layout_of(rank, config))
+
+    parallel.simulate(2, act)
 
 
 @pytest.mark.parametrize(("length", "ranks", "align"), [(262_144, 4, 1024), (67, 3, 1), (0, 2, 1)])

@@ -27,6 +27,7 @@ from foveal.layers.prepared import (
 from foveal.layers.weights import device_of, table
 from foveal.models.base import Model, evaluating
 from foveal.models.config import ModelConfig
+from foveal.models.losses import losses
 from foveal.models.vocabulary import are_ints, check_vocabulary, embedded
 
 
@@ -62,9 +63,11 @@ class CausalLM(Model):
 
     Attributes:
         is_causal: whether the model can be decoded a token at a time.
+        takes_targets: whether `forward` gives losses where it is given targets.
     """
 
     is_causal: bool
+    takes_targets = True
     pipeline_tag = "text-generation"
 
     def __init__(
@@ -93,15 +96,26 @@ class CausalLM(Model):
     def _body(self) -> Body:
         return cast(Body, self.transformer)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of every position.
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Logits of every position, or its loss.
 
         Args:
             tokens: (batch, length) int.
             mask: (batch, length) bool, True = real; what is not real influences nothing real.
+            targets: (batch, length) int64, the token after each: asks for losses in nats, 0 where
+                a target is -100.
+            chunk: of losses, make the logits of so many tokens at a time, in the backward pass
+                too: less memory for long sequences. None: of all.
 
         Returns:
-            (batch, length, num_tokens)
+            (batch, length, num_tokens); (batch, length) where targets are given.
 
         Raises:
             ValueError: shapes that do not fit, more tokens than max_seq_len, or (on a CPU) one
@@ -109,17 +123,21 @@ class CausalLM(Model):
         """
         if self.sharing is None:
             self._check_tokens(tokens, mask)
-            return self._read(tokens, mask)
+            return self._told(self._read(tokens, mask), targets, chunk)
         self._check_tokens(tokens, mask, 0)
         context: Any = self.sharing.of_part(self, tokens.shape[1], mask)
-        return self._read(tokens, context)
+        return self._told(self._read(tokens, context), targets, chunk)
 
     def _read(self, tokens: Tensor, mask: Tensor | Context | None) -> Tensor:
-        """`forward` of tokens that are checked; mask as in layers."""
+        """Features (batch, length, dim) of tokens that are checked; mask as in layers."""
         x = self._embed(tokens, mask.first if isinstance(mask, Context) else 0)
         if getattr(self.settings, "compat", None) is None:  # packages read padding, NaN and all
             x = only_real(x, real(mask))
-        return self._logits(self._body(x, mask))
+        return self._body(x, mask)
+
+    def _told(self, x: Tensor, targets: Tensor | None, chunk: int | None) -> Tensor:
+        """Features x (batch, length, dim) as logits, or as losses of targets (batch, length)."""
+        return self._logits(x) if targets is None else losses(self._logits, x, targets, chunk)
 
     # -- decoding ---------------------------------------------------------------------------
 

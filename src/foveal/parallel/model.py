@@ -80,7 +80,7 @@ class Sharing:
         Raises:
             ValueError: there are more on all ranks than the model takes, or dropout is on.
         """
-        _check_dropout(model)
+        check_dropout(model)
         lengths = lengths_of(self.ranks, own)
         if sum(lengths) > model.max_seq_len:
             raise ValueError(
@@ -95,7 +95,7 @@ class Sharing:
         Raises:
             ValueError: dropout is on.
         """
-        _check_dropout(model)
+        check_dropout(model)
         return Shards(self.ranks, cut_evenly(length, self.ranks.size, self.align), None)
 
     def agreed(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Sharing:
         return agreed(x, self.ranks)
 
 
-def _check_dropout(model: Model) -> None:
+def check_dropout(model: Model) -> None:
     """Raise ValueError where a pass would drop something: the ranks would draw as they like."""
     if not model.training:
         return

@@ -275,10 +275,12 @@ class KindTask:
         ahead = batches_ahead(self.config)
         self.stream = Prefetched(stream, ahead) if ahead else stream
         self.model = self.kind.build(self.config, **self.assets)
+        if training.activation_checkpointing:
+            checkpoint_blocks(self.model)
         if self.parts is not None:
             self.parts.share(self.model, self.config)
         # processes that share a sequence have a part of its units each
-        units = self._share * self.kind.units(self) / self.config.parallel.sequence
+        units = self._share * self.kind.units(self) / self.layout.config.sequence
         self.units_per_batch = max(1, round(units))
         check_batch(training, len(source))
 
@@ -338,6 +340,16 @@ def batches_ahead(config: RunConfig) -> int:
         return 0
     on_cpu = pick_device(config.training.device).type == "cpu"
     return (0 if on_cpu else 2) if wanted is None else wanted
+
+
+def checkpoint_blocks(model: Any) -> None:
+    """Let a model recompute its blocks; ValueError if it knows not how."""
+    if not hasattr(model, "activation_checkpointing"):
+        raise ValueError(
+            "training.activation_checkpointing needs a model that has a method of that name, got "
+            f"{type(model).__name__}; leave it out."
+        )
+    model.activation_checkpointing()
 
 
 def find_kind(task: Any, where: str = "the settings") -> Kind:

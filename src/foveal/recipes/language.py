@@ -43,6 +43,12 @@ class NextToken(Kind):
                 f"{self.must} must be causal, or it would see {self.seen}; use causal patterns, "
                 f"got {config.model.get('pattern')!r}."
             )
+        chunk = config.training.loss_chunk
+        if chunk and not getattr(model, "takes_targets", False):
+            raise ValueError(
+                f"training.loss_chunk={chunk} needs a model that takes targets, such as a "
+                f"TransformerLM, got {config.model['name']!r}; set training.loss_chunk = 0."
+            )
         return model
 
     def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -54,15 +60,14 @@ class NextToken(Kind):
         """
         inputs, targets, *places = batch
         packed = {"position_ids": places[0]} if places else {}
-        if task.parts is None:
+        chunk, parts, size = task.config.training.loss_chunk, task.parts, 1
+        if parts is None and not chunk:
             logits = wide(model(inputs, **packed)).flatten(0, 1)
             return F.cross_entropy(logits, targets.flatten())
         count = (targets != IGNORED).sum()
-        inputs, targets = task.parts.take(inputs), task.parts.take(targets)
-        losses = F.cross_entropy(
-            wide(model(inputs)).flatten(0, 1), targets.flatten(), reduction="sum"
-        )
-        return losses * task.parts.size / count
+        if parts is not None:
+            inputs, targets, size = parts.take(inputs), parts.take(targets), parts.size
+        return losses_of(model, inputs, targets, chunk, **packed).sum() * size / count
 
     def weight(self, task: KindTask, batch: tuple[Tensor, ...]) -> float | None:
         """Tokens that are asked for, which vary where rows are packed."""
@@ -77,7 +82,22 @@ class NextToken(Kind):
         return chart(title, curves, pictures / "training.png", self.score.replace("_", " "))
 
 
-def sum_of_bits(logits: Tensor, targets: Tensor) -> float:
-    """Bits of targets (batch, length) under logits (batch, length, tokens), in all."""
-    losses = F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), reduction="none")
+def losses_of(
+    model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int = 0, **packed: Tensor
+) -> Tensor:
+    """Nats of each of the targets (batch, length), in any shape; see `TrainingConfig.loss_chunk`.
+
+    Args:
+        inputs: tokens (batch, length).
+        packed: position_ids (batch, length), of packed rows.
+    """
+    if chunk:
+        found: Tensor = model(inputs, targets=targets, chunk=chunk, **packed)
+        return found
+    logits = wide(model(inputs, **packed)).flatten(0, 1)
+    return F.cross_entropy(logits, targets.flatten(), reduction="none")
+
+
+def sum_of_bits(losses: Tensor) -> float:
+    """Bits in all, of losses (any) in nats."""
     return float(losses.double().sum()) / math.log(2)

@@ -60,5 +60,6 @@ _MAY_CHANGE = {
     *("training.steps", "training.time_budget", "training.log_every", "training.evaluate_every"),
     *("training.checkpoint_every", "training.checkpoint_seconds", "training.keep"),
     *("training.device", "training.compile", "training.trackers"),
+    *("training.activation_checkpointing", "training.loss_chunk"),
     *("parallel.shard", "parallel.sequence", "training.prefetch"),
 }

@@ -25,10 +25,11 @@ class Parts:
 
     def __init__(self, mesh: Any) -> None:
         from foveal import parallel  # only where somebody shares anything
+        from foveal.parallel.model import check_dropout
         from foveal.parallel.ranks import as_ranks
 
         self._mesh, self._take = mesh, parallel.take
-        self._shard = parallel.shard_sequence
+        self._shard, self._check = parallel.shard_sequence, check_dropout
         self.size = as_ranks(mesh).size
 
     def take(self, rows: Tensor) -> Tensor:
@@ -42,6 +43,7 @@ class Parts:
             ValueError: it cannot.
         """
         try:
+            self._check(model)
             self._shard(model, self._mesh)
         except ValueError as error:
             raise ValueError(

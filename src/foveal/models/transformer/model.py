@@ -77,8 +77,11 @@ class TransformerLM(CausalLM):
         tokens: Tensor,
         mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Tensor:
-        """Logits of every position.
+        """Logits of every position, or its loss.
 
         Args:
             tokens: (batch, length) int.
@@ -86,16 +89,20 @@ class TransformerLM(CausalLM):
             position_ids: (batch, length) int, of rows that hold several documents (packing): 0, 1,
                 2, ... in each of them. Documents get what they get alone: nothing is read across
                 their borders, and positions and patterns restart.
+            targets: (batch, length) int64, the token after each: asks for losses in nats, 0 where
+                a target is -100.
+            chunk: of losses, make the logits of so many tokens at a time, in the backward pass
+                too: less memory for long sequences. None: of all.
 
         Returns:
-            (batch, length, num_tokens)
+            (batch, length, num_tokens); (batch, length) where targets are given.
 
         Raises:
             ValueError: shapes that do not fit, more tokens than max_seq_len, positions that do not
                 restart, or both a mask and positions.
         """
         if position_ids is None:
-            return super().forward(tokens, mask)
+            return super().forward(tokens, mask, targets=targets, chunk=chunk)
         if mask is not None or position_ids.shape != tokens.shape:
             raise ValueError(
                 f"position_ids must be of the shape of tokens {tuple(tokens.shape)} and without "
@@ -106,7 +113,8 @@ class TransformerLM(CausalLM):
         self._check_tokens(tokens, None)
         x = self._embed(tokens).flatten(0, 1)[None]
         packing: Any = Packing(position_ids)
-        return self._logits(self._body(x, packing))[0].unflatten(0, tokens.shape)
+        x = self._body(x, packing)[0].unflatten(0, tokens.shape)
+        return self._told(x, targets, chunk)
 
     @staticmethod
     def _positions(c: TransformerConfig, dim_head: int) -> bool | Rotary | PositionBias:

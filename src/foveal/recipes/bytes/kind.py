@@ -28,7 +28,7 @@ from foveal.draw.curves import draw_bars
 from foveal.draw.report import Section
 from foveal.recipes.bytes.writing import Continuation, keep_first_samples, write_on
 from foveal.recipes.kind import KindTask, Run
-from foveal.recipes.language import NextToken, sum_of_bits
+from foveal.recipes.language import NextToken, losses_of, sum_of_bits
 from foveal.recipes.settings import RunConfig
 from foveal.recipes.sharing import Parts
 from foveal.training.progress import showing, tracked
@@ -95,6 +95,7 @@ class Bytes(NextToken):
             world=world_size,
             pack=task.config.data.pack,
             parts=task.parts,
+            chunk=task.config.training.loss_chunk,
         )
 
     def facts(self, task: KindTask) -> dict[str, str]:
@@ -127,6 +128,7 @@ class Bytes(NextToken):
                 f"at, got {context=}."
             )
         options = {"stride": stride, "pack": run.config.data.pack}
+        options["chunk"] = run.config.training.loss_chunk
         bits, count = score_windows(model, found, context, **options)["bits_per_byte"]
         return {
             "bits_per_byte": bits / count,
@@ -218,11 +220,13 @@ def score_windows(
     world: int = 1,
     pack: bool = False,
     parts: Parts | None = None,
+    chunk: int = 0,
 ) -> Totals:
     """Sum of bits and number of scored bytes, for every `world`-th batch of windows.
 
     Args:
         parts: of windows, where several processes share each: this one's part is scored.
+        chunk: see `TrainingConfig.loss_chunk`.
         Others as in `scoring_windows`.
     """
     device = next(model.parameters()).device
@@ -238,7 +242,7 @@ def score_windows(
             if parts is not None:
                 inputs, targets = parts.take(inputs), parts.take(targets)
             packed = {"position_ids": places[0]} if places else {}
-            bits += sum_of_bits(model(inputs, **packed), targets)
+            bits += sum_of_bits(losses_of(model, inputs, targets, chunk, **packed))
             count += int((targets != IGNORED).sum())
     return {"bits_per_byte": (bits, count)}
 

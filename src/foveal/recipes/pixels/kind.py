@@ -26,7 +26,7 @@ from foveal.data.pixels import (
 from foveal.data.sampling import sample, spread
 from foveal.draw.grid import draw_grid
 from foveal.recipes.kind import KindTask, Run
-from foveal.recipes.language import NextToken, sum_of_bits
+from foveal.recipes.language import NextToken, losses_of, sum_of_bits
 from foveal.recipes.runs import open_model
 from foveal.recipes.sharing import Parts
 from foveal.training.progress import tracked
@@ -148,7 +148,7 @@ def score_pixels(
         inputs = to_inputs(values)
         if parts is not None:
             inputs, values = parts.take(inputs), parts.take(values)
-        bits += sum_of_bits(model(inputs), values)
+        bits += sum_of_bits(losses_of(model, inputs, values))
         count += values.numel()
     return {"bits_per_dim": (bits, count)}
 
