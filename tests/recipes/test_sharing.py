@@ -14,7 +14,7 @@ from foveal.recipes.sharing import align_of
 from foveal.training.layout import Layout, ParallelConfig
 
 TINY = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
-COMPAT = "h-transformer-1d"
+COMPAT = "h-transformer-1d-0.1.9"
 WINDOW, PYRAMID = "SlidingWindow(9)", {"name": "Pyramid", "block_size": 4, "causal": True}
 BYTES = {"task": "bytes", "data": {"context": 67}}
 PIXELS = {"task": "pixels", "data": {"size": 4, "held_out": 0.5}}

@@ -103,7 +103,7 @@ class Sharing:
         return agreed(x, self.ranks)
 
 
-def check_dropout(model: Model) -> None:
+def check_dropout(model: nn.Module) -> None:
     """Raise ValueError where a pass would drop something: the ranks would draw as they like."""
     if not model.training:
         return
