@@ -123,6 +123,7 @@ def elastic(recipe):
 
 ELASTIC = ["--steps", 15, "--training.log-every", 5, "--model.dropout", 0, "--data.pack"]
 ELASTIC += ["--training.evaluate-every", 5, "--training.batch-size", 8]
+ELASTIC += ["--training.checkpoint-every", 0]
 AT_END = []
 """What a process does before it ends."""
 

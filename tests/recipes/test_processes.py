@@ -71,29 +71,24 @@ def test_they_share_a_run_from_start_to_resume(played):
 
 
 @pytest.fixture(scope="module")
-def exactly(played, tmp_path_factory, module_patch):
+def exactly(played, tmp_path_factory):
     """(folder of a run that one process took up at step 10, that of an undisturbed one)"""
     folder, results = scenario(played, "elastic")
     for result, step in zip(results, (5, 10), strict=True):
         assert set(result["codes"]) == {130}, result["err"]
         assert f"interrupted at step {step};" in result["err"][0]
-    module_patch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
-    module_patch.setattr("foveal.recipes.run.finish", lambda folder, task: None)
-    module_patch.setattr(KindTask, "_set_up", KindTask._set_up)
-    ranks.exact(KindTask)
     recipe, whole = folder.parent / "tiny.toml", tmp_path_factory.mktemp("whole") / "run"
     options = [*map(str, ranks.ELASTIC), "--training.device", "cpu"]
     options += ["--data", str(recipe.with_name("texts"))]
     again = ["--output", str(folder / "run"), "--resume", "auto"]
-    assert main(["train", str(recipe), *again, *options]) == 0
-    assert main(["train", str(recipe), "--output", str(whole), *options]) == 0
-    return folder / "run", whole
-
-
-@pytest.fixture(scope="module")
-def module_patch():
     with pytest.MonkeyPatch.context() as patch:
-        yield patch
+        patch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+        patch.setattr("foveal.recipes.run.finish", lambda folder, task: None)
+        patch.setattr(KindTask, "_set_up", KindTask._set_up)
+        ranks.exact(KindTask)
+        assert main(["train", str(recipe), *again, *options]) == 0
+        assert main(["train", str(recipe), "--output", str(whole), *options]) == 0
+    return folder / "run", whole
 
 
 def test_any_number_of_processes_takes_the_same_steps(exactly):
