@@ -152,22 +152,6 @@ def test_ranks_draw_the_same_factors():
     assert others == [one, one]
 
 
-@pytest.mark.parametrize("make", ["windows", "shifted both ways"])
-def test_dropout_is_refused_in_training_alone(make):
-    """Each rank would draw otherwise than one process does; evaluation drops nothing."""
-    model = MODELS[make]()
-    dropping = type(model)(**{**model.config, "dropout": 0.1})
-
-    def act(rank):
-        mine = parallel.shard_sequence(copy.deepcopy(dropping), rank)
-        tokens = torch.zeros(1, 8, dtype=torch.long)
-        with pytest.raises(ValueError, match=r"got 0.1 in .*; train with dropout=0"):
-            mine(tokens)
-        return mine.eval()(tokens).shape
-
-    assert parallel.simulate(2, act) == [(1, 8, 20)] * 2
-
-
 WINDOWS = [P.SlidingWindow(9), P.SlidingWindow(3)]
 COUNTED = {
     # attention before, inside and after; shortening, upsampling

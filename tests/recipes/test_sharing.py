@@ -161,20 +161,14 @@ def test_settings_that_cannot_be_shared_are_refused(sections, words):
         KindTask(config, Layout(0, 2, config.parallel))
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ({"name": "TransformerLM", **TINY, "dropout": 0.1}, "dropout depends on the number"),
-        ({"name": "HTransformer1D", **TINY, "causal": True, "compat": COMPAT}, "cannot cut"),
-    ],
-)
-def test_models_that_cannot_be_shared_are_refused(model, words, text):
+def test_models_that_cannot_be_shared_are_refused(text):
     """When the run is set up, with what to do instead."""
+    model = {"name": "HTransformer1D", **TINY, "causal": True, "compat": COMPAT}
     table = {"model": model, "data": {"path": str(text)}, "training": {"steps": 1}}
     config = config_from_dict({**table, "parallel": {"sequence": 2}}, "a test")
 
     def act(rank):
-        with pytest.raises(ValueError, match=f"{words}.*Leave out parallel.sequence=2"):
+        with pytest.raises(ValueError, match=r"cannot cut.*Leave out parallel.sequence=2"):
             KindTask(config, layout_of(rank, config))
 
     parallel.simulate(2, act)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.ops import attend
 from foveal.patterns import Packed, Pattern
@@ -61,6 +62,10 @@ class Context:
     def coarser(self, factor: int, mask: Tensor | None) -> Context:
         """That of every `factor`-th token of the sequence; its mask (batch, own coarse tokens)."""
         raise NotImplementedError
+
+    def drawing(self, part: nn.Module | None = None) -> contextlib.AbstractContextManager[None]:
+        """While a part of the model runs: who decides what dropout drops of these tokens."""
+        return contextlib.nullcontext()
 
     def agreed(self, x: Tensor) -> Tensor:
         """Small numbers of any shape that every part of the sequence must know alike."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from foveal.caches import DecodingState
 from foveal.common.arguments import checked
 from foveal.layers.checks import Device
+from foveal.layers.packing import Context
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
 from foveal.layers.weights import device_of, state_dtype
@@ -44,11 +45,23 @@ class Branch(NamedTuple):
     def run(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Context | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
         """What it adds to x (batch, tokens, dim), without scale; others as in ResidualStack."""
+        if isinstance(mask, Context):
+            with mask.drawing(self.norm):
+                return self._run(x, mask, memory, memory_mask)
+        return self._run(x, mask, memory, memory_mask)
+
+    def _run(
+        self,
+        x: Tensor,
+        mask: Tensor | Context | None,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+    ) -> Tensor:
         y = self.norm(x)
         if self.shift is not None:
             y = self.shift(y, mask)

@@ -130,7 +130,11 @@ class CausalLM(Model):
 
     def _read(self, tokens: Tensor, mask: Tensor | Context | None) -> Tensor:
         """Features (batch, length, dim) of tokens that are checked; mask as in layers."""
-        x = self._embed(tokens, mask.first if isinstance(mask, Context) else 0)
+        if isinstance(mask, Context):
+            with mask.drawing():
+                x = self._embed(tokens, mask.first)
+        else:
+            x = self._embed(tokens)
         if getattr(self.settings, "compat", None) is None:  # packages read padding, NaN and all
             x = only_real(x, real(mask))
         return self._body(x, mask)

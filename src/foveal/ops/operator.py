@@ -18,6 +18,7 @@ from foveal.ops.define import (
     is_transformed,
     one_at_a_time,
 )
+from foveal.ops.drop import ByPlace
 from foveal.ops.formula import attend_plainly, plain_gradients
 from foveal.ops.logits import with_sinks
 from foveal.ops.spec import describe, is_ticket, is_tracing, lend, rebuild, take_back
@@ -38,7 +39,7 @@ class Operands(NamedTuple):
     columns: Tensor | None
     sinks: Tensor | None
     key_mask: Tensor | None
-    seed: Tensor | None
+    seed: Tensor | None  # (), or what a ByPlace says
     pattern: Pattern
     scale: float
     dropout_p: float
@@ -237,10 +238,14 @@ def attention_operator(
             return with_sinks(*call(q, k, v, pattern, *options), sinks)
         # drawn as a tensor, so that a compiled graph draws a new one at every call
         seed = torch.randint(1 << 62, (), device="cpu") if dropout_p else None
+        if isinstance(dropout_p, ByPlace) and dropout_p.seed is not None:
+            if name != "tiled":
+                raise ValueError(f"impl={name!r} cannot drop by place; use impl='tiled'.")
+            seed = dropout_p.words()
         rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
         dense = None if isinstance(bias, WindowBias) else bias
         tensors = (q, k, v, dense, rows, columns, sinks, key_mask, seed)
-        numbers = (scale, dropout_p, softcap or 0.0, need_lse)
+        numbers = (scale, float(dropout_p), softcap or 0.0, need_lse)
         if is_plain(*tensors):
             operands = Operands(*tensors, pattern, *numbers)
             if torch.is_grad_enabled() and any(x.requires_grad for x in operands.given):

@@ -21,6 +21,7 @@ from torch import Tensor
 from foveal.common.memo import remember
 from foveal.common.processor import multiplies_bfloat16
 from foveal.ops.bias import MASKED, WindowBias, window_columns
+from foveal.ops.drop import kept, mixed
 from foveal.ops.pair_bias import bias_of_pairs
 from foveal.ops.places import (
     Scratch,
@@ -113,6 +114,7 @@ class Inputs:
     dropout_p: float
     seed: int
     softcap: float = 0.0  # 0: none
+    places: tuple[Tensor, Tensor] | None = None  # of queries (N,) and keys (M,), to drop by
 
     # dtype: of the products and scores; sums: of what is added up over tiles, and of lse
 
@@ -291,13 +293,32 @@ class Inputs:
             return size
         return -(-size // BFLOAT16_ROW) * BFLOAT16_ROW
 
-    def drop(self, weights: Tensor) -> Tensor | None:
+    def drop(self, chunk: Chunk, weights: Tensor) -> Tensor | None:
         """Dropout factors, 0 or 1 / (1 - p), of a chunk's weights."""
         if not self.dropout_p:
             return None
         keep = self.scratch.get("drop", *weights.shape)
-        keep.bernoulli_(1 - self.dropout_p, generator=self.noise)
+        if self.places is None:
+            keep.bernoulli_(1 - self.dropout_p, generator=self.noise)
+        else:
+            keep[..., : chunk.group.tile_k] = kept(self.dropout_p, self._draws(chunk, self.places))
         return keep.div_(1 - self.dropout_p)
+
+    def _draws(self, chunk: Chunk, places: tuple[Tensor, Tensor]) -> Tensor:
+        """A number for each weight (b, g, t, R q, k) int64, by head and places alone."""
+        device = self.q.device
+        batch, heads, repeats = (torch.arange(n, device=device) for n in self.q.shape[:3])
+        heads = heads[chunk.heads][:, None] * self.repeats + repeats
+        index = torch.cat([part.index() for part in chunk.keys], 1).to(device)
+        queries = places[0][chunk.queries.index().to(device)]
+        keys = places[1][index.clamp(max=len(places[1]) - 1)]
+        row = mixed(
+            torch.tensor(self.seed, device=device),
+            batch[chunk.batch][:, None, None, None, None],
+            heads[:, None, :, None],
+            queries[:, None],
+        )
+        return mixed(row[..., None], keys[:, None, None]).flatten(3, 4)
 
 
 def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
@@ -315,7 +336,7 @@ def forward(inputs: Inputs, out: Tensor, need_lse: bool = True) -> Tensor:
         q_tile = inputs.scaled_queries(chunk)
         scores = inputs.logits(chunk, q_tile, inputs.biased_keys(chunk))
         weights, chunk_lse = softmax_of(inputs, chunk, scores, need_lse)
-        keep = inputs.drop(weights)
+        keep = inputs.drop(chunk, weights)
         if keep is not None:
             weights *= keep
         result = inputs.scratch.get("out", *q_tile.shape[:4], v.shape[-1])

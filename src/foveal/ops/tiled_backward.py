@@ -78,7 +78,7 @@ def _chunk_backward(
         q.masked_fill_(dead, 0.0)
         if bend is not None:
             bend.masked_fill_(dead, 0.0)
-    keep = inputs.drop(padded)
+    keep = inputs.drop(chunk, padded)
     weights = padded[..., : chunk.group.tile_k]
     keep = None if keep is None else keep[..., : chunk.group.tile_k]
 

@@ -51,9 +51,19 @@ def _inputs(operands: Operands) -> tiled.Inputs:
         key_bias=_key_bias(key_mask, dtype),
         scale=operands.scale,
         dropout_p=operands.dropout_p,
-        seed=0 if operands.seed is None else int(operands.seed),
+        seed=0 if operands.seed is None else int(operands.seed.view(-1)[0]),
         softcap=operands.softcap,
+        places=_places(operands),
     )
+
+
+def _places(operands: Operands) -> tuple[Tensor, Tensor] | None:
+    """Where queries and keys stand, if what is dropped depends on it."""
+    if operands.seed is None or not operands.seed.ndim:
+        return None
+    queries = operands.q.shape[2]
+    places = operands.seed[1:].to(operands.q.device)
+    return places[:queries], places[queries:]
 
 
 def _readable(operands: Operands) -> tuple[Tensor, Tensor]:

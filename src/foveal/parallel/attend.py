@@ -18,6 +18,7 @@ from torch import Tensor
 from foveal.ops import attend as attend_here
 from foveal.ops.bias import Bias, WindowBias
 from foveal.ops.checks import check_tensors
+from foveal.ops.drop import ByPlace
 from foveal.parallel import pooled
 from foveal.parallel.moving import exchange
 from foveal.parallel.ranks import Ranks, as_ranks
@@ -90,8 +91,8 @@ def attend(
     """
     shaping = options.get("dropout_p", 0.0), options.get("return_lse", False), options.get("sinks")
     check_tensors(q, k, v, pattern, bias, key_mask, *shaping)
-    ranks = as_ranks(mesh)
-    if ranks.size == 1:
+    ranks, dropout = as_ranks(mesh), options.get("dropout_p")
+    if ranks.size == 1 and not isinstance(dropout, ByPlace):
         return attend_here(q, k, v, pattern, bias=bias, key_mask=key_mask, **options)
     sizes = lengths_of(ranks, k.shape[2], lengths)
     length = sum(sizes)
@@ -115,6 +116,9 @@ def attend(
         bias = torch.cat(parts, -1)
     elif isinstance(bias, Tensor) and bias.shape[-1] == length > 1:
         bias = bias[..., listed(local.keys).to(bias.device)]
+    if isinstance(dropout, ByPlace):
+        places = torch.arange(local.first, local.first + count, device="cpu")
+        options |= {"dropout_p": dropout.at(places, listed(local.keys)), "impl": "tiled"}
     return attend_here(q, k, v, local.pattern, bias=bias, key_mask=key_mask, **options)
 
 

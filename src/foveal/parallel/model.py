@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from foveal.common.checks import as_int
 from foveal.layers import CrossAttention, SelfAttention
+from foveal.layers.dropout import drawing, drawing_part, place_dropout
 from foveal.layers.packing import Context
 from foveal.layers.residual import Branch, ResidualStack
 from foveal.models.base import Model
 from foveal.models.causal import CausalLM
 from foveal.models.dalle import DALLE
 from foveal.models.hourglass import HourglassTransformer
+from foveal.ops.drop import ByPlace, kept, mixed
 from foveal.parallel.attend import attend
 from foveal.parallel.fetch import rows_of, spans_of
 from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.parallel.shares import cut_evenly, lengths_of
+from foveal.patterns import Pattern
 
 
 class Shards(Context):
@@ -29,13 +33,45 @@ class Shards(Context):
         ranks: who has the others.
         lengths: tokens of each rank.
         mask: (batch, own tokens) bool, True = real; None for all.
+        seed: of what is dropped; None where nothing is.
     """
 
-    def __init__(self, ranks: Ranks, lengths: Sequence[int], mask: Tensor | None) -> None:
-        self.mask, self.lengths, self.ranks = mask, tuple(lengths), ranks
-        self.attend = functools.partial(attend, mesh=ranks, lengths=self.lengths)
+    def __init__(
+        self,
+        ranks: Ranks,
+        lengths: Sequence[int],
+        mask: Tensor | None,
+        seed: int | None = None,
+    ) -> None:
+        self.mask, self.lengths, self.ranks, self.seed = mask, tuple(lengths), ranks, seed
         self.spans, self.length = spans_of(lengths), sum(lengths)
         self.part, self.first = ranks.rank, self.spans[ranks.rank][0]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Any:
+        """`foveal.parallel.attend` among these ranks."""
+        rate = options.get("dropout_p")
+        if isinstance(rate, ByPlace):
+            options["dropout_p"] = self._placed(rate)
+        return attend(q, k, v, pattern, self.ranks, lengths=self.lengths, **options)
+
+    def _placed(self, rate: ByPlace) -> float:
+        if self.seed is None:
+            return float(rate)
+        return ByPlace.of(rate, seed=int(mixed(self.seed, drawing_part(), rate.number)))
+
+    def drawing(self, part: nn.Module | None = None) -> contextlib.AbstractContextManager[None]:
+        if self.seed is None:
+            return contextlib.nullcontext()
+        return drawing(self._dropped, getattr(part, "dropout_number", 0))
+
+    def _dropped(self, rate: float, number: int, x: Tensor) -> Tensor:
+        """x (batch, own tokens, features) without what these places lose."""
+        assert self.seed is not None
+        rows, _, features = (torch.arange(n, device=x.device) for n in x.shape)
+        places = self.places(x.shape[1], x.device)
+        seed = mixed(self.seed, drawing_part(), number)
+        words = mixed(mixed(seed, rows[:, None], places)[..., None], features)
+        return torch.where(kept(rate, words), x / (1 - rate), 0.0)
 
     def turn(self, positions: Any) -> Any:
         """Rotary positions that count from the first token of the whole."""
@@ -48,7 +84,7 @@ class Shards(Context):
     def coarser(self, factor: int, mask: Tensor | None) -> Shards:
         """A coarse token is where its fine one is: c at c * factor."""
         spans = [(-(-a // factor), -(-b // factor)) for a, b in self.spans]
-        return Shards(self.ranks, [b - a for a, b in spans], mask)
+        return Shards(self.ranks, [b - a for a, b in spans], mask, self.seed)
 
     def agreed(self, x: Tensor) -> Tensor:
         return agreed(x, self.ranks)
@@ -66,10 +102,11 @@ class Sharing:
     Args:
         ranks: who has parts of it.
         align: where a model cuts the sequence itself, parts begin at multiples of this.
+        drops: whether the model has dropout.
     """
 
-    def __init__(self, ranks: Ranks, align: int = 1) -> None:
-        self.ranks, self.align = ranks, align
+    def __init__(self, ranks: Ranks, align: int = 1, drops: bool = False) -> None:
+        self.ranks, self.align, self.drops = ranks, align, drops
 
     def __deepcopy__(self, _: Any) -> Sharing:
         return self  # a copy of the model has the same ranks, which nothing copies
@@ -78,42 +115,33 @@ class Sharing:
         """The context of `own` tokens of this rank.
 
         Raises:
-            ValueError: there are more on all ranks than the model takes, or dropout is on.
+            ValueError: there are more on all ranks than the model takes.
         """
-        check_dropout(model)
         lengths = lengths_of(self.ranks, own)
         if sum(lengths) > model.max_seq_len:
             raise ValueError(
                 f"at most max_seq_len={model.max_seq_len} tokens on all ranks, got "
                 f"{sum(lengths)}: {lengths}."
             )
-        return Shards(self.ranks, lengths, mask)
+        return Shards(self.ranks, lengths, mask, self._seed(model))
 
     def of_whole(self, model: Model, length: int) -> Shards:
-        """The context of this rank's part of a sequence that all of them know.
+        """The context of this rank's part of a sequence that all of them know."""
+        lengths = cut_evenly(length, self.ranks.size, self.align)
+        return Shards(self.ranks, lengths, None, self._seed(model))
 
-        Raises:
-            ValueError: dropout is on.
-        """
-        check_dropout(model)
-        return Shards(self.ranks, cut_evenly(length, self.ranks.size, self.align), None)
+    def _seed(self, model: Model) -> int | None:
+        """Of what a pass drops, which the first rank draws; None where nothing is dropped."""
+        if not (model.training and self.drops):
+            return None
+        drawn = torch.zeros(1, dtype=torch.int64, device="cpu")
+        if self.ranks.rank == 0:
+            drawn = torch.randint(1 << 62, (1,), device="cpu")
+        return int(agreed(drawn, self.ranks))
 
     def agreed(self, x: Tensor) -> Tensor:
         """As that of a context."""
         return agreed(x, self.ranks)
-
-
-def check_dropout(model: nn.Module) -> None:
-    """Raise ValueError where a pass would drop something: the ranks would draw as they like."""
-    if not model.training:
-        return
-    for name, module in model.named_modules():
-        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
-        if isinstance(rate, float) and rate > 0 and module.training:
-            raise ValueError(
-                f"dropout depends on the number of ranks that share a sequence, got {rate} in "
-                f"{name}; train with dropout=0, or each sequence on one rank."
-            )
 
 
 def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
@@ -127,6 +155,9 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
     tokens: add them up over the ranks, as data-parallel training does (DistributedDataParallel
     averages: multiply the loss by the number of ranks).
 
+    Dropout draws by place from now on: a token loses the same on any number of ranks, for a seed
+    that the first rank draws anew in each pass.
+
     Args:
         model: a TransformerLM, HTransformer1D, HourglassTransformerLM or DALLE, as it is: nothing
             is copied.
@@ -138,8 +169,7 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
 
     Raises:
         TypeError: mesh is no group of ranks.
-        ValueError: a model with layers that read tokens in another way than by a pattern. Later,
-            a pass that would drop something in training: train with dropout=0.
+        ValueError: a model with layers that read tokens in another way than by a pattern.
     """
     ranks = as_ranks(mesh)
     body = getattr(model, "transformer", None)
@@ -154,7 +184,7 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
         raise ValueError(f"shard_sequence cannot cut this model, which {reason}.")
     if model.sharing is not None:
         raise ValueError("this model is sharded already; shard_sequence is called once.")
-    model.sharing = Sharing(ranks, as_int("align", align, 1))
+    model.sharing = Sharing(ranks, as_int("align", align, 1), place_dropout(model))
     return model
 
 

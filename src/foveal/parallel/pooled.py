@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foveal.ops.bias import MASKED, TableBias
+from foveal.ops.drop import ByPlace
 from foveal.ops.implementations import IMPLEMENTATIONS, Planned
 from foveal.ops.logits import with_sinks
 from foveal.ops.merge import merge
@@ -23,6 +24,8 @@ from foveal.parallel.moving import exchange, gather
 from foveal.parallel.ranks import Ranks
 from foveal.parallel.shares import kept_by, share
 from foveal.patterns import Pattern
+from foveal.patterns.gathered import Gathered
+from foveal.patterns.needs import listed
 
 _DIGIT, _DIGITS = 256, 4
 """Counts travel as digits that every floating dtype holds exactly."""
@@ -167,7 +170,7 @@ def _ordered(pieces: list[Clusters], local: Local, q: Tensor) -> Clusters:
 
 
 def _call(
-    q: Tensor, keys: Clusters, pattern: Pattern, bias: TableBias | None, options: dict[str, Any]
+    q: Tensor, keys: Clusters, pattern: Gathered, bias: TableBias | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """One call of an engine, in which each key counts as the tokens that it stands for."""
     k, v = keys.parts
@@ -176,7 +179,11 @@ def _call(
     scale, dropout = options.get("scale"), options.get("dropout_p", 0.0)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     table = None if bias is None else bias.settled(pattern, q.shape[1]).by_head()
-    engine = _engine(q, k, v, pattern, bias, options.get("impl"))
+    impl = options.get("impl")
+    if isinstance(dropout, ByPlace):
+        places = torch.arange(pattern.first, pattern.first + pattern.count, device="cpu")
+        dropout, impl = dropout.at(places, listed(pattern.runs)), "tiled"
+    engine = _engine(q, k, v, pattern, bias, impl)
     shaping = {"sinks": options.get("sinks"), "softcap": options.get("softcap")}
     return engine(q, k, v, pattern, table, gain, scale, dropout, **shaping)
 

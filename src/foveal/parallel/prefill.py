@@ -20,6 +20,7 @@ from foveal.models.causal import CausalLM
 from foveal.parallel.model import Shards, why_not
 from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.parallel.shares import lengths_of
+from foveal.patterns import Pattern
 
 
 @torch.no_grad()
@@ -151,16 +152,16 @@ class _Reading(Shards):
     def __init__(self, ranks: Ranks, lengths: Sequence[int], slots: Iterator[Slot]) -> None:
         super().__init__(ranks, lengths, None)
         self.given: list[tuple[Slot, Tensor]] = []
-        self._slots, self._compute, self.attend = slots, self.attend, self._attend
+        self._slots = slots
 
     @property
     def span(self) -> tuple[int, int]:
         """Places [first, last) of the own tokens."""
         return self.spans[self.part]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Any:
         self._keep(q, k, v)
-        return self._compute(q, k, v, *rest, **options)
+        return super().attend(q, k, v, pattern, **options)
 
     def rows(self, x: Tensor, wanted: Sequence[tuple[int, int]]) -> Tensor:
         self._keep(x)

@@ -25,11 +25,9 @@ class Parts:
 
     def __init__(self, mesh: Any) -> None:
         from foveal import parallel  # only where somebody shares anything
-        from foveal.parallel.model import check_dropout
         from foveal.parallel.ranks import as_ranks
 
-        self._mesh, self._take = mesh, parallel.take
-        self._shard, self._check = parallel.shard_sequence, check_dropout
+        self._mesh, self._take, self._shard = mesh, parallel.take, parallel.shard_sequence
         self.size = as_ranks(mesh).size
 
     def take(self, rows: Tensor) -> Tensor:
@@ -43,7 +41,6 @@ class Parts:
             ValueError: it cannot.
         """
         try:
-            self._check(model)
             self._shard(model, self._mesh)
         except ValueError as error:
             raise ValueError(

@@ -83,6 +83,19 @@ class ResamplingAttention(nn.Module):
         Returns:
             (B, queries, D)
         """
+        if place is None:
+            return self._resample(resampled, x, context, mask, place)
+        with place.drawing():
+            return self._resample(resampled, x, context, mask, place)
+
+    def _resample(
+        self,
+        resampled: Tensor | None,
+        x: Tensor | None,
+        context: Tensor,
+        mask: Tensor | Context | None,
+        place: Context | None,
+    ) -> Tensor:
         strides = (self.factor, 1) if self.shortening else (1, self.factor)
         base, q = self._queries(resampled, x)
         group = 1

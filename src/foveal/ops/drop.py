@@ -1,0 +1,71 @@
+"""Dropout whose draws are a hash of where things stand: a part drops what the whole would."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64, as int64 has them
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
+_BITS = 53
+
+
+class ByPlace(float):
+    """A probability of dropping, whose draws depend on places alone.
+
+    Attributes:
+        number: of the layer, so that each draws otherwise.
+        seed: of the draws; None where nobody says it yet.
+        queries, keys: where the queries (queries,) and keys (keys,) of a call of attention stand.
+    """
+
+    number: int = 0
+    seed: int | None = None
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+
+    @classmethod
+    def of(cls, rate: float, number: int = 0, seed: int | None = None) -> ByPlace:
+        """That of a layer, or of a pass through it."""
+        found = cls(rate)
+        found.number, found.seed = number, seed
+        return found
+
+    def at(self, queries: Tensor, keys: Tensor) -> ByPlace:
+        """For queries (queries,) and keys (keys,) at these places, int64."""
+        found = ByPlace.of(self, self.number, self.seed)
+        found.queries, found.keys = queries, keys
+        return found
+
+    def words(self) -> Tensor:
+        """Seed, places of queries and of keys as an operator takes them: (1 + queries + keys,).
+
+        Raises:
+            ValueError: nobody said them.
+        """
+        if self.seed is None or self.queries is None or self.keys is None:
+            raise ValueError(
+                f"dropout_p={float(self)} by place needs a seed and places, got none."
+            )
+        seed = torch.tensor([self.seed], dtype=torch.int64, device="cpu")
+        return torch.cat([seed, self.queries.cpu(), self.keys.cpu()])
+
+
+def mixed(seed: Tensor | int, *numbers: Tensor | int) -> Tensor:
+    """64 bits that depend on all of the numbers: int64 tensors that broadcast -> int64."""
+    words = torch.as_tensor(seed)
+    for number in numbers:
+        words = words ^ (torch.as_tensor(number) + 1) * _GOLDEN
+        words = (words ^ _shifted(words, 30)) * _FIRST
+        words = (words ^ _shifted(words, 27)) * _SECOND
+        words = words ^ _shifted(words, 31)
+    return words
+
+
+def _shifted(words: Tensor, by: int) -> Tensor:
+    return (words >> by) & ((1 << (64 - by)) - 1)  # int64 would shift its sign in
+
+
+def kept(rate: float, words: Tensor) -> Tensor:
+    """Which of some words (any shape), as from `mixed`, are not dropped: bool of their shape."""
+    return _shifted(words, 64 - _BITS) >= int(float(rate) * (1 << _BITS))
