@@ -128,6 +128,23 @@ AT_END = []
 """What a process does before it ends."""
 
 
+SHARED = ["--steps", 3, "--training.log-every", 1, "--model.dropout", 0, "--data.context", 37]
+SHARED += ["--model.pattern", "Pyramid(4, causal=True)", "--training.loss-chunk", 9]
+SHARED += ["--training.activation-checkpointing", "--model.depth", 2]
+
+
+def shared_rows(recipe):
+    """Four in float64, of which two share each row."""
+
+    def before(rank):
+        from foveal.recipes.kind import KindTask
+
+        exact(KindTask)
+
+    options = ["train", recipe, "--output", "run", *SHARED, "--parallel.sequence", 2]
+    return [finish(start(4, options, before))]
+
+
 def apart(count, stop):
     """`before`: alone with its files, in float64; the last is asked to stop after a step.
 
@@ -265,7 +282,15 @@ if __name__ == "__main__":
     run = importlib.import_module("foveal.recipes.run")
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
     home, found, environment = Path.cwd(), {}, dict(os.environ)
-    for scenario in (start_and_go_on, elastic, under_torchrun, mistakes, stops, full_disk):
+    for scenario in (
+        start_and_go_on,
+        elastic,
+        shared_rows,
+        under_torchrun,
+        mistakes,
+        stops,
+        full_disk,
+    ):
         folder = home / scenario.__name__
         folder.mkdir()
         os.chdir(folder)

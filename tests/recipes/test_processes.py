@@ -106,6 +106,24 @@ def test_any_number_of_processes_takes_the_same_steps(exactly):
             assert mine[name] == pytest.approx(other[name], rel=1e-9), name
 
 
+def test_processes_that_share_rows_train_what_one_does(played, exactly, tmp_path):
+    """2 x 2 take three steps: weights, losses and scores of one process, in float64."""
+    folder, (result,) = scenario(played, "shared_rows")
+    assert result["codes"] == [0, 0, 0, 0], result["err"]
+    options = ["--output", str(tmp_path / "one"), *map(str, ranks.SHARED)]
+    options += ["--training.device", "cpu"]
+    assert main(["train", str(folder.parent / "tiny.toml"), *options]) == 0
+    homes = (tmp_path / "one", folder / "run")
+    one, four = (load_file(f / "checkpoints/step-00000003/model.safetensors") for f in homes)
+    for name, value in one.items():
+        torch.testing.assert_close(four[name], value, rtol=1e-10, atol=1e-10)
+    wanted, found = (read_metrics(home) for home in homes)
+    assert [e["step"] for e in found] == [e["step"] for e in wanted]
+    for mine, other in zip(found, wanted, strict=True):
+        for name in other.keys() - {"speed", "elapsed"}:
+            assert mine[name] == pytest.approx(other[name], rel=1e-9), name
+
+
 def test_between_logs_they_wait_for_gradients_alone(exactly):
     """Every other exchange is at a log, but one after the first step tells how long steps take."""
     folder = exactly[0].parent
