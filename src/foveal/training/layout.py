@@ -50,7 +50,7 @@ class Layout:
             raise ValueError(
                 "parallel.sequence must divide the number of processes, "
                 f"{self.size}, got {shared}; start {shared} or a multiple of it, such as: "
-                f"torchrun --nproc-per-node {shared} -m foveal train ..."
+                f"torchrun --nproc-per-node {shared} -m foveal.cli train ..."
             )
 
     @property
