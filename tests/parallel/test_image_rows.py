@@ -1,6 +1,7 @@
 """Image models over rows of the image: logits, losses, gradients and statistics of one process."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -186,6 +187,29 @@ def test_a_sharded_model_can_be_copied():
     torch.testing.assert_close(parallel.simulate(2, act)[1], model(images))
 
 
+@pytest.mark.parametrize("name", ["halonet", "sepvit", "sepvit, compact"])
+def test_cuts_at_the_alignment_of_a_model_move_the_least(name):
+    """Fewer bytes in all than cuts beside it, and the same logits."""
+    model = started(name).eval()
+    rows = parallel.alignment(model)
+    images = torch.randn(1, 3, 2 * rows, 12, dtype=torch.float64)
+
+    def act(rank, first):
+        mine = parallel.shard_rows(copy.deepcopy(model), rank)
+        part = images[:, :, :first] if rank.rank == 0 else images[:, :, first:]
+        with torch.no_grad():
+            mine(part)  # which asks for sizes
+            rank.bytes_received = 0
+            return mine(part), rank.bytes_received
+
+    cuts = (rows, rows - 8, rows + 5)
+    found = [parallel.simulate(2, functools.partial(act, first=first)) for first in cuts]
+    bytes_at, *beside = [sum(one[1] for one in ranks) for ranks in found]
+    assert bytes_at < min(beside)
+    for ranks in found:
+        torch.testing.assert_close(ranks[1][0], found[0][0][0], rtol=0, atol=1e-10)
+
+
 class Blurred(torch.nn.Module):
     """A layer that nobody knows."""
 
@@ -200,6 +224,10 @@ def test_models_that_cannot_be_cut_are_refused():
     def act(rank):
         with pytest.raises(ValueError, match="takes an image model such as HaloNet, got Linear"):
             parallel.shard_rows(torch.nn.Linear(2, 2), rank)
+        odd = copy.deepcopy(tiny)
+        odd.stages[0][0].mix.dropout = 0.1
+        with pytest.raises(ValueError, match=r"share a picture, got 0\.1 in stages\.0\.0"):
+            parallel.shard_rows(odd, rank).train()(torch.randn(1, 3, 16, 20))
         odd = copy.deepcopy(tiny)
         odd.final = Blurred()
         with pytest.raises(ValueError, match="final is a Blurred, of which it is not known"):

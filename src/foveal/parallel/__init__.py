@@ -6,7 +6,7 @@ Loaded when it is named: `import foveal.parallel`.
 from foveal.parallel.attend import attend
 from foveal.parallel.explain import Volume, explain
 from foveal.parallel.fetch import fetch
-from foveal.parallel.image import shard_rows
+from foveal.parallel.image import alignment, shard_rows
 from foveal.parallel.loss import cross_entropy, next_tokens
 from foveal.parallel.model import shard_sequence
 from foveal.parallel.prefill import prefill
@@ -20,6 +20,7 @@ __all__ = [
     "cross_entropy",
     "next_tokens",
     "shard_rows",
+    "alignment",
     "prefill",
     "take",
     "explain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foveal.layers import DSSA, SeparableAttention
+from foveal.layers import DSSA, HaloAttention, SeparableAttention
 from foveal.layers.patch import ChanLayerNorm, DropPath
 from foveal.layers.relative_position import RelPosEmb
 from foveal.layers.rows import Rows
@@ -39,9 +40,9 @@ def shard_rows(model: nn.Module, mesh: Any) -> nn.Module:
     process, where each takes the same loss of the logits, or the loss of the own rows of maps
     (DistributedDataParallel averages: multiply the loss by the number of ranks).
 
-    What a rank computes twice is least where it has many rows, cut at a multiple of the blocks of
-    attention. Dropout of features is drawn by each rank; what drops a whole image, by rank 0.
-    A SyncBatchNorm stays what it is: give it the processes that have rows or other images.
+    What a rank computes twice is least where it has many rows, cut at a multiple of `alignment`.
+    What drops whole images, or pooled features, is drawn by rank 0. A SyncBatchNorm stays what it
+    is: give it the processes that have rows or other images.
 
     Args:
         model: a HaloNet or SepViT, or another image model of their layers, as it is: nothing is
@@ -53,7 +54,8 @@ def shard_rows(model: nn.Module, mesh: Any) -> nn.Module:
 
     Raises:
         TypeError: mesh is no group of ranks.
-        ValueError: another model, a layer that cannot be cut into rows, or a second call.
+        ValueError: another model, a layer that cannot be cut into rows, or a second call; in a
+            forward pass of training, dropout of the pixels of a map.
     """
     ranks = as_ranks(mesh)
     if not isinstance(model, ImageModel):
@@ -67,17 +69,58 @@ def shard_rows(model: nn.Module, mesh: Any) -> nn.Module:
     changes = [_change(name, layer, image) for name, layer in model.named_modules()]
     for change in changes:
         change()
-    model._stages = functools.partial(_stages, model._stages, image)  # type: ignore[method-assign]
+    model._stages = functools.partial(_stages, model, model._stages, image)  # type: ignore[method-assign]
     head = functools.partial(_head, model, model.forward_head, ranks.size)
     model.forward_head = head  # type: ignore[method-assign]
     return model
 
 
+def alignment(model: ImageModel) -> int:
+    """Rows of an image at whose multiples `take` cuts it best: `take(..., align=alignment(net))`.
+
+    There no block of attention, window or strided pixel of any stage lies on two ranks. Images
+    may be cut anywhere else as well; more is computed twice then, or sent to and fro.
+
+    Example:
+        >>> from foveal import parallel
+        >>> from foveal.models import create_model
+        >>> parallel.alignment(create_model("halonet_h0"))  # blocks of 8 in a 32nd of the image
+        256
+    """
+    found = 1
+    for stage in model.feature_info:
+        layers = model.get_submodule(stage["module"]).modules()
+        units = [unit_of(layer) for layer in layers]
+        found = math.lcm(found, *(unit * stage["reduction"] for unit in units))
+    return found
+
+
+def unit_of(layer: nn.Module) -> int:
+    """Rows of the map that a layer treats alike: those of a block or a window, 1 for any other."""
+    if isinstance(layer, DSSA | SeparableAttention) and not getattr(layer, "is_global", False):
+        return layer.window_size[0]
+    return layer.block_size[0] if isinstance(layer, HaloAttention) else 1
+
+
 def _stages(
-    stages: Callable[[Tensor], Iterator[Tensor]], image: Image, x: Tensor
+    model: ImageModel, stages: Callable[[Tensor], Iterator[Tensor]], image: Image, x: Tensor
 ) -> Iterator[Tensor]:
+    _check_dropout(model)
     image.enter(x.shape[2])
     yield from stages(x)
+
+
+def _check_dropout(model: ImageModel) -> None:
+    """Raise ValueError where ranks would drop pixels of a map, each as it likes."""
+    if not model.training:
+        return
+    for name, layer in model.named_modules():
+        rate = layer.p if isinstance(layer, nn.Dropout) else getattr(layer, "dropout", 0.0)
+        if isinstance(rate, float) and rate > 0 and layer.training:
+            raise ValueError(
+                f"dropout depends on the number of ranks that share a picture, got {rate} in "
+                f"{name}; train with dropout of 0, or each picture on one rank."
+            )
 
 
 def _head(

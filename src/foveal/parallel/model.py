@@ -176,8 +176,8 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
     if not isinstance(model, CausalLM | DALLE) or not isinstance(body, nn.Module):
         raise ValueError(
             "shard_sequence takes a TransformerLM, HTransformer1D, HourglassTransformerLM or "
-            f"DALLE, got {type(model).__name__}; in a model of your own, call "
-            "foveal.parallel.attend."
+            f"DALLE, got {type(model).__name__}; image models are for shard_rows, and in a model "
+            "of your own, call foveal.parallel.attend."
         )
     reason = why_not(body)
     if reason is not None:

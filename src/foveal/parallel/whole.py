@@ -94,10 +94,10 @@ class Shared(Rows):
         low = x.new_full((*x.shape[:2], 1), -torch.inf)
         found = torch.cat([x.flatten(2), low], 2).detach().amax(2)
         most = gather(found[None], self._ranks, [1] * self._ranks.size).amax(0)
-        equal = (x == most[..., None, None]).to(x.dtype)
-        sums = torch.stack([torch.where(equal > 0, x, 0).sum((2, 3)), equal.sum((2, 3))])
-        total = add_up(sums, self._ranks)
-        mean = total[0] / total[1]
+        equal, wide = x == most[..., None, None], wider(x)
+        sums = [torch.where(equal, wide, 0).sum((2, 3)), equal.sum((2, 3)).to(wide.dtype)]
+        total = add_up(torch.stack(sums), self._ranks)
+        mean = (total[0] / total[1]).to(x.dtype)
         return most + (mean - mean.detach())
 
     def agreed(self, x: Tensor) -> Tensor:
