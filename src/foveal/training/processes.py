@@ -141,6 +141,31 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     return value
 
 
+def rows_of_all(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows (batch, features) of all processes, (all, features), and the place of the own ones.
+
+    Every process must have as many. Gradients come back to where the rows are from.
+    """
+    return _Gathered.apply(rows), dist.get_rank() * len(rows)
+
+
+class _Gathered(torch.autograd.Function):
+    """All rows forwards, the sum over processes of the own rows' gradients backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        whole = grads[0].contiguous()
+        dist.all_reduce(whole)
+        return whole[dist.get_rank() * ctx.count :][: ctx.count]
+
+
 def together(accelerator: Accelerator, action: Callable[[], ResultT]) -> ResultT:
     """What `action` returns here; if it fails on any process, none goes on without that one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class CLIP(Model):
         image: Tensor,
         text_mask: Tensor | None = None,
         return_loss: bool = False,
+        gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
     ) -> Tensor:
         """How well each text fits its picture, or the contrastive loss.
 
@@ -88,6 +90,9 @@ class CLIP(Model):
             text_mask: (batch, words) bool, True = real; what is not 0 unless given.
             return_loss: the mean cross-entropy, in nats, of finding the picture of each text and
                 the text of each picture among those of the batch.
+            gather: vectors (batch, dim_latent) -> those of several processes, one after the other,
+                and the place of the first of them; texts and pictures are then sought among those
+                of all, and the mean of the losses over processes is that of one large batch.
 
         Returns:
             (batch,) similarities times exp(temperature), or the scalar loss.
@@ -103,9 +108,15 @@ class CLIP(Model):
         scale = self.temperature.exp()
         if not return_loss:
             return (words * pictures).sum(1) * scale
-        similarity = words @ pictures.T * scale
-        labels = torch.arange(len(text), device=similarity.device)
-        return (F.cross_entropy(similarity, labels) + F.cross_entropy(similarity.T, labels)) / 2
+        labels = torch.arange(len(text), device=words.device)
+        if gather is None:
+            similarity = words @ pictures.T * scale
+            losses = F.cross_entropy(similarity, labels), F.cross_entropy(similarity.T, labels)
+            return (losses[0] + losses[1]) / 2
+        (all_words, first), (all_pictures, _) = gather(words), gather(pictures)
+        right = labels + first
+        of_words = F.cross_entropy(words @ all_pictures.T * scale, right)
+        return (of_words + F.cross_entropy(pictures @ all_words.T * scale, right)) / 2
 
     def encode_text(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Texts (batch, words) -> unit vectors (batch, dim_latent).

@@ -17,6 +17,7 @@ from foveal.recipes.assets import read_asset
 from foveal.recipes.captioned import Captioned
 from foveal.recipes.kind import KindTask, Run, seeded_model
 from foveal.recipes.settings import RunConfig
+from foveal.training.processes import rows_of_all
 from foveal.training.task import Totals
 
 CANDIDATES = 100
@@ -63,8 +64,9 @@ class Clip(Captions):
         return CaptionedPictures(task.train, self.words(task), transform=transform)
 
     def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Contrastive loss in nats within the batch of this process."""
-        loss: Tensor = model(*batch, return_loss=True)
+        """Contrastive loss in nats within a micro-batch of all processes."""
+        gather = rows_of_all if task.layout.size > 1 else None
+        loss: Tensor = model(*batch, return_loss=True, gather=gather)
         return loss
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
