@@ -92,10 +92,15 @@ def compare(model, cut, with_mask):
         torch.testing.assert_close(sum(parts), parameter.grad, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+RECOMPUTED = ["windows", "pyramid", "reversible, shifted"]
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [*((name, False) for name in MODELS), *((name, True) for name in RECOMPUTED)],
+)
 def test_ranks_train_what_one_process_trains(name, checkpointing):
-    """In float64, whole blocks on 4 ranks and a mask; a token alone on one of 2."""
+    """In float64, whole blocks on 4 ranks and a mask; recomputed, a token alone on one of 2."""
     torch.manual_seed(0)
     model = MODELS[name]().double().activation_checkpointing(checkpointing)
     compare(model, (40, 1) if checkpointing else (24, 16, 24, 26), with_mask=not checkpointing)
@@ -108,8 +113,9 @@ def test_hourglasses_train_on_ranks_that_cut_groups(name):
     torch.manual_seed(0)
     model = HOURGLASSES[name]().double()
     compare(model, (31, 1, 0, 13), with_mask=True)
-    model.zero_grad()
-    compare(model.activation_checkpointing(), (24, 12), with_mask=False)
+    if name in ("attention", "linear, nested"):
+        model.zero_grad()
+        compare(model.activation_checkpointing(), (24, 12), with_mask=False)
 
 
 def test_models_that_cannot_be_cut_are_refused():
