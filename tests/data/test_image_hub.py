@@ -42,11 +42,20 @@ class Split(list):
     def cast_column(self, name, feature):
         return self
 
+    def select_columns(self, names):
+        return made([{name: row[name] for name in names} for row in self], self)
+
+    def __getitem__(self, key):
+        if not isinstance(key, slice):
+            return super().__getitem__(key)
+        rows = list(self)[key]
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
     def shuffle(self, seed, buffer_size):
         return made([self[i] for i in np.random.default_rng(seed).permutation(len(self))], self)
 
     def take(self, count):
-        return made(self[:count], self)
+        return made(list(self)[:count], self)
 
 
 def made(rows, features):

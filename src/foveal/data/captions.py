@@ -24,7 +24,9 @@ from foveal.data.caption_entries import (
 from foveal.data.emoji import EMOJI, load_captioned_emoji
 from foveal.data.examples import ExampleParts, Examples, Read, all_of, of_parts
 from foveal.data.folders import file_parts, folder_parts
-from foveal.data.images import collect, is_too_large, lazily
+from foveal.data.hub_captions import hub_captions
+from foveal.data.image_hub import HUB, STREAM
+from foveal.data.images import Decoded, collect, is_too_large, lazily
 from foveal.data.opening import Reader
 from foveal.data.pictures import SUFFIXES
 from foveal.data.remote import is_remote
@@ -302,6 +304,13 @@ def _find(config: PictureDataConfig, path: str, left: LeftOut, most: int) -> Exa
     """A data set by part, undecoded."""
     if path == EMOJI:
         return _find_emoji(config.size)
+    if path.startswith(HUB):
+        return _of_hub(path, config, left)
+    if path.startswith(STREAM):
+        raise ValueError(
+            f"data.path={path!r} has no end, and captions are learned from all of them; use "
+            "hf:NAME instead."
+        )
     if is_archive(path):
         name = printable(Path(path).name)
         return ExampleParts(_archives(tar_files(path), name, config, left))
@@ -371,19 +380,36 @@ def _of_shards(shards: Shards, name: str, size: int, left: LeftOut) -> Examples:
     for number in np.flatnonzero(shards.counts == 0).tolist():
         left.problems.append(shards.problem(number) or f"{shards.called(number)} has no caption.")
     rows = np.flatnonzero(shards.counts)
-    texts = Captions(shards, rows)
+    return _unread(name, rows, lambda index: shards.decode(index, size), Captions(shards))
+
+
+def _of_hub(path: str, config: PictureDataConfig, left: LeftOut) -> ExampleParts:
+    """The parts of a data set of Hugging Face with a column of pictures and one of texts."""
+    found = {}
+    for part, (pictures, captions) in hub_captions(path, config.column, config.size).items():
+        rows = np.array([i for i, texts in enumerate(captions) if texts], np.int64)
+        for number in sorted({*range(len(captions))} - {*rows.tolist()}):
+            left.problems.append(f"picture {number} of {path} has no caption.")
+        found[part] = _unread(f"{path}, {part} part", rows, pictures, captions)
+    return ExampleParts(**found)
+
+
+def _unread(
+    name: str,
+    rows: np.ndarray,
+    pictures: Callable[[np.ndarray], Decoded],
+    captions: Sequence[list[str]],
+) -> Examples:
+    """Examples at some rows of a source, which are read when they are needed."""
+    texts = Chosen(captions, rows)
 
     def load(index: np.ndarray) -> Read:
-        pixels, bad = shards.decode(rows[index], size)
+        pixels, bad = pictures(rows[index])
         return [(one, texts[i]) for one, i in zip(pixels, index, strict=True)], bad
 
+    labels = np.zeros(len(rows), np.int64)
     return all_of(
-        name,
-        np.zeros(len(rows), np.int64),
-        [""],
-        load,
-        pictures=lambda index: shards.decode(rows[index], size),
-        texts=texts,
+        name, labels, [""], load, pictures=lambda index: pictures(rows[index]), texts=texts
     )
 
 

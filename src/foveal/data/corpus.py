@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,16 +19,26 @@ from foveal.data.sampling import sample_name
 _PIECES = 16
 
 
+class Texts(Protocol):
+    """Many texts as one file: what `Span` reads that lies in no file of its own."""
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Fill `out`, uint8 (length,), with the bytes from `start`."""
+
+    def begins(self, places: np.ndarray) -> np.ndarray:
+        """Where the text begins that each place is in, int64 like `places` (n,)."""
+
+
 @dataclass(frozen=True)
 class Span:
     """The bytes `start <= position < stop` of one file.
 
     Attributes:
-        path: where it lies, on this machine or behind an address.
+        path: where it lies, on this machine or behind an address; or texts that are no file.
         held: what the file holds when it is unpacked and decoded; None to read it as it lies.
     """
 
-    path: Path | RemoteFile
+    path: Path | RemoteFile | Texts
     start: int
     stop: int
     held: bytes | None = field(default=None, repr=False, compare=False)
@@ -101,12 +112,25 @@ class Corpus:
             (length,) int64: 0, 1, 2, ... from the beginning of the window, and of each file.
         """
         whole = np.arange(start, start + length)
-        first = self._starts[np.searchsorted(self._starts, whole, side="right") - 1]
+        number = np.searchsorted(self._starts, whole, side="right") - 1
+        first = self._starts[number]
+        for one in np.unique(number).tolist():
+            span, mine = self.spans[one], number == one
+            if not isinstance(span.path, Path | RemoteFile):
+                offset = int(self._starts[one]) - span.start
+                began = span.path.begins(whole[mine] - offset) + offset
+                first[mine] = np.maximum(first[mine], began)
         return whole - np.maximum(first, start)
 
     def checksum(self) -> str:
-        """The first 12 hex digits of the SHA-256 of all bytes: names the data beside a score."""
+        """The first 12 hex digits of the SHA-256 of all bytes: names the data beside a score.
+
+        Of data that lie far away, of their addresses, sizes and versions.
+        """
         digest = hashlib.sha256()
+        if self._has_far:  # reading all would take long, and cost somebody money
+            digest.update(repr(list(map(_told, self.spans))).encode())
+            return digest.hexdigest()[:12]
         for start in range(0, len(self), 1 << 20):
             digest.update(self.read(start, min(1 << 20, len(self) - start)).tobytes())
         return digest.hexdigest()[:12]
@@ -116,6 +140,12 @@ class Corpus:
             self._files.read_into(span.path, out, start)
         else:
             out[:] = np.frombuffer(span.held, np.uint8, len(out), start)
+
+
+def _told(span: Span) -> tuple[object, ...]:
+    """What a piece is, unread."""
+    key = span.path.key() if isinstance(span.path, RemoteFile) else str(span.path)
+    return key, span.start, span.stop
 
 
 def sample_bytes(corpus: Corpus, most: int) -> Corpus:

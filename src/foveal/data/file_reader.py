@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from foveal.common.locks import thread_lock
-from foveal.data.remote import RemoteFile
 from foveal.data.walk import printable
 
 _MAX_OPEN_FILES = 512
@@ -120,10 +120,11 @@ class OpenFiles:
     """Files of which pieces are read; there may be more than a process may open.
 
     Args:
-        paths: where they lie, on this machine or behind an address; what they are is noted now.
+        paths: where they lie; what those of this machine are is noted now. Whatever else there is
+            reads itself.
     """
 
-    def __init__(self, paths: Iterable[Path | RemoteFile]) -> None:
+    def __init__(self, paths: Iterable[Any]) -> None:
         here = {path for path in paths if isinstance(path, Path)}
         self._stamps = {path: Stamp.of(path.stat()) for path in here}
         # only the latest stay open
@@ -133,13 +134,13 @@ class OpenFiles:
         """What a file of this machine was."""
         return self._stamps[path]
 
-    def read_into(self, path: Path | RemoteFile, out: np.ndarray, start: int) -> None:
+    def read_into(self, path: Any, out: np.ndarray, start: int) -> None:
         """Fill `out`, uint8 (length,), with the bytes of a file from `start`.
 
         Raises:
             ValueError: it has changed since.
         """
-        reader = path if isinstance(path, RemoteFile) else self._reader(path)
+        reader = self._reader(path) if isinstance(path, Path) else path
         reader.read_into(out, start)
 
     def _open(self, path: Path) -> FileReader:

@@ -12,7 +12,7 @@ from foveal.data.emoji import EMOJI, load_emoji
 from foveal.data.examples import ExampleParts, Examples, all_of, in_parts, of_parts
 from foveal.data.folders import file_parts
 from foveal.data.image_archives import find_archive
-from foveal.data.image_hub import find_hub
+from foveal.data.image_hub import HUB, STREAM, find_hub
 from foveal.data.image_shards import find_shards, of_shards
 from foveal.data.images import ImageSet, decode
 from foveal.data.opening import Reader
@@ -24,7 +24,7 @@ def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExamplePart
     """A data set by part, undecoded."""
     if path == EMOJI:
         return _find_emoji(config.size)
-    if path.startswith(("hf:", "hf-stream:")):
+    if path.startswith((HUB, STREAM)):
         return find_hub(path, config.size, left, most)
     if is_archive(path) and not path.lower().endswith(".zip"):
         return ExampleParts(find_shards(path, config.size, left))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from foveal.data.examples import ExampleParts, Examples
+from foveal.data.image_hub import STREAM
 from foveal.data.walk import LeftOut
 
 SetT = TypeVar("SetT", bound=Any)
@@ -41,6 +42,11 @@ class Reader(Generic[SetT]):
         """
         check_data(config)
         left, most = LeftOut(), getattr(config, self.limit)
+        if config.path.startswith(STREAM) and not most:
+            raise ValueError(
+                f"data.path={config.path!r} has no end; say with data.{self.limit} how many "
+                f"{self.things} of it are kept, or name them as hf:NAME."
+            )
         train, held_out = self._split(config, self.find(config, config.path, left, most), left)
         sets = self.read(config, train, left, most), self.read(config, held_out, left, 0)
         if self.classified and len(train.classes) < 2:

@@ -24,7 +24,7 @@ class UnreadableImageError(ValueError):
     """A file is no picture, or a damaged one."""
 
 
-PictureSource = str | Path | bytes | Callable[[], bytes]
+PictureSource = str | Path | bytes | Callable[[], str | bytes]
 """A path, the bytes of a file, or what gives them."""
 
 

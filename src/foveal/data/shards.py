@@ -192,23 +192,22 @@ class Shards:
 
 
 class Captions(Sequence[list[str]]):
-    """The captions of chosen samples, read when they are asked for.
+    """The captions of all samples, read when they are asked for.
 
     Args:
         shards: where they lie.
-        rows: numbers of the samples, int64 (n,).
     """
 
-    def __init__(self, shards: Shards, rows: np.ndarray) -> None:
-        self.shards, self.rows = shards, rows
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.shards)
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
-            return [self.shards.captions(int(row)) for row in self.rows[number]]
-        return self.shards.captions(int(self.rows[number]))
+            return [self.shards.captions(row) for row in range(len(self))[number]]
+        return self.shards.captions(int(number))
 
 
 # -- the index ------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from typing import Any
 from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
 from foveal.data.folders import Parts, file_parts, folder_parts, part_of
+from foveal.data.hub_streams import open_streamed_texts
+from foveal.data.hub_texts import hub_texts
+from foveal.data.image_hub import HUB, STREAM
 from foveal.data.remote import RemoteFile, find_remote, is_remote
 from foveal.data.sampling import ALL
 from foveal.data.tables import TABLES, BadRowError, is_table, read_rows, text_of
@@ -74,6 +77,8 @@ class TextParts:
             return Corpus(f"{self.name}, test part", self.test)
         if self.valid:
             return Corpus(f"{self.name}, validation part", self.valid)
+        if not self.train:
+            raise ValueError(f"{self.name} has no part to score on; name other data.")
         return Corpus(f"{self.name}{ALL}", self.train)
 
 
@@ -84,7 +89,8 @@ def open_corpus(
 
     Args:
         path: "stdlib", or a file, a folder (all texts below it, hidden ones left out), or a glob,
-            of this machine or as an address ("s3://bucket/texts"), which is read in ranges.
+            of this machine or as an address ("s3://bucket/texts"), which is read in ranges; or
+            "hf:NAME", a data set of Hugging Face `datasets`.
             Folders or files named train and valid or test are the parts. Otherwise, with 20
             files or more every 20th is held out; with fewer, the last tenth of each.
         valid: another source that is held out; then all else of `path` is trained on.
@@ -109,7 +115,7 @@ def open_corpus(
 
 
 def _identity(span: Span) -> str:
-    return os.path.realpath(span.path) if isinstance(span.path, Path) else span.path.url
+    return os.path.realpath(span.path) if isinstance(span.path, Path) else str(span.path)
 
 
 def corpus_to_score(
@@ -140,7 +146,11 @@ def find_text(path: str, column: str = "") -> TextParts:
         files = standard_library_files()
         spans = [Span(file, 0, file.stat().st_size) for file in files]
         return TextParts("Python " + platform.python_version(), spans)
-    if is_remote(path):
+    if path.startswith(STREAM):  # only the beginnings that are scored have an end
+        return TextParts(path, [], **open_streamed_texts(path, column)[1])
+    if path.startswith(HUB):
+        parts = TextParts(path, **hub_texts(path, column))
+    elif is_remote(path):
         parts = _find_far(path, column, left)
     elif (target := data_path(path)).is_dir():
         parts = _find_parts(target, path, column, left)

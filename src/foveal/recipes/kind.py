@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foveal.common.lazy import named
 from foveal.common.words import suggest
+from foveal.data.endless import EndlessSource, EndlessStream, stream_of
 from foveal.data.opening import Reader
 from foveal.data.prefetch import Prefetched
 from foveal.data.sampling import sample
@@ -109,9 +110,9 @@ class Kind:
         """The model, its weights drawn from the run's seed."""
         return seeded_model(config)
 
-    def source(self, task: KindTask) -> Source | VariedSource:
+    def source(self, task: KindTask) -> Source | VariedSource | EndlessSource:
         """The examples that are dealt while training."""
-        source: Source | VariedSource = task.train
+        source: Source | VariedSource | EndlessSource = task.train
         return source
 
     def units(self, task: KindTask) -> int:
@@ -246,7 +247,7 @@ class KindTask:
     """
 
     model: nn.Module
-    stream: Stream | Prefetched
+    stream: Stream | EndlessStream | Prefetched
     parts: Parts | None = None
 
     def __init__(self, config: RunConfig, layout: Layout | None = None) -> None:
@@ -271,7 +272,7 @@ class KindTask:
         training = self.config.training
         source = self.kind.source(self)
         place = (self.layout.data_rank, self.layout.data_size)
-        stream = Stream(source, self._share, training.seed, *place)
+        stream = stream_of(source, self._share, training.seed, *place)
         ahead = batches_ahead(self.config)
         self.stream = Prefetched(stream, ahead) if ahead else stream
         self.model = self.kind.build(self.config, **self.assets)
@@ -282,7 +283,8 @@ class KindTask:
         # processes that share a sequence have a part of its units each
         units = self._share * self.kind.units(self) / self.layout.config.sequence
         self.units_per_batch = max(1, round(units))
-        check_batch(training, len(source))
+        if isinstance(source, Sized):
+            check_batch(training, len(source))
 
     def close(self) -> None:
         """End what runs beside the training: the thread that reads ahead."""

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from foveal.common.checks import check_sizes
 from foveal.data.corpus import Corpus, sample_bytes
+from foveal.data.hub_streams import StreamedTexts, StreamedWindows, streamed_pair
+from foveal.data.image_hub import STREAM
 from foveal.data.sources import corpus_to_score, open_corpus
 from foveal.data.text import (
     IGNORED,
@@ -53,7 +55,9 @@ class Bytes(NextToken):
     forms: ClassVar = {"bits_per_byte": ("bits per byte, held out", "{:.3f}")}
     options = ("context", "stride", "max_bytes")
 
-    def open(self, data: TextConfig) -> tuple[Corpus, Corpus]:
+    def open(self, data: TextConfig) -> tuple[Corpus | StreamedTexts, Corpus]:
+        if data.path.startswith(STREAM):
+            return self._open_stream(data)
         train, held_out = open_corpus(data.path, data.valid, data.column)
         check_context(train, data.context)
         if len(held_out) < 2:
@@ -63,7 +67,16 @@ class Bytes(NextToken):
             )
         return train, held_out
 
-    def source(self, task: KindTask) -> TextWindows:
+    def _open_stream(self, data: TextConfig) -> tuple[StreamedTexts, Corpus]:
+        """Texts that come by a stream, and those that are scored."""
+        if data.pack:
+            raise ValueError(f"data.pack must be false for {data.path!r}; use hf:NAME instead.")
+        valid = corpus_to_score(data.path, "", data.column, data.valid) if data.valid else None
+        return streamed_pair(data.path, valid, data.column)
+
+    def source(self, task: KindTask) -> TextWindows | StreamedWindows:
+        if isinstance(task.train, StreamedTexts):
+            return task.train.windows(task.config.data.context)
         return TextWindows(task.train, task.config.data.context, task.config.data.pack)
 
     def units(self, task: KindTask) -> int:

@@ -10,8 +10,11 @@ from torch.nn import functional as F
 
 from foveal.common.dtypes import wide
 from foveal.data.augment import to_floats
-from foveal.data.image_sources import PICTURES
-from foveal.data.images import AugmentedImages, ImageDataConfig
+from foveal.data.hub_streams import StreamedImages, open_streamed_images
+from foveal.data.image_hub import STREAM
+from foveal.data.image_sources import PICTURES, images_to_score
+from foveal.data.images import AugmentedImages, ImageDataConfig, ImageSet
+from foveal.data.opening import check_data
 from foveal.recipes.classify import Classifier
 from foveal.recipes.kind import KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
@@ -33,7 +36,16 @@ class Images(Classifier):
             config, num_classes=len(assets["classes"]), image_size=config.data.size
         )
 
-    def source(self, task: KindTask) -> AugmentedImages:
+    def open(self, data: ImageDataConfig) -> tuple[ImageSet | StreamedImages, ImageSet]:
+        if not data.path.startswith(STREAM) or data.max_images:
+            return super().open(data)
+        check_data(data)
+        train, held_out = open_streamed_images(data)
+        return train, held_out or images_to_score(data, data.valid, train.classes)
+
+    def source(self, task: KindTask) -> AugmentedImages | StreamedImages:
+        if isinstance(task.train, StreamedImages):
+            return task.train
         return AugmentedImages(task.train, task.config.data)
 
     def most(self, data: ImageDataConfig) -> int:
