@@ -123,7 +123,7 @@ def test_captioned_pictures(folder, monkeypatch):
 TEXT = {"name": "TransformerLM", "dim": 8, "depth": 1, "heads": 1, "dim_head": 8}
 PICTURES = {
     "name": "SepViT",
-    **{"dim": 8, "depth": [1], "heads": [1], "dim_head": 8, "window_size": 2},
+    "dim": 8, "depth": [1], "heads": [1], "dim_head": 8, "window_size": 2,
 }
 
 
