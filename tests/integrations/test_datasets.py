@@ -123,7 +123,11 @@ def test_captioned_pictures(folder, monkeypatch):
 TEXT = {"name": "TransformerLM", "dim": 8, "depth": 1, "heads": 1, "dim_head": 8}
 PICTURES = {
     "name": "SepViT",
-    "dim": 8, "depth": [1], "heads": [1], "dim_head": 8, "window_size": 2,
+    "dim": 8,
+    "depth": [1],
+    "heads": [1],
+    "dim_head": 8,
+    "window_size": 2,
 }
 
 
@@ -176,7 +180,7 @@ def test_a_stream_of_pictures(folder):
         with pytest.raises(ValueError, match=f"data.{setting} must be 0"):
             task({**data, setting: 0.5}, kind="images", model=PICTURES)
     with pytest.raises(ValueError, match=r"say with data\.max_images"):
-        task(data, kind="pixels", model=TEXT)
+        task({"path": data["path"], "size": 8}, kind="pixels", model=TEXT)
 
 
 def test_a_stream_with_nothing_to_score_on(tmp_path):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +18,13 @@ from foveal.data.caption_entries import (
     folder_entries,
     table_entries,
 )
+from foveal.data.captioned_set import CaptionedSet, Chosen, LazyCaptionedSet
 from foveal.data.emoji import EMOJI, load_captioned_emoji
 from foveal.data.examples import ExampleParts, Examples, Read, all_of, of_parts
 from foveal.data.folders import file_parts, folder_parts
 from foveal.data.hub_captions import hub_captions
 from foveal.data.image_hub import HUB, STREAM
-from foveal.data.images import Decoded, collect, is_too_large, lazily
+from foveal.data.images import Decoded, collect, is_too_large
 from foveal.data.opening import Reader
 from foveal.data.pictures import SUFFIXES
 from foveal.data.remote import is_remote
@@ -97,129 +95,6 @@ class DalleDataConfig(CaptionDataConfig):
     clip: str = "clip-emoji"
     null_share: float = 0.1
     shuffle_captions: bool = False
-
-
-class CaptionedSet:
-    """Pictures of one size with captions, held in memory.
-
-    Args:
-        name: what to call them in reports.
-        pixels: uint8 (n, 3, size, size).
-        captions: one or more for each picture.
-        skipped: what was wrong with files that were left out.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        pixels: Tensor,
-        captions: Sequence[Sequence[str]],
-        skipped: Sequence[str] = (),
-    ) -> None:
-        self.name, self.pixels = name, pixels
-        self.captions, self.skipped = [list(texts) for texts in captions], list(skipped)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def all_captions(self) -> list[str]:
-        """Every caption of every picture."""
-        return [text for texts in self.captions for text in texts]
-
-    def first_captions(self, index: Tensor | None = None) -> list[str]:
-        """One caption for each picture, or for those of index (count)."""
-        numbers = range(len(self)) if index is None else index.tolist()
-        return [self.captions[i][0] for i in numbers]
-
-    def images(self, index: Tensor | None = None) -> Tensor:
-        """Pictures (n, 3, size, size), float from 0 to 1."""
-        return (self.pixels if index is None else self.pixels[index]).float() / 255
-
-    def subset(self, index: Tensor, name: str) -> CaptionedSet:
-        """Some of the pictures, in the order of `index` (count)."""
-        captions = [self.captions[i] for i in index.tolist()]
-        return CaptionedSet(name, self.pixels[index], captions, self.skipped)
-
-    def checksum(self) -> str:
-        """Eight hexadecimal digits that other pictures or captions would change."""
-        digest = hashlib.sha256(json.dumps(self.captions).encode())
-        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
-        digest.update(self.pixels[chosen].contiguous().numpy().tobytes())
-        return digest.hexdigest()[:8]
-
-
-class LazyCaptionedSet(CaptionedSet):
-    """Captioned pictures of one size that are decoded when they are asked for.
-
-    Args:
-        examples: those, unread; with `texts`.
-        size: of the pictures.
-        skipped: what was wrong with files that were left out.
-    """
-
-    def __init__(self, examples: Examples, size: int, skipped: Sequence[str] = ()) -> None:
-        self.name, self.skipped, self.size = examples.name, list(skipped), size
-        self.examples = examples
-        self.pixels: Any = LazyPixels(lazily(examples, size), len(examples))
-        self.captions: Any = Chosen(examples.texts or (), examples.places)
-
-    def images(self, index: Tensor | None = None) -> Tensor:
-        """Pictures (n, 3, size, size), float from 0 to 1; all of them may be too many."""
-        index = torch.arange(len(self)) if index is None else index
-        return super().images(index)
-
-    def subset(self, index: Tensor, name: str) -> CaptionedSet:
-        """Some of the pictures, in the order of `index` (count)."""
-        return LazyCaptionedSet(self.examples.subset(index.numpy(), name), self.size, self.skipped)
-
-    def checksum(self) -> str:
-        """Eight hexadecimal digits of some of the pictures and captions, and of how many."""
-        chosen = torch.linspace(0, len(self) - 1, min(64, len(self))).long()
-        some = [self.captions[i] for i in chosen.tolist()]
-        digest = hashlib.sha256(json.dumps([len(self), some]).encode())
-        digest.update(self.pixels[chosen].contiguous().numpy().tobytes())
-        return digest.hexdigest()[:8]
-
-
-class LazyPixels:
-    """Pictures that are decoded when some are asked for, as a tensor of all would be.
-
-    Args:
-        read: numbers int64 (n,) -> uint8 (n, 3, size, size).
-        count: how many there are.
-    """
-
-    def __init__(self, read: Callable[[Tensor], Tensor], count: int) -> None:
-        self._read, self._count = read, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        if isinstance(index, slice):
-            index = torch.arange(self._count)[index]
-        return self._read(index)
-
-
-class Chosen(Sequence[list[str]]):
-    """Some of many captions, read when they are asked for.
-
-    Args:
-        texts: captions of each of the many.
-        rows: which of them, int64 (n,).
-    """
-
-    def __init__(self, texts: Sequence[Sequence[str]], rows: np.ndarray) -> None:
-        self._texts, self._rows = texts, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [list(self._texts[int(row)]) for row in self._rows[number]]
-        return list(self._texts[int(self._rows[number])])
 
 
 class Pictures:
