@@ -47,7 +47,7 @@ MODELS = {
 }
 
 
-def trained(model, tokens, ranks, seed=0, align=1):
+def trained(model, tokens, ranks, seed=0):
     """The loss of all ranks together, and the gradients of all weights."""
 
     def act(rank):
@@ -55,7 +55,7 @@ def trained(model, tokens, ranks, seed=0, align=1):
         if isinstance(mine, foveal.DALLE):
             loss = mine(tokens[:, :4] + 1, tokens[:, 4:20], return_loss=True)
         else:
-            loss = mine(parallel.take(tokens, rank, align=align)).square().sum()
+            loss = mine(parallel.take(tokens, rank)).square().sum()
         loss.backward()
         return loss.detach(), [p.grad for p in mine.parameters()]
 
@@ -66,7 +66,7 @@ def trained(model, tokens, ranks, seed=0, align=1):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_any_number_of_ranks_drops_the_same(name):
-    """Losses to 1e-12 and gradients to 1e-10 on 1, 2 and 3 ranks, recomputed or not; another seed
+    """Losses to 1e-12 and gradients to 1e-10 on one rank, and recomputed on three; another seed
     drops something else."""
     torch.manual_seed(0)
     model = MODELS[name]().double()
@@ -74,12 +74,10 @@ def test_any_number_of_ranks_drops_the_same(name):
     wanted, expected = trained(model, tokens, 1)
     if name == "windows":
         assert not torch.equal(trained(model, tokens, 1, seed=1)[0], wanted)
-    again = copy.deepcopy(model).activation_checkpointing()
-    for one, ranks, align in ((model, 2, 13), (again, 3, 1)):
-        loss, grads = trained(one, tokens, ranks, align=align)
-        torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=0)
-        for found, grad in zip(grads, expected, strict=True):
-            torch.testing.assert_close(found, grad, rtol=0, atol=1e-10)
+    loss, grads = trained(model.activation_checkpointing(), tokens, 3)
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=0)
+    for found, grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(found, grad, rtol=0, atol=1e-10)
 
 
 def test_attention_drops_as_often_as_it_says():
