@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from foveal.cli import main
 from foveal.training import checkpoints
+from foveal.training.folders import fingerprint
 
 # -- what is typed --------------------------------------------------------------------------------
 
@@ -263,7 +264,7 @@ def seal(folder, change):
     """Change files of a checkpoint, and its manifest so that it looks whole."""
     change(folder)
     names = json.loads((folder / "manifest.json").read_text())
-    manifest = {name: checkpoints._fingerprint(folder / name) for name in names}
+    manifest = {name: fingerprint(folder / name) for name in names}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 IMPORTED = (
     "foveal.cli.options",
     "foveal.cli.train",
+    "foveal.training.sharding",
     "foveal.training.trainer",
     "torch.utils.tensorboard",
     "torch._dynamo",  # optimizers and DDP import it
@@ -31,7 +32,7 @@ def free_port():
 
 
 def start(count, arguments, before=lambda rank: None):
-    """Fork `count` processes that run `foveal ARGUMENTS`; their ids."""
+    """Fork `count` processes that run `foveal ARGUMENTS`, or a function of the rank; their ids."""
     port, processes = free_port(), []
     for rank in range(count):
         process = os.fork()
@@ -63,6 +64,8 @@ def play(arguments, before=lambda rank: None):
     before(rank)
     from foveal.cli import main
 
+    if callable(arguments):
+        return arguments(rank) or 0
     code = main(list(map(str, arguments)))
     for last in AT_END:
         last()
@@ -282,15 +285,8 @@ if __name__ == "__main__":
     run = importlib.import_module("foveal.recipes.run")
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
     home, found, environment = Path.cwd(), {}, dict(os.environ)
-    for scenario in (
-        start_and_go_on,
-        elastic,
-        shared_rows,
-        under_torchrun,
-        mistakes,
-        stops,
-        full_disk,
-    ):
+    scenarios = (start_and_go_on, elastic, shared_rows, under_torchrun, mistakes, stops, full_disk)
+    for scenario in (*scenarios, importlib.import_module("shards").weights_in_parts):
         folder = home / scenario.__name__
         folder.mkdir()
         os.chdir(folder)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,23 @@ import ranks
 import torch
 from safetensors.torch import load_file
 
+from foveal import patterns as P
 from foveal.cli import main
+from foveal.models import TransformerLM
 from foveal.recipes.kind import KindTask
-from foveal.training.checkpoints import check, checkpoints, last_complete
+from foveal.recipes.runs import load_config, load_model
+from foveal.training import OptimizerConfig, TrainingConfig, make_accelerator
+from foveal.training.checkpoints import (
+    CheckpointError,
+    check,
+    checkpoints,
+    last_complete,
+    load_weights,
+)
 from foveal.training.metrics import read_metrics
+from foveal.training.moments import read_moments
+from foveal.training.optimizers import make_optimizers
+from foveal.training.weights import hold
 
 DRIVER = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -50,6 +66,12 @@ def scenario(played, name):
     """(folder, results) of one scenario."""
     folder, results = played
     return folder / name, results[name]
+
+
+def language(**options):
+    """As in shards.py."""
+    sizes = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
+    return TransformerLM(pattern=P.SlidingWindow(8), **sizes, **options)
 
 
 def words_of(result):
@@ -185,3 +207,102 @@ def test_a_full_disk_of_the_first_stops_all(played):
     assert "No space left on device; the last one is step-00000006" in line
     assert [f.name for f in checkpoints(folder / "run/checkpoints")] == ["step-00000006"]
     check(folder / "run/checkpoints/step-00000006")
+
+
+def test_processes_that_share_the_weights_train_as_others(played):
+    """Every family: gradients and weights as by hand to 1e-6, half of the state in each process.
+
+    One of them computes alone from time to time. What cannot be shared out is named.
+    """
+    _, (families, *_) = scenario(played, "weights_in_parts")
+    assert families["codes"] == [0, 0], families["err"]
+    found = [[json.loads(line) for line in out.splitlines()] for out in families["out"]]
+    assert len(found[0]) == 16
+    for *rows, refusal in found:
+        assert "ByParts" in refusal
+        assert 'parallel.shard = "none"' in refusal
+        for name, gradients, weights, alone, share in rows:
+            assert max(gradients, weights, alone) <= 1e-6, name
+            assert share <= 0.55 or name in ("own", "tiny"), name  # too small to be cut evenly
+    for one, other in zip(*(rows[:-1] for rows in found), strict=True):
+        assert one[4] + other[4] <= 1.04, one[0]
+
+
+def test_what_processes_keep_in_parts_any_number_reads(played):
+    """Weights and moments to the bit, without unpickling: by two, by four, and by none but this.
+
+    And what one process has kept is read by those that share the weights.
+    """
+    folder, (_, kept, again, *_) = scenario(played, "weights_in_parts")
+    for result in (kept, again):
+        assert set(result["codes"]) == {0}, result["err"]
+        for out in result["out"]:
+            assert re.fullmatch(r"kept 2 3 \d\d+ True\nwhole \d\d+ True\n", out)
+    expected = torch.load(folder / "expected.pt")
+    model = language(num_tokens=41, tie_embeddings=True)
+    make = partial(make_optimizers, config=OptimizerConfig(), device=torch.device("cpu"))
+    weights = hold(model, make, make_accelerator(TrainingConfig(device="cpu")), "fsdp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pickle.load", None)
+        patch.setattr("pickle.Unpickler", None)
+        state = weights.load(folder / "kept/step-00000002")
+    found = dict(model.state_dict())
+    for name, moments in read_moments(model, weights.optimizers).items():
+        found |= {f"{name} {kind}": value for kind, value in moments.items()}
+    assert state["stream"] == {"position": 3}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    other = language(num_tokens=42, tie_embeddings=True)
+    with pytest.raises(CheckpointError, match=r"token_emb.weight has shape \(41, 16\), expected"):
+        load_weights(other, folder / "kept/step-00000002")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped"])
+@pytest.mark.parametrize("name", ["shard-00002", "shard-00001", "state.json", "run.json"])
+def test_a_damaged_part_is_named_and_the_one_before_is_used(played, tmp_path, name, damage):
+    """Whatever happens to whichever part."""
+    folder, _ = scenario(played, "weights_in_parts")
+    shutil.copytree(folder / "kept", tmp_path / "kept")
+    (file,) = (tmp_path / "kept/step-00000002").glob(f"{name}*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content[:-5] if damage == "truncated" else content)
+    if damage == "missing":
+        file.unlink()
+    with pytest.warns(UserWarning, match=f"{file.name}.*Falling back"):
+        assert last_complete(tmp_path / "kept").name == "step-00000001"
+
+
+def test_parts_that_cannot_be_written_leave_the_ones_before(played):
+    """A full disk of the second process is told by the first; its death leaves nothing half."""
+    folder, (*_, spoilt, _) = scenario(played, "weights_in_parts")
+    assert spoilt["codes"][1] == -9
+    assert spoilt["codes"][0] != 0
+    kind, words, left = spoilt["out"][0].strip().split("|")
+    assert kind == "OSError"
+    assert "step 2 could not be written" in words
+    assert "No space left on device (process 1); the last one is step-00000001" in words
+    assert left == "['step-00000001']"
+    assert spoilt["out"][1].startswith("StoppedElsewhereError|")
+    assert last_complete(folder / "spoilt").name == "step-00000001"
+
+
+def test_a_run_with_its_weights_in_parts_is_a_run(played, monkeypatch, capsys):
+    """It ends with a model for users; one process scores it, and goes on with it."""
+    folder, (*_, run) = scenario(played, "weights_in_parts")
+    assert run["codes"] == [0, 0], run["err"]
+    model = TransformerLM.from_pretrained(folder / "run/model")
+    other, _ = load_model(folder / "run", load_config(folder / "run"))
+    for name, value in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    last = last_complete(folder / "run/checkpoints")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint in parts.*folder model"):
+        TransformerLM.from_pretrained(last)
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    assert main(["evaluate", str(folder / "run"), "--device", "cpu"]) == 0
+    assert last.name in capsys.readouterr().out
+    more = ["--output", str(folder / "run"), "--resume", "auto", "--steps", "14"]
+    more += ["--training.device", "cpu", "--model.dropout", "0"]
+    assert main(["train", str(folder.parent / "tiny.toml"), *more]) == 0
+    assert (last_complete(folder / "run/checkpoints") / "model.safetensors").exists()
+    assert not (folder / "run/model").exists()

@@ -177,7 +177,7 @@ def refuse(monkeypatch, where):
         "state": ("torch.save", full),
         "torch": ("torch.save", torchs),
         "safetensors": ("foveal.training.checkpoints.save_model", safetensors),
-        "manifest": ("foveal.training.checkpoints._fingerprint", full),
+        "manifest": ("foveal.training.checkpoints.fingerprint", full),
         "rename": ("os.replace", full),
         "sync": ("os.fsync", full),
     }[where]

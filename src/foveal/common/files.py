@@ -53,19 +53,30 @@ def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
     Everything reaches the disk before the folder gets its name; a folder of that name is replaced
     then. The folder above must exist.
     """
-    partial = partial_path(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = begin_folder(path)
     try:
         write(partial)
-        for file in partial.rglob("*"):
-            sync(file)
-        sync(partial)
-        remove_folder(path)
-        os.replace(partial, path)
+        finish_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def begin_folder(path: Path) -> Path:
+    """An empty folder beside `path`, to be filled, perhaps by many, and then finished."""
+    partial = partial_path(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    return partial
+
+
+def finish_folder(partial: Path, path: Path) -> None:
+    """Give a folder from `begin_folder` its name, once everything in it is on the disk."""
+    for file in partial.rglob("*"):
+        sync(file)
+    sync(partial)
+    remove_folder(path)
+    os.replace(partial, path)
     sync(path.parent)
 
 

@@ -231,6 +231,11 @@ def _require(path: Path) -> None:
                 "them; open it with foveal.integrations.transformers, and save it whole with "
                 "max_shard_size."
             )
+        if any(path.parent.glob("shard-*.safetensors")):
+            raise FileNotFoundError(
+                f"{path.parent} is a checkpoint in parts, of a training whose processes share the "
+                "weights; open the folder model of the run, which is written at its end."
+            )
         raise FileNotFoundError(
             f"{path} does not exist; expected a folder written by save_pretrained, or user/name "
             "of a model on the Hub."

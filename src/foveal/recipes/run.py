@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from foveal.common.files import remove_folder
 from foveal.recipes.assets import keep_assets
 from foveal.recipes.claim import ClaimedFolder
 from foveal.recipes.config import absolute_paths
 from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.report import PICTURES, write_result, write_run_report
-from foveal.recipes.runs import open_run
+from foveal.recipes.runs import MODEL, open_run
 from foveal.recipes.score import Score, evaluate
 from foveal.recipes.settings import RunConfig
 from foveal.training.batch_norms import share_over_processes
+from foveal.training.checkpoints import export_model
 from foveal.training.config import check_training
 from foveal.training.layout import Layout
 from foveal.training.machine import keep_freed_memory
@@ -57,6 +61,7 @@ def train(
             settings=config.to_dict(),
             accelerator=accelerator,
             title=Path(config.recipe).stem,
+            shard=config.parallel.shard,
         )
         together(accelerator, trainer.rehearse)
         trainer.folder, trainer.before_saving = claimed.claim(), claimed.check
@@ -74,10 +79,23 @@ def train(
         # the others do not wait for what the first has left to do: it may take long
         if accelerator.is_main_process:
             claimed.check()
+            keep_model(task, trainer.weights.end(outcome.checkpoint), claimed.path / MODEL)
             write_result(claimed.path, task, outcome, accelerator.device)
             finish(claimed.path, task)
             write_run_report(claimed.path)
         return claimed.path, outcome
+
+
+def keep_model(task: KindTask, whole: nn.Module | None, folder: Path) -> None:
+    """Give a task the model whose weights were in parts, and users its file; None: they were not.
+
+    Then the last checkpoint has it, and what is in the folder is of an earlier end.
+    """
+    if whole is None:
+        remove_folder(folder)
+    else:
+        task.model = whole
+        export_model(whole, folder)
 
 
 def finish(folder: Path, task: KindTask) -> None:

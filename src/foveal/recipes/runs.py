@@ -20,6 +20,8 @@ from foveal.training.machine import pick_device
 RUNS = Path("runs")
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+MODEL = "model"
+"""Folder of a run with the model at its end, where its checkpoints are in parts."""
 
 
 def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:

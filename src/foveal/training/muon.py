@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,9 +96,25 @@ class Muon(torch.optim.Optimizer):
 def _update(parameters: list[Tensor], directions: list[Tensor], group: dict) -> None:
     lr = group["lr"]
     torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
-    for p, update in zip(parameters, orthogonalize(directions), strict=True):
+    updates = orthogonalize([_whole(matrix) for matrix in directions])
+    for p, update in zip(parameters, updates, strict=True):
         # entries of an orthogonal matrix have an rms of 1 / sqrt(N), those of AdamW's of about 0.2
-        p.add_(update.to(p.dtype), alpha=-lr * 0.2 * max(p.shape) ** 0.5)
+        p.add_(_part_of(update.to(p.dtype), p), alpha=-lr * 0.2 * max(p.shape) ** 0.5)
+
+
+def _whole(matrix: Any) -> Tensor:
+    """A matrix of which this process may hold only a part (a DTensor): all of it."""
+    whole: Tensor = matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
+    return whole
+
+
+def _part_of(matrix: Tensor, like: Any) -> Tensor:
+    """The part of a whole matrix that this process holds of `like`."""
+    if not hasattr(like, "full_tensor"):
+        return matrix
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(matrix, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:

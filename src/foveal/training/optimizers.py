@@ -46,9 +46,14 @@ def _adamw(
     parameters: Sequence[Tensor], config: OptimizerConfig, device: torch.device
 ) -> torch.optim.Optimizer:
     """AdamW that decays matrices and leaves vectors alone."""
+    # what is in parts (DTensors) cannot be stepped in one call with what is whole
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in parameters if (p.ndim >= 2) == decays and _is_cut(p) == cut],
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for cut in (False, True)
+        for decays in (True, False)
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -57,3 +62,8 @@ def _adamw(
         eps=config.epsilon,
         fused=device.type in ("cpu", "cuda"),
     )
+
+
+def _is_cut(parameter: Tensor) -> bool:
+    """Whether this process holds only a part of it."""
+    return hasattr(parameter, "full_tensor")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from foveal.training.progress import make_progress
 from foveal.training.schedule import learning_rate, progress, time_used
 from foveal.training.task import Task, Totals
 from foveal.training.weighing import GlobalMean
-from foveal.training.weights import Replicated, Weights
+from foveal.training.weights import Weights, hold
 
 CHECKPOINTS = "checkpoints"
 
@@ -71,6 +71,7 @@ class Trainer:
         settings: the whole configuration, saved with each checkpoint.
         accelerator: from `make_accelerator`.
         title: shown beside the progress.
+        shard: where weights and optimizers live, see `ParallelConfig`.
 
     Attributes:
         before_saving: called by the first process before each checkpoint; may raise OSError.
@@ -86,6 +87,7 @@ class Trainer:
         settings: dict[str, Any],
         accelerator: Accelerator,
         title: str = "training",
+        shard: Literal["none", "fsdp"] = "none",
     ) -> None:
         check_training(training, optimizer)
         self.task, self.optimizer_config, self.training = task, optimizer, training
@@ -93,11 +95,12 @@ class Trainer:
         self.title = title
         self.before_saving: Callable[[], None] = lambda: None
         self.step, self.elapsed = 0, 0.0
-        self.weights: Weights = Replicated(
+        self.weights: Weights = hold(
             task.model,
             lambda model: make_optimizers(model, optimizer, accelerator.device),
             accelerator,
-            training.compile,
+            shard,
+            compile=training.compile,
         )
         self.optimizers = self.weights.optimizers
         # tasks that know nothing of weights have micro-batches that weigh the same

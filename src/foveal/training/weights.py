@@ -1,4 +1,4 @@
-"""Where the weights of a training and their optimizers live: whole in every process."""
+"""Where the weights of a training and their optimizers live: in every process, or in parts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from foveal.training import checkpoints
+from foveal.training.folders import is_in_parts
+from foveal.training.moments import states_from
 from foveal.training.processes import from_first, share_tensors, state_of_first
 
 MakeOptimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
@@ -126,7 +128,11 @@ class Replicated:
     def load(self, folder: Path) -> dict[str, Any]:
         def read() -> dict[str, Any]:
             checkpoints.load_weights(self._own, folder)
-            return checkpoints.load_state(folder)
+            return (
+                self._parts_state(folder)
+                if is_in_parts(folder)
+                else checkpoints.load_state(folder)
+            )
 
         # the others may be on machines that do not see the folder
         state = state_of_first(self._accelerator, read)
@@ -136,5 +142,35 @@ class Replicated:
                 optimizer.load_state_dict(saved)
         return state
 
+    def _parts_state(self, folder: Path) -> dict[str, Any]:
+        """What `load_state` gives, of a checkpoint in parts."""
+        from foveal.training.parts import load_parts_state, read_moments_of
+
+        state = load_parts_state(folder)
+        moments = read_moments_of(folder, dict(self._own.named_parameters()))
+        with checkpoints.fitting(folder):
+            states = states_from(self._own, self.optimizers, moments, state["optimizers"])
+        return {**state, "optimizers": states}
+
     def end(self, checkpoint: Path) -> nn.Module | None:
         return None
+
+
+def hold(
+    model: nn.Module,
+    make: MakeOptimizers,
+    accelerator: Accelerator,
+    shard: str,
+    *,
+    compile: bool = False,
+) -> Weights:
+    """Weights as `ParallelConfig.shard` says; a process that is alone has all of them.
+
+    Raises:
+        ValueError: see Sharded.
+    """
+    if shard == "none" or accelerator.num_processes == 1:
+        return Replicated(model, make, accelerator, compile)
+    from foveal.training.sharding import Sharded  # loads torch.distributed.fsdp
+
+    return Sharded(model, make, accelerator, compile)
