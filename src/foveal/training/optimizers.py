@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from foveal.training.config import OptimizerConfig
 from foveal.training.muon import Muon
+
+MakeOptimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
+"""The optimizers of a model."""
 
 
 def make_optimizers(

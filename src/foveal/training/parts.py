@@ -8,11 +8,12 @@ that is no tensor. Nothing in it is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,19 +115,14 @@ def state_text(state: Mapping[str, Any]) -> str:
         ) from error
 
 
-class _told:  # noqa: N801
+@contextlib.contextmanager
+def _told(root: Path, step: int, check: Callable[[], None]) -> Iterator[None]:
     """Say of an OSError which checkpoint could not be written."""
-
-    def __init__(self, root: Path, step: int, check: Callable[[], None]) -> None:
-        self.root, self.step, self.check = root, step, check
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            self.check()  # which may know better what went wrong
-            raise OSError(failure(self.root, self.step, error)) from error
+    try:
+        yield
+    except OSError as error:
+        check()  # which may know better what went wrong
+        raise OSError(failure(root, step, error)) from error
 
 
 def _write_parts(partial: Path, tensors: dict[str, Tensor], rank: int) -> Entries | OSError:

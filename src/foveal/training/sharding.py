@@ -28,11 +28,10 @@ from foveal.training.moments import (
     read_moments,
     states_from,
 )
+from foveal.training.optimizers import MakeOptimizers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from foveal.training.weights import MakeOptimizers
 
 METHODS = (
     *("losses", "prefill", "extend", "step", "get_codebook_indices", "decode"),

@@ -14,9 +14,8 @@ from torch import nn
 from foveal.training import checkpoints
 from foveal.training.folders import is_in_parts
 from foveal.training.moments import states_from
+from foveal.training.optimizers import MakeOptimizers
 from foveal.training.processes import from_first, share_tensors, state_of_first
-
-MakeOptimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
 
 
 class Weights(Protocol):
