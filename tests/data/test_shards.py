@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from foveal.data import images, open_captions, shards
+from foveal.data.captioned_set import LazyWords
 from foveal.data.captions import CaptionedPictures, PictureDataConfig, Pictures
 from foveal.data.image_sources import images_to_score, open_images
 from foveal.data.images import AugmentedImages, ImageDataConfig
@@ -91,6 +92,14 @@ def test_captions_and_pictures_are_those_in_memory(tmp_path, large, monkeypatch)
             assert torch.equal(a.pixels[:2], b.pixels[:2])
         assert far.checksum() != far.subset(index, "x").checksum()
     words = torch.arange(200).reshape(-1, 2)[: len(held[0].all_captions)]
+    for far, near in zip(lazy, held, strict=True):
+        assert torch.equal(far.counts, near.counts)
+        made = LazyWords(far, lambda texts: torch.tensor([[len(t), ord(t[0])] for t in texts]))
+        wanted = torch.tensor([[len(t), ord(t[0])] for t in near.all_captions])
+        assert torch.equal(made[torch.arange(len(made))], wanted)
+        assert torch.equal(made[torch.tensor([1, 0])], wanted[[1, 0]])
+        assert far.some_captions(10**6) == near.some_captions(1) == near.all_captions
+        assert far.some_captions(1) == near.captions[0]
     for make in (lambda s: Pictures(s, True), lambda s: CaptionedPictures(s, words)):
         one, two = (Stream(make(parts[0]), 4) for parts in (lazy, held))
         for _ in range(4):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveal.data.examples import Examples
 from foveal.data.images import lazily
+from foveal.data.sampling import spread
 
 
 class CaptionedSet:
@@ -42,6 +43,15 @@ class CaptionedSet:
     def all_captions(self) -> list[str]:
         """Every caption of every picture."""
         return [text for texts in self.captions for text in texts]
+
+    @property
+    def counts(self) -> Tensor:
+        """Captions of each picture, int64 (n,)."""
+        return torch.tensor([len(texts) for texts in self.captions])
+
+    def some_captions(self, most: int) -> list[str]:
+        """Captions to learn words from: all of them; of sets that are not held, some."""
+        return self.all_captions
 
     def first_captions(self, index: Tensor | None = None) -> list[str]:
         """One caption for each picture, or for those of index (count)."""
@@ -79,6 +89,17 @@ class LazyCaptionedSet(CaptionedSet):
         self.examples = examples
         self.pixels: Any = LazyPixels(lazily(examples, size), len(examples))
         self.captions: Any = Chosen(examples.texts or (), examples.places)
+
+    @property
+    def counts(self) -> Tensor:
+        """Captions of each picture, int64 (n,); the index of tars knows them unread."""
+        known = getattr(self.examples.texts, "counts", None)
+        return super().counts if known is None else torch.from_numpy(known[self.examples.places])
+
+    def some_captions(self, most: int) -> list[str]:
+        """Captions to learn words from: those of `most` pictures, spread evenly."""
+        chosen = spread(len(self), most).tolist()
+        return [text for number in chosen for text in self.captions[number]]
 
     def images(self, index: Tensor | None = None) -> Tensor:
         """Pictures (n, 3, size, size), float from 0 to 1; all of them may be too many."""
@@ -136,3 +157,30 @@ class Chosen(Sequence[list[str]]):
         if isinstance(number, slice):
             return [list(self._texts[int(row)]) for row in self._rows[number]]
         return list(self._texts[int(self._rows[number])])
+
+
+class LazyWords:
+    """Tokens of all captions of a set, in their order, made when they are asked for.
+
+    Args:
+        pictures: whose captions.
+        tokenize: captions -> int64 (captions, length).
+    """
+
+    def __init__(
+        self, pictures: CaptionedSet, tokenize: Callable[[Sequence[str]], Tensor]
+    ) -> None:
+        self._pictures, self._tokenize = pictures, tokenize
+        self._ends = pictures.counts.cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Those of captions int64 (n,): (n, length)."""
+        owners = torch.searchsorted(self._ends, index, right=True)
+        texts = []
+        for number, owner in zip(index.tolist(), owners.tolist(), strict=True):
+            captions = self._pictures.captions[owner]
+            texts.append(captions[number - int(self._ends[owner])])  # counted from the end
+        return self._tokenize(texts)

@@ -18,7 +18,7 @@ from foveal.data.caption_entries import (
     folder_entries,
     table_entries,
 )
-from foveal.data.captioned_set import CaptionedSet, Chosen, LazyCaptionedSet
+from foveal.data.captioned_set import CaptionedSet, Chosen, LazyCaptionedSet, LazyWords
 from foveal.data.emoji import EMOJI, load_captioned_emoji
 from foveal.data.examples import ExampleParts, Examples, Read, all_of, of_parts
 from foveal.data.folders import file_parts, folder_parts
@@ -124,7 +124,8 @@ class CaptionedPictures:
 
     Args:
         pictures: where they come from.
-        captions: tokens (captions of all pictures, text_length), in the order of the pictures.
+        captions: tokens (captions of all pictures, text_length), in the order of the pictures;
+            perhaps made when they are needed.
         tokens: of the pictures (pictures, grid tokens); the pictures themselves unless given.
         shuffle: give each picture the caption of any picture, another one each time.
         transform: as in `PictureDataConfig`, for pictures themselves.
@@ -133,7 +134,7 @@ class CaptionedPictures:
     def __init__(
         self,
         pictures: CaptionedSet,
-        captions: Tensor,
+        captions: Tensor | LazyWords,
         tokens: Tensor | None = None,
         shuffle: bool = False,
         transform: str = "",
@@ -141,7 +142,7 @@ class CaptionedPictures:
         self.pictures, self.captions = pictures, captions
         self.tokens, self.shuffle = tokens, shuffle
         self._transform = Transform(transform) if transform else None
-        counts = torch.tensor([len(texts) for texts in pictures.captions])
+        counts = pictures.counts
         self._counts, self._first = counts, counts.cumsum(0) - counts
 
     def __len__(self) -> int:

@@ -199,7 +199,7 @@ class Captions(Sequence[list[str]]):
     """
 
     def __init__(self, shards: Shards) -> None:
-        self.shards = shards
+        self.shards, self.counts = shards, shards.counts.astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.shards)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.data.captioned_set import LazyCaptionedSet, LazyWords
 from foveal.data.captions import CaptionDataConfig, CaptionedPictures, CaptionedSet
 from foveal.data.sampling import spread
 from foveal.data.tokens import CaptionTokenizer
@@ -20,6 +21,7 @@ from foveal.recipes.settings import RunConfig
 from foveal.training.processes import rows_of_all
 from foveal.training.task import Totals
 
+_LEARNED_FROM = 200_000  # pictures whose captions byte pairs are learned from, of larger sets
 CANDIDATES = 100
 """Captions among which the right one has to be found."""
 
@@ -31,12 +33,15 @@ class Captions(Captioned):
 
     def make_assets(self, train: CaptionedSet, data: CaptionDataConfig) -> dict[str, Any]:
         """The tokenizer."""
-        return {"tokenizer": CaptionTokenizer.train(train.all_captions, data.vocabulary)}
+        texts = train.some_captions(_LEARNED_FROM)
+        return {"tokenizer": CaptionTokenizer.train(texts, data.vocabulary)}
 
-    def words(self, task: KindTask) -> Tensor:
-        """Tokens of all captions of the training pictures."""
-        length, texts = task.config.data.text_length, task.train.all_captions
-        return caption_tokens(task.assets["tokenizer"], texts, length)
+    def words(self, task: KindTask) -> Tensor | LazyWords:
+        """Tokens of all captions of the training pictures; made later where these are read so."""
+        length, tokenizer = task.config.data.text_length, task.assets["tokenizer"]
+        if isinstance(task.train, LazyCaptionedSet):
+            return LazyWords(task.train, lambda texts: caption_tokens(tokenizer, texts, length))
+        return caption_tokens(tokenizer, task.train.all_captions, length)
 
 
 class Clip(Captions):
