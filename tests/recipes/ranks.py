@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 IMPORTED = (
+    "foveal.cli.evaluate",
     "foveal.cli.options",
     "foveal.cli.train",
     "foveal.training.sharding",
@@ -212,21 +213,35 @@ def note_waiting(waited, trainer):
 
 def under_torchrun(recipe):
     """Two processes that torchrun's own agent starts, with a share of the batch each."""
+    results = [launch(2, ["train", recipe, "--output", "two", "--model.dropout", 0])]
+    return [*results, launch(2, ["evaluate", "two", "--max-bytes", 700, "--json"])]
+
+
+def launch(count, arguments):
+    """What processes do that torchrun's own agent starts."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ["ACCELERATE_USE_CPU"] = "true"
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=2,
+        nproc_per_node=count,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         start_method="fork",
     )
-    arguments = ["train", recipe, "--output", "two", "--model.dropout", 0]
     codes = elastic_launch(agent, play)(arguments)
-    return [told([codes[rank] for rank in range(2)])]
+    return told([codes[rank] for rank in range(count)])
+
+
+def many_starts(recipe):
+    """Four processes begin a run twenty times, and each goes on once."""
+    results = []
+    for number in range(20):
+        options = ["train", recipe, "--output", f"run{number}", "--resume", "auto"]
+        results += [launch(4, [*options, "--steps", steps]) for steps in (2, 4)]
+    return results
 
 
 def mistakes(recipe):
@@ -283,10 +298,12 @@ if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
     run = importlib.import_module("foveal.recipes.run")
+    importlib.import_module("foveal.recipes.score").write_run_report = lambda folder: None
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time
     home, found, environment = Path.cwd(), {}, dict(os.environ)
-    scenarios = (start_and_go_on, elastic, shared_rows, under_torchrun, mistakes, stops, full_disk)
-    for scenario in (*scenarios, importlib.import_module("shards").weights_in_parts):
+    usual = (start_and_go_on, elastic, shared_rows, under_torchrun, mistakes, stops, full_disk)
+    usual += (importlib.import_module("shards").weights_in_parts,)
+    for scenario in (many_starts,) if "many" in sys.argv else usual:
         folder = home / scenario.__name__
         folder.mkdir()
         os.chdir(folder)

@@ -19,6 +19,7 @@ from foveal.cli import main
 from foveal.models import TransformerLM
 from foveal.recipes.kind import KindTask
 from foveal.recipes.runs import load_config, load_model
+from foveal.recipes.score import evaluate
 from foveal.training import OptimizerConfig, TrainingConfig, make_accelerator
 from foveal.training.checkpoints import (
     CheckpointError,
@@ -50,16 +51,22 @@ def played(tmp_path_factory, tiny_recipe):
     lines = tiny_recipe.format(data=text.as_posix())
     lines = lines.replace('device = "cpu"\n', "")  # "auto", as by default
     recipe.write_text(lines.replace("batch_size = 4", "batch_size = 12"))
+    return folder, play(recipe)
+
+
+def play(recipe, *more):
+    """What the driver says."""
+    folder = recipe.parent
     run = subprocess.run(
-        [sys.executable, str(DRIVER), str(recipe)],
+        [sys.executable, str(DRIVER), str(recipe), *more],
         capture_output=True,
         text=True,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=500,
+        timeout=1000,
     )
     assert run.returncode == 0, run.stderr
-    return folder, json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def scenario(played, name):
@@ -128,10 +135,13 @@ def test_any_number_of_processes_takes_the_same_steps(exactly):
             assert mine[name] == pytest.approx(other[name], rel=1e-9), name
 
 
-def test_processes_that_share_rows_train_what_one_does(played, exactly, tmp_path):
+def test_processes_that_share_rows_train_what_one_does(played, tmp_path, monkeypatch):
     """2 x 2 take three steps: weights, losses and scores of one process, in float64."""
     folder, (result,) = scenario(played, "shared_rows")
     assert result["codes"] == [0, 0, 0, 0], result["err"]
+    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
+    monkeypatch.setattr(KindTask, "_set_up", KindTask._set_up)
+    ranks.exact(KindTask)
     options = ["--output", str(tmp_path / "one"), *map(str, ranks.SHARED)]
     options += ["--training.device", "cpu"]
     assert main(["train", str(folder.parent / "tiny.toml"), *options]) == 0
@@ -159,8 +169,9 @@ def test_between_logs_they_wait_for_gradients_alone(exactly):
 
 def test_two_processes_train_one_model(played, tmp_path, monkeypatch):
     """Under torchrun two processes share the work and agree with one that does it all."""
-    monkeypatch.setattr("foveal.recipes.run.write_run_report", lambda folder: None)
-    folder, (result,) = scenario(played, "under_torchrun")
+    for module in ("run", "score"):
+        monkeypatch.setattr(f"foveal.recipes.{module}.write_run_report", lambda folder: None)
+    folder, (result, scored) = scenario(played, "under_torchrun")
     assert result["codes"] == [0, 0], result["err"]
     assert "".join(result["out"]).count("trained 24 steps") == 1
     arguments = ["--output", str(tmp_path / "one")]
@@ -172,6 +183,14 @@ def test_two_processes_train_one_model(played, tmp_path, monkeypatch):
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
     scores = [json.loads((f / "result.json").read_text())["bits_per_byte"] for f in homes]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+    # two score it together, and one of them says what one alone finds
+    assert scored["codes"] == [0, 0], scored["err"]
+    assert scored["out"][1] == ""
+    told = json.loads(scored["out"][0])
+    assert told == json.loads((folder / "two/evaluation.json").read_text())
+    alone = evaluate(folder / "two", max_bytes=700).to_dict()
+    told["bits_per_byte"] = pytest.approx(told["bits_per_byte"], rel=1e-12)
+    assert {**told, "seconds": 0} == {**alone, "seconds": 0}
 
 
 def test_a_mistake_is_told_once_and_stops_all(played):
@@ -306,3 +325,11 @@ def test_a_run_with_its_weights_in_parts_is_a_run(played, monkeypatch, capsys):
     assert main(["train", str(folder.parent / "tiny.toml"), *more]) == 0
     assert (last_complete(folder / "run/checkpoints") / "model.safetensors").exists()
     assert not (folder / "run/model").exists()
+
+
+@pytest.mark.skipif(not os.environ.get("FOVEAL_LONG"), reason="takes minutes; set FOVEAL_LONG=1")
+@pytest.mark.timeout(1000)
+def test_four_start_twenty_times_of_twenty(tmp_path, recipe):
+    """New, and to go on."""
+    results = play(recipe, "many")["many_starts"]
+    assert [result["codes"] for result in results] == [[0] * 4] * 40

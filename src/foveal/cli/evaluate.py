@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from foveal.cli.parsing import parse
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(kw_only=True)
@@ -52,16 +56,33 @@ def main(arguments: list[str]) -> int:
     from foveal.recipes.runs import open_run
     from foveal.recipes.score import evaluate
     from foveal.training.machine import keep_freed_memory
+    from foveal.training.processes import StoppedElsewhereError
 
     keep_freed_memory()
     run = open_run(options.run)
     given = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
-    score = evaluate(run, **given).to_dict()
+    accelerator = _fellows(options.device)
+    try:
+        score = evaluate(run, accelerator=accelerator, **given).to_dict()
+    except StoppedElsewhereError:  # the process that failed says why
+        return 2
+    if accelerator is not None and not accelerator.is_main_process:
+        return 0
     if options.json:
         print(json.dumps(_plain(score), indent=2))
     else:
         print("\n".join(run.kind.table(score, run.folder)))
     return 0
+
+
+def _fellows(device: str) -> Accelerator | None:
+    """The processes that a launcher has started to score together, or None."""
+    if os.environ.get("WORLD_SIZE", "1") in ("0", "1") or "RANK" not in os.environ:
+        return None
+    from foveal.training.config import TrainingConfig
+    from foveal.training.trainer import make_accelerator
+
+    return make_accelerator(TrainingConfig(device=device))
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from foveal.draw.confusion import draw_confusion
 from foveal.draw.report import Section
 from foveal.recipes.charts import Entries, chart, score_curve
 from foveal.recipes.kind import Kind, KindTask, Run
-from foveal.training.progress import tracked
+from foveal.training.dealing import dealt
 from foveal.training.task import Totals
 
 
@@ -56,10 +56,9 @@ class Classifier(Kind):
         self, model: nn.Module, examples: Any, index: Tensor, data: Any, quick: bool = False
     ) -> Tensor:
         """Those of all examples at `index`, int64 (n,): (n, classes)."""
-        parts = [torch.zeros(0, len(examples.classes))]
-        for part in tracked(index.split(self.batch)):
-            parts.append(self.answer(model, examples.read(part), data, quick))
-        return torch.cat(parts)
+        parts = index.split(self.batch)
+        said = dealt(parts, lambda part: self.answer(model, examples.read(part), data, quick))
+        return torch.cat([torch.zeros(0, len(examples.classes)), *said])
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Shares of right answers, on a sample."""

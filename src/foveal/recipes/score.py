@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveal.common.inputs import reading, reason
 from foveal.recipes.kind import Run
 from foveal.recipes.report import EVALUATION, write_run_report
 from foveal.recipes.runs import open_model, open_run, write_json
+from foveal.training.dealing import sharing
+from foveal.training.processes import from_first, share_tensors
 from foveal.training.progress import showing
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ def evaluate(
     data: str | None = None,
     full: bool = False,
     device: str = "auto",
+    accelerator: Accelerator | None = None,
     **options: Any,
 ) -> Score:
     """Score a run on held-out data, in float32, and keep the result in its folder.
@@ -56,13 +64,37 @@ def evaluate(
         data: score other data than the run's own: their test or validation part, or all of them.
         full: score everything, and not a sample.
         device: see `foveal.training.machine.pick_device`.
+        accelerator: processes that share the work; all of them call this, and get the score.
         options: what the task alone knows; of text context, stride and max_bytes.
 
     Raises:
         ValueError: no such run or data, or options that mean nothing for its task.
         FloatingPointError: the model says nothing that is a number.
     """
-    run = open_run(run)
+    if accelerator is not None and accelerator.num_processes > 1:
+        place = accelerator.device
+        device = str(place) if place.type != "cpu" else "cpu"
+    first = partial(from_first, accelerator) if accelerator is not None else _alone
+    found_run = first(lambda: open_run(run))
+    with sharing(accelerator):
+        score = _score(found_run, data, full, device, accelerator, options)
+    first(lambda: _keep(found_run.folder, score.to_dict()))
+    return score
+
+
+def _alone(action: Callable[[], Any]) -> Any:
+    return action()
+
+
+def _score(
+    run: Run,
+    data: str | None,
+    full: bool,
+    device: str,
+    accelerator: Accelerator | None,
+    options: dict[str, Any],
+) -> Score:
+    """Score a run; processes that share the work do so with the weights of the first."""
     kind, options = run.kind, {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - set(kind.options):
         raise ValueError(
@@ -70,6 +102,8 @@ def evaluate(
             f"{run.config.task!r}; leave it out."
         )
     model, checkpoint = open_model(run, device)
+    if accelerator is not None:  # a training may have saved another one meanwhile
+        share_tensors(accelerator, model.state_dict().values())
     named = run.config.data.path if data is None else data
     with showing("reading"), reading(f"data={named!r}"):
         found = kind.to_score(run, data, full, **options)
@@ -78,9 +112,7 @@ def evaluate(
         values = kind.measure(run, model, found, **options)
     seconds = time.perf_counter() - started
     values |= kind.beside(found)
-    score = Score(values, found.name, found.checksum(), seconds, checkpoint)
-    _keep(run.folder, score.to_dict())
-    return score
+    return Score(values, found.name, found.checksum(), seconds, checkpoint)
 
 
 def _keep(folder: Path, result: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, losses_of, sum_of_bits
 from foveal.recipes.settings import RunConfig
 from foveal.recipes.sharing import Parts
+from foveal.training.dealing import totals_in_shares
 from foveal.training.progress import showing, tracked
 from foveal.training.task import Totals
 
@@ -142,7 +143,12 @@ class Bytes(NextToken):
             )
         options = {"stride": stride, "pack": run.config.data.pack}
         options["chunk"] = run.config.training.loss_chunk
-        bits, count = score_windows(model, found, context, **options)["bits_per_byte"]
+
+        def share(rank: int, world: int) -> tuple[float, float]:
+            more: Any = {**options, "rank": rank, "world": world}
+            return score_windows(model, found, context, **more)["bits_per_byte"]
+
+        bits, count = totals_in_shares(share)
         return {
             "bits_per_byte": bits / count,
             "bytes": len(found),

@@ -33,6 +33,7 @@ from foveal.recipes.kind import KindTask, Run, seeded_model
 from foveal.recipes.settings import RunConfig
 from foveal.recipes.vae.kind import check_size, encode_all, score_vae
 from foveal.training.config import check_batch
+from foveal.training.dealing import totals_in_shares
 from foveal.training.machine import pick_device
 from foveal.training.task import Totals
 
@@ -165,7 +166,9 @@ class Dalle(Captions):
         tokenizer, captions = read_asset("tokenizer", run.folder), found.first_captions()
         texts = caption_tokens(tokenizer, captions, run.config.data.text_length)
         tokens = encode_all(model.vae, found.images())
-        bits, count = image_bits(model, texts, tokens)["bits_per_image_token"]
+        bits, count = totals_in_shares(
+            lambda rank, size: image_bits(model, texts[rank::size], tokens[rank::size])[self.score]
+        )
         scores = {"bits_per_image_token": bits / count, **score_vae(model.vae, found)}
         if not run.config.data.clip:
             return scores

@@ -18,6 +18,7 @@ from foveal.recipes.assets import read_asset
 from foveal.recipes.captioned import Captioned
 from foveal.recipes.kind import KindTask, Run, seeded_model
 from foveal.recipes.settings import RunConfig
+from foveal.training.dealing import dealt
 from foveal.training.processes import rows_of_all
 from foveal.training.task import Totals
 
@@ -132,17 +133,18 @@ def retrieve(
     device = next(clip.parameters()).device
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     tokens = caption_tokens(tokenizer, captions, clip.settings.text_seq_len)
-    places = []
-    for group in order.split(CANDIDATES):
-        if len(group) < min(CANDIDATES, len(images)):
-            continue
+
+    def places(group: Tensor) -> Tensor:
         words = clip.encode_text(tokens[group].to(device))
         pictures = clip.encode_image(images[group].to(device))
         similarity = (pictures @ words.T).float().cpu()
         own = similarity.diagonal()[:, None]
         # of equal ones half are counted, so that a model that says nothing is right by chance
-        places.append((similarity > own).sum(1) + ((similarity == own).sum(1) - 1) / 2)
-    return torch.cat(places)
+        return (similarity > own).sum(1) + ((similarity == own).sum(1) - 1) / 2
+
+    least = min(CANDIDATES, len(images))
+    groups = [group for group in order.split(CANDIDATES) if len(group) >= least]
+    return torch.cat(dealt(groups, places))
 
 
 def retrieval_totals(places: Tensor) -> Totals:

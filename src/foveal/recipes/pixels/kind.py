@@ -29,6 +29,7 @@ from foveal.recipes.kind import KindTask, Run
 from foveal.recipes.language import NextToken, losses_of, sum_of_bits
 from foveal.recipes.runs import open_model
 from foveal.recipes.sharing import Parts
+from foveal.training.dealing import totals_in_shares
 from foveal.training.progress import tracked
 from foveal.training.task import Totals
 
@@ -109,7 +110,10 @@ class Pixels(NextToken):
 
     def measure(self, run: Run, model: Any, found: ImageSet, **options: Any) -> dict[str, Any]:
         """Bits for each channel value."""
-        bits, count = score_pixels(model, found, torch.arange(len(found)))["bits_per_dim"]
+        whole = torch.arange(len(found))
+        bits, count = totals_in_shares(
+            lambda rank, size: score_pixels(model, found, whole[rank::size])["bits_per_dim"]
+        )
         return {"bits_per_dim": bits / count, "images": len(found)}
 
     def table(self, score: Mapping[str, Any], folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from foveal.models.vae import ImageTokenizer, codebook_use
 from foveal.recipes.captioned import Captioned
 from foveal.recipes.kind import KindTask, Run, seeded_model
 from foveal.recipes.settings import RunConfig
-from foveal.training.progress import tracked
+from foveal.training.dealing import dealt
 from foveal.training.task import Totals
 
 _QUICK_PICTURES = 128
@@ -108,9 +108,9 @@ def score_vae(vae: ImageTokenizer, held_out: CaptionedSet) -> dict[str, float]:
 def encode_all(vae: ImageTokenizer, images: Tensor) -> Tensor:
     """Tokens (n, grid tokens) of pictures (n, channels, height, width), on the CPU."""
     device = next(vae.parameters()).device
-    parts = [
-        vae.get_codebook_indices(part.to(device)).cpu() for part in tracked(images.split(_BATCH))
-    ]
+    parts = dealt(
+        images.split(_BATCH), lambda part: vae.get_codebook_indices(part.to(device)).cpu()
+    )
     return torch.cat(parts) if parts else torch.zeros(0, vae.grid[0] * vae.grid[1]).long()
 
 
@@ -118,7 +118,8 @@ def encode_all(vae: ImageTokenizer, images: Tensor) -> Tensor:
 def decode_all(vae: ImageTokenizer, tokens: Tensor) -> Tensor:
     """Pictures (n, channels, height, width) in [0, 1] of tokens (n, grid tokens), on the CPU."""
     device = next(vae.parameters()).device
-    return torch.cat([vae.decode(part.to(device)).float().cpu() for part in tokens.split(_BATCH)])
+    decode = lambda part: vae.decode(part.to(device)).float().cpu()  # noqa: E731
+    return torch.cat(dealt(tokens.split(_BATCH), decode))
 
 
 def reconstruct(vae: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
