@@ -1,16 +1,20 @@
 """[parallel] sequence: processes that share sequences train and score what one process does."""
 
+import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import foveal
 from foveal import parallel
+from foveal.recipes.captions.kind import KIND as DALLE_KIND
 from foveal.recipes.config import config_from_dict, load_recipe, recipe_names
 from foveal.recipes.kind import KindTask, find_kind
-from foveal.recipes.sharing import align_of
+from foveal.recipes.sharing import Parts, align_of
 from foveal.training.layout import Layout, ParallelConfig
 
 TINY = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
@@ -106,6 +110,43 @@ def test_ranks_train_and_score_what_one_process_does(case, text):
     torch.testing.assert_close(sum(losses) / ranks, wanted, rtol=1e-12, atol=0)
     for parts, whole in zip(zip(*grads, strict=True), gradients, strict=True):
         torch.testing.assert_close(sum(parts) / ranks, whole, rtol=0, atol=1e-10)
+    bits, counts = zip(*scores, strict=True)
+    assert (sum(bits), sum(counts)) == pytest.approx(score, rel=1e-10)
+
+
+def test_captions_are_shared_too():
+    """A DALL-E cuts text and picture itself: loss, gradients and score of one process."""
+    sizes = {
+        "num_text_tokens": 30,
+        "text_seq_len": 7,
+        "num_image_tokens": 20,
+        "image_grid": (4, 5),
+    }
+    torch.manual_seed(0)
+    model = foveal.DALLE(**TINY, **sizes, attn_types=("axial_row", "conv_like")).double()
+    batch = torch.randint(1, 30, (3, 7)), torch.randint(20, (3, 20))
+    config = load_recipe("captions-dalle")
+    data = dataclasses.replace(config.data, null_share=0.0)  # what is drawn is another promise
+    config = dataclasses.replace(config, data=data)
+
+    def act(model, parts=None):
+        task = SimpleNamespace(model=model, parts=parts, config=config, assets={"scored": batch})
+        loss = DALLE_KIND.loss(task, model, batch)
+        loss.backward()
+        with torch.no_grad():
+            totals = DALLE_KIND.evaluate(task, quick=True, rank=0, world_size=1)
+        return loss.detach(), [p.grad for p in model.parameters()], *totals.values()
+
+    def act_as(rank):
+        mine, parts = copy.deepcopy(model), Parts(rank)
+        parts.share(mine, config)
+        return act(mine, parts)
+
+    losses, grads, scores = zip(*parallel.simulate(3, act_as), strict=True)
+    wanted, gradients, score = act(model)
+    torch.testing.assert_close(sum(losses) / 3, wanted, rtol=1e-12, atol=0)
+    for pieces, whole in zip(zip(*grads, strict=True), gradients, strict=True):
+        torch.testing.assert_close(sum(pieces) / 3, whole, rtol=0, atol=1e-10)
     bits, counts = zip(*scores, strict=True)
     assert (sum(bits), sum(counts)) == pytest.approx(score, rel=1e-10)
 

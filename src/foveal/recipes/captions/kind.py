@@ -48,6 +48,7 @@ class Dalle(Captions):
     data = DalleDataConfig
     unit = "tokens"
     score = "bits_per_image_token"
+    shares = True
 
     def open(self, data: DalleDataConfig) -> tuple[CaptionedSet, CaptionedSet]:
         """Captioned pictures; ValueError for a setting that would change them in every pass."""
@@ -132,17 +133,23 @@ class Dalle(Captions):
         return int(model.max_seq_len)
 
     def loss(self, task: KindTask, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The model's loss of text and image tokens, in nats."""
+        """The model's loss of text and image tokens, in nats.
+
+        Of a process that shares its rows with others, that of its part as often as there are
+        parts, as in `NextToken.loss`.
+        """
         share = task.config.data.null_share
         loss: Tensor = model(*batch, return_loss=True, null_cond_prob=share)
-        return loss
+        return loss if task.parts is None else loss * task.parts.size
 
     def evaluate(self, task: KindTask, *, quick: bool, rank: int, world_size: int) -> Totals:
         """Bits per image token of 2,000 held-out pictures given their captions, or of 100."""
         captions, tokens = task.assets["scored"]
         limit = _QUICK_PICTURES if quick else self.most(task.config.data)
         index = spread(len(tokens), limit)[rank::world_size]
-        return image_bits(task.model, captions[index], tokens[index])
+        totals = image_bits(task.model, captions[index], tokens[index])
+        shared = 1 if task.parts is None else task.parts.size  # each has a part of the bits
+        return {name: (bits, count / shared) for name, (bits, count) in totals.items()}
 
     def facts(self, task: KindTask) -> dict[str, str]:
         model: Any = task.model
