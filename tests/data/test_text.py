@@ -100,3 +100,25 @@ def test_text_round_trip():
     assert decode(encode("naïve €")) == "naïve €"
     assert decode(torch.tensor([65, 255])) == "A\N{REPLACEMENT CHARACTER}"
     assert np.array(encode("é")).tolist() == [195, 169]
+
+
+@pytest.mark.parametrize("size", [200, 5001])
+def test_the_checksum_of_much_text_reads_some_of_it(tmp_path, monkeypatch, size):
+    """Beyond a limit the length and pieces over the whole make it; it tells other texts apart."""
+    for name, value in (("_HASHED_WHOLE", 100), ("_PIECE", 16), ("_SAMPLED", 5)):
+        monkeypatch.setattr(f"foveal.data.corpus.{name}", value)
+    path = tmp_path / "long.txt"
+
+    def checksum(text):
+        path.write_bytes(text)
+        corpus, read = Corpus("long", [Span(path, 0, len(text))]), []
+        whole = corpus.read
+        corpus.read = lambda start, length: read.append(length) or whole(start, length)
+        return corpus.checksum(), sum(read)
+
+    text = bytes(range(200)) * (size // 200) + b"x" * (size % 200)
+    found, count = checksum(text)
+    assert count == 5 * 16
+    assert checksum(text)[0] == found
+    others = [text + b"x", b"y" + text[1:], text[:-1] + b"y"]
+    assert len({found, *(checksum(other)[0] for other in others)}) == 4
