@@ -8,7 +8,8 @@ import torch
 from foveal.cli import main
 from foveal.recipes.older import config_to_go_on, with_whole_batch
 from foveal.recipes.runs import load_config
-from foveal.training.checkpoints import MANIFEST, _fingerprint, last_complete, load_state
+from foveal.training.checkpoints import load_state
+from foveal.training.folders import MANIFEST, fingerprint, last_complete
 
 
 def as_written_before(folder, share, accumulate, processes):
@@ -25,7 +26,7 @@ def as_written_before(folder, share, accumulate, processes):
         state["processes"] = processes
     torch.save(state, checkpoint / "state.pt")
     files = [file for file in sorted(checkpoint.iterdir()) if file.name != MANIFEST]
-    (checkpoint / MANIFEST).write_text(json.dumps({f.name: _fingerprint(f) for f in files}))
+    (checkpoint / MANIFEST).write_text(json.dumps({f.name: fingerprint(f) for f in files}))
 
 
 @pytest.fixture
