@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from foveal.common.by_example import shared_uniform
 from foveal.layers.reversible import ReversibleSequence as Sequence_
 
 Route = Mapping[str, Sequence[tuple[bool, bool]]]
@@ -31,8 +32,8 @@ def route_args(router: Route, args: dict[str, Any], depth: int) -> list[Pair]:
 
 def layer_drop(layers: Sequence[Any], prob: float) -> Sequence[Any]:
     """Each layer with probability 1 - prob; the first one where all would go."""
-    dropped = torch.rand(len(layers)) < prob
-    kept = [layer for layer, drop in zip(layers, dropped.tolist(), strict=True) if not drop]
+    drawn = shared_uniform(len(layers))
+    kept = [layer for layer, share in zip(layers, drawn, strict=True) if share >= prob]
     return kept or layers[:1]
 
 

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from foveal.data.sampling import mix
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64, between one number and the next
+from foveal.common.hashing import STEP, mix
 
 
 class Chance(Protocol):
@@ -58,7 +56,7 @@ class ByExample:
     def __init__(self, seed: int, places: np.ndarray) -> None:
         key = np.random.SeedSequence([seed, 13]).generate_state(1, np.uint64)
         self._places, self._drawn = places, 0
-        self._keys = mix(places.astype(np.uint64) * _STEP ^ key)
+        self._keys = mix(places.astype(np.uint64) * STEP ^ key)
 
     def apart(self) -> ByExample:
         found = copy.copy(self)
@@ -68,7 +66,7 @@ class ByExample:
     def _words(self) -> np.ndarray:
         """64 random bits of each example, (batch,) uint64."""
         self._drawn += 1
-        return mix(self._keys + np.array([self._drawn], np.uint64) * _STEP)
+        return mix(self._keys + np.array([self._drawn], np.uint64) * STEP)
 
     def _fraction(self) -> np.ndarray:
         """(batch,) float64, above 0 and below 1."""

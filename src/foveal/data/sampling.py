@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveal.common.hashing import mix
+
 _ROUNDS = 4
 
 
@@ -41,13 +43,6 @@ def _feistel(value: np.ndarray, half: np.uint64, key: int) -> np.ndarray:
     for round_key in np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64):
         left, right = right, left ^ (mix(right ^ round_key) & low)
     return (left << half) | right
-
-
-def mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64, of uint64: every input bit moves every output bit."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 class ShuffledSampler:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from foveal.caches import AttentionCache, PyramidCache
 from foveal.common.arguments import checked
 from foveal.layers.checks import Device, check_dropout, check_sizes, head_size, join_heads
+from foveal.layers.dropout import Dropout
 from foveal.layers.grid_rotary import Rotation
 from foveal.layers.linear import project
 from foveal.layers.packing import Context
@@ -99,7 +100,7 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(heads * self.dim_head, dim)
         if out_dropout is not None:
             check_dropout(out_dropout)
-            parts = (self.to_out, nn.Dropout(out_dropout))
+            parts = (self.to_out, Dropout(out_dropout))
             self.to_out = nn.Sequential(*parts)  # type: ignore[assignment]
         self.relative = None if relative is None else RelativeTerms(relative)
         self.rel_bias = relative_table(pattern, relative_bias, heads)

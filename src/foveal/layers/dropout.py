@@ -1,4 +1,4 @@
-"""Dropout by place: what a token loses does not depend on who computes it."""
+"""Dropout that does not depend on who computes: by example in a training, by place in shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from foveal.common.by_example import dropout
 from foveal.ops.drop import ByPlace
 
 Drawn = Callable[[float, int, Tensor], Tensor]
@@ -43,8 +44,23 @@ def drawing_part() -> int:
     return _HERE.part
 
 
-class PlacedDropout(nn.Dropout):
-    """nn.Dropout that lets another draw, where one does.
+class Dropout(nn.Dropout):
+    """torch's, but in a training what is dropped of an example depends on the example alone.
+
+    Any number of processes and micro-batches then drop the same; see
+    `foveal.common.by_example`. In a model of your own, take this one.
+
+    Args:
+        p: probability of dropping.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(examples, ...) -> same; the first dimension may hold several rows of an example."""
+        return dropout(x, self.p, self.training)
+
+
+class PlacedDropout(Dropout):
+    """Dropout that lets another draw, where one does.
 
     Attributes:
         number: of the layer, so that each draws otherwise.
@@ -68,7 +84,7 @@ def place_dropout(model: nn.Module) -> bool:
     for number, module in enumerate(model.modules()):
         if isinstance(module, nn.LayerNorm):  # a branch is known by its norm
             module.dropout_number = number  # type: ignore[assignment]
-        if type(module) is nn.Dropout and module.p > 0:
+        if type(module) in (nn.Dropout, Dropout) and module.p > 0:
             module.__class__ = PlacedDropout
             module.number = number  # type: ignore[assignment]
             found = True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.dropout import Dropout
 from foveal.layers.linear import project
 from foveal.ops.define import is_beyond_functions
 
@@ -82,7 +83,7 @@ class FeedForward(nn.Module):
             raise ValueError(f"ff_mult must give at least one hidden feature, got {mult=}.")
         self.activation = activation
         self.to_hidden = nn.Linear(dim, hidden if activation == "gelu" else 2 * hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.to_out = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from foveal.common.arguments import checked
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.relative_position import Size
 from foveal.layers.rows import HERE, Rows
 from foveal.layers.windows import fold
+from foveal.ops.fused import fused_attention
 from foveal.patterns import Full
 from foveal.patterns.sizes import pair
 
@@ -93,7 +93,7 @@ class MapAttention(nn.Module):
         v = self.rows.all(v, 1).unflatten(-1, (self.heads, self.dim_v))
         q, k, v = (fold(part, 1, 2).transpose(1, 2) for part in (q, k, v))
         dropout = self.dropout if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, bias, dropout, scale=self.scale)
+        out = fused_attention(q, k, v, bias, dropout, scale=self.scale)
         out = fold(out.transpose(1, 2), 2, 3).unflatten(1, x.shape[1:3])
         return out.permute(0, 3, 1, 2)
 

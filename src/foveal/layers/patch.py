@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from foveal.common.arguments import checked
+from foveal.common.by_example import dropout, is_active
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import is_plain, linear
 
@@ -167,7 +168,10 @@ class DropPath(nn.Module):
         """(batch, ...) -> same."""
         if not self.rate or not self.training:
             return x
-        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        shape = (x.shape[0], *[1] * (x.ndim - 1))
+        if is_active():
+            return x * dropout(x.new_ones(shape), self.rate)
+        keep = x.new_empty(shape).bernoulli_(1 - self.rate)
         return x * keep.div_(1 - self.rate)
 
 

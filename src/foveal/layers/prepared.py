@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.attention import SelfAttention
-from foveal.layers.dropout import PlacedDropout
+from foveal.layers.dropout import Dropout, PlacedDropout
 from foveal.layers.feed_forward import FEW, FeedForward, gelu
 from foveal.layers.linear import is_plain, project, row_product
 from foveal.layers.rotary import Rotary
@@ -90,7 +90,7 @@ def in_order(*parts: Row | None) -> Row:
 
 def does_something(module: nn.Module) -> bool:
     """Whether it is more than an identity or a dropout that is off, with nothing attached."""
-    off = is_plain(module, nn.Dropout, PlacedDropout) and not module.training
+    off = is_plain(module, nn.Dropout, Dropout, PlacedDropout) and not module.training
     return not (off or is_plain(module, nn.Identity))
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from foveal.caches import DecodingState
 from foveal.common.arguments import checked
 from foveal.layers.checks import Device
+from foveal.layers.dropout import Dropout
 from foveal.layers.packing import Context
 from foveal.layers.reversible import Half, reversible
 from foveal.layers.token_shift import TokenShift
@@ -180,7 +181,7 @@ class ResidualBlock(Branches, nn.Module):
         for kind, module in inner.items():
             self.add_module(f"{kind}_norm", nn.LayerNorm(dim))
             self.add_module(kind, module)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @property
     def branches(self) -> list[Branch]:  # type: ignore[override]

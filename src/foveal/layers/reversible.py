@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from foveal.common.by_example import shared_uniform
 from foveal.ops.define import is_beyond_functions
 
 
@@ -193,7 +194,7 @@ class ReversibleSequence(nn.Module):
             ]
             layers.append((pair[0], pair[1]))
         if self.training and self.layer_dropout > 0 and layers:
-            kept = (torch.rand(len(layers)) >= self.layer_dropout).tolist()
+            kept = [drawn >= self.layer_dropout for drawn in shared_uniform(len(layers))]
             some = [layer for layer, keep in zip(layers, kept, strict=True) if keep]
             layers = some or layers[:1]
         return reversible(x, layers)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from foveal.common.arguments import checked
+from foveal.common.by_example import dropout as drop
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.dropout import Dropout
 from foveal.layers.linear import is_plain, linear
 from foveal.layers.patch import ChanLayerNorm, PointwiseConv, as_map, over_channels, tokens
 from foveal.layers.relative_position import Size
@@ -78,7 +80,7 @@ class DSSA(nn.Module):
             nn.Identity(),
             nn.Conv1d(inner, 2 * inner, 1),
         )
-        self.to_out = nn.Sequential(PointwiseConv(inner, dim), nn.Dropout(dropout))
+        self.to_out = nn.Sequential(PointwiseConv(inner, dim), Dropout(dropout))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, dim_head={self.dim_head}, window_size={self.window_size}"
@@ -187,7 +189,7 @@ class SeparableAttention(nn.Module):
             self.win_norm = nn.LayerNorm(dim)
             self.win_qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.to_out = nn.Linear(dim, dim)
-        self.drop = nn.Dropout(proj_dropout)
+        self.drop = Dropout(proj_dropout)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, window_size={self.window_size}, grid={self.grid}"
@@ -303,7 +305,7 @@ def _small_attention(qkv: Tensor, mask: Tensor | None, dropout: float) -> Tensor
     if mask is not None:  # a window token, or the window's first pixel, is always there
         logits = logits.masked_fill(~mask, -torch.inf)
     weights = logits.softmax(-1)
-    return (nn.functional.dropout(weights, dropout) if dropout else weights) @ v
+    return (drop(weights, dropout) if dropout else weights) @ v
 
 
 def window_shares(qk: Tensor, dropout: float, rows: Rows = HERE) -> Tensor:
@@ -314,7 +316,7 @@ def window_shares(qk: Tensor, dropout: float, rows: Rows = HERE) -> Tensor:
     q, k = qk.transpose(1, 3).unbind(2)
     k = rows.all(k, 2)
     weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
-    return nn.functional.dropout(weights, dropout) if dropout else weights
+    return drop(weights, dropout) if dropout else weights
 
 
 def mix_windows(shares: Tensor, maps: Tensor, real: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from foveal.common.checks import as_int
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
+from foveal.layers.dropout import Dropout
 from foveal.layers.linear import linear, project
 from foveal.layers.packing import Context, real
 from foveal.layers.prepared import (
@@ -88,7 +89,7 @@ class CausalLM(Model):
         self.num_tokens, self.max_seq_len, self.dim = num_tokens, max_seq_len, dim
         self.token_emb = nn.Embedding(num_tokens, dim)
         nn.init.normal_(self.token_emb.weight, std=0.02)
-        self.emb_dropout = nn.Dropout(dropout)
+        self.emb_dropout = Dropout(dropout)
         self.transformer = body
         self.to_logits = None if tie_embeddings else nn.Linear(dim, num_tokens)
 

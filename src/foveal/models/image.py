@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from foveal.common.by_example import dropout
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.rows import HERE, Rows
 from foveal.layers.weights import dtype_of
@@ -188,7 +189,7 @@ class ImageModel(Model):
         shape = (x.shape[0], *x.shape[2:])
         if not pooled:  # every pixel is a map of its own
             x = x.movedim(1, -1).flatten(0, 2)[:, :, None, None]
-        x = nn.functional.dropout(self._pool(x), self.settings.drop_rate, self.training)
+        x = dropout(self._pool(x), self.settings.drop_rate, self.training)
         x = self.rows.agreed(x) if pooled and self.training and self.settings.drop_rate else x
         x = x if pre_logits else self.get_classifier()(x)
         return x if pooled else x.unflatten(0, shape).movedim(-1, 1)

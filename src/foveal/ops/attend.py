@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from foveal.common import by_example
 from foveal.common.words import suggest
 from foveal.ops import autocast, known, offset
-from foveal.ops.bias import Bias, settle
+from foveal.ops.bias import Bias, WindowBias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
 from foveal.ops.define import in_mode_of, is_stray
@@ -157,6 +159,11 @@ def attend(
         check_context()
     if isinstance(bias, tuple):
         bias = settle(bias, q, k, pattern)
+    by_place = getattr(dropout_p, "seed", None) is not None  # of a ByPlace: by example already
+    if dropout_p and not by_place and by_example.wants_rows(q.shape[0]):
+        options = {"scale": scale, "impl": impl, "return_lse": return_lse}
+        options |= {"dropout_p": dropout_p, "sinks": sinks, "softcap": softcap}
+        return _row_by_row((q, k, v, pattern), bias, key_mask, options)
     rest = (dropout_p, return_lse, scale, sinks, softcap)
     work = work_of(q, k, v, pattern, bias, key_mask, *rest)
     if offset.wants_plan(work, impl):
@@ -186,6 +193,34 @@ def attend(
         known.keep(key, chosen, work)
     out, lse = chosen.run(call)
     return (out, lse) if return_lse else out  # type: ignore[return-value]
+
+
+def _row_by_row(
+    tensors: tuple[Any, ...], bias: Bias | None, key_mask: Tensor | None, options: dict[str, Any]
+) -> Any:
+    """The call in a training, which drops weights of an example whatever else is computed."""
+    q, k, v, pattern = tensors
+    count, call = q.shape[0], cast(Any, attend)
+
+    def parts(x: Any) -> Any:
+        """x (batch or 1, ...) -> that of each example; what has no batch is that of all."""
+        if isinstance(x, WindowBias):
+            return [WindowBias(*part) for part in zip(*map(parts, x), strict=True)]
+        if not isinstance(x, Tensor) or x.shape[0] == 1:
+            return [x] * count
+        return x.split(1)
+
+    if isinstance(bias, Tensor) and bias.ndim < 4:
+        bias = bias[(None,) * (4 - bias.ndim)]
+    given = [parts(x) for x in (q, k, v, bias, key_mask)]
+    found = []
+    for row, alone in enumerate(by_example.one_by_one(count)):
+        *own, own_bias, mask = (part[row] for part in given)
+        with alone:
+            found.append(call(*own, pattern, bias=own_bias, key_mask=mask, **options))
+    if options["return_lse"]:
+        return tuple(torch.cat(part) for part in zip(*found, strict=True))
+    return torch.cat(found)
 
 
 def _at_offset(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.by_example import dropout
 from foveal.ops.bias import MASKED, bounded, finite, window_place
 from foveal.ops.logits import capped, with_sinks
 from foveal.patterns.tiling import TileGroup
@@ -121,7 +122,7 @@ class _Call:
         logits = logits.masked_fill(dead, 0.0)
         weights = logits.softmax(-1).masked_fill(dead, 0.0)
         if self.operands.dropout_p:
-            weights = torch.dropout(weights, self.operands.dropout_p, train=True)
+            weights = dropout(weights, self.operands.dropout_p)
         weights = weights.unflatten(1, self.q.shape[1:3])
         out = (weights @ self.v[:, :, :, at_k]).flatten(3, 4).flatten(1, 2)
         lse = logits.logsumexp(-1).masked_fill(dead[..., 0], -torch.inf)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from foveal.common import by_example
 from foveal.ops.define import is_beyond_functions
+from foveal.ops.logits import shaped_attention
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -36,6 +38,12 @@ def fused_attention(
     Returns:
         (..., heads, n_queries, head_dim_v)
     """
+    if dropout_p and by_example.serves(q.shape[0]):
+        if is_causal:
+            attn_mask = torch.ones(
+                q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device
+            ).tril()
+        return shaped_attention(q, k, v, attn_mask, scale, dropout_p)
     if is_beyond_functions(q, k, v, attn_mask):
         return _plainly(q, k, v, attn_mask, dropout_p, is_causal, scale)
     if is_causal and scale is not None and scale <= 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.common.by_example import dropout
+
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
     """Logits within (-softcap, softcap), as they are near zero; None leaves them."""
@@ -48,7 +50,7 @@ def shaped_attention(
     if sinks is not None:
         weights = weights[..., :-1]
     if dropout_p:
-        weights = torch.dropout(weights, dropout_p, train=True)
+        weights = dropout(weights, dropout_p)
     return weights.to(v.dtype) @ v
 
 

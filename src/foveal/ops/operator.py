@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from foveal.common import by_example
 from foveal.ops.bias import WindowBias
 from foveal.ops.define import (
     define,
@@ -236,8 +237,7 @@ def attention_operator(
         if sinks is not None and not takes_sinks:
             options = (bias, key_mask, scale, dropout_p, True, None, softcap)
             return with_sinks(*call(q, k, v, pattern, *options), sinks)
-        # drawn as a tensor, so that a compiled graph draws a new one at every call
-        seed = torch.randint(1 << 62, (), device="cpu") if dropout_p else None
+        seed = by_example.seed() if dropout_p else None
         if isinstance(dropout_p, ByPlace) and dropout_p.seed is not None:
             if name != "tiled":
                 raise ValueError(f"impl={name!r} cannot drop by place; use impl='tiled'.")

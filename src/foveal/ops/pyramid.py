@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.common.by_example import dropout
 from foveal.common.memo import sizes_of, untraced
 from foveal.ops.bias import TableBias
 from foveal.ops.logits import capped, with_sinks
@@ -115,7 +116,7 @@ def pyramid_reference(
     logits = _dense_logits(q, k, v, pattern, bias, key_mask, query_mask, scale, softcap)
     weights, lse = softmax_rows(logits)
     if dropout_p:
-        weights = torch.dropout(weights, dropout_p, train=True)
+        weights = dropout(weights, dropout_p)
     return with_sinks((weights @ v).to(dtype), lse, sinks)
 
 

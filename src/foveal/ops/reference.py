@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveal.common.by_example import dropout
 from foveal.common.memo import sizes_of
 from foveal.ops.bias import finite
 from foveal.ops.logits import capped
@@ -53,7 +54,7 @@ def masked_attention(
         logits = logits.masked_fill(~key_mask[:, None, None, :], -torch.inf)
     weights, lse = softmax_rows(logits)
     if dropout_p:
-        weights = torch.dropout(weights, dropout_p, train=True)
+        weights = dropout(weights, dropout_p)
     return (weights @ v).to(dtype), lse
 
 

@@ -14,10 +14,12 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
+from foveal.common.by_example import rows_of_step
 from foveal.common.processor import fast_dtype
 from foveal.training import checkpoints
 from foveal.training.config import OptimizerConfig, TrainingConfig, check_training
 from foveal.training.interrupt import Interrupt, Interrupted
+from foveal.training.layout import Layout
 from foveal.training.loop import Loop
 from foveal.training.machine import native_bfloat16, pick_device
 from foveal.training.metrics import MetricsLog
@@ -180,13 +182,23 @@ class Trainer:
             batch = self.task.stream.next()
             mean.add(self._weight(batch))
             batch = _to_device(batch, self.accelerator.device)
-            with self.weights.synchronised(last=index == count - 1):
+            last = index == count - 1
+            with self.weights.synchronised(last=last), self._rows(batch, index):
                 with self.autocast():
                     loss = mean.scaled(self.task.loss(self.weights.model, batch))
                 self.accelerator.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return mean.divide(total, self.weights.model.parameters())
+
+    def _rows(self, batch: Any, index: int) -> contextlib.AbstractContextManager[None]:
+        """Says which of the step's examples a micro-batch has: what is dropped is theirs."""
+        layout = getattr(self.task, "layout", None) or Layout(
+            self.accelerator.process_index, self.accelerator.num_processes
+        )
+        size = _rows_in(batch)
+        first = (index * layout.data_size + layout.data_rank) * size
+        return rows_of_step(self.training.seed, self.step, np.arange(first, first + size))
 
     @torch.no_grad()
     def evaluate(self, *, quick: bool) -> dict[str, float]:
@@ -280,3 +292,10 @@ def _to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return {name: _to_device(value, device) for name, value in batch.items()}
     return type(batch)(_to_device(value, device) for value in batch)
+
+
+def _rows_in(batch: Any) -> int:
+    """Examples in a batch: rows of its first tensor."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
+    return len(batch)

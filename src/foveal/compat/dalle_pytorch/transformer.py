@@ -21,6 +21,7 @@ from foveal.compat.dalle_pytorch.attention import (
 )
 from foveal.compat.dalle_pytorch.reversible import ReversibleSequence, SequentialSequence
 from foveal.compat.helpers import default, exists
+from foveal.layers.dropout import Dropout
 from foveal.layers.feed_forward import gelu
 from foveal.layers.grid_rotary import text_image_angles
 from foveal.layers.linear import project
@@ -138,7 +139,7 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden = int(dim * mult)
         self.net = nn.Sequential(
-            nn.Linear(dim, 2 * hidden), GEGLU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+            nn.Linear(dim, 2 * hidden), GEGLU(), Dropout(dropout), nn.Linear(hidden, dim)
         )
 
     def forward(self, x: Tensor, cache: Any = None, cache_key: Any = None) -> Tensor:

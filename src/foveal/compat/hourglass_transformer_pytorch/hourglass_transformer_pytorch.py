@@ -16,6 +16,7 @@ from foveal.compat.helpers import cast_tuple, default, exists
 from foveal.compat.hourglass_transformer_pytorch.stage import fill_empty
 from foveal.layers.checks import join_heads
 from foveal.layers.cross_attention import CrossAttention
+from foveal.layers.dropout import Dropout
 from foveal.layers.linear import project
 from foveal.models.hourglass import resampling
 from foveal.ops import attend
@@ -199,7 +200,7 @@ def FeedForward(dim: int, mult: float = 4, dropout: float = 0.0) -> nn.Sequentia
     """Linear, GELU, dropout, linear; `mult * dim` hidden features."""
     hidden = int(dim * mult)
     return nn.Sequential(
-        nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+        nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim)
     )
 
 

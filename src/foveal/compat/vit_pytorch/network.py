@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.dropout import Dropout
 from foveal.layers.patch import (
     PEG,
     ChanLayerNorm,
@@ -218,9 +219,9 @@ class FeedForward(nn.Module):
             ChanLayerNorm(dim),
             PointwiseConv(dim, inner),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             PointwiseConv(inner, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from foveal.common.checks import check_sizes
 from foveal.integrations.natten.checks import SIZES, check_rank
 from foveal.integrations.natten.functional import neighborhood_attention_generic
 from foveal.integrations.natten.rule import Rule
+from foveal.layers.dropout import Dropout
 
 
 class NeighborhoodAttentionGeneric(nn.Module):
@@ -72,7 +73,7 @@ class NeighborhoodAttentionGeneric(nn.Module):
         self.rpb: nn.Parameter | None
         self.register_parameter("rpb", self._make_rpb() if rel_pos_bias else None)
         self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
 
     def _make_rpb(self) -> nn.Parameter:
         table = torch.empty(self.num_heads, *(2 * kernel - 1 for kernel in self.kernel_size))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
+from foveal.common.by_example import uniform
 from foveal.layers.attention import SelfAttention
 from foveal.layers.checks import Device
 from foveal.layers.linear import is_plain, linear
@@ -392,7 +393,7 @@ class DALLE(Model):
         text = self._words(text)
         text = F.pad(text, (0, self.text_seq_len - text.shape[1]))
         if null_cond_prob > 0:
-            drawn = torch.rand(len(text), 1, device=text.device)
+            drawn = uniform(text, 1)
             drawn = drawn if self.sharing is None else self.sharing.agreed(drawn)
             text = text.masked_fill(drawn < null_cond_prob, 0)
         padding = torch.arange(self.settings.num_text_tokens, self.num_text_tokens)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
 from foveal.layers import CrossAttention, FeedForward, Relative, Rotary
+from foveal.layers.dropout import Dropout
 from foveal.layers.packing import Context
 from foveal.patterns import Full, Shorten
 
@@ -55,7 +56,7 @@ class ResamplingAttention(nn.Module):
         self.attn = CrossAttention(dim, heads, dim_head, rotary, dropout)
         self.ff_norm = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, ff_mult, dropout=dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def extra_repr(self) -> str:
         return f"shortening={self.shortening}, pre_norm={self.pre_norm}"

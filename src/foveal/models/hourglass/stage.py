@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
+from foveal.common.by_example import shared_below
 from foveal.layers import CrossAttention, Relative, Rotary, SelfAttention, Stack
 from foveal.layers.checks import Device, head_size
 from foveal.layers.linear import is_plain
@@ -204,7 +205,7 @@ class HourglassTransformer(nn.Module):
             return
         factors = self._evaluated
         if training:
-            drawn = torch.stack([torch.randint(len(one), ()) for one in self.config.choices])
+            drawn = torch.tensor([shared_below(len(one)) for one in self.config.choices])
             drawn = mask.agreed(drawn) if isinstance(mask, Context) else drawn
             several = zip(self.config.choices, drawn.tolist(), strict=True)
             factors = tuple(one[number] for one, number in several)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
+from foveal.layers.dropout import Dropout
 from foveal.models.base import Model
 from foveal.models.causal import check_tokens, only_real
 from foveal.models.htransformer.config import HTransformerClassifierConfig
@@ -52,7 +53,7 @@ class HTransformerClassifier(Model):
         self.token_emb = nn.Embedding(c.num_tokens, c.dim)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         self.cls_token = nn.Parameter(torch.randn(c.dim) * 0.02) if c.pool == "cls" else None
-        self.emb_dropout = nn.Dropout(c.dropout)
+        self.emb_dropout = Dropout(c.dropout)
         self.transformer = make_stack(c)
         self.head = nn.Linear(c.dim, c.num_classes)
 

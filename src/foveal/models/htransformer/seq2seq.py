@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveal.caches import DecodingState
 from foveal.generation import Recompute, Sampler, generate
 from foveal.layers.checks import Device, check_dropout, check_sizes
+from foveal.layers.dropout import Dropout
 from foveal.layers.linear import project
 from foveal.layers.weights import device_of
 from foveal.models.base import Model, evaluating
@@ -67,7 +68,7 @@ class HTransformerSeq2Seq(Model):
         self.target_emb = nn.Embedding(c.target_tokens, c.dim)
         for table in (self.source_emb, self.target_emb):
             nn.init.normal_(table.weight, std=0.02)
-        self.emb_dropout = nn.Dropout(c.dropout)
+        self.emb_dropout = Dropout(c.dropout)
         self.encoder = make_stack(c.stack(causal=False))
         self.decoder = make_stack(c.stack(causal=True), cross=True)
         self.to_logits = nn.Linear(c.dim, c.target_tokens)

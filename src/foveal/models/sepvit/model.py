@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveal.layers.dropout import Dropout
 from foveal.layers.patch import (
     PEG,
     DropPath,
@@ -128,7 +129,7 @@ class SepStage(nn.Module):
             kernel = max(3, 2 * c.strides[stage] - 1)
         self.embed = OverlappingPatchEmbed(dim_in, dim, c.strides[stage], kernel)
         self.norm = nn.LayerNorm(dim)
-        self.drop = nn.Dropout(c.proj_drop_rate)
+        self.drop = Dropout(c.proj_drop_rate)
         self.blocks = nn.ModuleList()
         for i, rate in enumerate(rates):
             window = windows[i % len(windows)]
@@ -181,9 +182,9 @@ class SepBlock(nn.Module):
             nn.LayerNorm(dim, eps=EPS),
             nn.Linear(dim, hidden),
             nn.GELU(),
-            nn.Dropout(c.proj_drop_rate),
+            Dropout(c.proj_drop_rate),
             nn.Linear(hidden, dim),
-            nn.Dropout(c.proj_drop_rate),
+            Dropout(c.proj_drop_rate),
         )
         self.drop_path = DropPath(drop_path)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.by_example import is_active, uniform
 from foveal.layers.weights import table
 from foveal.models.registry import register
 from foveal.models.vae.base import ImageTokenizer
@@ -111,7 +112,7 @@ class DiscreteVAE(ImageTokenizer):
     def _draw(self, logits: Tensor, temperature: float) -> Tensor:
         """Shares of the tokens (batch, num_tokens, grid height, grid width), summing to 1."""
         c = self.settings
-        shares = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=c.straight_through)
+        shares = _gumbel_softmax(logits, temperature, c.straight_through)
         if c.straight_through and c.reinmax:
             return _reinmax(logits, shares.detach(), temperature)
         return shares
@@ -125,6 +126,18 @@ class DiscreteVAE(ImageTokenizer):
         if self.settings.compat is None:
             divergence = divergence / len(logits)
         return loss + self.settings.kl_div_loss_weight * divergence
+
+
+def _gumbel_softmax(logits: Tensor, temperature: float, hard: bool) -> Tensor:
+    """torch's over the channels of logits (batch, channels, ...); in a training, by example."""
+    if not is_active():
+        return F.gumbel_softmax(logits, tau=temperature, dim=1, hard=hard)
+    noise = -(-uniform(logits, *logits.shape[1:]).log()).log()
+    soft = ((logits + noise.to(logits.dtype)) / temperature).softmax(1)
+    if not hard:
+        return soft
+    one = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+    return one - soft.detach() + soft
 
 
 def _reinmax(logits: Tensor, drawn: Tensor, temperature: float) -> Tensor:

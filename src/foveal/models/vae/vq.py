@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from foveal.common.by_example import is_active, shared_uniform
 from foveal.models.registry import register
 from foveal.models.vae.base import ImageTokenizer
 from foveal.models.vae.config import VQVAEConfig
@@ -163,10 +164,27 @@ class VQVAE(ImageTokenizer):
 
 
 def _choose(features: Tensor, count: int) -> Tensor:
-    """Some features (count, dim), drawn with replacement; the same on every process."""
+    """Some features (count, dim), drawn with replacement; the same on every process.
+
+    In a training they are of the batch of all processes, and those that one would draw.
+    """
+    if is_active():
+        return _choose_of_all(features, count)
     chosen = features[torch.randint(len(features), (count,), device=features.device)]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast(chosen, 0)
+    return chosen
+
+
+def _choose_of_all(features: Tensor, count: int) -> Tensor:
+    """Features (own, dim), as many on each process -> chosen ones of all (count, dim)."""
+    apart = dist.is_available() and dist.is_initialized()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if apart else (0, 1)
+    own = len(features)
+    place = (torch.tensor(shared_uniform(count), dtype=torch.float64) * (own * size)).long()
+    here = ((place // own) == rank).to(features.device)
+    chosen = features[(place % own).to(features.device)] * here[:, None]
+    _add_over_processes(chosen)
     return chosen
 
 
