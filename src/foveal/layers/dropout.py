@@ -84,7 +84,7 @@ def place_dropout(model: nn.Module) -> bool:
     for number, module in enumerate(model.modules()):
         if isinstance(module, nn.LayerNorm):  # a branch is known by its norm
             module.dropout_number = number  # type: ignore[assignment]
-        if type(module) in (nn.Dropout, Dropout) and module.p > 0:
+        if isinstance(module, nn.Dropout) and type(module) in (nn.Dropout, Dropout) and module.p:
             module.__class__ = PlacedDropout
             module.number = number  # type: ignore[assignment]
             found = True
