@@ -10,6 +10,8 @@ from test_stream import BATCH, SEED, SOURCES, digest
 
 from foveal.data.prefetch import THREAD, Prefetched
 from foveal.data.stream import Stream
+from foveal.recipes.config import config_from_dict
+from foveal.recipes.kind import batches_ahead
 
 
 def threads():
@@ -145,3 +147,17 @@ def test_how_many_ahead():
     """At least one."""
     with pytest.raises(ValueError, match="ahead must be at least 1, got ahead=0"):
         Prefetched(Stream(Counted(), 4), 0)
+
+
+def test_the_setting():
+    """None on a CPU unless asked for; a function of the user's is never called in a thread."""
+
+    def ahead(data=None, **training):
+        table = {"task": "images", "model": {"name": "SepViT"}, "data": data or {}}
+        settings = {"steps": 1, "device": "cpu", **training}
+        return batches_ahead(config_from_dict({**table, "training": settings}, "the test"))
+
+    function = {"transform": "somebodys.module:function"}
+    assert [ahead(), ahead(prefetch=0), ahead(prefetch=3), ahead(function)] == [0, 0, 3, 0]
+    with pytest.raises(ValueError, match=r"prefetch must be 0 with data\.transform, got 2"):
+        ahead(function, prefetch=2)
