@@ -81,7 +81,10 @@ def test_a_form_has_what_the_model_has_but_its_weights():
     model = language(tie_embeddings=True)
     model.register_buffer("table", torch.arange(3.0), persistent=False)
     model.transformer.norm.weight.requires_grad_(False)
+    model.sharing = object()  # of processes that share sequences
     form = copied(model, torch.device("meta"))
+    model.sharing = None
+    assert form.sharing is None
     assert all(p.is_meta for p in form.parameters())
     assert torch.equal(form.table, model.table)
     assert form.table is not model.table

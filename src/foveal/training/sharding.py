@@ -276,8 +276,11 @@ class Sharded:
 
 
 def copied(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model like it whose parameters, on a device, are yet to be filled; buffers are copied."""
-    memo: dict[int, Any] = {}
+    """A model like it whose parameters, on a device, are yet to be filled; buffers are copied.
+
+    It shares its sequences with nobody, see `foveal.parallel.shard_sequence`.
+    """
+    memo: dict[int, Any] = {id(getattr(one, "sharing", None)): None for one in model.modules()}
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
     for buffer in model.buffers():
