@@ -236,7 +236,7 @@ def test_processes_that_share_the_weights_train_as_others(played):
     _, (families, *_) = scenario(played, "weights_in_parts")
     assert families["codes"] == [0, 0], families["err"]
     found = [[json.loads(line) for line in out.splitlines()] for out in families["out"]]
-    assert len(found[0]) == 16
+    assert len(found[0]) == (16 if os.environ.get("FOVEAL_LONG") else 8)
     for *rows, refusal in found:
         assert "ByParts" in refusal
         assert 'parallel.shard = "none"' in refusal
@@ -255,8 +255,9 @@ def test_what_processes_keep_in_parts_any_number_reads(played):
     folder, (_, kept, again, *_) = scenario(played, "weights_in_parts")
     for result in (kept, again):
         assert set(result["codes"]) == {0}, result["err"]
+        whole = r"whole \d\d+ True\n" if result is kept else ""
         for out in result["out"]:
-            assert re.fullmatch(r"kept 2 3 \d\d+ True\nwhole \d\d+ True\n", out)
+            assert re.fullmatch(rf"kept 2 3 \d\d+ True\n{whole}", out)
     expected = torch.load(folder / "expected.pt")
     model = language(num_tokens=41, tie_embeddings=True)
     make = partial(make_optimizers, config=OptimizerConfig(), device=torch.device("cpu"))
