@@ -12,6 +12,7 @@ from foveal.data.sampling import spread
 from foveal.recipes.config import load_recipe
 from foveal.recipes.kind import TASKS, Kind, find_kind
 from foveal.recipes.run import evaluate, generate, train
+from foveal.recipes.vae.kind import encode_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,3 +163,35 @@ def test_a_recipe_of_text_loads_no_other_task(after_torch):
     )
     tasks = {name.split(".")[2] for name in after_torch(code).split()} & set(TASKS)
     assert tasks == {"bytes"}
+
+
+def test_processes_encode_the_pictures_that_they_read(monkeypatch):
+    """Each of three reads its share alone, and all get the tokens of all, in their order."""
+    read = [[], [], []]
+    whose = [0]
+
+    class Doubling(torch.nn.Module):
+        grid = (1, 1)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def get_codebook_indices(self, images):
+            return images.flatten(1)[:, :1].long() * 2
+
+    def pictures(index):
+        read[whose[0]] += index.tolist()
+        return index.float()[:, None, None, None].expand(-1, 3, 2, 2)
+
+    def in_shares(compute):
+        found = []
+        for whose[0] in range(3):
+            found.append(compute(whose[0], 3))
+        return found
+
+    monkeypatch.setattr("foveal.training.dealing.in_shares", in_shares)
+    tokens = encode_each(Doubling(), 230, pictures)
+    assert tokens[:, 0].tolist() == [2 * number for number in range(230)]
+    assert sorted(read[0] + read[1] + read[2]) == list(range(230))
+    assert [len(one) for one in read] == [100, 100, 30]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from foveal.common.meta import on_meta
@@ -31,9 +32,9 @@ from foveal.recipes.clip.kind import (
 )
 from foveal.recipes.kind import KindTask, Run, seeded_model
 from foveal.recipes.settings import RunConfig
-from foveal.recipes.vae.kind import check_size, encode_all, score_vae
+from foveal.recipes.vae.kind import check_size, encode_each, score_vae
 from foveal.training.config import check_batch
-from foveal.training.dealing import totals_in_shares
+from foveal.training.dealing import sharing, totals_in_shares
 from foveal.training.machine import pick_device
 from foveal.training.task import Totals
 
@@ -113,15 +114,16 @@ class Dalle(Captions):
         if data.clip:
             prepare_stage(task.config, folder, "clip", train)
         check_size(vae, data.size)
-        device = pick_device(task.config.training.device)
-        tokens = encode_all(vae.to(device), task.train.images())
         texts = task.held_out.first_captions()
         if data.shuffle_captions:
             texts = texts[len(texts) // 2 :] + texts[: len(texts) // 2]
         captions = caption_tokens(task.assets["tokenizer"], texts, data.text_length)
-        device = pick_device(task.config.training.device)
-        scored = captions, encode_all(vae.to(device), task.held_out.images())
-        return {"vae": vae, "tokens": tokens, "scored": scored}
+        vae.to(pick_device(task.config.training.device))
+        with sharing(PartialState()):  # each reads and encodes its share, and all get all tokens
+            tokens, held_out = (
+                encode_each(vae, len(part), part.images) for part in (task.train, task.held_out)
+            )
+        return {"vae": vae, "tokens": tokens, "scored": (captions, held_out)}
 
     def source(self, task: KindTask) -> CaptionedPictures:
         """Tokens of pictures, each with one of their captions."""
@@ -172,7 +174,7 @@ class Dalle(Captions):
         """Bits per token, what the VAE can do at best, and what CLIP says of drawn pictures."""
         tokenizer, captions = read_asset("tokenizer", run.folder), found.first_captions()
         texts = caption_tokens(tokenizer, captions, run.config.data.text_length)
-        tokens = encode_all(model.vae, found.images())
+        tokens = encode_each(model.vae, len(found), found.images)
         bits, count = totals_in_shares(
             lambda rank, size: image_bits(model, texts[rank::size], tokens[rank::size])[self.score]
         )

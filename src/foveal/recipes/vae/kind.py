@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,21 @@ def score_vae(vae: ImageTokenizer, held_out: CaptionedSet) -> dict[str, float]:
     }
 
 
-@torch.no_grad()
 def encode_all(vae: ImageTokenizer, images: Tensor) -> Tensor:
     """Tokens (n, grid tokens) of pictures (n, channels, height, width), on the CPU."""
+    return encode_each(vae, len(images), images.__getitem__)
+
+
+@torch.no_grad()
+def encode_each(vae: ImageTokenizer, count: int, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tokens (count, grid tokens) of pictures that are read by number, by whoever encodes them.
+
+    Args:
+        read: numbers (n,) -> pictures (n, channels, height, width).
+    """
     device = next(vae.parameters()).device
-    parts = dealt(
-        images.split(_BATCH), lambda part: vae.get_codebook_indices(part.to(device)).cpu()
-    )
+    numbers = torch.arange(count).split(_BATCH) if count else ()
+    parts = dealt(numbers, lambda part: vae.get_codebook_indices(read(part).to(device)).cpu())
     return torch.cat(parts) if parts else torch.zeros(0, vae.grid[0] * vae.grid[1]).long()
 
 
