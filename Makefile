@@ -13,7 +13,7 @@ NEWEST      ?=
 empty       :=
 PLUGS_STAMP := $(PLUGS)/.installed$(subst $(empty) ,,$(addprefix +,$(NEWEST)))
 
-.PHONY: run test test-integrations pytest lint bench gpu aarch64 classes docs clean
+.PHONY: run test test-integrations pytest lint bench gpu aarch64 classes wheel docs clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
 	$(BIN)/foveal train bytes-hourglass
@@ -55,6 +55,16 @@ aarch64: $(STAMP)        ## the kernel for ARM, cross-compiled and tested under 
 classes: $(STAMP)        ## the tests of ops in each class of processors that this one can run
 	$(BIN)/python tests/classes.py
 
+wheel: $(STAMP)          ## a wheel with the kernel of every class inside, and the sdist, in dist/; Linux
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[release]"
+	rm -rf dist
+	FOVEAL_WHEEL=native $(BIN)/python -m build --outdir dist/built
+	@# OpenMP's library is torch's own, which is there whenever the kernel is
+	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 -w dist dist/built/*.whl
+	mv dist/built/*.tar.gz dist
+	$(BIN)/auditwheel show dist/*.whl
+	$(BIN)/python tests/packaging/check_wheel.py dist/*.whl
+
 docs: $(STAMP)           ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -87,4 +97,4 @@ $(PLUGS_STAMP): pyproject.toml constraints-integrations.txt peers.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PLUGS) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PLUGS) site dist .pytest_cache .mypy_cache .ruff_cache

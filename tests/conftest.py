@@ -141,11 +141,11 @@ def emulated(
         return
     from emulated.remote import Remote, compile_driver
 
-    from foveal.ops.native import build
+    from foveal.ops.native import build, flags
 
     compiler, emulator = EMULATORS[wanted]
     folder = tmp_path_factory.mktemp("emulated")
-    remote = Remote(compile_driver(folder, compiler, build.CLASSES[wanted]), emulator)
+    remote = Remote(compile_driver(folder, compiler, flags.CLASSES[wanted]), emulator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "library", lambda: remote)
         patch.setattr(build, "why_not", lambda: None)

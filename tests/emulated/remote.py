@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foveal.ops.native import abi, build, plans
+from foveal.ops.native import abi, plans
+from foveal.ops.native import flags as native_flags
 
 HERE = Path(__file__).parent
 WORD = 8
@@ -65,9 +66,9 @@ class Remote:
 def compile_driver(folder: Path, compiler: str, flags: tuple[str, ...]) -> Path:
     """The kernel and driver.cpp as one program for a class of processors."""
     driver = folder / "driver"
-    wanted = [flag for flag in (*build.FLAGS, *flags) if flag not in ("-shared", "-fPIC")]
-    sources = [build.HERE / "attend.cpp", HERE / "driver.cpp"]
-    command = [compiler, *wanted, "-fopenmp", "-Wall", f"-I{build.HERE}", *sources]
+    wanted = [flag for flag in (*native_flags.FLAGS, *flags) if flag not in ("-shared", "-fPIC")]
+    sources = [native_flags.SOURCE, HERE / "driver.cpp"]
+    command = [compiler, *wanted, "-fopenmp", "-Wall", f"-I{native_flags.HERE}", *sources]
     subprocess.run([*command, "-o", driver], check=True)
     return driver
 

@@ -13,7 +13,7 @@ import foveal
 from foveal import patterns as P
 from foveal.common.processor import runnable_classes
 from foveal.ops import known, native
-from foveal.ops.native import build
+from foveal.ops.native import build, flags
 from foveal.ops.reference import masked_attention
 from foveal.testing import assert_close
 
@@ -158,7 +158,7 @@ def test_a_compiler_that_fails_is_asked_once(unbuilt, monkeypatch, tmp_path):
     for _ in range(2):
         foveal.attend(q, k, v, pattern)
     calls = len((tmp_path / "calls").read_text().split())
-    assert calls == len(build.THREADING) * len(build.cache_folders("native"))
+    assert calls == len(flags.THREADING) * len(build.cache_folders("native"))
     with pytest.raises(ValueError, match="no such flag"):
         foveal.attend(q, k, v, pattern, impl="native")
     assert not list(unbuilt.iterdir())
@@ -188,8 +188,8 @@ def test_it_names_a_dtype_that_it_lacks(dtype, words):
 def test_threads_build_it_once(unbuilt, monkeypatch):
     """Callers that meet wait for one build; what they leave is one complete library."""
     monkeypatch.setenv("FOVEAL_NATIVE", "generic")
-    sooner = ["-O1" if flag == "-O3" else flag for flag in build.FLAGS]
-    monkeypatch.setattr(build, "FLAGS", tuple(sooner))
+    sooner = ["-O1" if flag == "-O3" else flag for flag in flags.FLAGS]
+    monkeypatch.setattr(flags, "FLAGS", tuple(sooner))
     found = []
     threads = [threading.Thread(target=lambda: found.append(build.library())) for _ in range(3)]
     for thread in threads:

@@ -16,7 +16,7 @@ from foveal import patterns as P
 from foveal.common import processor
 from foveal.common.locks import FileLock
 from foveal.ops import known, native
-from foveal.ops.native import build
+from foveal.ops.native import build, flags
 
 PATTERN = P.SlidingWindow(8)
 COMPILER = shutil.which("c++")
@@ -156,7 +156,7 @@ def test_a_library_that_cannot_be_loaded_is_built_again(built, cache, tmp_path, 
     foreign = cache / "draft"
     foreign.write_bytes(b"\x7fELF" + bytes(60))
     key = whole.stem.rpartition("-")[0]
-    foreign.rename(cache / f"{key}-{build._digest(foreign)}.so")
+    foreign.rename(cache / flags.name_for(key, foreign))
     compiler(tmp_path, monkeypatch, f'cp {whole} "$out"')
     assert attends() == "native"
 
@@ -349,3 +349,23 @@ def test_onednn_that_is_held_back_multiplies_no_bfloat16(pretend, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     processor.multiplies_bfloat16.cache_clear()
     assert processor.multiplies_bfloat16()
+
+
+def test_the_library_of_a_wheel_is_taken_first(built, cache, tmp_path, monkeypatch):
+    """Without a compiler or a place to write, and only where it is whole and of this source."""
+    (whole,) = built.iterdir()
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(build, "BUILT", shipped)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.why_not() == "no C++ compiler found (c++, g++, clang++ or $CXX)"
+    key = build._key(build.level(), flags.THREADING[0], shipped=True)
+    other = build._key(build.level(), flags.THREADING[0])
+    assert key != other
+    shutil.copy2(whole, shipped / flags.name_for(other, whole))
+    assert build.why_not() is not None
+    shutil.copy2(whole, shipped / flags.name_for(key, whole))
+    assert build.at_hand()
+    assert attends() == "native"
+    assert Path(build.library()._name).parent == shipped

@@ -15,10 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.common.memo import outside
-from foveal.common.words import suggest
 from foveal.ops import attend as attend_here
-from foveal.ops import autocast
 from foveal.ops.bias import Bias, WindowBias
 from foveal.ops.checks import check_tensors
 from foveal.ops.drop import ByPlace
@@ -30,9 +27,6 @@ from foveal.patterns import Pattern
 from foveal.patterns.gathered import Gathered
 from foveal.patterns.needs import Stretches, listed
 from foveal.patterns.part import part_of
-
-OPTIONS = ("scale", "dropout_p", "impl", "return_lse", "sinks", "softcap")
-"""What is handed on to `foveal.attend`."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +89,6 @@ def attend(
         >>> mesh = init_device_mesh("cpu", (4,), mesh_dim_names=("cp",))  # doctest: +SKIP
         >>> out = foveal.parallel.attend(q, k, v, pattern, mesh["cp"])  # doctest: +SKIP
     """
-    _check_options(options)
-    if isinstance(q, Tensor) and autocast.is_on(q.device.type):
-        q, k, v = autocast.lowered(q, k, v)
-        options |= {"bias": bias, "key_mask": key_mask, "lengths": lengths, "queries": queries}
-        with autocast.off(q.device.type):
-            return attend(q, k, v, pattern, mesh, **options)
     shaping = options.get("dropout_p", 0.0), options.get("return_lse", False), options.get("sinks")
     check_tensors(q, k, v, pattern, bias, key_mask, *shaping)
     ranks, dropout = as_ranks(mesh), options.get("dropout_p")
@@ -147,22 +135,11 @@ def localize(
     if found is None:
         borders = [0, *itertools.accumulate(sizes)]
         first, last = (spans or tuple(itertools.pairwise(borders)))[ranks.rank]
-        with outside():
-            needs = pattern.needs(first, last, borders[-1])
-            shared = share(needs, borders, ranks)
+        needs = pattern.needs(first, last, borders[-1])
+        shared = share(needs, borders, ranks)
         found = Local(part(pattern, first, last, borders[-1], needs), first, needs, shared)
         kept.keep(key, found)
     return found
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    for name in options:
-        if name not in OPTIONS:
-            hint = suggest(name, OPTIONS, "")
-            raise TypeError(
-                f"parallel.attend takes no {name}=; beside bias, key_mask, lengths and queries it "
-                f"takes {', '.join(OPTIONS)}. {hint}".strip()
-            )
 
 
 def _asked(pattern: Pattern, own: int, length: int, ranks: Ranks) -> list[tuple[int, int]]:

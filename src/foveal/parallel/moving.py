@@ -12,33 +12,29 @@ from foveal.parallel.ranks import Ranks
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(rows: Tensor, ranks: Ranks, sent: list[int], received: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, ranks: Ranks, sent: list[int], received: list[int]
+    ) -> Tensor:
+        ctx.ranks, ctx.sizes = ranks, (sent, received)
         return ranks.exchange(rows, sent, received)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.ranks, *ctx.sizes = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         sent, received = ctx.sizes
-        return exchange(grads[0], ctx.ranks, received, sent), None, None, None
+        return ctx.ranks.exchange(grads[0], received, sent), None, None, None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(rows: Tensor, ranks: Ranks, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks, sizes: list[int]) -> Tensor:
+        ctx.ranks, ctx.sizes = ranks, sizes
         return ranks.gather(rows, sizes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.ranks, ctx.sizes = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         ranks, sizes = ctx.ranks, ctx.sizes
         mine = sizes[ranks.rank]
-        parts = exchange(grads[0], ranks, sizes, [mine] * ranks.size)
+        parts = ranks.exchange(grads[0], sizes, [mine] * ranks.size)
         # in the order of ranks: the same sum wherever it is computed
         return parts.unflatten(0, (ranks.size, mine)).sum(0), None, None
 

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.common.memo import outside
 from foveal.ops.bias import MASKED, TableBias
-from foveal.ops.checks import fold_scale
 from foveal.ops.drop import ByPlace
 from foveal.ops.implementations import IMPLEMENTATIONS, Planned
 from foveal.ops.logits import with_sinks
@@ -83,12 +81,10 @@ def attend(
     """`foveal.parallel.attend` for a pattern that pools its keys; arguments as there.
 
     Raises:
-        ValueError: a rank without tokens, or a scale that fits no queries.
+        ValueError: a rank without tokens.
     """
     if min(sizes) == 0:
         raise ValueError(f"every rank needs a token under {pattern}, got lengths={sizes}.")
-    if isinstance(options.get("scale"), Tensor):
-        q, options = fold_scale(q, options["scale"]), {**options, "scale": 1.0}
     local = _localized(pattern, sizes, ranks)
     keys, queries = _clusters(q, k, v, pattern, local, ranks, key_mask)
     coarse = local.layout.plan.coarse
@@ -106,9 +102,8 @@ def _localized(pattern: Pattern, sizes: tuple[int, ...], ranks: Ranks) -> Local:
     kept, key = kept_by(ranks), (pattern.cache_key(), sizes)
     found: Local | None = kept.find(key)
     if found is None:
-        with outside():
-            layout = layout_of(pattern, sizes)
-            found = layout.local(ranks.rank, lambda needs: share(needs, layout.borders, ranks))
+        layout = layout_of(pattern, sizes)
+        found = layout.local(ranks.rank, lambda needs: share(needs, layout.borders, ranks))
         kept.keep(key, found)
     return found
 

@@ -90,15 +90,12 @@ def share(needs: Stretches, borders: Sequence[int], ranks: Ranks) -> Share:
     Args:
         needs: positions that this rank needs, of all ranks together.
         borders: first position of each rank, then the end.
-
-    Raises:
-        ValueError: another rank knows other borders.
     """
     spans = list(itertools.pairwise(borders))
     me = ranks.rank
     asked = [within(needs, *span) if rank != me else () for rank, span in enumerate(spans)]
     received = [count(runs) for runs in asked]
-    wanted = _tell(asked, tuple(borders), ranks)
+    wanted = _tell(asked, ranks)
     first, last = spans[me]
     send = [listed(runs) - first for runs in wanted]
     own = listed(within(needs, first, last)) - first
@@ -112,19 +109,13 @@ def share(needs: Stretches, borders: Sequence[int], ranks: Ranks) -> Share:
     )
 
 
-def _tell(asked: list[Stretches], borders: tuple[int, ...], ranks: Ranks) -> list[Stretches]:
+def _tell(asked: list[Stretches], ranks: Ranks) -> list[Stretches]:
     """Each rank's runs that it wants of another -> the runs that others want of this one."""
     device = ranks.device or "cpu"
     sizes = [len(runs) for runs in asked]
     ones = [1] * ranks.size
-    mark = hash(borders)  # of ints, alike in all processes
-    numbers = torch.tensor([[n, mark] for n in sizes], dtype=torch.int64, device=device)
-    theirs, marks = ranks.exchange(numbers, ones, ones).T.tolist()
-    if any(one != mark for one in marks):
-        raise ValueError(
-            f"lengths must be alike on all ranks; rank {ranks.rank} has tokens that begin at "
-            f"{borders[:-1]} and end at {borders[-1]}, another rank knows otherwise."
-        )
+    numbers = torch.tensor(sizes, dtype=torch.int64, device=device)
+    theirs: list[int] = ranks.exchange(numbers, ones, ones).tolist()
     flat = torch.tensor([run for runs in asked for run in runs], dtype=torch.int64, device=device)
     found = ranks.exchange(flat.reshape(-1, 2), sizes, theirs)
     return [tuple((int(a), int(b)) for a, b in part.tolist()) for part in found.split(theirs)]

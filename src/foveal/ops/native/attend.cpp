@@ -21,6 +21,13 @@
 #define FOVEAL_WIDTH 4
 #endif
 
+#ifdef __GLIBCXX__
+namespace std {
+// what <vector> of a recent compiler asks of a library that older systems have not
+[[noreturn]] __attribute__((visibility("hidden"))) void __throw_bad_array_new_length() { throw bad_alloc(); }
+}  // namespace std
+#endif
+
 namespace {
 
 // fn(next) on each thread; next() hands out 0 ... tasks - 1 in order, then -1.

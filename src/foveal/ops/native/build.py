@@ -1,8 +1,9 @@
-"""Compiling the kernel once with the system's compiler, into the user's cache.
+"""The kernel's library: that of the wheel, or compiled once into the user's cache.
 
-The kernel has a plain C interface, so one library serves every version of torch and Python. It is
-compiled for one class of processors when it is first wanted, which takes a few seconds, and found
-again by the hash of its source and its flags. Nothing is compiled at import.
+The kernel has a plain C interface, so one library serves every version of torch and Python. Wheels
+bring one for each class of processors. Elsewhere it is compiled for the class at hand when it is
+first wanted, which takes some seconds, and found again by the hash of its source and its flags.
+Nothing is compiled at import.
 
 FOVEAL_NATIVE=0 in the environment turns the kernel off; the name of a class picks that class, and
 one that the processor cannot run is refused. CXX names the compiler.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import itertools
 import os
 import platform
@@ -27,21 +27,19 @@ from foveal.common.cache import cache_folders, make_private
 from foveal.common.locks import locked, thread_lock
 from foveal.common.processor import processor_class, runnable_classes
 from foveal.ops.native.abi import declare
+from foveal.ops.native.flags import (
+    BUILT,
+    CLASSES,
+    COMPILERS,
+    SOURCE,
+    THREADING,
+    digest_of,
+    flags_for,
+    key_for,
+    name_for,
+)
 
-HERE = Path(__file__).parent
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
-THREADING = (("-fopenmp",), ("-pthread",))
 COMPILE_SECONDS = 120
-
-CLASSES = {
-    "avx512+bf16": ("-march=x86-64-v4", "-mavx512bf16", "-DFOVEAL_WIDTH=16"),
-    "avx512": ("-march=x86-64-v4", "-DFOVEAL_WIDTH=16"),
-    "avx2": ("-march=x86-64-v3", "-DFOVEAL_WIDTH=8"),
-    "aarch64": ("-march=armv8-a", "-DFOVEAL_WIDTH=4"),
-    "generic": ("-DFOVEAL_WIDTH=4",),
-}
-"""Classes of processors and the flags of a kernel for them, fastest first."""
 
 _LOCK = thread_lock(sys.modules[__name__], "_LOCK")
 
@@ -63,7 +61,7 @@ def why_not() -> str | None:
         return f"this processor cannot run FOVEAL_NATIVE={wanted}, but {runs}"
     if wanted in _loaded or wanted in _failure:
         return _failure.get(wanted)
-    if _compiler() is None and not any(_kept(folder, wanted) for folder in _folders()):
+    if _compiler() is None and not _kept_anywhere(wanted):
         return "no C++ compiler found (c++, g++, clang++ or $CXX)"
     return None
 
@@ -73,7 +71,7 @@ def at_hand() -> bool:
     if why_not() is not None:
         return False
     wanted = level()
-    return wanted in _loaded or any(_kept(folder, wanted) for folder in _folders())
+    return wanted in _loaded or bool(_kept_anywhere(wanted))
 
 
 def level() -> str:
@@ -131,12 +129,12 @@ _loaded: dict[str, ctypes.CDLL] = {}
 def _find_or_build(wanted: str) -> ctypes.CDLL:
     if wanted in _failure:
         raise NativeError(_failure[wanted])
-    found = (_find(folder, wanted) for folder in _folders())
-    return next(filter(None, found), None) or _build(wanted)
+    return _first(_kept_anywhere(wanted)) or _build(wanted)
 
 
-def _find(folder: Path, wanted: str) -> ctypes.CDLL | None:
-    for path in _kept(folder, wanted):
+def _first(paths: list[Path]) -> ctypes.CDLL | None:
+    """The first library that can be loaded."""
+    for path in paths:
         try:
             return _open(path)
         except OSError:  # another system's, or a place that nothing may run from
@@ -148,13 +146,19 @@ def _folders() -> list[Path]:
     return cache_folders("native")
 
 
-def _kept(folder: Path, wanted: str) -> list[Path]:
+def _kept_anywhere(wanted: str) -> list[Path]:
+    """Those that came with the package, then those that were compiled here."""
+    here = [path for folder in _folders() for path in _kept(folder, wanted)]
+    return [*_kept(BUILT, wanted, shipped=True), *here]
+
+
+def _kept(folder: Path, wanted: str, shipped: bool = False) -> list[Path]:
     """The whole libraries of a class in a folder, best first.
 
     A name ends in a hash of the contents: to map a library that was cut short could kill the
     process, and what a disk or a copy has damaged is passed over.
     """
-    keys = [_key(wanted, threads) for threads in THREADING]
+    keys = [_key(wanted, threads, shipped) for threads in THREADING]
     try:
         paths = [path for key in keys for path in sorted(folder.glob(f"{key}-*.so"))]
     except OSError:
@@ -164,26 +168,16 @@ def _kept(folder: Path, wanted: str) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return path.is_file() and path.stem.rpartition("-")[2] == _digest(path)
+        return path.is_file() and path.stem.rpartition("-")[2] == digest_of(path)
     except OSError:
         return False
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
-
-
-def _flags(wanted: str, threads: tuple[str, ...]) -> tuple[str, ...]:
-    return (*FLAGS, *CLASSES[wanted], *threads)
-
-
 @functools.lru_cache(maxsize=16)
-def _key(wanted: str, threads: tuple[str, ...]) -> str:
-    """Names what a library is made from and for: source, flags, system and C library."""
-    parts = [path.read_bytes() for path in sorted(HERE.iterdir()) if path.suffix in (".cpp", ".h")]
-    system = (platform.system(), platform.machine(), *platform.libc_ver())
-    parts.append(" ".join((*_flags(wanted, threads), *system)).encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+def _key(wanted: str, threads: tuple[str, ...], shipped: bool = False) -> str:
+    """What a library here is called; of those of a wheel, which serve many systems."""
+    system = (platform.system(), platform.machine(), *(() if shipped else platform.libc_ver()))
+    return key_for(wanted, threads, *system)
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -210,7 +204,7 @@ def _build(wanted: str) -> ctypes.CDLL:
             _check_may_run(folder)
             make_private(folder)
             with locked(folder.with_name(".building"), COMPILE_SECONDS):  # once for all
-                return _find(folder, wanted) or _open(_compile(folder, wanted, threads))
+                return _first(_kept(folder, wanted)) or _open(_compile(folder, wanted, threads))
         except (OSError, subprocess.SubprocessError) as error:
             reasons.append(_gist(error))
             if isinstance(error, subprocess.TimeoutExpired):
@@ -254,7 +248,7 @@ def _compile(folder: Path, wanted: str, threads: tuple[str, ...]) -> Path:
     handle, name = tempfile.mkstemp(suffix=".draft", dir=folder)
     os.close(handle)
     draft = Path(name)
-    command = [*shlex.split(compiler), *_flags(wanted, threads), str(HERE / "attend.cpp")]
+    command = [*shlex.split(compiler), *flags_for(wanted, threads), str(SOURCE)]
     try:
         subprocess.run(
             [*command, "-o", name],
@@ -268,7 +262,7 @@ def _compile(folder: Path, wanted: str, threads: tuple[str, ...]) -> Path:
         except OSError as error:  # it said that it was done
             said = str(error).replace(name, "its output")
             raise OSError(f"the compiler wrote no library ({said})") from None
-        path = folder / f"{_key(wanted, threads)}-{_digest(draft)}.so"
+        path = folder / name_for(_key(wanted, threads), draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

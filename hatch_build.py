@@ -1,0 +1,82 @@
+"""Puts a kernel for each class of processors into a wheel, where there is a compiler.
+
+The kernels know neither torch nor Python, so one wheel serves every version of both. Without a
+compiler the wheel is one of Python alone, which compiles the kernel on the user's machine.
+FOVEAL_WHEEL=pure asks for such a wheel, and FOVEAL_WHEEL=native refuses to make one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import runpy
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FLAGS = "src/foveal/ops/native/flags.py"
+BUILT = "foveal/ops/native/built"
+ARM = ("aarch64", "arm64")
+
+
+class KernelHook(BuildHookInterface):
+    """Compiles the kernels, and names the platform in the wheel's tag."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        wish = os.environ.get("FOVEAL_WHEEL", "")
+        if wish not in ("", "pure", "native"):
+            raise ValueError(f"FOVEAL_WHEEL must be pure, native or empty, got {wish!r}.")
+        if version == "editable" or wish == "pure":
+            return
+        about = runpy.run_path(str(Path(self.root) / FLAGS))
+        compiler = os.environ.get("CXX") or next(filter(shutil.which, about["COMPILERS"]), None)
+        if compiler is None and not wish:
+            return
+        if compiler is None:
+            raise ValueError(
+                "FOVEAL_WHEEL=native needs a C++ compiler; install one or name it in CXX."
+            )
+        self._folder = tempfile.TemporaryDirectory()
+        for wanted in classes(about):
+            try:
+                made = compiled(shlex.split(compiler), wanted, about, Path(self._folder.name))
+            except (OSError, subprocess.CalledProcessError) as error:
+                if wish:
+                    raise
+                self.app.display_warning(f"no kernel for {wanted} in this wheel: {error}")
+                continue
+            build_data["force_include"][str(made)] = f"{BUILT}/{made.name}"
+            build_data["pure_python"] = False
+        if not build_data["pure_python"]:
+            build_data["tag"] = f"py3-none-{tag()}"
+
+
+def classes(about: dict[str, Any]) -> list[str]:
+    """Classes of processors that run programs of this machine's kind."""
+    machine = platform.machine().lower()
+    if machine in ARM:
+        return ["aarch64"]
+    return [name for name in about["CLASSES"] if name != "aarch64"]
+
+
+def compiled(compiler: list[str], wanted: str, about: dict[str, Any], folder: Path) -> Path:
+    """The library of a class, under the name by which it is found."""
+    draft, last = folder / "draft.so", about["THREADING"][-1]
+    for threads in about["THREADING"]:
+        flags = about["flags_for"](wanted, threads)
+        command = [*compiler, *flags, "-s", str(about["SOURCE"]), "-o", str(draft)]
+        if subprocess.run(command, check=threads == last).returncode == 0:
+            break
+    key = about["key_for"](wanted, threads, platform.system(), platform.machine())
+    return draft.rename(folder / about["name_for"](key, draft))
+
+
+def tag() -> str:
+    """The platform of the wheel, before auditwheel or delocate say how far it goes."""
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")

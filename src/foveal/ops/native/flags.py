@@ -1,0 +1,51 @@
+"""How the kernel is compiled, for whoever does it: at first use, or when a wheel is made.
+
+Imports nothing of foveal: a wheel is made where there is no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "attend.cpp"
+BUILT = HERE / "built"
+"""Kernels that came with the wheel, one for each class of processors."""
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
+THREADING = (("-fopenmp",), ("-pthread",))
+"""Best first. OpenMP's library is the one that torch has loaded, found by its name: threads of our
+own would wait for a core on which torch's still look out for work (measured: up to 1.5 times)."""
+
+CLASSES = {
+    "avx512+bf16": ("-march=x86-64-v4", "-mavx512bf16", "-DFOVEAL_WIDTH=16"),
+    "avx512": ("-march=x86-64-v4", "-DFOVEAL_WIDTH=16"),
+    "avx2": ("-march=x86-64-v3", "-DFOVEAL_WIDTH=8"),
+    "aarch64": ("-march=armv8-a", "-DFOVEAL_WIDTH=4"),
+    "generic": ("-DFOVEAL_WIDTH=4",),
+}
+"""Classes of processors and the flags of a kernel for them, fastest first."""
+
+
+def flags_for(wanted: str, threads: tuple[str, ...]) -> tuple[str, ...]:
+    """What a compiler is told for a class of processors; threads: of `THREADING`."""
+    return (*FLAGS, *CLASSES[wanted], *threads)
+
+
+def key_for(wanted: str, threads: tuple[str, ...], *where: str) -> str:
+    """Names what a library is made from and for: its source, its flags, and the system."""
+    parts = [path.read_bytes() for path in sorted(HERE.iterdir()) if path.suffix in (".cpp", ".h")]
+    parts.append(" ".join((*flags_for(wanted, threads), *where)).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def name_for(key: str, library: Path) -> str:
+    """The name that a library is kept under; it tells when the contents are no longer whole."""
+    return f"{key}-{digest_of(library)}.so"
+
+
+def digest_of(library: Path) -> str:
+    """Of the contents of a library."""
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:20]

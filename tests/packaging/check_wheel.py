@@ -1,0 +1,74 @@
+"""Checks a wheel as its user meets it: no compiler, nowhere to write, each class of processors.
+
+    python tests/packaging/check_wheel.py dist/foveal-*.whl
+
+Needs torch, takes the wheel apart into a folder of its own, and installs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+LARGEST = 3_000_000
+FIRST_CALL = 0.05
+LOWER = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "generic": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+"""How a processor is made to look like one of a lower class."""
+
+CODE = """
+import sys, time
+import torch, foveal
+from foveal.common.processor import processor_class
+from foveal.ops.native import build
+q, k, v = torch.randn(3, 1, 8, 1024, 64)
+pattern = foveal.patterns.SlidingWindow(64)
+began = time.perf_counter()
+out = foveal.attend(q, k, v, pattern)
+took = time.perf_counter() - began
+dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, pattern.mask(1024))
+assert foveal.explain(pattern, 1024).impl == "native", foveal.explain(pattern, 1024)
+assert torch.allclose(out, dense, atol=1e-5)
+home, library = foveal.__file__, build.library()._name
+assert home.startswith(sys.argv[1]) and library.startswith(sys.argv[1]), (home, library)
+print(processor_class(), build.level(), f"{took:.4f}")
+"""
+
+
+def main(wheel: Path) -> int:
+    """Print what was found; 1 if anything is not as it should be."""
+    wrong = [] if wheel.stat().st_size < LARGEST else [f"{wheel.stat().st_size:,} bytes"]
+    with tempfile.TemporaryDirectory() as home:
+        zipfile.ZipFile(wheel).extractall(home)
+        nowhere = str(Path(home) / "nobin")
+        bare = {
+            **dict.fromkeys(("PATH", "HOME", "TMPDIR", "XDG_CACHE_HOME"), nowhere),
+            "PYTHONPATH": home,
+            "OMP_NUM_THREADS": "2",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        Path(nowhere).write_text("no folder")
+        for name, held_back in {"as it is": {}, **LOWER}.items():
+            code = [sys.executable, "-c", CODE, home]
+            done = subprocess.run(
+                code, env={**bare, **held_back}, capture_output=True, text=True, check=False
+            )
+            said = done.stdout.split() or [done.stderr.strip().splitlines()[-1], "", "9"]
+            print(f"{name:10}", *said)
+            if done.returncode or said[0] != said[1] or float(said[2]) > FIRST_CALL:
+                wrong.append(f"{name}: {' '.join(said)}")
+            if held_back and said[0] != name:
+                wrong.append(f"{name} was asked for, got {said[0]}")
+    print(*(wrong or [f"{wheel.name}: {wheel.stat().st_size:,} bytes, as it should be"]), sep="\n")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    sys.exit(main(Path(sys.argv[1])))
