@@ -1,4 +1,4 @@
-"""What mkdocs does besides: lists the decisions, and stands in for figures not yet measured."""
+"""What mkdocs does besides: lists the decisions, stands in for figures, writes the explorer."""
 
 from pathlib import Path
 from typing import Any
@@ -35,3 +35,10 @@ def on_files(files: Files, config: Any) -> Files:
     if files.get_file_from_path(PERFORMANCE) is None:
         files.append(File.generated(config, PERFORMANCE, content=UNMEASURED))
     return files
+
+
+def on_post_build(config: Any) -> None:
+    """The pattern explorer, which the front page shows, with tables of this checkout."""
+    from foveal.explore.page import page
+
+    (Path(config.site_dir) / "explore.html").write_text(page(), encoding="utf-8")

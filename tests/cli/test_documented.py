@@ -11,6 +11,7 @@ from foveal.cli import (
     bench,
     draw,
     evaluate,
+    explore,
     generate,
     listing,
     main,
@@ -36,6 +37,7 @@ OPTIONS = {
     "draw picture": draw.PictureOptions,
     "draw softcap": draw.SoftcapOptions,
     "draw sinks": draw.SinksOptions,
+    "explore": explore.Options,
     "bench": bench.Options,
     "list": listing.Options,
 }

@@ -22,6 +22,7 @@ COMMANDS = {
     "push": "upload a run's model to the Hub: foveal push latest user/name",
     "report": "rewrite a run's report.html and name its pictures: foveal report latest",
     "draw": 'draw a pattern, attention, or pictures: foveal draw "SlidingWindow(8)"',
+    "explore": "explore patterns on a page in your browser",
     "bench": "time attention beside dense attention on this machine",
     "list": "recipes, patterns and models that there are",
 }

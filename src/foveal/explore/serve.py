@@ -1,0 +1,55 @@
+"""The page on a port of this machine, which no other machine can reach."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOST = "127.0.0.1"
+
+
+def make_server(page: str, port: int = 0) -> ThreadingHTTPServer:
+    """A server of one page, on loopback only; `serve_forever` runs it.
+
+    Args:
+        page: what it answers "/" with. There is nothing else: no file of the machine is read.
+        port: 0 takes any that is free.
+
+    Raises:
+        ValueError: the port is no port, is taken, or not for us.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be between 0 and {2**16 - 1}, got {port=}.")
+    content = page.encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "foveal", ""
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def _answer(self, body: bool) -> None:
+            if self.path.partition("?")[0] != "/":
+                self.send_error(404, "there is one page, at /")
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing: the terminal says where the page is, and that is all."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        raise ValueError(
+            f"port {port} of {HOST} cannot be used ({error.strerror}); --port 0 takes any that "
+            "is free."
+        ) from None

@@ -1,0 +1,119 @@
+"""`foveal explore`: the page in a file or on a port of this machine; mistakes in one line."""
+
+import http.client
+import threading
+
+import pytest
+
+from foveal.cli import main
+from foveal.explore import page as pages
+from foveal.explore.serve import make_server
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A page of no families but those that are given, which is quick to make."""
+    monkeypatch.setattr(pages, "FAMILIES", ())
+
+
+def answer(port, method, path):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path)
+    response = connection.getresponse()
+    found = response.status, response.read()
+    connection.close()
+    return found
+
+
+def test_the_server_is_of_this_machine_and_ends():
+    """It listens on loopback only, has one page and no file, and stops when it is told to."""
+    with make_server("<p>page</p>") as server:
+        host, port = server.server_address
+        assert host == "127.0.0.1"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            assert answer(port, "GET", "/") == (200, b"<p>page</p>")
+            assert answer(port, "GET", "/?x") == (200, b"<p>page</p>")
+            assert answer(port, "HEAD", "/") == (200, b"")
+            for path in (
+                "/etc/passwd",
+                "/../../etc/passwd",
+                "/%2e%2e/pyproject.toml",
+                "/page.js",
+                "*",
+            ):
+                assert answer(port, "GET", path)[0] == 404
+            assert answer(port, "POST", "/")[0] == 501
+            with pytest.raises(ValueError, match="--port 0"):
+                make_server("", port)
+        finally:
+            server.shutdown()
+            thread.join(timeout=10)
+        assert not thread.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        answer(port, "GET", "/")
+
+
+def test_it_serves_until_somebody_ends_it(few, monkeypatch, capsys):
+    """It says where it is, opens a browser unless told not to, and Ctrl-C is no mistake."""
+    import webbrowser
+    from http.server import ThreadingHTTPServer
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+
+    def stop(server):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", stop)
+    assert main(["explore", "SlidingWindow(4)", "--port", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("http://127.0.0.1:")
+    assert opened == [said.split()[0]]
+    assert main(["explore", "SlidingWindow(4)", "--port", "0", "--no-browser"]) == 0
+    assert len(opened) == 1
+
+
+def test_a_page_in_a_file(few, tmp_path, capsys):
+    """--output writes the page with the pattern that was given, and serves nothing."""
+    path = tmp_path / "page.html"
+    assert main(["explore", "SlidingWindow(64)", "--length", "96", "--output", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == str(path)
+    packed = path.read_text("utf-8").split('id="tables">')[1].split("<")[0]
+    (family,) = pages.unpacked(packed)["families"]
+    assert family["name"] == "SlidingWindow(64)"
+    assert family["entries"][0]["length"] == 96
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Nonsense(3)",
+        "SlidingWindow(",
+        "SlidingWindow(0)",
+        "SlidingWindow(4) --length 0",
+        "SlidingWindow(4) --length -3",
+        "SlidingWindow(4) --length 1025",
+        "SlidingWindow(4) --length many",
+        "Halo(8) --length 65",
+        "<script>alert(1)</script>",
+        "--length 64",
+        "--port 65536 SlidingWindow(4)",
+        "--port -1 SlidingWindow(4)",
+        "--port none",
+        "--output nowhere/page.html",
+        "--output page.pdf",
+        "--output .",
+        "--outptu page.html",
+    ],
+)
+def test_mistakes_are_told_in_one_line(line, few, tmp_path, monkeypatch, capsys):
+    """Exit code 2, one line, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["explore", *line.split()]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("foveal: ")
+    assert said.err.count("\n") == 1
+    assert not said.out
+    assert not list(tmp_path.iterdir())
