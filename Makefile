@@ -59,8 +59,7 @@ wheel: $(STAMP)          ## a wheel with the kernel of every class inside, and t
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[release]"
 	rm -rf dist
 	FOVEAL_WHEEL=native $(BIN)/python -m build --outdir dist/built
-	@# OpenMP's library is torch's own, which is there whenever the kernel is
-	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 -w dist dist/built/*.whl
+	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair -w dist dist/built/*.whl
 	mv dist/built/*.tar.gz dist
 	$(BIN)/auditwheel show dist/*.whl
 	$(BIN)/python tests/packaging/check_wheel.py dist/*.whl

@@ -67,12 +67,16 @@ def classes(about: dict[str, Any]) -> list[str]:
 
 def compiled(compiler: list[str], wanted: str, about: dict[str, Any], folder: Path) -> Path:
     """The library of a class, under the name by which it is found."""
-    draft, last = folder / "draft.so", about["THREADING"][-1]
+    part, draft, last = folder / "part.o", folder / "draft.so", about["THREADING"][-1]
     for threads in about["THREADING"]:
         flags = about["flags_for"](wanted, threads)
-        command = [*compiler, *flags, "-s", str(about["SOURCE"]), "-o", str(draft)]
+        command = [*compiler, *flags, "-c", str(about["SOURCE"]), "-o", str(part)]
         if subprocess.run(command, check=threads == last).returncode == 0:
             break
+    # without the name of OpenMP's library: the kernel takes the one that torch has loaded
+    subprocess.run(
+        [*compiler, "-shared", "-pthread", "-s", str(part), "-o", str(draft)], check=True
+    )
     key = about["key_for"](wanted, threads, platform.system(), platform.machine())
     return draft.rename(folder / about["name_for"](key, draft))
 

@@ -11,6 +11,7 @@ one that the processor cannot run is refused. CXX names the compiler.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -40,6 +41,7 @@ from foveal.ops.native.flags import (
 )
 
 COMPILE_SECONDS = 120
+OPENMP = "libgomp.so.1"
 
 _LOCK = thread_lock(sys.modules[__name__], "_LOCK")
 
@@ -186,12 +188,20 @@ def _open(path: Path) -> ctypes.CDLL:
     Raises:
         OSError: it cannot be loaded here, or is no kernel.
     """
+    if path.parent == BUILT:
+        _share_openmp()
     found = ctypes.CDLL(str(path))
     try:
         declare(found)
     except AttributeError as error:
         raise OSError(f"{path} is no kernel of foveal: {error}") from None
     return found
+
+
+def _share_openmp() -> None:
+    """Let a library that came with the package find the OpenMP that torch has loaded."""
+    with contextlib.suppress(OSError):  # then it is not loaded either, and is compiled here
+        ctypes.CDLL(OPENMP, mode=ctypes.RTLD_GLOBAL)
 
 
 # -- building -----------------------------------------------------------------------------------
