@@ -24,6 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from foveal.common.cache import cache_folders, make_private
 from foveal.common.locks import locked, thread_lock
 from foveal.common.processor import processor_class, runnable_classes
@@ -200,8 +202,11 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _share_openmp() -> None:
     """Let a library that came with the package find the OpenMP that torch has loaded."""
-    with contextlib.suppress(OSError):  # then it is not loaded either, and is compiled here
-        ctypes.CDLL(OPENMP, mode=ctypes.RTLD_GLOBAL)
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    with contextlib.suppress(
+        OSError
+    ):  # then the kernel is not loaded either, and is compiled here
+        ctypes.CDLL(str(own[0]) if own else OPENMP, mode=ctypes.RTLD_GLOBAL)
 
 
 # -- building -----------------------------------------------------------------------------------
