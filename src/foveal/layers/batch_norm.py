@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from foveal.common.dtypes import wide
+
 Gather = Callable[[Tensor], Tensor]
 """A row (values,) of each rank -> the rows of all (ranks, values), in the order of the ranks."""
 
@@ -83,8 +85,8 @@ class _Shared(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
-        grad, dims = _wide(grads[0]), _all_but_channels(x)
-        normal = (_wide(x) - _as(mean, x)) * _as(scale, x)
+        grad, dims = wide(grads[0]), _all_but_channels(x)
+        normal = (wide(x) - _as(mean, x)) * _as(scale, x)
         of_bias, of_weight = grad.sum(dims), (grad * normal).sum(dims)
         of_x = None
         if ctx.needs_input_grad[0]:
@@ -102,11 +104,11 @@ def _moments(x: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
 
     x: (batch, channels, ...).
     """
-    wide, channels = _wide(x), x.shape[1]
+    values, channels = wide(x), x.shape[1]
     own = x.numel() // channels
-    variance, mean = wide.new_zeros(2, channels)
+    variance, mean = values.new_zeros(2, channels)
     if own:
-        variance, mean = torch.var_mean(wide, _all_but_channels(x), correction=0)
+        variance, mean = torch.var_mean(values, _all_but_channels(x), correction=0)
     row = torch.cat([mean, variance * own, mean.new_full((1,), own)])
     means, spreads, counts = gather(row).split([channels, channels, 1], 1)
     count = counts.sum()
@@ -131,10 +133,6 @@ def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     for kept, new in ((layer.running_mean, mean), (layer.running_var, variance)):
         if kept is not None:
             kept.lerp_(new.to(kept.dtype), factor or 0.0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _all_but_channels(x: Tensor) -> list[int]:

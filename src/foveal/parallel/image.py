@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveal.layers import DSSA, HaloAttention, SeparableAttention
+from foveal.layers.batch_norm import batch_norm
 from foveal.layers.patch import ChanLayerNorm, DropPath
 from foveal.layers.relative_position import RelPosEmb
 from foveal.layers.rows import Rows
 from foveal.models.image import ImageModel
 from foveal.parallel.around import aligned, around, reach_of
-from foveal.parallel.norm import batch_norm
+from foveal.parallel.moving import of_all
 from foveal.parallel.ranks import as_ranks
 from foveal.parallel.whole import Image, Shared, Sizes
 
@@ -131,6 +132,11 @@ def _head(
     return _Part.apply(out, ranks) if model.global_pool else out
 
 
+def _batch_norm(layer: _BatchNorm, image: Image, x: Tensor) -> Tensor:
+    """A batch norm of the own rows x (batch, dim, own rows, width), by the whole maps -> same."""
+    return batch_norm(layer, x, lambda row: of_all(row, image.ranks), evaluating=True)
+
+
 def _drop_path(layer: DropPath, drop: Callable[[Tensor], Tensor], rows: Rows, x: Tensor) -> Tensor:
     """Stochastic depth, of which all ranks drop the same."""
     if not layer.training or not layer.rate:
@@ -161,7 +167,7 @@ def _change(name: str, layer: nn.Module, image: Image) -> Callable[[], None]:
         layer.forward = functools.partial(act, *given)
 
     if isinstance(layer, _BatchNorm) and not isinstance(layer, _WHOLE):
-        return lambda: become(batch_norm, layer, image)
+        return lambda: become(_batch_norm, layer, image)
     if isinstance(layer, DropPath):
         return lambda: become(_drop_path, layer, layer.forward, Shared(image))
     rows = functools.partial(setattr, layer, "rows", Shared(image))

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.common.dtypes import wide
 from foveal.parallel.fetch import fetch
+from foveal.parallel.moving import of_all
 from foveal.parallel.ranks import as_ranks
 from foveal.parallel.shares import lengths_of
 
@@ -74,8 +76,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, mesh: Any, ignore_index: int 
             f"{tuple(logits.shape)} and {tuple(targets.shape)}."
         )
     ranks = as_ranks(mesh)
-    counted = (targets != ignore_index).sum().reshape(1)
-    count = ranks.gather(counted, [1] * ranks.size).sum().clamp(min=1)
-    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    count = of_all((targets != ignore_index).sum(), ranks).sum().clamp(min=1)
     options: Any = {"ignore_index": ignore_index, "reduction": "sum"}
-    return F.cross_entropy(wide, targets.flatten(), **options) / count
+    return F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), **options) / count

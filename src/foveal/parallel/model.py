@@ -21,6 +21,7 @@ from foveal.models.hourglass import HourglassTransformer
 from foveal.ops.drop import ByPlace, kept, mixed
 from foveal.parallel.attend import attend
 from foveal.parallel.fetch import rows_of, spans_of
+from foveal.parallel.moving import agreed
 from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.parallel.shares import cut_evenly, lengths_of
 from foveal.patterns import Pattern
@@ -88,12 +89,6 @@ class Shards(Context):
 
     def agreed(self, x: Tensor) -> Tensor:
         return agreed(x, self.ranks)
-
-
-def agreed(x: Tensor, ranks: Ranks) -> Tensor:
-    """What the first rank says, of small numbers of any shape."""
-    rows = x.reshape(1, -1).to(ranks.device or x.device)
-    return ranks.gather(rows, [1] * ranks.size)[0].reshape(x.shape).to(x.device)
 
 
 class Sharing:

@@ -49,10 +49,20 @@ def gather(rows: Tensor, ranks: Ranks, sizes: list[int]) -> Tensor:
     return _Gather.apply(rows, ranks, sizes)
 
 
+def of_all(x: Tensor, ranks: Ranks) -> Tensor:
+    """A tensor of the same shape (...) on every rank: those of all, (ranks, ...)."""
+    return gather(x[None], ranks, [1] * ranks.size)
+
+
+def agreed(x: Tensor, ranks: Ranks) -> Tensor:
+    """What the first rank says, of any shape."""
+    return of_all(x.to(ranks.device or x.device), ranks)[0].to(x.device)
+
+
 def gather_numbers(ranks: Ranks, values: list[int]) -> list[list[int]]:
     """A few whole numbers of every rank, as many on each."""
     if ranks.size == 1:
         return [values]
-    own = torch.tensor([values], dtype=torch.int64, device=ranks.device or "cpu")
-    found: list[list[int]] = ranks.gather(own, [1] * ranks.size).tolist()
+    own = torch.tensor(values, dtype=torch.int64, device=ranks.device or "cpu")
+    found: list[list[int]] = of_all(own, ranks).tolist()
     return found

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.dtypes import wide
 from foveal.layers.rows import Rows
-from foveal.parallel.moving import gather
+from foveal.parallel.moving import agreed, gather, of_all
 from foveal.parallel.ranks import Ranks
 from foveal.parallel.shares import Kept, lengths_of
 
@@ -85,29 +86,24 @@ class Shared(Rows):
         return rows.movedim(0, dim)
 
     def mean(self, x: Tensor) -> Tensor:
-        wide = wider(x)
-        total = add_up(torch.stack([wide.sum((2, 3)), pixels(wide)]), self._ranks)
+        values = wide(x)
+        total = add_up(torch.stack([values.sum((2, 3)), pixels(values)]), self._ranks)
         return (total[0] / total[1]).to(x.dtype)
 
     def most(self, x: Tensor) -> Tensor:
         # as torch does, equal pixels share the gradient
         low = x.new_full((*x.shape[:2], 1), -torch.inf)
         found = torch.cat([x.flatten(2), low], 2).detach().amax(2)
-        most = gather(found[None], self._ranks, [1] * self._ranks.size).amax(0)
-        equal, wide = x == most[..., None, None], wider(x)
-        sums = [torch.where(equal, wide, 0).sum((2, 3)), equal.sum((2, 3)).to(wide.dtype)]
+        most = of_all(found, self._ranks).amax(0)
+        equal, values = x == most[..., None, None], wide(x)
+        sums = [torch.where(equal, values, 0).sum((2, 3)), equal.sum((2, 3)).to(values.dtype)]
         total = add_up(torch.stack(sums), self._ranks)
         mean = (total[0] / total[1]).to(x.dtype)
         return most + (mean - mean.detach())
 
     def agreed(self, x: Tensor) -> Tensor:
         """What rank 0 has drawn."""
-        return gather(x[None], self._ranks, [1] * self._ranks.size)[0]
-
-
-def wider(x: Tensor) -> Tensor:
-    """In a dtype that sums over many pixels are right in."""
-    return x if x.dtype == torch.float64 else x.float()
+        return agreed(x, self._ranks)
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -117,4 +113,4 @@ def pixels(x: Tensor) -> Tensor:
 
 def add_up(x: Tensor, ranks: Ranks) -> Tensor:
     """The sum over all ranks, in their order: the same on each."""
-    return gather(x[None], ranks, [1] * ranks.size).sum(0)
+    return of_all(x, ranks).sum(0)

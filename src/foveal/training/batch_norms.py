@@ -36,8 +36,8 @@ def _gather(group: ProcessGroup | None, size: int) -> Gather:
     import torch.distributed as dist
 
     def gather(row: Tensor) -> Tensor:
-        found = row.new_empty(size * len(row))
-        dist.all_gather_into_tensor(found, row.contiguous(), group=group)
-        return found.view(size, -1)
+        found = row.new_empty(size, len(row))
+        dist.all_gather(list(found), row.contiguous(), group=group)
+        return found
 
     return gather

@@ -60,7 +60,7 @@ class Loop:
         self._started = time.monotonic() - trainer.elapsed
         self._pulse = Pulse(trainer.accelerator, self.training.log_every)
         self._stop, self._loss = False, math.nan
-        self._saved_at = time.monotonic()
+        self._saved_at = trainer.elapsed  # by the shared clock: all must agree when it is late
         self._saved_step = trainer.step if trainer.step else -1
         self._losses: list[Tensor] = []
         self._logged_at, self._logged_step = time.monotonic(), trainer.step
@@ -147,15 +147,14 @@ class Loop:
 
     def _save_is_late(self) -> bool:
         limit = self.training.checkpoint_seconds
-        # the shared clock, so that all processes come to the same answer
-        return limit > 0 and self.trainer.elapsed - (self._saved_at - self._started) >= limit
+        return limit > 0 and self.trainer.elapsed - self._saved_at >= limit
 
     def _save(self) -> None:
         if self.trainer.step != self._saved_step:
             self.trainer.save()
             self._saved_step = self.trainer.step
             self._listen()
-        self._saved_at = self._started + self.trainer.elapsed
+        self._saved_at = self.trainer.elapsed
 
     def _report(self) -> None:
         """Log the mean loss since the last report and redraw the progress."""

@@ -29,6 +29,7 @@ from foveal.training.moments import (
     states_from,
 )
 from foveal.training.optimizers import MakeOptimizers
+from foveal.training.processes import together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -250,6 +251,10 @@ class Sharded:
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
+        # each reads its part by itself; none trains on where another could not
+        return together(self._accelerator, lambda: self._load(folder))
+
+    def _load(self, folder: Path) -> dict[str, Any]:
         parts.read_weights(self.model, folder)
         parameters = dict(self.model.named_parameters())
         if is_in_parts(folder):

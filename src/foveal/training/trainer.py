@@ -18,13 +18,14 @@ from foveal.common.by_example import rows_of_step
 from foveal.common.processor import fast_dtype
 from foveal.training import checkpoints
 from foveal.training.config import OptimizerConfig, TrainingConfig, check_training
+from foveal.training.folders import folder_of
 from foveal.training.interrupt import Interrupt, Interrupted
 from foveal.training.layout import Layout
 from foveal.training.loop import Loop
 from foveal.training.machine import native_bfloat16, pick_device
 from foveal.training.metrics import MetricsLog
 from foveal.training.optimizers import make_optimizers
-from foveal.training.processes import from_first
+from foveal.training.processes import from_first, together
 from foveal.training.progress import make_progress
 from foveal.training.schedule import learning_rate, progress, time_used
 from foveal.training.task import Task, Totals
@@ -130,7 +131,8 @@ class Trainer:
                 log.write(self.step, {f"final/{name}": value for name, value in metrics.items()})
         finally:
             log.close()
-        return Outcome(self.step, self.elapsed, metrics, self._folder_of(self.step), main)
+        checkpoint = folder_of(self.folder / CHECKPOINTS, self.step)
+        return Outcome(self.step, self.elapsed, metrics, checkpoint, main)
 
     def _open_log(self) -> MetricsLog:
         """Where numbers go; what the first process cannot open stops all."""
@@ -146,8 +148,9 @@ class Trainer:
         self.task.model.eval()
         try:
             with self.weights.whole(), self.autocast():
-                batch = _to_device(self.task.stream.next(), self.accelerator.device)
-                self.task.loss(self.task.model, batch)
+                # one that cannot read must say so before others wait for it in the loss
+                batch = together(self.accelerator, self.task.stream.next)
+                self.task.loss(self.task.model, _to_device(batch, self.accelerator.device))
         finally:
             self.task.model.train()
             self.task.stream.load_state_dict(position)
@@ -270,9 +273,6 @@ class Trainer:
         return {
             name: float(total / count) for name, (total, count) in zip(names, values, strict=True)
         }
-
-    def _folder_of(self, step: int) -> Path:
-        return self.folder / CHECKPOINTS / f"step-{step:08d}"
 
 
 def _uses_bfloat16(training: TrainingConfig, device: torch.device) -> bool:

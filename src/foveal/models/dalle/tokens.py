@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.common.dtypes import wide
 from foveal.layers.weights import is_traced
 from foveal.models.vocabulary import check_within
 
@@ -72,8 +73,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, count: int | None = None) -> T
     Args:
         count: tokens of all ranks, of which these are a part: the part of their mean.
     """
-    # in float32 at least, as float64 where the model is
-    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    values, right = wide(logits).flatten(0, 1), labels.flatten()
     if count is None:
-        return F.cross_entropy(wide, labels.flatten())
-    return F.cross_entropy(wide, labels.flatten(), reduction="sum") / max(1, count)
+        return F.cross_entropy(values, right)
+    return F.cross_entropy(values, right, reduction="sum") / max(1, count)
