@@ -16,7 +16,7 @@ from foveal.recipes.kind import Run
 from foveal.recipes.report import EVALUATION, write_run_report
 from foveal.recipes.runs import open_model, open_run, write_json
 from foveal.training.dealing import sharing
-from foveal.training.processes import from_first, share_tensors
+from foveal.training.processes import from_first, share_tensors, together
 from foveal.training.progress import showing
 
 if TYPE_CHECKING:
@@ -96,23 +96,34 @@ def _score(
 ) -> Score:
     """Score a run; processes that share the work do so with the weights of the first."""
     kind, options = run.kind, {name: value for name, value in options.items() if value is not None}
-    for name in options.keys() - set(kind.options):
-        raise ValueError(
-            f"--{name.replace('_', '-')} is for runs on text, but this one trains "
-            f"{run.config.task!r}; leave it out."
-        )
-    model, checkpoint = open_model(run, device)
+
+    def read() -> tuple[Any, Any, Any]:
+        _check_options(run, options)
+        opened = open_model(run, device)
+        named = run.config.data.path if data is None else data
+        with showing("reading"), reading(f"data={named!r}"):
+            return *opened, kind.to_score(run, data, full, **options)
+
+    # what one process cannot open stops all of them
+    found: Any
+    model, checkpoint, found = read() if accelerator is None else together(accelerator, read)
     if accelerator is not None:  # a training may have saved another one meanwhile
         share_tensors(accelerator, model.state_dict().values())
-    named = run.config.data.path if data is None else data
-    with showing("reading"), reading(f"data={named!r}"):
-        found = kind.to_score(run, data, full, **options)
     started = time.perf_counter()
     with showing("scoring"):
         values = kind.measure(run, model, found, **options)
     seconds = time.perf_counter() - started
     values |= kind.beside(found)
     return Score(values, found.name, found.checksum(), seconds, checkpoint)
+
+
+def _check_options(run: Run, options: dict[str, Any]) -> None:
+    """Raise ValueError for an option that means nothing for the run's task."""
+    for name in options.keys() - set(run.kind.options):
+        raise ValueError(
+            f"--{name.replace('_', '-')} is for runs on text, but this one trains "
+            f"{run.config.task!r}; leave it out."
+        )
 
 
 def _keep(folder: Path, result: dict[str, Any]) -> None:
