@@ -268,6 +268,9 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_so(monkeypatch):
     [
         (MemoryError(), "needs more memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "more memory"),
+        (RuntimeError("[a/gloo/transport/tcp/pair.cc:5] Connection closed"), "another process"),
+        (RuntimeError("[b/gloo/transport/tcp/pair.cc:7] Read error: reset"), "another process"),
+        (type("DistBackendError", (RuntimeError,), {})("gone"), "another process"),
         (RecursionError("maximum depth"), "nested too deeply"),
         (OverflowError("int too large to convert"), "too large"),
         (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: no such file"),

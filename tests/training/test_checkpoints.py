@@ -12,6 +12,7 @@ from torch import nn
 
 from foveal.training import checkpoints
 from foveal.training.checkpoints import CheckpointError, last_complete, save_checkpoint
+from foveal.training.folders import fingerprint, write_manifest
 
 
 def save(root, step, keep=3):
@@ -142,6 +143,24 @@ def test_a_manifest_lists_no_files_of_other_folders(tmp_path):
     (bad / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="lists files of other folders"):
         checkpoints.check(bad)
+
+
+@pytest.mark.parametrize("name", ["shard-00003-x.safetensors", "x.safetensors", "unlisted"])
+def test_parts_that_the_manifest_does_not_know_are_damage(tmp_path, name):
+    """They would be read with the others: one put there, of any name, or one struck off."""
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    for file in ("state.json", "run.json", "shard-00001-x.safetensors", "shard-2.safetensors"):
+        (folder / file).write_bytes(b"{}")
+    entries = {file.name: fingerprint(file) for file in folder.iterdir()}
+    write_manifest(folder, entries)
+    checkpoints.check(folder)
+    if name == "unlisted":
+        name = "shard-2.safetensors"
+        write_manifest(folder, {k: v for k, v in entries.items() if k != name})
+    (folder / name).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=f"{name}, which its manifest.json does not list"):
+        checkpoints.check(folder)
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "device"])

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from foveal.common.inputs import is_out_of_memory, reason
+from foveal.common.inputs import has_lost_a_process, is_out_of_memory, reason
 from foveal.common.packages import how_to_get
 from foveal.common.words import shorten, suggest
 from foveal.version import __version__
@@ -88,6 +88,11 @@ def _answer(error: Exception, command: str, arguments: list[str]) -> int:
         )
     if is_out_of_memory(error):
         return _complain(f"foveal {command} needs more memory than there is; try smaller sizes.")
+    if has_lost_a_process(error):
+        return _complain(
+            "another process of this command has ended, so this one ends as well; what that one "
+            f"said is the reason. What was saved is whole. (Here: {reason(error)})"
+        )
     if isinstance(error, RecursionError):
         return _complain("something that was given is nested too deeply.")
     if isinstance(error, OSError):

@@ -72,6 +72,18 @@ _OUT_OF_MEMORY = (
 )
 
 
+def has_lost_a_process(error: BaseException) -> bool:
+    """Whether what failed is an exchange with another process, which is not there any more."""
+    if type(error).__name__ in _LOST:
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("gloo/transport" in text or "NCCL" in text)
+
+
+# of torch.distributed, which need not be loaded
+_LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+
 def require_file(path: str | Path, what: str) -> Path:
     """A path as one that can be read to its end: no folder, and nothing that could wait for ever.
 

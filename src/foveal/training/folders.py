@@ -85,7 +85,10 @@ def failure(root: Path, step: int, error: OSError) -> str:
 
 def check(folder: Path) -> None:
     """Raise CheckpointError, naming the file and the fault, unless the checkpoint is whole."""
-    for name, (size, digest) in read_manifest(folder).items():
+    entries = read_manifest(folder)
+    if PARTS in entries:
+        _check_nothing_else(folder, entries)
+    for name, (size, digest) in entries.items():
         file = folder / name
         try:
             found = file.stat().st_size if file.is_file() else None
@@ -107,6 +110,17 @@ def check(folder: Path) -> None:
                 f"the checkpoint file {file} is damaged (its checksum is wrong); "
                 "use an earlier checkpoint."
             )
+
+
+def _check_nothing_else(folder: Path, entries: Mapping[str, tuple[int, str]]) -> None:
+    """Raise CheckpointError for weights that the manifest does not know: they would be read."""
+    there = (file.name for file in folder.glob(f"*{Path(WEIGHTS).suffix}"))
+    strange = sorted(name for name in there if name not in entries)
+    if strange:
+        raise CheckpointError(
+            f"the checkpoint {folder} holds {strange[0]}, which its {MANIFEST} does not list; "
+            "use an earlier one."
+        )
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:

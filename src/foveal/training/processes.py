@@ -196,4 +196,4 @@ def together(accelerator: Accelerator, action: Callable[[], ResultT]) -> ResultT
 
 def _is_of_the_user(error: Exception) -> bool:
     """Whether the message says everything, so that no process but the first need repeat it."""
-    return isinstance(error, ValueError | OSError | StoppedElsewhereError)
+    return isinstance(error, ValueError | OSError | ImportError | StoppedElsewhereError)

@@ -122,7 +122,7 @@ class Trainer:
             ValueError: a tracker cannot be started; nothing is trained then.
         """
         if resume_from is not None:
-            self._load(resume_from)
+            together(self.accelerator, lambda: self._load(resume_from))
         main, log = self.accelerator.is_main_process, self._open_log()
         try:
             with make_progress(self.title, enabled=main) as bar, Interrupt() as interrupt:
@@ -263,7 +263,12 @@ class Trainer:
         with checkpoints.fitting(folder):
             self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
             position = state["stream"]
-        self.task.stream.load_state_dict(position)
+        try:
+            self.task.stream.load_state_dict(position)
+        except (LookupError, TypeError, AttributeError) as error:  # of another kind of stream
+            raise checkpoints.CheckpointError(
+                f"the place in the data that {folder} keeps is none of these data: {error!r}."
+            ) from error
 
     def _reduce(self, totals: Totals) -> dict[str, float]:
         names = sorted(totals)
