@@ -182,7 +182,7 @@ def _command_to_resume(recipe: str, folder: Path) -> str:
     count = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = "foveal"
     if count != "1":
-        start = f"torchrun --nproc_per_node {count} -m foveal.cli"
+        start = f"torchrun --nproc-per-node {count} -m foveal.cli"
     elif Path(sys.argv[0]).stem != "foveal":
         start = "python -m foveal.cli"
     where = shlex.quote(str(folder))

@@ -61,5 +61,5 @@ _MAY_CHANGE = {
     *("training.checkpoint_every", "training.checkpoint_seconds", "training.keep"),
     *("training.device", "training.compile", "training.trackers"),
     *("training.activation_checkpointing", "training.loss_chunk"),
-    *("parallel.shard", "parallel.sequence", "training.prefetch"),
+    *("parallel.shard", "parallel.sequence", "training.prefetch", "training.accumulate"),
 }
