@@ -13,9 +13,9 @@ from foveal.patterns.needs import listed
 
 
 @pytest.fixture(scope="module")
-def whole():
+def whole(page_text):
     """The page as it is shipped, and what it says when a browser unpacks it."""
-    text = pages.page()
+    text = page_text
     packed = re.search(r'<script type="text/plain" id="tables">([^<]*)</script>', text)[1]
     return text, pages.unpacked(packed)
 

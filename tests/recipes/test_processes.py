@@ -214,7 +214,7 @@ def test_a_signal_to_all_stops_all_at_one_step(played):
     assert "".join(result["err"]).count("--resume auto") == 1
     step = result["err"][0].split("interrupted at step ")[1].split(";")[0].replace(",", "")
     check(folder / f"run/checkpoints/step-{int(step):08d}")
-    assert "torchrun --nproc_per_node 2 -m foveal.cli train" in result["err"][0]
+    assert "torchrun --nproc-per-node 2 -m foveal.cli train" in result["err"][0]
 
 
 def test_a_full_disk_of_the_first_stops_all(played):

@@ -77,7 +77,7 @@ def _policy(style: str, script: str) -> str:
     """What a browser may do for the page: run this script, use this style, and nothing else."""
     return (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
-        "base-uri 'none'; form-action 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
