@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
@@ -125,3 +126,9 @@ def test_a_query_passes_few_files():
         sys.setprofile(None)
     assert {"foveal/ops/attend.py", "foveal/ops/tiled.py"} <= files
     assert len(files) <= 12, sorted(files)
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """In whatever folders: pytest imports them by these names, and stops where two are alike."""
+    names = sorted(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [one for one, other in itertools.pairwise(names) if one == other] == []

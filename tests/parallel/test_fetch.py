@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import conv1d, pad
 
 from foveal import parallel
+from foveal import patterns as P
 
 SHARDS = [(7, 7, 6), (1, 2, 1, 16), (0, 9, 0, 11), (20, 0), (0, 0, 3, 1, 1, 15)]
 
@@ -97,3 +98,11 @@ def test_what_cannot_be_fetched_is_refused():
     parallel.simulate(2, act)
     with pytest.raises(TypeError, match="mesh must be a DeviceMesh of one dimension"):
         parallel.fetch(x, 1, mesh="cp")
+    with pytest.raises(TypeError, match="x must be a tensor, got list"):
+        parallel.simulate(1, lambda rank: parallel.fetch([1, 2], 1, mesh=rank))
+    with pytest.raises(ValueError, match="align must be a positive int, got align"):
+        parallel.simulate(1, lambda rank: parallel.take(x, rank, align=2.5))
+    with pytest.raises(ValueError, match="pattern must be a Pattern, got str"):
+        parallel.explain("SlidingWindow(4)", 64, 2)
+    with pytest.raises(ValueError, match="itemsize must be a positive int"):
+        parallel.explain(P.Full(), 64, 2, itemsize=0)

@@ -78,7 +78,11 @@ def explain(
     Raises:
         ValueError: a number is not positive, or a length that the pattern does not take.
     """
-    for name, value in {"length": length, "ranks": ranks, "head_dim": head_dim}.items():
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"pattern must be a Pattern, got {type(pattern).__name__}.")
+    numbers = {"length": length, "ranks": ranks, "heads": heads, "head_dim": head_dim}
+    numbers |= {"kv_heads": kv_heads or heads, "batch": batch, "itemsize": itemsize}
+    for name, value in numbers.items():
         as_int(name, value, 1)
     pattern.check_length(length)
     sizes = cut_evenly(length, ranks, align)

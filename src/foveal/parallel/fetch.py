@@ -12,7 +12,7 @@ from torch import Tensor
 from foveal.common.checks import as_int
 from foveal.parallel.moving import exchange
 from foveal.parallel.ranks import Ranks, as_ranks
-from foveal.parallel.shares import lengths_of
+from foveal.parallel.shares import check_rows, lengths_of
 
 Beyond = Literal["zeros", "nothing"]
 Span = tuple[int, int]
@@ -47,8 +47,9 @@ def fetch(
         x with `before + after` rows more along `dim`.
 
     Raises:
-        TypeError: mesh is no group of ranks.
-        ValueError: a number is negative; x has no such dimension; lengths are not what is here.
+        TypeError: mesh is no group of ranks, or x no tensor.
+        ValueError: a number is negative; x is a DTensor or has no such dimension; lengths are not
+            what is here.
 
     Example:
         >>> import torch
@@ -60,8 +61,7 @@ def fetch(
         [tensor([0., 0., 1., 2., 3.]), tensor([2., 3., 4., 5., 0.])]
     """
     before, after = as_int("before", before, 0), as_int("after", after, 0)
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim={dim} is no dimension of a tensor of shape {tuple(x.shape)}.")
+    check_rows(x, dim)
     if beyond not in ("zeros", "nothing"):
         raise ValueError(f"beyond must be 'zeros' or 'nothing', got {beyond=}.")
     ranks = as_ranks(mesh)

@@ -176,6 +176,8 @@ def as_ranks(mesh: Any) -> Ranks:
                 f'mesh["{names[0] if names else "cp"}"].'
             )
         group = mesh.get_group()
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this process is not one of the ranks of mesh; only its ranks call this.")
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
             "mesh must be a DeviceMesh of one dimension or a process group, got "

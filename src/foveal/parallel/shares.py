@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.checks import as_int
+from foveal.ops.sharded import check_whole
 from foveal.parallel.moving import gather_numbers
 from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.patterns.needs import Stretches, count, listed, within
@@ -54,15 +56,23 @@ def take(x: Tensor, mesh: Any, dim: int = 1, align: int = 1) -> Tensor:
         a view of x, as long as an even cut makes it.
 
     Raises:
-        ValueError: x has no such dimension, or align is not positive.
+        TypeError: x is no tensor, or mesh no group of ranks.
+        ValueError: x is a DTensor or has no such dimension, or align is not positive.
     """
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim={dim} is no dimension of a tensor of shape {tuple(x.shape)}.")
-    if align < 1:
-        raise ValueError(f"align must be at least 1, got {align=}.")
+    check_rows(x, dim)
+    align = as_int("align", align, 1)
     ranks = as_ranks(mesh)
     lengths = cut_evenly(x.shape[dim], ranks.size, align)
     return x.narrow(dim, sum(lengths[: ranks.rank]), lengths[ranks.rank])
+
+
+def check_rows(x: Any, dim: int) -> None:
+    """Raise TypeError or ValueError where x is no plain tensor with such a dimension."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}.")
+    check_whole(x, names=("x",))
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim={dim} is no dimension of a tensor of shape {tuple(x.shape)}.")
 
 
 @dataclass(frozen=True)
