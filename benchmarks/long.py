@@ -81,7 +81,7 @@ def model(own: int) -> None:
     lm(tokens, targets=targets, chunk=CHUNK).sum().backward()
 
 
-CASES: dict[str, Callable[[int], None]] = {"attention": attention, "model": model}
+WORK: dict[str, Callable[[int], None]] = {"attention": attention, "model": model}
 
 
 def peak() -> int:
@@ -96,7 +96,7 @@ def measure(case: str, tokens: int) -> list[dict[str, Any]]:
     sent, before = Sent(), peak()
     dist.barrier()
     started = time.perf_counter()
-    CASES[case](own)
+    WORK[case](own)
     found = {
         "seconds": round(time.perf_counter() - started, 2),
         "peak_bytes": peak(),
@@ -171,7 +171,7 @@ def main() -> None:
     launched = "RANK" in os.environ
     count = int(os.environ["WORLD_SIZE"]) if launched else args.ranks
     found = {}
-    for case in CASES:
+    for case in WORK:
         found[case] = act(case, args.tokens) if launched else forked(case, args.tokens, count)
     if launched and os.environ["RANK"] != "0":
         return

@@ -15,6 +15,7 @@ from foveal.ops.bias import Bias, WindowBias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
 from foveal.ops.define import in_mode_of, is_stray
+from foveal.ops.drop import ByPlace
 from foveal.ops.implementations import IMPLEMENTATIONS
 from foveal.ops.sharded import check_context
 from foveal.ops.work import Call, Work, work_of
@@ -159,8 +160,7 @@ def attend(
         check_context()
     if isinstance(bias, tuple):
         bias = settle(bias, q, k, pattern)
-    by_place = getattr(dropout_p, "seed", None) is not None  # of a ByPlace: by example already
-    if dropout_p and not by_place and by_example.wants_rows(q.shape[0]):
+    if dropout_p and not _is_placed(dropout_p) and by_example.wants_rows(q.shape[0]):
         options = {"scale": scale, "impl": impl, "return_lse": return_lse}
         options |= {"dropout_p": dropout_p, "sinks": sinks, "softcap": softcap}
         return _row_by_row((q, k, v, pattern), bias, key_mask, options)
@@ -193,6 +193,11 @@ def attend(
         known.keep(key, chosen, work)
     out, lse = chosen.run(call)
     return (out, lse) if return_lse else out  # type: ignore[return-value]
+
+
+def _is_placed(dropout_p: float) -> bool:
+    """Whether its draws go by place, and so by example already."""
+    return isinstance(dropout_p, ByPlace) and dropout_p.seed is not None
 
 
 def _row_by_row(
