@@ -8,8 +8,9 @@ import torch
 import foveal
 from foveal import parallel
 from foveal import patterns as P
+from foveal.common.hashing import mixed
 from foveal.layers.dropout import PlacedDropout
-from foveal.ops.drop import ByPlace, kept, mixed
+from foveal.ops.drop import ByPlace, kept
 
 TINY = {
     "num_tokens": 20,

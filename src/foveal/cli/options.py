@@ -14,9 +14,9 @@ import tyro
 from foveal.cli.parsing import parse, plain
 from foveal.recipes.build import model_arguments, model_class
 from foveal.recipes.config import plain_table
-from foveal.recipes.settings import RunConfig
+from foveal.recipes.settings import SECTIONS, RunConfig
 
-_SETTINGS = ("data", "optimizer", "training", "parallel")
+_SETTINGS = tuple(name for name in SECTIONS if name != "model")
 """Sections that are options as they are."""
 
 _ALIASES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64, as int64 has them
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
+from foveal.common.hashing import unsigned_shift
+
 _BITS = 53
 
 
@@ -51,21 +51,6 @@ class ByPlace(float):
         return torch.cat([seed, self.queries.cpu(), self.keys.cpu()])
 
 
-def mixed(seed: Tensor | int, *numbers: Tensor | int) -> Tensor:
-    """64 bits that depend on all of the numbers: int64 tensors that broadcast -> int64."""
-    words = torch.as_tensor(seed)
-    for number in numbers:
-        words = words ^ (torch.as_tensor(number) + 1) * _GOLDEN
-        words = (words ^ _shifted(words, 30)) * _FIRST
-        words = (words ^ _shifted(words, 27)) * _SECOND
-        words = words ^ _shifted(words, 31)
-    return words
-
-
-def _shifted(words: Tensor, by: int) -> Tensor:
-    return (words >> by) & ((1 << (64 - by)) - 1)  # int64 would shift its sign in
-
-
 def kept(rate: float, words: Tensor) -> Tensor:
     """Which of some words (any shape), as from `mixed`, are not dropped: bool of their shape."""
-    return _shifted(words, 64 - _BITS) >= int(float(rate) * (1 << _BITS))
+    return unsigned_shift(words, 64 - _BITS) >= int(float(rate) * (1 << _BITS))

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveal.common.hashing import mixed
 from foveal.common.memo import remember
 from foveal.common.processor import multiplies_bfloat16
 from foveal.ops.bias import MASKED, WindowBias, window_columns
-from foveal.ops.drop import kept, mixed
+from foveal.ops.drop import kept
 from foveal.ops.pair_bias import bias_of_pairs
 from foveal.ops.places import (
     Scratch,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from foveal.layers.halo import HaloAttention
 from foveal.layers.patch import as_map, tokens
-from foveal.parallel.fetch import Span, rows_of, spans_of
+from foveal.parallel.fetch import rows_of
+from foveal.parallel.shares import Span, spans_of
 from foveal.parallel.whole import Sizes
 
 Layer = Callable[[Tensor], Tensor]

@@ -6,7 +6,6 @@ backward pass hands the gradients of foreign keys and values back the way they c
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from foveal.ops.drop import ByPlace
 from foveal.parallel import pooled
 from foveal.parallel.moving import exchange
 from foveal.parallel.ranks import Ranks, as_ranks
-from foveal.parallel.shares import Share, kept_by, lengths_of, share
+from foveal.parallel.shares import Share, borders_of, kept_by, lengths_of, share, spans_of
 from foveal.patterns import Pattern
 from foveal.patterns.gathered import Gathered
 from foveal.patterns.needs import Stretches, listed
@@ -133,8 +132,8 @@ def localize(
     kept, key = kept_by(ranks), (pattern.cache_key(), sizes, spans)
     found: Local | None = kept.find(key)
     if found is None:
-        borders = [0, *itertools.accumulate(sizes)]
-        first, last = (spans or tuple(itertools.pairwise(borders)))[ranks.rank]
+        borders = borders_of(sizes)
+        first, last = (spans or spans_of(sizes))[ranks.rank]
         needs = pattern.needs(first, last, borders[-1])
         shared = share(needs, borders, ranks)
         found = Local(part(pattern, first, last, borders[-1], needs), first, needs, shared)
@@ -144,9 +143,9 @@ def localize(
 
 def _asked(pattern: Pattern, own: int, length: int, ranks: Ranks) -> list[tuple[int, int]]:
     """The queries of every rank, of a pattern that has fewer of them than keys."""
-    borders = [0, *itertools.accumulate(lengths_of(ranks, own))]
-    pattern.check_lengths(borders[-1], length)
-    return list(itertools.pairwise(borders))
+    counts = lengths_of(ranks, own)
+    pattern.check_lengths(sum(counts), length)
+    return spans_of(counts)
 
 
 def _own(queries: Sequence[tuple[int, int]], ranks: Ranks) -> int:

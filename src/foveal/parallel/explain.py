@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from foveal.common.checks import as_int
 from foveal.parallel.levels import layout_of
-from foveal.parallel.shares import cut_evenly
+from foveal.parallel.shares import borders_of, cut_evenly
 from foveal.patterns import Pattern
 from foveal.patterns.needs import count, within
 
@@ -87,10 +87,10 @@ def explain(
     pattern.check_length(length)
     sizes = cut_evenly(length, ranks, align)
     layout = layout_of(pattern, sizes) if pattern.pools else None
-    borders = layout.borders if layout else [0, *itertools.accumulate(sizes)]
+    borders = layout.borders if layout else borders_of(sizes)
     queries = borders
     if not pattern.pools and (few := pattern.num_queries(length)) != length:
-        queries = [0, *itertools.accumulate(cut_evenly(few, ranks))]
+        queries = borders_of(cut_evenly(few, ranks))
     token = 2 * batch * (kv_heads or heads) * head_dim * itemsize
     tokens, neighbors = 0, 0
     for rank in _looked_at(ranks):

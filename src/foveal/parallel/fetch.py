@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,10 +11,9 @@ from torch import Tensor
 from foveal.common.checks import as_int
 from foveal.parallel.moving import exchange
 from foveal.parallel.ranks import Ranks, as_ranks
-from foveal.parallel.shares import check_rows, lengths_of
+from foveal.parallel.shares import Span, check_rows, lengths_of, spans_of
 
 Beyond = Literal["zeros", "nothing"]
-Span = tuple[int, int]
 
 
 def fetch(
@@ -71,11 +69,6 @@ def fetch(
     spans = spans_of(sizes)
     wanted = [(a - before, b + after) for a, b in spans]
     return rows_of(x, wanted, ranks, sizes, dim, beyond)
-
-
-def spans_of(sizes: Sequence[int]) -> list[Span]:
-    """First row of each rank and the one after its last."""
-    return list(itertools.pairwise([0, *itertools.accumulate(sizes)]))
 
 
 def rows_of(

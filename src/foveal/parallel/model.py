@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.common.checks import as_int
+from foveal.common.hashing import mixed
 from foveal.layers import CrossAttention, SelfAttention
 from foveal.layers.dropout import drawing, drawing_part, place_dropout
 from foveal.layers.packing import Context
@@ -18,12 +19,12 @@ from foveal.models.base import Model
 from foveal.models.causal import CausalLM
 from foveal.models.dalle import DALLE
 from foveal.models.hourglass import HourglassTransformer
-from foveal.ops.drop import ByPlace, kept, mixed
+from foveal.ops.drop import ByPlace, kept
 from foveal.parallel.attend import attend
-from foveal.parallel.fetch import rows_of, spans_of
+from foveal.parallel.fetch import rows_of
 from foveal.parallel.moving import agreed
 from foveal.parallel.ranks import Ranks, as_ranks
-from foveal.parallel.shares import cut_evenly, lengths_of
+from foveal.parallel.shares import cut_evenly, lengths_of, spans_of
 from foveal.patterns import Pattern
 
 

@@ -17,6 +17,9 @@ from foveal.parallel.moving import gather_numbers
 from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.patterns.needs import Stretches, count, listed, within
 
+Span = tuple[int, int]
+"""[first, last) rows."""
+
 
 def lengths_of(ranks: Ranks, own: int, lengths: Sequence[int] | None = None) -> tuple[int, ...]:
     """Tokens of every rank, which are asked where they are not given.
@@ -33,6 +36,16 @@ def lengths_of(ranks: Ranks, own: int, lengths: Sequence[int] | None = None) -> 
             f"{own}, got lengths={lengths}."
         )
     return lengths
+
+
+def borders_of(sizes: Sequence[int]) -> list[int]:
+    """First token of each rank, then the end."""
+    return [0, *itertools.accumulate(sizes)]
+
+
+def spans_of(sizes: Sequence[int]) -> list[Span]:
+    """First token of each rank and the one after its last."""
+    return list(itertools.pairwise(borders_of(sizes)))
 
 
 def cut_evenly(length: int, ranks: int, align: int = 1) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from foveal.data.remote import is_remote
 from foveal.data.sequence_sources import LISTOPS
 from foveal.data.sources import STANDARD_LIBRARY
 from foveal.recipes.kind import TASKS, find_kind
-from foveal.recipes.settings import RunConfig
+from foveal.recipes.settings import SECTIONS, RunConfig
 from foveal.training.config import (
     OptimizerConfig,
     TrainingConfig,
@@ -38,7 +38,6 @@ __all__ = ["RunConfig", "config_from_dict", "load_recipe", "read_recipe", "recip
 _LARGEST_RECIPE = 1 << 20
 _LARGEST_INT = 2**63
 _DEEPEST = 20
-_SECTIONS = ("task", "model", "data", "optimizer", "training", "parallel")
 
 
 def recipe_names() -> list[str]:
@@ -110,10 +109,10 @@ def summary_of(name: str) -> str:
 
 def config_from_dict(values: Mapping[str, Any], where: str) -> RunConfig:
     """Build a configuration from a dictionary, strictly; `where` names its origin in errors."""
-    check_keys(values, ("recipe", *_SECTIONS), where)
+    check_keys(values, ("recipe", "task", *SECTIONS), where)
     task = values.get("task", "bytes")
     kind = find_kind(task, where)
-    for section in _SECTIONS[1:]:
+    for section in SECTIONS:
         if not isinstance(values.get(section, {}), Mapping):
             got = show(values[section])
             raise ValueError(f"{section} must be a table in {where}, got {got}.")

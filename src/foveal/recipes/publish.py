@@ -15,10 +15,9 @@ from foveal.recipes.config import load_recipe
 from foveal.recipes.kind import Run
 from foveal.recipes.report import EVALUATION, RESULT, newest_score
 from foveal.recipes.runs import open_run, read_json
-from foveal.recipes.settings import RunConfig
+from foveal.recipes.settings import SECTIONS, RunConfig
 from foveal.training.checkpoints import SETTINGS
 
-_SECTIONS = ("model", "data", "optimizer", "training", "parallel")
 _TOLD = ("classes", "pictures", "length")
 """Facts of a run that a card repeats."""
 
@@ -40,7 +39,7 @@ def publish(run: Run | Path | str) -> tuple[dict[str, Any], dict[str, str]]:
     files[SETTINGS] = json.dumps(public, indent=2) + "\n"
     about = {
         "command": command(run.config),
-        "settings": {name: public[name] for name in _SECTIONS},
+        "settings": {name: public[name] for name in SECTIONS},
         "tags": [run.config.task],
         **_results(run),
     }
@@ -107,7 +106,7 @@ def command(config: RunConfig) -> str:
     except (OSError, ValueError):  # a file that is gone, or settings made in Python
         return shlex.join(words)
     given = config.to_dict()
-    for section in _SECTIONS:
+    for section in SECTIONS:
         usual = recipe[section] if recipe["task"] == given["task"] else {}
         for name, value in given[section].items():
             if name not in usual or usual[name] != value:

@@ -12,6 +12,9 @@ from foveal.data.text import TextConfig
 from foveal.training.config import OptimizerConfig, TrainingConfig
 from foveal.training.layout import ParallelConfig
 
+SECTIONS = ("model", "data", "optimizer", "training", "parallel")
+"""Tables of a recipe."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

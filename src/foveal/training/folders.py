@@ -202,13 +202,25 @@ def load_settings(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged.
     """
+    return read_table(folder / SETTINGS, "settings of a checkpoint are", "settings of a run")
+
+
+def read_table(file: Path, damaged: str, holds: str) -> dict[str, Any]:
+    """The table in a JSON file of a checkpoint.
+
+    Args:
+        damaged, holds: what to call it where it cannot be read, and where it is no table.
+
+    Raises:
+        CheckpointError: it is one of these.
+    """
     try:
-        settings = read_json(folder / SETTINGS)
+        table = read_json(file)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the settings of a checkpoint are damaged: {error}") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{folder / SETTINGS} does not hold the settings of a run.")
-    return settings
+        raise CheckpointError(f"the {damaged} damaged: {error}") from None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{file} does not hold the {holds}.")
+    return table
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageWriter,
 )
 
-from foveal.common.files import begin_folder, finish_folder, read_json
+from foveal.common.files import begin_folder, finish_folder
 from foveal.training.folders import (
     PARTS,
     CheckpointError,
@@ -36,6 +36,7 @@ from foveal.training.folders import (
     fingerprint,
     folder_of,
     prune,
+    read_table,
     write_manifest,
 )
 from foveal.training.moments import Moments
@@ -181,13 +182,7 @@ def load_parts_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged.
     """
-    try:
-        state = read_json(folder / PARTS)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the state of a checkpoint is damaged: {error}") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{folder / PARTS} does not hold the state of a training.")
-    return state
+    return read_table(folder / PARTS, "state of a checkpoint is", "state of a training")
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:
