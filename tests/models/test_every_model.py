@@ -156,11 +156,18 @@ def test_other_defaults_of_the_process(case):
 
 @each
 def test_files(case, tmp_path):
-    """A model comes back from its files in its dtype, with its outputs."""
+    """A model comes back from its files in its dtype or another, with its outputs."""
     model = case.make().eval()
     before = run(case, model)
     model.save_pretrained(tmp_path)
-    assert torch.equal(run(case, load_model(tmp_path)), before)
+    again = load_model(tmp_path)
+    assert (again.device.type, again.dtype) == (model.device.type, model.dtype)
+    assert torch.equal(run(case, again), before)
+    half = load_model(tmp_path, "cpu", dtype="bfloat16")
+    assert half.dtype is torch.bfloat16
+    torch.testing.assert_close(half.state_dict(), again.bfloat16().state_dict(), rtol=0, atol=0)
+    shapes = type(model).from_pretrained(tmp_path, "meta", dtype=torch.float16)
+    assert {(x.device.type, x.dtype) for x in shapes.parameters()} == {("meta", torch.float16)}
     stream = io.BytesIO()
     torch.save(model.state_dict(), stream)
     stream.seek(0)

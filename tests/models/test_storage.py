@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import CASES
 
+from foveal.compat import load_upstream
+from foveal.layers import HaloAttention
 from foveal.models import DALLE, TransformerLM, load_model
 
 SMALL = {"dim": 8, "depth": 2, "heads": 2, "dim_head": 4, "num_tokens": 5}
@@ -152,3 +154,62 @@ def test_tied_weights_that_are_nan(tmp_path):
     model.save_pretrained(tmp_path)
     again = load_model(tmp_path)
     assert again.to_logits.weight is again.token_emb.weight
+
+
+PLACES = [
+    ({"device": "cuda:99"}, r"device='cuda:99' is not on this machine, which has cpu"),
+    ({"device": "cup"}, r"device='cup' is not on .*; did you mean 'cpu'\?"),
+    ({"device": ""}, r"device='' is not"),
+    ({"device": True}, r"device=True is not"),
+    ({"device": [1]}, r"device=a list is not"),
+    ({"device": "hpu"}, r"device='hpu' is not"),
+    ({"dtype": "bfloat17"}, r"dtype must be one of .*, got dtype='bfloat17'; did you mean 'bfl"),
+    ({"dtype": "int8"}, r"dtype must be one of 'float32', 'bfloat16', 'float16', 'float64'"),
+    ({"dtype": torch.int8}, r"got dtype=torch.int8"),
+    ({"dtype": torch.float8_e4m3fn}, r"got dtype=torch.float8_e4m3fn"),
+    ({"dtype": 16}, r"got dtype=16"),
+    ({"dtype": [torch.float16]}, r"got dtype=a list"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), PLACES, ids=lambda one: str(one)[:30])
+@pytest.mark.parametrize("load", [load_model, TransformerLM.from_pretrained, load_upstream])
+def test_places_and_types_that_are_none(load, given, words):
+    """Another dtype or device is refused in one line, before anything is read."""
+    with pytest.raises(ValueError, match=words) as caught:
+        load("nowhere", **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("float64", torch.float64),
+        ("torch.float16", torch.float16),
+        ("half", torch.float16),
+        ("bf16", torch.bfloat16),
+        (torch.float32, torch.float32),
+    ],
+)
+def test_types_by_their_names(name, dtype, tmp_path):
+    """A type is named as torch, its tensors and the field call it; tied weights stay tied."""
+    model = TransformerLM(**SMALL)
+    tie_logits(model)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, "cpu:0", dtype=name)
+    assert (again.dtype, again.device) == (dtype, torch.device("cpu"))
+    assert again.to_logits.weight is again.token_emb.weight
+    with torch.device(
+        "meta"
+    ):  # the default of the process is of what is made, not of what is read
+        assert load_model(tmp_path).device.type == "cpu"
+
+
+def test_weights_of_a_package_in_another_type():
+    """load_upstream takes both, for a layer too."""
+    layer = HaloAttention(dim=32, block_size=8, halo_size=4)
+    options = {"package": "halonet-pytorch", "config": {"block_size": 8, "halo_size": 4}}
+    read = load_upstream(layer.state_dict(), **options, dtype="bfloat16", device="cpu")
+    assert {x.dtype for x in read.parameters()} == {torch.bfloat16}
+    read = load_upstream(layer.state_dict(), **options, device="meta")
+    assert {(x.dtype, x.device.type) for x in read.parameters()} == {(torch.float32, "meta")}

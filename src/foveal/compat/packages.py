@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from foveal.common.files import write_file
+from foveal.common.placing import as_device, as_dtype
 from foveal.common.words import suggest
 from foveal.compat.dalle_pytorch.checkpoints import DALLE_PYTORCH
 from foveal.compat.files import Checkpoint, Weights, read_checkpoint
@@ -55,6 +56,9 @@ def load_upstream(
     package: str | None = None,
     config: Mapping[str, Any] | None = None,
     compat: str | None = PACKAGE_DEFAULT,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> nn.Module:
     """The model or layer of a public package's checkpoint, in evaluation mode.
 
@@ -67,11 +71,12 @@ def load_upstream(
             do not give are needed.
         compat: whose mathematics. Left out, those of the package, faults included; None, the
             corrected ones, with the same weights; or "<package>-<version>".
+        device, dtype: of its weights, as in `foveal.load_model`; as they come unless given.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown package or version, a damaged or dangerous file, weights that do
-            not fit.
+            not fit; a device that is not there, or a dtype that no model computes in.
 
     Example:
         >>> import foveal.interop as interop
@@ -83,6 +88,8 @@ def load_upstream(
         >>> layer.heads
         8
     """
+    place = None if device is None else as_device("device", device)
+    kind = None if dtype is None else as_dtype("dtype", dtype)
     read = read_checkpoint(checkpoint)
     upstream = _find(read) if package is None else _named(package)
     if compat == PACKAGE_DEFAULT:
@@ -93,11 +100,12 @@ def load_upstream(
             f"{upstream.package}, got {compat=}."
         )
     try:
-        return upstream.build(read, dict(config or {}), compat)
+        model = upstream.build(read, dict(config or {}), compat)
     except KeyError as error:
         raise ValueError(
             f"{read.source} does not look like {upstream.package}: it has no {error}."
         ) from error
+    return model if place is None and kind is None else model.to(place, kind)
 
 
 def save_upstream(

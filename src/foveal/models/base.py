@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.common.lazy import provided
+from foveal.layers.weights import device_of, dtype_of
 from foveal.models.config import ModelConfig
 from foveal.models.storage import load_model, save_model
 
@@ -58,6 +59,16 @@ class Model(nn.Module):
         """Number of trained values."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: the device of the first one."""
+        return device_of(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are made of: the dtype of the first floating-point one."""
+        return dtype_of(self)
+
     def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
         """Inputs of `forward` without values, on the meta device: one sequence, or one picture.
 
@@ -84,6 +95,7 @@ class Model(nn.Module):
         folder: str | Path,
         device: torch.device | str | None = None,
         *,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -94,18 +106,21 @@ class Model(nn.Module):
 
         Args:
             folder: the folder, or "user/name" of a model on the Hub where no folder is called so.
-            device: of its weights.
+            device: of its weights, the CPU unless given.
+            dtype: of its weights, such as "bfloat16"; that of the file unless given.
             revision, token, cache_dir, local_files_only, force_download: of the Hub, see
                 `load_model`.
 
         Raises:
             FileNotFoundError: a file is missing, or there is no such model on the Hub.
-            ValueError: a file is damaged, or describes another model.
+            ValueError: a file is damaged, or describes another model; a device that is not there,
+                or a dtype that no model computes in.
             PermissionError, ConnectionError: the Hub refuses, or cannot be reached.
         """
         model = load_model(
             folder,
             device,
+            dtype=dtype,
             revision=revision,
             token=token,
             cache_dir=cache_dir,

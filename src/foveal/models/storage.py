@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foveal.common.files import read_json, write_file, write_text
 from foveal.common.lazy import provided
 from foveal.common.meta import on_meta
+from foveal.common.placing import as_device, as_dtype
 from foveal.models.registry import family
 
 CONFIG = "config.json"
@@ -55,17 +56,21 @@ def load_model(
     folder: str | Path,
     device: torch.device | str | None = None,
     *,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Any:
-    """The Model that `save_model` wrote, in evaluation mode and in the dtype of the file.
+    """The Model that `save_model` wrote, in evaluation mode.
 
     Args:
         folder: where it was saved; or "user/name" of a model on the Hub, if there is no such
             folder. Of that, config.json and model.safetensors are downloaded, nothing else.
+        device: of its weights, the CPU unless given; "meta" for a model that is shapes alone.
+        dtype: of its weights, such as "bfloat16" or torch.bfloat16: `.to(dtype)` of the model,
+            made one weight at a time; that of the file unless given.
         revision: branch, tag or commit of a model on the Hub; its main branch unless given.
         token: who asks the Hub; the one that was logged in with unless given, nobody if False.
         cache_dir: where downloads are kept; where huggingface_hub keeps them unless given.
@@ -74,14 +79,17 @@ def load_model(
 
     Raises:
         FileNotFoundError: a file is missing, or there is no such model on the Hub.
-        ValueError: a file is damaged, or the weights do not fit the configuration.
+        ValueError: a file is damaged, or the weights do not fit the configuration; a device that
+            is not there, or a dtype that no model computes in.
         PermissionError, ConnectionError: the Hub refuses, or cannot be reached.
     """
+    place = torch.device("cpu") if device is None else as_device("device", device)
+    kind = None if dtype is None else as_dtype("dtype", dtype)
     if not _is_of_hub(folder):
         if revision is not None:
             raise ValueError(_no_revisions(folder, revision))
         mend = "copy it again or save the model again"
-        return _read_model(lambda name, _: Path(folder) / name, device, mend)
+        return _read_model(lambda name, _: Path(folder) / name, place, kind, mend)
     files = provided("hub_files")(
         folder,
         revision=revision,
@@ -90,7 +98,7 @@ def load_model(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    return _read_model(files, device, "force_download=True downloads it again")
+    return _read_model(files, place, kind, "force_download=True downloads it again")
 
 
 def _is_of_hub(folder: str | Path) -> bool:
@@ -107,7 +115,7 @@ def _no_revisions(folder: str | Path, revision: str) -> str:
     )
 
 
-def _read_model(find: Find, device: torch.device | str | None, mend: str) -> Any:
+def _read_model(find: Find, device: torch.device, dtype: torch.dtype | None, mend: str) -> Any:
     """A model from its two files; `mend` is what helps where one is damaged."""
     path = find(CONFIG, _MOST_CONFIG)
     name, options = _read_config(path, mend)
@@ -121,16 +129,26 @@ def _read_model(find: Find, device: torch.device | str | None, mend: str) -> Any
         raise ValueError(f"{path} does not describe a model: {reason}") from error
     count = sum(value.numel() for value in model.state_dict().values())
     path = find(WEIGHTS, count * _WIDEST + _MOST_HEADER)
-    weights, tied = _read_weights(path, device, mend)
+    weights, tied = _read_weights(path, mend)
     left_out = _left_out(model, weights)
     weights |= {name: weights[first] for name, first in left_out.items()}
     tied |= left_out
     _fit(model, weights, path)
-    # copies are aligned as fresh weights are, so that results are the same to the last bit
-    model.load_state_dict({k: v.clone() for k, v in weights.items()}, strict=True, assign=True)
+    for key, value in weights.items():
+        weights[key] = _placed(value, device, dtype)
+    model.load_state_dict(weights, strict=True, assign=True)
     for name, first in tied.items():
         _tie(model, name, first)
     return model.eval()
+
+
+def _placed(value: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """A copy of a tensor of a file as the model is to have it.
+
+    Copies are aligned as fresh weights are, so that results are the same to the last bit.
+    """
+    kind = dtype if value.is_floating_point() else None
+    return value.to(device, kind, copy=True)
 
 
 def _separate(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -188,15 +206,13 @@ def _read_config(path: Path, mend: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _read_weights(
-    path: Path, device: torch.device | str | None, mend: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_weights(path: Path, mend: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and which of them are one."""
     _require(path)
     try:
         with safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get(TIED, "{}")
-        weights = load_file(path, device=str(device or "cpu"))
+        weights = load_file(path)
         return weights, _read_note(note, weights)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); {mend}.") from error

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from foveal.common.placing import devices_here
 from foveal.common.processor import multiplies_bfloat16, processor_name
 from foveal.version import __version__
 
@@ -41,13 +42,9 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ValueError: no name of a device, or one that this machine lacks.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    there = ["cpu"]
-    if accelerator is not None:
-        count = torch.accelerator.device_count()
-        there += [accelerator.type, *(f"{accelerator.type}:{index}" for index in range(count))]
+    there = devices_here()
     if name == "auto":
-        return torch.device("cpu") if accelerator is None else accelerator
+        return torch.device(there[min(1, len(there) - 1)])
     if name not in there:
         raise ValueError(
             f"device={name!r} is not on this machine, which has {', '.join(there)}; "
