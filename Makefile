@@ -13,7 +13,19 @@ NEWEST      ?=
 empty       :=
 PLUGS_STAMP := $(PLUGS)/.installed$(subst $(empty) ,,$(addprefix +,$(NEWEST)))
 
-.PHONY: run test test-integrations pytest lint bench gpu aarch64 classes wheel docs clean
+# one more, for another torch than the pinned one
+OTHER       := .venv-torch
+TORCH       ?= newest
+NIGHTLY     := https://download.pytorch.org/whl/nightly/cpu
+PYPI        := https://pypi.org/simple
+# which tests run there: all, or files and folders
+ROOMS       ?=
+# and for the wheel; and the date of what is in it, so that it is the same whenever it is made
+INSTALLED   := .venv-wheel
+DATED        = PATH=$(CURDIR)/$(BIN):$$PATH SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2> /dev/null || echo 1580601600)}
+FROM_WHEEL   = env -u PYTHONPATH OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(INSTALLED)/bin/python
+
+.PHONY: run test test-integrations test-torch test-wheel pytest lint bench gpu aarch64 classes wheel docs clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
 	$(BIN)/foveal train bytes-hourglass
@@ -34,6 +46,15 @@ pytest: $(STAMP)
 test-integrations: $(PLUGS_STAMP) ## the plugs beside their packages, SUITE=all with every test
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PLUGS)/bin/python -m pytest -n 2 --dist worksteal \
 	  $(if $(filter all,$(SUITE)),tests,tests/integrations tests/test_docs.py $(addprefix tests/,$(SUITE)))
+
+test-torch:              ## every test on another torch: TORCH=2.11.0, TORCH=newest, TORCH=nightly; ROOMS as below
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(OTHER)
+	@grep -v -e '^torch==' -e '^natten==' constraints.txt > $(OTHER)/constraints.txt || true
+	$(OTHER)/bin/python -m pip install --quiet -c $(OTHER)/constraints.txt -e ".[dev]" $(if $(filter newest,$(TORCH)),\
+	  --upgrade torch,$(if $(filter nightly,$(TORCH)),--pre torch --index-url $(NIGHTLY) --extra-index-url $(PYPI),torch==$(TORCH)))
+	$(OTHER)/bin/python -m pip install --quiet --no-deps -r peers.txt
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(OTHER)/bin/python -m pytest -n 2 --dist worksteal $(ROOMS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -58,11 +79,22 @@ classes: $(STAMP)        ## the tests of ops in each class of processors that th
 wheel: $(STAMP)          ## a wheel with the kernel of every class inside, and the sdist, in dist/; Linux
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[release]"
 	rm -rf dist
-	FOVEAL_WHEEL=native $(BIN)/python -m build --outdir dist/built
-	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair -w dist dist/built/*.whl
+	@# the sdist and the wheel that it makes; then the wheel of this folder, which must be the same
+	$(DATED) FOVEAL_WHEEL=native $(BIN)/python -m build --outdir dist/built
+	$(DATED) FOVEAL_WHEEL=native $(BIN)/python -m build --wheel --outdir dist/tree
+	$(DATED) $(BIN)/auditwheel repair -w dist dist/built/*.whl
+	$(DATED) $(BIN)/auditwheel repair -w dist/again dist/tree/*.whl
 	mv dist/built/*.tar.gz dist
 	$(BIN)/auditwheel show dist/*.whl
-	$(BIN)/python tests/packaging/check_wheel.py dist/*.whl
+	$(BIN)/python tests/packaging/check_wheel.py dist/*.whl dist/again/*.whl
+
+test-wheel: $(STAMP)     ## every test against the wheel in dist/, installed where no source is; ROOMS="tests/ops"
+	@ls dist/*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheel
+	rm -rf $(INSTALLED) && $(PYTHON) -m venv $(INSTALLED)
+	$(INSTALLED)/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[dev]"
+	$(INSTALLED)/bin/python -m pip install --quiet --no-deps -r peers.txt
+	$(FROM_WHEEL) -c "import foveal, sys; sys.exit(not foveal.__file__.startswith(sys.prefix) and foveal.__file__)"
+	$(FROM_WHEEL) -m pytest -n 2 --dist worksteal $(ROOMS)
 
 docs: $(STAMP)           ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
@@ -96,4 +128,4 @@ $(PLUGS_STAMP): pyproject.toml constraints-integrations.txt peers.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PLUGS) site dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PLUGS) $(OTHER) $(INSTALLED) site dist .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FLAGS = "src/foveal/ops/native/flags.py"
 BUILT = "foveal/ops/native/built"
 ARM = ("aarch64", "arm64")
+MACOS = platform.system() == "Darwin"
 
 
 class KernelHook(BuildHookInterface):
@@ -58,9 +59,8 @@ class KernelHook(BuildHookInterface):
 
 
 def classes(about: dict[str, Any]) -> list[str]:
-    """Classes of processors that run programs of this machine's kind."""
-    machine = platform.machine().lower()
-    if machine in ARM:
+    """Classes of processors that run programs of the wheel's machine."""
+    if machine() in ARM:
         return ["aarch64"]
     return [name for name in about["CLASSES"] if name != "aarch64"]
 
@@ -68,19 +68,39 @@ def classes(about: dict[str, Any]) -> list[str]:
 def compiled(compiler: list[str], wanted: str, about: dict[str, Any], folder: Path) -> Path:
     """The library of a class, under the name by which it is found."""
     part, draft, last = folder / "part.o", folder / "draft.so", about["THREADING"][-1]
+    oldest = [f"-mmacosx-version-min={macos()}"] if MACOS else []
     for threads in about["THREADING"]:
-        flags = about["flags_for"](wanted, threads)
+        flags = [*oldest, *about["flags_for"](wanted, threads)]
         command = [*compiler, *flags, "-c", str(about["SOURCE"]), "-o", str(part)]
         if subprocess.run(command, check=threads == last).returncode == 0:
             break
     # without the name of OpenMP's library: the kernel takes the one that torch has loaded
+    linked = [*oldest, "-Wl,-x"] if MACOS else ["-s"]
     subprocess.run(
-        [*compiler, "-shared", "-pthread", "-s", str(part), "-o", str(draft)], check=True
+        [*compiler, "-shared", "-pthread", *linked, str(part), "-o", str(draft)], check=True
     )
-    key = about["key_for"](wanted, threads, platform.system(), platform.machine())
+    key = about["key_for"](wanted, threads, platform.system(), machine())
     return draft.rename(folder / about["name_for"](key, draft))
+
+
+def machine() -> str:
+    """What the wheel is for, as the machine calls itself.
+
+    _PYTHON_HOST_PLATFORM=linux-aarch64, with a compiler for it in CXX, makes a wheel of another's.
+    """
+    named = sysconfig.get_platform().rpartition("-")[2]
+    return platform.machine() if named == "universal2" else named
+
+
+def macos() -> str:
+    """The oldest macOS that the wheel is for: that of torch's first wheels for such machines."""
+    named = os.environ.get("MACOSX_DEPLOYMENT_TARGET") or "11.0"
+    return named if "." in named else f"{named}.0"
 
 
 def tag() -> str:
     """The platform of the wheel, before auditwheel or delocate say how far it goes."""
-    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    system = sysconfig.get_platform().rpartition("-")[0]
+    if MACOS:  # not that of the interpreter, which may run on older ones and on two machines
+        system = f"macosx_{macos()}"
+    return f"{system}_{machine()}".replace("-", "_").replace(".", "_")

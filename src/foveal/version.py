@@ -1,3 +1,3 @@
 """The version, for rooms that may not import the whole package."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

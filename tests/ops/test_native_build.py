@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -369,3 +370,23 @@ def test_the_library_of_a_wheel_is_taken_first(built, cache, tmp_path, monkeypat
     assert build.at_hand()
     assert attends() == "native"
     assert Path(build.library()._name).parent == shipped
+
+
+OTHER_INTS = """#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <vector>
+#define int64_t long long
+#define uint64_t unsigned long long
+"""
+
+
+def test_the_source_serves_systems_with_other_integers(tmp_path):
+    """Where int64_t is `long long`, as on macOS, and without OpenMP, it compiles as well."""
+    (tmp_path / "other.h").write_text(OTHER_INTS)
+    command = [COMPILER, "-include", tmp_path / "other.h", "-std=c++17", "-fsyntax-only"]
+    done = subprocess.run([*command, flags.SOURCE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

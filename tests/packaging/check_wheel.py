@@ -1,6 +1,6 @@
 """Checks a wheel as its user meets it: no compiler, nowhere to write, each class of processors.
 
-    python tests/packaging/check_wheel.py dist/foveal-*.whl
+    python tests/packaging/check_wheel.py dist/foveal-*.whl [the same wheel, made elsewhere]
 
 Needs torch, takes the wheel apart into a folder of its own, and installs nothing.
 """
@@ -8,6 +8,8 @@ Needs torch, takes the wheel apart into a folder of its own, and installs nothin
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,9 +43,40 @@ print(processor_class(), build.level(), f"{took:.4f}")
 """
 
 
-def main(wheel: Path) -> int:
-    """Print what was found; 1 if anything is not as it should be."""
+CLASSES = {"aarch64": 1, "arm64": 1}.get(platform.machine(), 4)
+"""Kernels in a wheel for such machines."""
+
+PLACES = re.compile(
+    rb"/(?:home|root|tmp|work|builds?|project|mnt|host|github|Users|private|opt|usr)/[\w./+-]+"
+)
+"""What tells of the machine that made it."""
+
+
+def within(wheel: Path, other: Path | None) -> list[str]:
+    """What is wrong with the files of a wheel: their size, their number, where they were made.
+
+    `other`: a wheel that must hold the same.
+    """
     wrong = [] if wheel.stat().st_size < LARGEST else [f"{wheel.stat().st_size:,} bytes"]
+    held = {one.filename: one.CRC for one in zipfile.ZipFile(wheel).infolist()}
+    kernels = [name for name in held if name.endswith(".so")]
+    if len(kernels) != CLASSES:
+        wrong.append(f"{len(kernels)} kernels in it, not {CLASSES}")
+    for name in kernels:
+        places = set(PLACES.findall(zipfile.ZipFile(wheel).read(name)))
+        wrong += [f"{name} names {place.decode()}" for place in sorted(places)]
+    if other:
+        same = {one.filename: one.CRC for one in zipfile.ZipFile(other).infolist()}
+        differ = sorted(name for name, _ in {*held.items()} ^ {*same.items()})
+        wrong += [f"{name} is not that of {other}" for name in dict.fromkeys(differ)]
+        if not differ and wheel.read_bytes() != other.read_bytes():
+            wrong.append(f"not the bytes of {other}; was SOURCE_DATE_EPOCH set?")
+    return wrong
+
+
+def main(wheel: Path, other: Path | None = None) -> int:
+    """Print what was found; 1 if anything is not as it should be."""
+    wrong = within(wheel, other)
     with tempfile.TemporaryDirectory() as home:
         zipfile.ZipFile(wheel).extractall(home)
         nowhere = str(Path(home) / "nobin")
@@ -54,7 +87,7 @@ def main(wheel: Path) -> int:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         Path(nowhere).write_text("no folder")
-        for name, held_back in {"as it is": {}, **LOWER}.items():
+        for name, held_back in {"as it is": {}, **(LOWER if CLASSES > 1 else {})}.items():
             code = [sys.executable, "-c", CODE, home]
             done = subprocess.run(
                 code, env={**bare, **held_back}, capture_output=True, text=True, check=False
@@ -71,4 +104,4 @@ def main(wheel: Path) -> int:
 
 if __name__ == "__main__":
     os.umask(0o077)
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*map(Path, sys.argv[1:])))

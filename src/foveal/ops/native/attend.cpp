@@ -86,7 +86,8 @@ long tiles_of(const Call& call) {
 template <class In, class P>
 void forward(const Call& call) {
     const long heads = call.kv_heads * call.repeats, total = tiles_of(call);
-    const long step = std::max(1L, std::min(16L, total * heads * call.batch / (8 * call.threads)));
+    const long share = total * heads * call.batch / (8 * call.threads);
+    const long step = std::max(1L, std::min(16L, share));
     const long pieces = ceil_div(total, step);
     parallel(call.threads, call.batch * heads * pieces, [&](auto next) {
         Forward<In, P> tiles(call);

@@ -6,6 +6,7 @@ Imports nothing of foveal: a wheel is made where there is no torch.
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -15,9 +16,11 @@ BUILT = HERE / "built"
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
-THREADING = (("-fopenmp",), ("-pthread",))
+THREADING = (("-fopenmp",), ("-pthread",))[sys.platform == "darwin" :]
 """Best first. OpenMP's library is the one that torch has loaded, found by its name: threads of our
-own would wait for a core on which torch's still look out for work (measured: up to 1.5 times)."""
+own would wait for a core on which torch's still look out for work (measured: up to 1.5 times). On
+macOS torch brings a libomp that no compiler there links by itself, and a second runtime beside it
+ends the process: there the kernel has threads of its own."""
 
 CLASSES = {
     "avx512+bf16": ("-march=x86-64-v4", "-mavx512bf16", "-DFOVEAL_WIDTH=16"),
