@@ -134,6 +134,7 @@ _ROOMS = (
     "testing",
     "compat",
     "parallel",
+    "export",
 )
 
 _LAYERS, _PACKAGES = "foveal.compat.dalle_pytorch.attention", "foveal.compat.packages"

@@ -15,6 +15,7 @@ from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
 from foveal.layers.windowed import windowed_attention
 from foveal.layers.windows import fold, known
 from foveal.ops import WindowBias, attend
+from foveal.ops.lowered import is_lowering
 from foveal.ops.rows_without_keys import logsumexp_rows
 from foveal.patterns import Halo
 from foveal.patterns.sizes import pair
@@ -140,7 +141,8 @@ class HaloAttention(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        attention = self._attend if known(x.shape[2], x.shape[3]) else self._windowed
+        whole = known(x.shape[2], x.shape[3]) and not is_lowering()
+        attention = self._attend if whole else self._windowed
         if self.padding == "inverted":
             attention = self._inverted
         # no name holds q, k and v, so that they are gone before the output is projected

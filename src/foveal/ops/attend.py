@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 from foveal.common import by_example
 from foveal.common.words import suggest
@@ -17,6 +17,7 @@ from foveal.ops.choose import IMPLS, is_settled, pick
 from foveal.ops.define import in_mode_of, is_stray
 from foveal.ops.drop import ByPlace
 from foveal.ops.implementations import IMPLEMENTATIONS
+from foveal.ops.lowered import attend_lowered, is_lowering
 from foveal.ops.sharded import check_context
 from foveal.ops.work import Call, Work, work_of
 from foveal.patterns import Pattern
@@ -158,14 +159,17 @@ def attend(
         softcap = as_softcap(softcap)
     else:
         check_context()
+        if is_exporting() and is_lowering():
+            rest = (scale, sinks, softcap, return_lse)
+            found = attend_lowered(q, k, v, pattern, bias, key_mask, *rest)
+            return found if return_lse else found[0]  # type: ignore[return-value]
     if isinstance(bias, tuple):
         bias = settle(bias, q, k, pattern)
     if dropout_p and not _is_placed(dropout_p) and by_example.wants_rows(q.shape[0]):
         options = {"scale": scale, "impl": impl, "return_lse": return_lse}
         options |= {"dropout_p": dropout_p, "sinks": sinks, "softcap": softcap}
         return _row_by_row((q, k, v, pattern), bias, key_mask, options)
-    rest = (dropout_p, return_lse, scale, sinks, softcap)
-    work = work_of(q, k, v, pattern, bias, key_mask, *rest)
+    work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale, sinks, softcap)
     if offset.wants_plan(work, impl):
         options = {"scale": scale, "dropout_p": dropout_p, "impl": impl, "return_lse": return_lse}
         options |= {"sinks": sinks, "softcap": softcap}

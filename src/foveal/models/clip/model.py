@@ -100,7 +100,7 @@ class CLIP(Model):
         Raises:
             ValueError: shapes that do not fit.
         """
-        if len(text) != len(image):
+        if text.shape[0] != image.shape[0]:
             raise ValueError(
                 f"text and image must be pairs, got {len(text)} texts and {len(image)} pictures."
             )

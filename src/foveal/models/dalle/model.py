@@ -159,7 +159,7 @@ class DALLE(Model):
             weight = self.settings.loss_img_weight
             return (text_loss + weight * image_loss) / (weight + 1)
         ids = self._text_ids(text, null_cond_prob)
-        x, first = self._features(ids, self._image_tokens(image, len(ids)))
+        x, first = self._features(ids, self._image_tokens(image, ids.shape[0]))
         return self._all_logits(x, max(0, self.text_seq_len - first))
 
     def losses(

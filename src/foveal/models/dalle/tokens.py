@@ -42,7 +42,7 @@ def checked_image(image: Tensor, batch: int, grid: tuple[int, int], vocabulary: 
     """
     if torch.compiler.is_compiling():
         return image.long()
-    if image.ndim != 2 or image.is_floating_point() or len(image) != batch:
+    if image.ndim != 2 or image.is_floating_point() or image.shape[0] != batch:
         raise ValueError(
             "image must be pictures (batch, channels, height, width) or int tokens (batch, "
             f"tokens) with batch={batch}, got shape {tuple(image.shape)} of {image.dtype}."

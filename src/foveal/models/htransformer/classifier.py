@@ -75,9 +75,9 @@ class HTransformerClassifier(Model):
         if self.settings.compat is None:
             x = only_real(x, mask)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), 1, -1), x), 1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], 1, -1), x), 1)
             if mask is not None:
-                mask = torch.cat((mask.new_ones(len(x), 1), mask), 1)
+                mask = torch.cat((mask.new_ones(x.shape[0], 1), mask), 1)
         x = self.transformer(self.emb_dropout(x), mask)
         return self.head(x[:, 0] if self.cls_token is not None else _mean(x, mask))
 

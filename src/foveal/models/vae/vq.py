@@ -145,7 +145,7 @@ class VQVAE(ImageTokenizer):
         if self.training:
             self.codebook.start(flat)
         tokens = self.codebook.distances(flat).argmin(1)
-        nearest = self._embed(tokens).view(len(features), *features.shape[2:], -1)
+        nearest = self._embed(tokens).view(features.shape[0], *features.shape[2:], -1)
         if self.training:
             self.codebook.follow(flat, tokens)
         return nearest.permute(0, 3, 1, 2).to(features.dtype)

@@ -1,0 +1,132 @@
+"""Does a program compute what its model computes, at sizes that were not traced?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree
+
+from foveal.export.inputs import inputs_of
+from foveal.export.shapes import inputs_in, sizes_in
+from foveal.models.base import evaluating
+
+TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-6}
+TOLERANCE = 1e-4
+LONGEST, LARGEST = 4096, 2
+"""Checks look at no more tokens, nor at sizes above so many times the traced ones."""
+
+Feed = tuple[tuple[Tensor, ...], dict[str, Tensor]]
+
+
+def check(
+    program: ExportedProgram, model: Any, *, tolerance: float | None = None, seed: int = 0
+) -> float:
+    """Compare a program with its model, at the smallest sizes, in between and at large ones.
+
+    Args:
+        program: from `foveal.export.program`, or loaded.
+        model: what it was made of.
+        tolerance: of a number, relative to it where it is larger than 1; by the dtype by default,
+            1e-4 in float32.
+        seed: of the inputs that are drawn.
+
+    Returns:
+        The largest deviation that was seen.
+
+    Raises:
+        ValueError: the program gives something else, or nothing, at sizes that the message names.
+    """
+    highs = {one.name: one.high for one in inputs_of(model)}
+    run, worst = program.module(), 0.0
+    draw = torch.Generator().manual_seed(seed)
+    for sizes in _sizes(program):
+        args, kwargs = feed = _feed(program, sizes, highs, draw)
+        with evaluating(model), torch.no_grad():
+            wanted = _pytree.tree_leaves(model(*args, **kwargs))
+            try:
+                found = _pytree.tree_leaves(run(*args, **kwargs))
+            except Exception as error:  # of torch, of any type
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(f"the program fails at {_words(feed)}: {reason}") from error
+        worst = max(worst, _compared(found, wanted, tolerance, feed))
+    return worst
+
+
+def _sizes(program: ExportedProgram) -> Iterator[dict[str, int]]:
+    """Values of the sizes that vary: the smallest, some between, and the largest."""
+    spans, draw = sizes_in(program), random.Random(0)
+    low: dict[str, int] = {}
+    between: dict[str, int] = {}
+    high: dict[str, int] = {}
+    for name, (least, most, traced) in spans.items():
+        top = min(most or LARGEST * traced, max(LARGEST * traced, 8), LONGEST)
+        low[name], high[name] = least, max(least, top)
+        between[name] = draw.randint(least, high[name])
+    for name, (least, most, traced) in spans.items():  # a large batch shows nothing more
+        if most is None and least == 1 and traced < 8:
+            high[name] = 1
+    seen: list[dict[str, int]] = []
+    for one in (low, between, high):
+        if one not in seen:
+            seen.append(one)
+            yield one
+
+
+def _feed(
+    program: ExportedProgram, sizes: dict[str, int], highs: dict[str, Any], draw: torch.Generator
+) -> Feed:
+    args, kwargs = [], {}
+    for name, dtype, shape, by_name in inputs_in(program):
+        real = [one if isinstance(one, int) else one.at(sizes) for one in shape]
+        if dtype == torch.bool:
+            x = torch.rand(real, generator=draw) < 0.8
+            x[:, 0] = True
+        elif dtype.is_floating_point:
+            x = torch.rand(real, generator=draw).to(dtype)
+        else:
+            x = torch.randint(highs.get(name) or 2, real, generator=draw, dtype=dtype)
+        if by_name:
+            kwargs[name] = x
+        else:
+            args.append(x)
+    return tuple(args), kwargs
+
+
+def _compared(found: list[Any], wanted: list[Any], tolerance: float | None, feed: Feed) -> float:
+    """The largest deviation.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    worst = 0.0
+    if len(found) != len(wanted):
+        raise ValueError(f"the program gives {len(found)} results, and the model {len(wanted)}.")
+    for one, other in zip(found, wanted, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            raise ValueError(
+                f"the program gives {tuple(one.shape)} of {one.dtype} at {_words(feed)}, and the "
+                f"model {tuple(other.shape)} of {other.dtype}."
+            )
+        limit = tolerance or TOLERANCES.get(other.dtype, TOLERANCE)
+        a, b = one.double(), other.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        far = ((a - b).abs() / b.abs().clamp(min=1.0)).masked_fill(same, 0.0)
+        far = far.nan_to_num(nan=torch.inf)
+        largest = float(far.max()) if far.numel() else 0.0
+        if largest > limit:
+            raise ValueError(
+                f"the program differs from the model by {largest:.2g} at {_words(feed)}, where "
+                f"{limit:.0e} is allowed."
+            )
+        worst = max(worst, largest)
+    return worst
+
+
+def _words(feed: Feed) -> str:
+    args, kwargs = feed
+    return ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))

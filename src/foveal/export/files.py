@@ -1,0 +1,122 @@
+"""Programs as files: written in one step, with what they are inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from foveal.common.files import write_file
+from foveal.common.words import suggest
+from foveal.export.check import check
+from foveal.export.inputs import inputs_of
+from foveal.export.program import program as trace
+from foveal.export.shapes import Shape, inputs_in, sizes_in
+from foveal.version import __version__
+
+FORMATS = ("torch",)
+DESCRIPTION = "foveal.json"
+
+
+def save(
+    model: Any,
+    path: str | Path,
+    format: str = "torch",
+    *,
+    program: ExportedProgram | None = None,
+    tolerance: float | None = None,
+    **sizes: Any,
+) -> dict[str, Any]:
+    """Trace a model, compare the program with it, and write the program.
+
+    Nothing is written unless they agree. `torch.export.load(path)` reads it without foveal.
+
+    Args:
+        path: of the file, such as "model.pt2".
+        format: "torch".
+        program: from `foveal.export.program`, to be written in place of a new trace.
+        tolerance: see `foveal.export.check`.
+        sizes: `batch`, `length`, `size` and `mask` of `foveal.export.program`.
+
+    Returns:
+        What stands in the file beside the program, see `describe`.
+
+    Raises:
+        ValueError: another format, sizes that do not fit, a model without such a program, or a
+            program that differs from it.
+        FileNotFoundError: there is no such folder.
+    """
+    if format not in FORMATS:
+        hint = suggest(format, FORMATS, "")
+        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format=}. {hint}".strip())
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
+    program = trace(model, **sizes) if program is None else program
+    deviation = check(program, model, tolerance=tolerance)
+    about = {**describe(program, model), "deviation": deviation}
+    extra = {DESCRIPTION: json.dumps(about, indent=1)}
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as file:
+            torch.export.save(program, file, extra_files=extra)
+
+    write_file(path, write)
+    return about
+
+
+def load(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
+    """(the program, what `describe` said of it) of a file that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no program of foveal.
+    """
+    path, extra = Path(path), {DESCRIPTION: ""}
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file.")
+    try:
+        with open(path, "rb") as file:
+            program = torch.export.load(file, extra_files=extra)
+        return program, json.loads(extra[DESCRIPTION])
+    except Exception as error:  # of torch, of any type
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} is damaged or no program of foveal: {reason}") from error
+
+
+def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:
+    """What a program is, in what JSON has.
+
+    Returns:
+        foveal and torch: versions; family and config: of the model; dtype; inputs: of each the
+        name, dtype, shape (a number, or [least, most]) and, of tokens, the vocabulary's size;
+        causal: whether the model can write.
+    """
+    spans = sizes_in(program)
+    highs = {one.name: one.high for one in inputs_of(model)}
+
+    def size(one: int | Shape) -> Any:
+        return one if isinstance(one, int) else list(spans[one.name][:2])
+
+    inputs = [
+        {
+            "name": one.name,
+            "dtype": str(one.dtype).removeprefix("torch."),
+            "shape": [size(part) for part in one.shape],
+            "tokens": highs.get(one.name),
+        }
+        for one in inputs_in(program)
+    ]
+    weights = [x.dtype for x in model.parameters() if x.is_floating_point()]
+    return {
+        "foveal": __version__,
+        "torch": torch.__version__,
+        "family": model.family,
+        "config": model.settings.to_json(),
+        "dtype": str(weights[0]).removeprefix("torch.") if weights else "float32",
+        "causal": bool(getattr(model, "is_causal", False)),
+        "inputs": inputs,
+    }

@@ -1,0 +1,71 @@
+"""Whether calls are lowered, and what is known of sizes that are symbols."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+_PLANS: contextvars.ContextVar[dict[Hashable, Any] | None] = contextvars.ContextVar(
+    "foveal_lowering", default=None
+)
+
+
+class NotLoweredError(NotImplementedError):
+    """A call that has no form in plain operators; the message says which."""
+
+
+@contextlib.contextmanager
+def lowering() -> Iterator[None]:
+    """Within, what torch.export traces holds no operator of foveal."""
+    token = _PLANS.set({})
+    try:
+        yield
+    finally:
+        _PLANS.reset(token)
+
+
+def is_lowering() -> bool:
+    return _PLANS.get() is not None
+
+
+def planned(key: Hashable, make: Callable[[], Result]) -> Result:
+    """What `make` gives outside of the trace: real tensors, one and the same for equal keys."""
+    plans = _PLANS.get()
+    if plans is not None and key in plans:
+        return plans[key]
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), torch.no_grad():
+        found = make()
+    if plans is not None:
+        plans[key] = found
+    return found
+
+
+def most(size: int | torch.SymInt) -> int | None:
+    """The largest value of a size; None where a symbol is not bounded."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    from torch.utils._sympy.numbers import int_oo
+
+    upper = size.node.shape_env.bound_sympy(size.node.expr).upper
+    return None if upper in (int_oo, None) or not upper.is_finite else int(upper)
+
+
+def are_equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    """Whether sizes are the same for every value of their symbols; ties the trace to nothing."""
+    if isinstance(one, int) and isinstance(other, int):
+        return one == other
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(one == other))
+
+
+def is_static(*sizes: int | torch.SymInt) -> bool:
+    return all(isinstance(size, int) for size in sizes)
