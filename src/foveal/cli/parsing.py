@@ -43,6 +43,10 @@ def parse(
         ValueError: an unknown option or an unreadable value, in one line.
     """
     said = io.StringIO()
+    # classes that are made here have no source: to look for it takes most of the time
+    config: tuple[Any, ...] = (tyro.conf.HelptextFromCommentsOff,)
+    if not pairs:
+        config += (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(said):
             read = plain(options)
@@ -50,7 +54,7 @@ def parse(
                 read,
                 args=list(arguments),
                 prog=f"foveal {command}",
-                config=() if pairs else (tyro.conf.FlagCreatePairsOff,),
+                config=config,
             )
     except SystemExit as exit_:
         if not exit_.code:
