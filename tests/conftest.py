@@ -66,6 +66,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(10_000, 20, 50)
 
 
@@ -81,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The asserts of a file are rewritten, and its byte code is kept, by whoever comes there first.
     """
+    gc.disable()  # until all is loaded and collected, of which nothing is garbage
     if not _is_worker(config):
         return
     # called after all that libraries register; to take torch apart for seconds serves nobody
@@ -156,8 +158,10 @@ def emulated(
 # -- what an import costs, asked of processes of their own ----------------------------------------
 
 FORKING = """
-import json, os, sys, tempfile, traceback, torch
+import gc, json, os, sys, tempfile, traceback, torch
 
+gc.collect()
+gc.freeze()  # a turn of the garbage collector would copy every page
 for line in sys.stdin:
     code, environment = json.loads(line)
     files = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]
@@ -204,7 +208,7 @@ def after_torch() -> Iterator[Callable[..., str]]:
             process.stdin.write(json.dumps([code, env and dict(env)]) + "\n")
             process.stdin.flush()
             status, out, err = json.loads(process.stdout.readline())
-            assert status == 0, err
+            assert status == 0, out + err
             return out
 
         yield ask

@@ -2,8 +2,6 @@
 
 import json
 import pkgutil
-import subprocess
-import sys
 
 import pytest
 
@@ -47,14 +45,9 @@ print(json.dumps([told, family, foveal.list_models("dalle")]))
 
 
 @pytest.fixture(scope="module")
-def said():
+def said(after_torch):
     """What each plug says in a bare process, what a saved VQModel says, and models."""
-    code = f"{BLOCK}\n{SAYS % PLUGS}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(after_torch(f"{BLOCK}\n{SAYS % PLUGS}"))
 
 
 @pytest.mark.parametrize("plug", PLUGS)

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,24 +29,20 @@ KERNELS = ("forward_kernel", "query_gradient_kernel", "key_gradient_kernel")
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_triton.py runs on the GPU itself")
-def test_kernels_in_the_interpreter():
+def test_kernels_in_the_interpreter(after_torch):
     """All of test_triton.py holds on a CPU, where Triton interprets its kernels."""
-    here = Path(__file__).parent
-    source = Path(foveal.__file__).parents[1]
-    paths = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    here, source = Path(__file__).parent, Path(foveal.__file__).parents[1]
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
     env.pop("FOVEAL_IMPL", None)
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, str(here / "test_triton.py")],
-        env=env,
-        cwd=here.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
+    options = ["-x", "-p", "no:cacheprovider", str(here / "test_triton.py")]
+    said = after_torch(
+        "import os, sys, pytest\n"
+        f"os.chdir({str(here.parents[1])!r})\n"
+        f"sys.path.insert(0, {str(source)!r})\n"
+        f"assert pytest.main({options}) == 0\n",
+        env,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    assert "passed" in said
 
 
 @pytest.mark.usefixtures("unforced")

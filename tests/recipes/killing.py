@@ -6,7 +6,6 @@ chosen fsync calls, that is in the midst of writing files, and at chosen times. 
 to its end returns 0. Forking saves the seconds that importing PyTorch takes.
 """
 
-import importlib
 import json
 import os
 import random
@@ -15,13 +14,7 @@ import sys
 import time
 import warnings
 
-IMPORTED = (
-    "foveal.recipes.run",
-    "foveal.training.trainer",
-    "torch.utils.tensorboard",
-    "torch._dynamo",  # optimizers import it
-)
-"""What a child would spend seconds on."""
+from forks import prepare
 
 
 def kill_at_sync(number):
@@ -87,7 +80,9 @@ def play(recipe, output, syncs):
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
-        importlib.import_module(name)
+    prepare(sys.argv[1])
     pairs = list(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
-    print(json.dumps([play(*pair, SYNCS[i :: len(pairs)]) for i, pair in enumerate(pairs)]))
+    found = [play(*pair, SYNCS[i :: len(pairs)]) for i, pair in enumerate(pairs)]
+    print(json.dumps(found))
+    if any(code for _, code in found):
+        sys.exit("a run that was not killed has failed")

@@ -14,16 +14,16 @@ import sys
 import time
 from pathlib import Path
 
+from forks import prepare
+
 IMPORTED = (
     "foveal.cli.evaluate",
-    "foveal.cli.options",
     "foveal.cli.train",
+    "foveal.parallel.model",
     "foveal.training.sharding",
-    "foveal.training.trainer",
-    "torch.utils.tensorboard",
-    "torch._dynamo",  # optimizers and DDP import it
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
 )
-"""What each process would spend seconds on."""
+"""What each process would spend seconds on, beside what forks.py names."""
 
 
 def free_port():
@@ -295,8 +295,8 @@ def full_disk(recipe):
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
-        importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
+    prepare(sys.argv[1], *IMPORTED)
     run = importlib.import_module("foveal.recipes.run")
     importlib.import_module("foveal.recipes.score").write_run_report = lambda folder: None
     run.finish = run.write_run_report = lambda *details: None  # most of a short run's time

@@ -1,11 +1,9 @@
 """SIGKILL at any moment, then --resume auto: bit for bit the weights of an undisturbed run."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -21,7 +19,7 @@ OPTIMIZERS = ["adamw", "muon"]
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, tiny_recipe):
+def killed(tmp_path_factory, tiny_recipe, after_torch):
     """{optimizer: (recipe, folder of the run that was killed, number of kills)}"""
     home = tmp_path_factory.mktemp("killed")
     (home / "text.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
@@ -30,17 +28,8 @@ def killed(tmp_path_factory, tiny_recipe):
     pairs = [(home / f"{name}.toml", home / name) for name in OPTIMIZERS]
     for name, (recipe, _) in zip(OPTIMIZERS, pairs, strict=True):
         recipe.write_text(text.replace("[optimizer]", f'[optimizer]\nname = "{name}"'))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    run = subprocess.run(
-        [sys.executable, str(DRIVER), *(str(path) for pair in pairs for path in pair)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=500,
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert [code for _, code in found] == [0, 0], run.stderr
+    found = forks.run(after_torch, DRIVER, *(path for pair in pairs for path in pair))
+    assert [code for _, code in found] == [0, 0]
     kills = [count for count, _ in found]
     return {name: (*p, n) for name, p, n in zip(OPTIMIZERS, pairs, kills, strict=True)}
 

@@ -4,11 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
+import forks
 import pytest
 import ranks
 import torch
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory, tiny_recipe):
+def played(tmp_path_factory, tiny_recipe, after_torch):
     """(folder, what each process of each scenario printed, and its exit code)"""
     folder = tmp_path_factory.mktemp("processes")
     text, recipe = folder / "text.txt", folder / "tiny.toml"
@@ -51,22 +50,7 @@ def played(tmp_path_factory, tiny_recipe):
     lines = tiny_recipe.format(data=text.as_posix())
     lines = lines.replace('device = "cpu"\n', "")  # "auto", as by default
     recipe.write_text(lines.replace("batch_size = 4", "batch_size = 12"))
-    return folder, play(recipe)
-
-
-def play(recipe, *more):
-    """What the driver says."""
-    folder = recipe.parent
-    run = subprocess.run(
-        [sys.executable, str(DRIVER), str(recipe), *more],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=1000,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return folder, forks.run(after_torch, DRIVER, recipe)
 
 
 def scenario(played, name):
@@ -330,7 +314,7 @@ def test_a_run_with_its_weights_in_parts_is_a_run(played, monkeypatch, capsys):
 
 @pytest.mark.skipif(not os.environ.get("FOVEAL_LONG"), reason="takes minutes; set FOVEAL_LONG=1")
 @pytest.mark.timeout(1000)
-def test_four_start_twenty_times_of_twenty(tmp_path, recipe):
+def test_four_start_twenty_times_of_twenty(recipe, after_torch):
     """New, and to go on."""
-    results = play(recipe, "many")["many_starts"]
+    results = forks.run(after_torch, DRIVER, recipe, "many")["many_starts"]
     assert [result["codes"] for result in results] == [[0] * 4] * 40

@@ -1,8 +1,6 @@
 """What is known of the machine, and its allocator."""
 
 import platform
-import subprocess
-import sys
 
 import pytest
 
@@ -24,10 +22,9 @@ assert least() < 100, least()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a feature of glibc")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_used_again(after_torch):
     """64 MB that were freed come back without the 16,000 page faults of new memory."""
-    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    after_torch(KEEPS)
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
