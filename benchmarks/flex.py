@@ -38,8 +38,9 @@ def case(
 ) -> Case:
     def make(contender: str, run: str, device: str) -> Job:
         qkv = tensors(batch, length, "float32", run, device)
-        if contender in IMPLS:
-            return job(lambda q, k, v: attend(q, k, v, pattern, impl=contender), qkv)
+        if contender in ("attend", *IMPLS):
+            impl = None if contender == "attend" else contender
+            return job(lambda q, k, v: attend(q, k, v, pattern, impl=impl), qkv)
         from torch.nn.attention.flex_attention import flex_attention
 
         compiled = torch.compile(flex_attention)

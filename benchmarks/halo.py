@@ -27,7 +27,7 @@ def make(contender: str, run: str, device: str) -> Job:
     else:
         from foveal.layers import HaloAttention
 
-        impl = contender
+        impl = "" if contender == "attend" else contender  # as attend chooses
     layer = HaloAttention(**SIZES).to(device)
     training = run == "training"
     x = torch.randn(BATCH, SIZES["dim"], SIDE, SIDE, device=device, requires_grad=training)

@@ -199,7 +199,7 @@ def run_line(record: dict[str, Any]) -> str:
     machine, limits = record["machine"], record["limits"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["packages"].items() if k != "foveal")
     return (
-        f"{machine['processor']}{_vectors(machine)}, {machine['threads']} threads, torch "
+        f"{processor(machine)}, {machine['threads']} threads, torch "
         f"{machine['torch']}{', ' + versions if versions else ''}; products "
         f"{limits['float32'] / 1e9:.0f} GFLOP/s in float32, "
         f"{limits['bfloat16'] / 1e9:.0f} in bfloat16; copying "
@@ -209,7 +209,7 @@ def run_line(record: dict[str, Any]) -> str:
     )
 
 
-def _vectors(machine: dict[str, Any]) -> str:
-    """The instructions of a processor, as its makers write them."""
+def processor(machine: dict[str, Any]) -> str:
+    """Its name, and its instructions for vectors as its makers write them."""
     name = machine.get("vectors", "").upper().replace("AVX512", "AVX-512")
-    return f" with {name}" if name else ""
+    return f"{machine['processor']} with {name}" if name else str(machine["processor"])

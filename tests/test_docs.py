@@ -210,19 +210,25 @@ def test_examples_are_on_their_page():
     assert sorted(shown) == sorted(f"examples/{p.name}" for p in ROOT.glob("examples/*.py"))
 
 
-def test_the_file_tree_of_the_readme_is_the_package():
-    """Each room is listed, and each listed room exists."""
-    tree = re.search(r"^src/foveal/\n(.*?)^tests/", (ROOT / "README.md").read_text(), re.M | re.S)
+def test_the_file_tree_of_the_guide_is_the_package():
+    """Each room is listed for contributors, and each listed room exists."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    tree = re.search(r"^src/foveal/\n(.*?)^tests/", guide, re.M | re.S)
     assert tree is not None
     listed = set(re.findall(r"^  (\w+)/", tree[1], re.MULTILINE))
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert listed == rooms
 
 
-def test_the_readme_names_every_pattern():
-    """The table of patterns is complete."""
+def test_the_table_of_patterns_is_complete():
+    """It begins the page on patterns, and leads to the section of each."""
     from foveal.patterns.serialize import known_patterns
 
-    text = (ROOT / "README.md").read_text("utf-8")
+    text = (ROOT / "docs" / "patterns.md").read_text("utf-8")
+    table = re.search(r"^\| pattern \|.*?\n\n", text, re.M | re.S)
+    assert table is not None
+    assert table.start() < text.index("\n## ")
     ours = (n for n, cls in known_patterns().items() if cls.__module__.startswith("foveal."))
-    assert [pattern for pattern in ours if f"`{pattern}`" not in text] == []
+    assert [pattern for pattern in ours if f"`{pattern}`" not in table[0]] == []
+    heads = {head.lower().replace(" ", "-") for head in re.findall(r"^### (.+)$", text, re.M)}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", table[0])) == heads
