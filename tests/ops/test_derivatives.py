@@ -14,9 +14,6 @@ from foveal.ops.fused import fused_attention
 from foveal.ops.pooling import pool_keys
 from foveal.testing import assert_close, dense_attention
 
-# torch's own rules for forward mode
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 IMPLS = ["tiled", "native", None]
 LAYOUT = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
 

@@ -222,7 +222,6 @@ def test_a_query_that_is_not_finite_spoils_itself_only(impl):
     assert all(grad[:, :, :30].isfinite().all() for grad in grads)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("impl", ["reference", "dense", "tiled"])
 def test_second_derivatives(impl):
     """Gradients of gradients, to q, k, v and sinks."""

@@ -267,7 +267,6 @@ def test_second_derivatives():
         assert_close(one, other, 1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_transforms_of_torch_func():
     """torch.func.grad, vmap over a stack of queries, and forward mode."""
     q, k, v = (x.detach() for x in tensors(lengths=(23, 23)))

@@ -21,7 +21,6 @@ every_call = pytest.mark.parametrize(
     [(p, impl) for p in PATTERNS for impl in IMPLS if not (p.pools and impl == "dense")],
     ids=str,
 )
-needs_trace = pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
 
 
 def tensors():
@@ -113,7 +112,6 @@ def test_nor_is_a_pattern_that_changes(impl, how):
         assert_same(found, wanted)
 
 
-@needs_trace
 @every_call
 def test_traced_without_a_warning(pattern, impl):
     """torch.jit.trace records every implementation, and no value is asked of its graph."""

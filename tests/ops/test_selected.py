@@ -24,8 +24,6 @@ IMPLS = ("tiled", "native", "reference") if HAS_NATIVE else ("tiled", "reference
 FLOAT32 = 2e-5  # relative RMS
 FLOAT64 = 1e-10
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 
 # -- the oracle ----------------------------------------------------------------------------------
 

@@ -286,7 +286,6 @@ def test_gradient_is_the_same_with_any_number_of_threads():
     assert torch.equal(found[1], found[2])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_derivatives_of_every_kind():
     """Second derivatives and torch.func reach the table."""
     q, k, v = (x.detach()[:1, :2, :9] for x in tensors(P.SlidingWindow(4), 9))
