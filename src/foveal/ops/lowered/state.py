@@ -34,6 +34,10 @@ def is_lowering() -> bool:
     return _PLANS.get() is not None
 
 
+# the compiler takes the answer as a constant: that of torch 2.11 cannot trace the question
+is_lowering._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def planned(key: Hashable, make: Callable[[], Result]) -> Result:
     """What `make` gives outside of the trace: real tensors, one and the same for equal keys."""
     plans = _PLANS.get()
