@@ -205,7 +205,7 @@ foveal.load_model("me/model")
 """
     with pytest.raises(AssertionError) as said:  # it did not end by itself
         after_torch(code, environment)
-    assert len(halves) == 1, said.value
+    assert len(halves) == 1, str(said.value)
     snapshots = list(cache.rglob("snapshots/*/*"))
     assert [path.name for path in snapshots] == ["config.json"]
     assert equal(load_model("me/model"), one)
