@@ -75,7 +75,8 @@ def test_every_core_module_imports_without_optional_packages(after_torch):
 
 
 @pytest.mark.parametrize(
-    "room", ["compat", "data", "draw", "interop", "parallel", "recipes", "training", "cli"]
+    "room",
+    ["compat", "data", "draw", "export", "interop", "parallel", "recipes", "training", "cli"],
 )
 def test_every_other_module_imports(room, after_torch):
     """In an environment with the extras, each module can be imported by itself."""

@@ -1,14 +1,28 @@
 """Programs that leave without foveal: a model as plain operators of torch, weights included.
 
-from foveal import export
-program = export.program(model)          # a torch.export.ExportedProgram
-export.check(program, model)             # equal to the model, at sizes that were not traced
-export.save(program, model, "model.pt2")  # torch.export.load needs nothing but torch
+`save` writes a file that torch.export.load reads:
+
+    from foveal import export
+    export.save(model, "model.pt2")      # traces, compares, and only then writes
+    program = export.program(model)      # the same without a file
+    export.check(program, model)         # raises unless they agree, at other sizes too
+    with export.lowering(): ...          # torch.export of a module of your own
 """
 
 from foveal.export.check import check
 from foveal.export.files import describe, load, save
 from foveal.export.inputs import Input, Span, inputs_of
 from foveal.export.program import program
+from foveal.ops.lowered import lowering
 
-__all__ = ["Input", "Span", "check", "describe", "inputs_of", "load", "program", "save"]
+__all__ = [
+    "Input",
+    "Span",
+    "check",
+    "describe",
+    "inputs_of",
+    "load",
+    "lowering",
+    "program",
+    "save",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,13 @@ class Span(NamedTuple):
     def is_fixed(self) -> bool:
         return self.least is not None and self.least == self.most
 
+
+VOCABULARIES = {
+    "text": "num_text_tokens",
+    "image": "num_image_tokens",
+    "target": "target_tokens",
+}
+"""What says how many tokens there are, for an input of that name."""
 
 Size = int | tuple[int, int | None] | None
 """A number; (least, most), where None means without end; None: all that the model can do."""
@@ -88,8 +96,9 @@ def inputs_of(
 def _tokens(
     model: Model, name: str, example: Tensor, batches: Span, length: Size, alone: bool
 ) -> Input:
-    most = example.shape[1]
-    lengths = _span("length", length, Span(1, most))
+    words = VOCABULARIES.get(name, "num_tokens")
+    most = example.shape[1] - (name == "image")  # the last token of a picture is not read
+    lengths = _span("length", length, Span(_fewest(model), most))
     if lengths.most is None or lengths.most > most:
         if length is not None and (alone or lengths.is_fixed):
             raise ValueError(
@@ -98,10 +107,16 @@ def _tokens(
             )
         lengths = Span(lengths.least, most)
     settings: Any = model.settings
-    words = {"text": "num_text_tokens", "image": "num_image_tokens"}.get(name, "num_tokens")
     sizes = ("batch", batches), ("length" if alone else f"{name}_length", lengths)
     shape = _traced(batches, 3), _traced(lengths, most)
     return Input(name, sizes, shape, example.dtype, getattr(settings, words))
+
+
+def _fewest(model: Model) -> int:
+    """Tokens of which every level of a hierarchy has two: of one, a trace with symbols does not
+    know how it lies in memory."""
+    factors = getattr(model.settings, "factors", ())
+    return math.prod(factors) + 1 if factors else 1
 
 
 def _pictures(

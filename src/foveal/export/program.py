@@ -104,7 +104,8 @@ def _dynamic(inputs: tuple[Input, ...]) -> dict[str, dict[int, Any]]:
 def _dim(name: str, span: Span) -> Any:
     if span.least is None:
         return Dim.DYNAMIC
-    return Dim(name, min=span.least, max=span.most)
+    # of sizes from 2 on torch can prove more; a program runs with 1 too, as `check` sees
+    return Dim(name, min=max(2, span.least), max=span.most)
 
 
 def _check_operators(model: nn.Module, found: ExportedProgram) -> None:

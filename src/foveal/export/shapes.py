@@ -52,7 +52,7 @@ def sizes_in(program: ExportedProgram) -> dict[str, tuple[int, int | None, int]]
             if isinstance(size, int) or str(size) in found:
                 continue
             span = spans[str(size)]
-            least = max(1, int(span.lower))
+            least = int(span.lower) if span.lower > 2 else 1  # see `program`: torch asks from 3 on
             most = int(span.upper) if span.upper.is_finite and span.upper < 1 << 40 else None
             hint = size.node.hint
             found[str(size)] = (least, most, int(hint) if hint is not None else least)

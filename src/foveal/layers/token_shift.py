@@ -61,6 +61,10 @@ def _moved(x: Tensor, parts: Sequence[Part], mask: Tensor | None = None) -> Tens
 def _shift(x: Tensor, amount: int) -> Tensor:
     """Tokens of x (batch, tokens, dim) moved `amount` places to later positions."""
     length = x.shape[1]
+    if torch.compiler.is_exporting():  # a slice would ask whether there are so many
+        before, after = max(0, amount), max(0, -amount)
+        places = torch.arange(length, device=x.device) + after
+        return torch.nn.functional.pad(x, (0, 0, before, after)).index_select(1, places)
     empty = torch.zeros_like(x[:, : min(abs(amount), length)])
     if amount > 0:
         return torch.cat((empty, x[:, : max(0, length - amount)]), 1)

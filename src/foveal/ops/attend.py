@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_exporting
+from torch.compiler import is_compiling
 
 from foveal.common import by_example
 from foveal.common.words import suggest
@@ -159,7 +159,7 @@ def attend(
         softcap = as_softcap(softcap)
     else:
         check_context()
-        if is_exporting() and is_lowering():
+        if is_lowering():
             rest = (scale, sinks, softcap, return_lse)
             found = attend_lowered(q, k, v, pattern, bias, key_mask, *rest)
             return found if return_lse else found[0]  # type: ignore[return-value]

@@ -15,6 +15,7 @@ from foveal.layers.checks import Device, head_size
 from foveal.layers.linear import is_plain
 from foveal.layers.packing import Context, real
 from foveal.layers.prepared import Step, Turns
+from foveal.layers.windows import take_first
 from foveal.models.hourglass.attention import ResamplingAttention
 from foveal.models.hourglass.config import HourglassConfig
 from foveal.models.hourglass.resampling import (
@@ -271,7 +272,10 @@ class HourglassTransformer(nn.Module):
         skip = 0
         if isinstance(mask, Context):
             coarse, skip = speaking(coarse, above, mask, self.factor)
-        return self.upsample(coarse)[:, skip : skip + length]
+        wide = self.upsample(coarse)
+        if torch.compiler.is_exporting() and not skip:
+            return take_first(wide, 1, length)  # a slice would ask whether there are so many
+        return wide[:, skip : skip + length]
 
     def _join(self, x: Tensor, y: Tensor | None) -> Tensor:
         """The residual connection around a stage."""

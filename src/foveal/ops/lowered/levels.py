@@ -165,9 +165,9 @@ def _beside(
     number = keys.k.shape[2]
     units = own[:, None] + torch.tensor(steps, device=tiles.device)  # (T, units)
     exists = (units >= 0) & (units < number)
-    inside = torch.arange(plan.unit, device=tiles.device)
+    inside, own_at = torch.arange(plan.unit, device=tiles.device), q_idx // (1 << shift)
     clusters = (units[:, :, None] * plan.unit + inside).flatten(1)  # (T, K)
-    meets = plan.meets(level, (q_idx >> shift)[:, :, None], clusters[:, None])
+    meets = plan.meets(level, own_at[:, :, None], clusters[:, None])
     meets = meets & exists.repeat_interleave(plan.unit, 1)[:, None]
     at = units.clamp(0, number - 1)
     k, v = (_unit_rows(x, at) for x in (keys.k, keys.v))
@@ -177,7 +177,7 @@ def _beside(
     gain = gain.clamp(min=0.0).expand(*gain.shape[:3], q_idx.shape[1], gain.shape[4])
     if not isinstance(call.bias, TableBias):
         return k, v, meets, gain
-    row = plan.bias_row(level, (q_idx >> shift)[:, :, None], clusters[:, None])
+    row = plan.bias_row(level, own_at[:, :, None], clusters[:, None])
     return k, v, meets, gain, call.bias.table[row].movedim(-1, 0)[None]
 
 

@@ -31,7 +31,8 @@ def lowering() -> Iterator[None]:
 
 
 def is_lowering() -> bool:
-    return _PLANS.get() is not None
+    """Whether a call that is made now is to be lowered."""
+    return torch.compiler.is_exporting() and _PLANS.get() is not None
 
 
 # the compiler takes the answer as a constant: that of torch 2.11 cannot trace the question

@@ -1,0 +1,234 @@
+"""Programs: every family at sizes that were not traced, without foveal, near-linear, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import foveal
+from foveal import export
+from foveal import patterns as P
+
+TOKENS: dict[str, Any] = {"num_tokens": 16, "dim": 32, "heads": 2, "dim_head": 16}
+LONG = 16_384
+
+
+def window() -> Any:
+    patterns = (P.SlidingWindow(9), P.Full(causal=True))
+    return foveal.TransformerLM(**TOKENS, depth=2, max_seq_len=600, pattern=patterns)
+
+
+def mixed() -> Any:
+    patterns = (
+        P.Blocks(8, causal=True, lookback=1),
+        P.SlidingWindow(9) | P.Prefix(3),
+        P.Strided(70),
+    )
+    options: dict[str, Any] = {"kv_heads": 1, "softcap": 5.0, "sinks": True, "positions": "alibi"}
+    return foveal.TransformerLM(**TOKENS, depth=3, max_seq_len=600, pattern=patterns, **options)
+
+
+def causal_levels() -> Any:
+    return foveal.HTransformer1D(**TOKENS, depth=1, max_seq_len=600, causal=True, block_size=8)
+
+
+def levels() -> Any:
+    options: dict[str, Any] = {"shift_tokens": True, "relative_bias": True}
+    return foveal.HTransformer1D(**TOKENS, depth=1, max_seq_len=600, block_size=8, **options)
+
+
+def pair() -> Any:
+    sizes = {"enc_depth": 1, "dec_depth": 1, "enc_block_size": 8, "dec_block_size": 8}
+    return foveal.HTransformerSeq2Seq(**TOKENS, **sizes, max_seq_len=300)
+
+
+def classifier() -> Any:
+    return foveal.HTransformerClassifier(**TOKENS, depth=1, max_seq_len=300, block_size=8)
+
+
+def hourglass() -> Any:
+    depth = (1, (1, 1, 1), 1)
+    return foveal.HourglassTransformerLM(**TOKENS, depth=depth, max_seq_len=96, shorten_factor=2)
+
+
+def dalle() -> Any:
+    kinds = ("full", "axial_row", "axial_col", "conv_like")
+    sizes = {"dim": 32, "depth": 4, "heads": 2, "dim_head": 16, "text_seq_len": 6}
+    tokens = {"num_text_tokens": 50, "num_image_tokens": 20, "image_grid": 12}
+    return foveal.DALLE(**sizes, **tokens, attn_types=kinds, shift_tokens=True)
+
+
+def halonet() -> Any:
+    sizes = {"depths": (1, 1), "dims": (16, 24), "heads": (2, 2), "stem_dim": 16}
+    return foveal.HaloNet(**sizes, strides=(1, 2), final_dim=48, num_classes=5)
+
+
+def sepvit() -> Any:
+    sizes = {"depths": (1, 1), "dims": (8, 16), "heads": (1, 2), "window_sizes": ((7,), (7, 14))}
+    return foveal.create_model("sepvit_lite", **sizes, strides=(4, 2), num_classes=5)
+
+
+def compact() -> Any:
+    return foveal.SepViT(dim=8, depth=(1, 1), heads=(1, 2), dim_head=8, num_classes=5)
+
+
+def relative() -> Any:
+    options: dict[str, Any] = {"positions": "relative", "updown_sample_type": "linear"}
+    sizes: dict[str, Any] = {"depth": (1, 1, 1), "max_seq_len": 96, "shorten_factor": 3}
+    return foveal.HourglassTransformerLM(**TOKENS, **sizes, **options)
+
+
+def clip() -> Any:
+    words = {"dim_text": 16, "text_enc_depth": 1, "text_heads": 2, "text_seq_len": 9}
+    pixels = {"dim_image": 16, "visual_enc_depth": 1, "visual_heads": 2, "visual_image_size": 16}
+    return foveal.CLIP(**words, **pixels, dim_latent=8, num_text_tokens=20, visual_patch_size=8)
+
+
+def vqvae() -> Any:
+    sizes = {"image_size": 16, "num_tokens": 12, "codebook_dim": 8, "hidden_dim": 8}
+    return foveal.VQVAE(**sizes, num_layers=2)
+
+
+FAMILIES = {
+    one.__name__: one
+    for one in (
+        *(window, mixed, causal_levels, levels, pair, classifier, hourglass, dalle),
+        *(halonet, sepvit, compact, relative, clip, vqvae),
+    )
+}
+
+
+def made(kind: str) -> Any:
+    torch.manual_seed(0)
+    return FAMILIES[kind]().eval()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_programs_equal_their_models(kind: str) -> None:
+    """At the smallest, the largest and other sizes than the traced ones, to 1e-4."""
+    model = made(kind)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    program = export.program(model)
+    assert export.check(program, model) < 1e-4
+    sizes = export.describe(program, model)["inputs"]
+    assert all(isinstance(one["shape"][0], list) for one in sizes)  # the batch varies
+    assert not any("foveal" in str(node.target) for node in program.graph.nodes)
+    assert all(p.requires_grad for p in model.parameters())
+    for name, x in model.state_dict().items():
+        assert torch.equal(x, before[name])
+
+
+RUN = """
+import contextlib, json, sys, torch
+from pathlib import Path
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "foveal":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+folder, told = FOLDER, {}
+for kind in ("window", "masked", "long"):
+    extra = {"foveal.json": ""}
+    program = torch.export.load(f"{folder}/{kind}.pt2", extra_files=extra)
+    about = json.loads(extra["foveal.json"])
+    given = torch.load(f"{folder}/{kind}.pt")
+    run = program.module()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    out = run(*given["args"], **given["kwargs"])
+    added = peak() - before
+    worst = (out - given["out"]).abs().max().item()
+    told[kind] = [about["family"], worst, added, out.requires_grad]
+assert not any(name.split(".")[0] == "foveal" for name in sys.modules)
+print(json.dumps(told))
+"""
+
+
+def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None:
+    """A process that cannot import foveal gets the model's numbers; a window at 16,384 tokens
+    takes less than a quarter of the memory of all pairs; files tell what they are."""
+    import json
+
+    torch.manual_seed(0)
+    sizes = {"num_tokens": 16, "dim": 128, "depth": 1, "heads": 4, "dim_head": 32, "ff_mult": 1}
+    long = foveal.TransformerLM(**sizes, max_seq_len=LONG, pattern=P.SlidingWindow(128)).eval()
+    mask = torch.rand(2, 75) < 0.7
+    given: dict[str, tuple[Any, tuple[int, int], dict[str, Any]]] = {
+        "window": (made("window"), (2, 301), {}),
+        "masked": (made("causal_levels"), (2, 75), {"mask": mask}),
+        "long": (long, (1, LONG), {}),
+    }
+    for kind, (model, shape, kwargs) in given.items():
+        tokens = torch.randint(16, shape)
+        about = export.save(model, tmp_path / f"{kind}.pt2", mask=bool(kwargs))
+        assert about["deviation"] < 1e-4
+        with torch.no_grad():
+            out = model(tokens, **kwargs)
+        torch.save({"args": (tokens,), "kwargs": kwargs, "out": out}, tmp_path / f"{kind}.pt")
+    assert sorted(one.suffix for one in tmp_path.iterdir()) == [".pt"] * 3 + [".pt2"] * 3
+    told = json.loads(after_torch(RUN.replace("FOLDER", repr(str(tmp_path)))))
+    families = {kind: one[0] for kind, one in told.items()}
+    assert families == {"window": "transformer", "masked": "htransformer", "long": "transformer"}
+    assert all(worst < 1e-4 and not graded for _, worst, _, graded in told.values())
+    assert told["long"][2] < LONG * LONG * 4 / 4
+
+    program, about = export.load(tmp_path / "window.pt2")
+    assert about["inputs"] == [
+        {"name": "tokens", "dtype": "int64", "shape": [[1, None], [1, 600]], "tokens": 16}
+    ]
+    assert about["config"]["max_seq_len"] == 600
+    assert about["causal"] is True
+    other = made("window")
+    with torch.no_grad():
+        other.token_emb.weight[3] += 1.0
+    with pytest.raises(ValueError, match=r"differs from the model by .* at \(1, "):
+        export.check(program, other)
+    (tmp_path / "window.pt2").write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="is damaged or no program of foveal"):
+        export.load(tmp_path / "window.pt2")
+
+
+def test_sizes_may_be_fixed_or_bounded() -> None:
+    """A batch of one, lengths from 5 to 40; the model's precision and training mode stay."""
+    model = made("causal_levels").to(torch.bfloat16).train()
+    program = export.program(model, batch=1, length=(5, 40))
+    assert model.training
+    assert export.describe(program, model)["inputs"][0]["shape"] == [1, [5, 40]]
+    assert export.check(program, model) < 5e-2
+    with pytest.raises(Exception, match="40"):
+        program.module()(torch.zeros(1, 41, dtype=torch.long))
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+    """One line: what draws at random, what is no model, and options that mean nothing."""
+    sizes = {"image_size": 16, "num_tokens": 12, "codebook_dim": 8, "hidden_dim": 8}
+    with pytest.raises(ValueError, match="DiscreteVAE has no program: it draws at random"):
+        export.program(foveal.DiscreteVAE(**sizes, num_layers=2))
+    with pytest.raises(TypeError, match="must be a model of foveal, got Linear"):
+        export.program(torch.nn.Linear(2, 2))
+    model = made("window")
+    with pytest.raises(ValueError, match=r"length must be at most 600.* got length=601"):
+        export.program(model, length=601)
+    with pytest.raises(ValueError, match="sees no pictures, got size=32"):
+        export.program(model, size=32)
+    with pytest.raises(ValueError, match="reads no tokens, got length=8"):
+        export.program(made("halonet"), length=8)
+    with pytest.raises(ValueError, match="takes no mask of text"):
+        export.program(made("dalle"), mask=True)
+    with pytest.raises(ValueError, match=r"batch\[1\] must be an int of at least 4"):
+        export.program(model, batch=(4, 2))
+    with pytest.raises(ValueError, match="format must be torch"):
+        export.save(model, tmp_path / "a.pt2", "onxx")
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        export.save(model, tmp_path / "none" / "a.pt2")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,145 @@
+"""Attention in plain operators: the numbers of the definition, for every form that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveal
+from foveal import TableBias, WindowBias
+from foveal import patterns as P
+from foveal.ops.lowered import NotLoweredError, attend_lowered, lowering
+from foveal.testing import assert_close, dense_attention
+
+LENGTH = 200
+FORMS = {
+    "dense": P.Full(),
+    "causal": P.Full(causal=True),
+    "band": P.SlidingWindow(9),
+    "band on both sides": P.SlidingWindow(40, causal=False),
+    "band of blocks": P.Blocks(16, causal=True, lookback=1),
+    "period": P.Blocks(24) | P.SlidingWindow(5),
+    "tiles of a union": P.SlidingWindow(9) | P.Prefix(3),
+    "tiles along the sequence": P.Fixed(16, 4),
+    "tiles of an image": P.Neighborhood((20, 10), 3),
+    "tiles of blocks": P.Halo((20, 10), 4, 1),
+    "tiles of columns": P.Axial((20, 10), "column"),
+    "tiles behind a text": P.TextImage(100, P.Neighborhood(10, 3, causal="raster")),
+    "levels, means as queries": P.Pyramid(8),
+    "levels, causal": P.Pyramid(8, causal=True),
+    "levels, first of each as query": P.Pyramid(4, causal=True, queries="coarse"),
+    "levels of siblings": P.Pyramid(4, neighbors="sibling"),
+}
+
+
+def tensors(length: int = LENGTH, keys: int | None = None, heads: int = 4) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    kept = {"dtype": torch.float64}
+    keys = length if keys is None else keys
+    q = torch.randn(2, heads, length, 8, **kept)
+    return q, torch.randn(2, 2, keys, 8, **kept), torch.randn(2, 2, keys, 6, **kept)
+
+
+def compare(pattern: P.Pattern, given: tuple[Tensor, ...], **options: Any) -> None:
+    """Both results, with and without the log-sum-exp, beside the textbook's."""
+    if pattern.pools:
+        want = foveal.attend(*given, pattern, impl="reference", return_lse=True, **options)
+    else:
+        want = dense_attention(*given, pattern, **options)
+    with lowering():
+        out, lse = attend_lowered(*given, pattern, return_lse=True, **options)
+        alone, none = attend_lowered(*given, pattern, **options)
+    assert none is None
+    for one in (out, alone):
+        assert_close(one, want[0], rtol=1e-9)
+    finite = want[1] > -torch.inf
+    assert torch.equal(lse > -torch.inf, finite)
+    assert_close(lse[finite], want[1][finite], rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_definition(form: str) -> None:
+    """Grouped heads; then a mask with rows that read nothing, sinks and a cap; each to 1e-9."""
+    given, pattern = tensors(), FORMS[form]
+    compare(pattern, given)
+    mask = torch.rand(2, LENGTH) > 0.3
+    mask[1] = False
+    mask[1, 5] = True
+    sinks = torch.randn(4, dtype=torch.float64)
+    compare(pattern, given, key_mask=mask, sinks=sinks, softcap=3.0)
+    compare(pattern, given, key_mask=mask, sinks=sinks)
+
+
+@pytest.mark.parametrize("form", ["dense", "band", "tiles of a union", "tiles of blocks"])
+def test_what_no_query_may_read_reaches_nothing(form: str) -> None:
+    """NaN behind a key mask, and rows without a key give zeros."""
+    q, k, v = tensors()
+    mask = torch.ones(2, LENGTH, dtype=torch.bool)
+    mask[0, 50:], mask[1] = False, False
+    for x in (k, v):
+        x[0, :, 50:], x[1] = torch.nan, torch.nan
+    with lowering():
+        out, _ = attend_lowered(q, k, v, FORMS[form], key_mask=mask)
+    assert out.isfinite().all()
+    assert (out[1] == 0).all()
+
+
+def test_biases_of_every_kind() -> None:
+    """Tables, slopes, tensors and windows are added to the logits of gathered pairs."""
+    given = tensors()
+    rand = torch.randn(2, 4, LENGTH, LENGTH, dtype=torch.float64)
+    rand[:, :, 7] = -torch.inf  # a row whose pairs do not exist
+    for form in ("band", "tiles of a union"):
+        pattern = FORMS[form]
+        compare(pattern, given, bias=rand)
+        compare(pattern, given, bias=rand[:1, :, 3:4])
+        table = TableBias.t5(torch.randn(32, 4, dtype=torch.float64))
+        for bias in (table, foveal.alibi(4)):
+            want = foveal.attend(*given, pattern, bias=bias, impl="reference")
+            with lowering():
+                out, _ = attend_lowered(*given, pattern, bias=bias)
+            assert_close(out, want, rtol=1e-6)
+    halo = FORMS["tiles of blocks"]
+    window = WindowBias(*(torch.randn(2, 4, LENGTH, 6, dtype=torch.float64) for _ in "hw"))
+    want = foveal.attend(*given, halo, bias=window, impl="reference")
+    with lowering():
+        assert_close(attend_lowered(*given, halo, bias=window)[0], want, rtol=1e-9)
+    for form in ("levels, means as queries", "levels, causal"):
+        compare(FORMS[form], given, bias=TableBias(torch.randn(31, 4, dtype=torch.float64)))
+
+
+def test_heads_with_layouts_and_other_numbers_of_queries() -> None:
+    """Heads of their own; queries that are fewer than keys, or of another sequence."""
+    layout = torch.rand(4, 12, 12) < 0.3
+    layout[:, range(12), range(12)] = True
+    compare(P.BlockSparse(layout, 16), tensors(192), sinks=torch.randn(4).double())
+    compare(P.Full(), tensors(100, 60))
+    compare(P.Shorten(4), tensors(50, 200))
+    compare(P.Pyramid(4, queries="fine"), tensors(100, 60))
+    compare(P.Halo((20, 10), 4, 2, query_stride=2), tensors(50, 200))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_as_its_digits(dtype: torch.dtype) -> None:
+    """Results come in the dtype of the queries, sums in float32."""
+    given = [x.to(dtype) for x in tensors()]
+    for form in ("band", "tiles of a union", "levels, causal", "levels, means as queries"):
+        want = foveal.attend(*(x.float() for x in given), FORMS[form], impl="reference")
+        with lowering():
+            out, _ = attend_lowered(*given, FORMS[form])
+        assert out.dtype == dtype
+        assert_close(out.float(), want, rtol=2e-2)
+
+
+def test_what_has_no_form_is_refused_by_name() -> None:
+    """Keys that are pooled by a rule of somebody else."""
+
+    class Mine(P.Pyramid):
+        def level(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+            return torch.zeros_like(q_idx + k_idx)
+
+    with lowering(), pytest.raises(NotLoweredError, match="Mine"):
+        attend_lowered(*tensors(), Mine(4))
