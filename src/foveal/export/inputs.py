@@ -14,14 +14,14 @@ from foveal.models.base import Model
 
 
 class Span(NamedTuple):
-    """The values of a size, both included; None: whatever the model can do."""
+    """The values of a size, both included; without a largest one where that is None."""
 
-    least: int | None
+    least: int
     most: int | None
 
     @property
     def is_fixed(self) -> bool:
-        return self.least is not None and self.least == self.most
+        return self.least == self.most
 
 
 VOCABULARIES = {
@@ -32,7 +32,7 @@ VOCABULARIES = {
 """What says how many tokens there are, for an input of that name."""
 
 Size = int | tuple[int, int | None] | None
-"""A number; (least, most), where None means without end; None: all that the model can do."""
+"""A number; (least, most), where None means without end; None: what the model takes."""
 
 
 class Input(NamedTuple):
@@ -64,8 +64,8 @@ def inputs_of(
     Args:
         batch: examples: a number, or (least, most); any by default.
         length: tokens of each input, as batch; from 1 to the model's longest by default.
-        size: (height, width) of pictures, each as batch; an int for a square. All that fill the
-            windows of the model by default.
+        size: (height, width) of pictures, each as batch; an int for a square. By default
+            all above the model's own, which fill more than a window of every stage.
         mask: take a mask of the real tokens too.
 
     Raises:
@@ -127,14 +127,14 @@ def _pictures(
     own = getattr(model.settings, "pixels", None)  # of models that know one size
     sides = []
     for axis, side, one in zip(("height", "width"), (height, width), given, strict=True):
-        span = _span(axis, one, Span(side, side) if own else Span(None, None))
+        span = _span(axis, one, Span(side, side) if own else Span(side + 1, None))
         if own and span != (side, side):
             raise ValueError(
                 f"size must be {height} x {width} of {type(model).__name__}, got {size=}."
             )
         sides.append((axis, span))
     sizes = ("batch", batches), ("channels", Span(channels, channels)), *sides
-    # of two sides that vary, one more than the other: equal ones would be taken for one size
+    # sides differ: equal ones might be taken for one size
     shape = (
         _traced(batches, 3),
         channels,
@@ -166,10 +166,9 @@ def _span(name: str, given: Size, default: Span) -> Span:
 
 def _traced(span: Span, wanted: int) -> int:
     """A size to trace with: near to what is wanted, and no border of what is possible."""
-    least = span.least or 1
     if span.most is None:
-        return max(wanted, least + 1)
-    return max(least, min(wanted, span.most) - (0 if span.is_fixed or span.most < 4 else 1))
+        return max(wanted, span.least + 1)
+    return max(span.least, min(wanted, span.most) - (0 if span.is_fixed or span.most < 4 else 1))
 
 
 def example_tensors(inputs: tuple[Input, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

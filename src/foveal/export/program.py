@@ -74,13 +74,33 @@ def _exported(model: nn.Module, inputs: tuple[Input, ...]) -> ExportedProgram:
             torch.no_grad(),
             symbols.patch(backed_size_oblivious=True),
         ):
-            return torch.export.export(
+            found = torch.export.export(
                 model, args, kwargs, dynamic_shapes=_dynamic(inputs), strict=False
             )
     except NotLoweredError as error:
         raise ValueError(f"{kind} has no program of plain operators: {error}.") from error
     except torch._dynamo.exc.UserError as error:
         raise ValueError(f"{kind} cannot be traced for such sizes: {_told(error)}") from error
+    _bound(found, inputs)
+    return found
+
+
+SIDES = ("height", "width")
+
+
+def _bound(found: ExportedProgram, inputs: tuple[Input, ...]) -> None:
+    """Bounds of the sides of pictures: from small ones on, windows ask what nobody can prove."""
+    from torch.utils._sympy.value_ranges import ValueRanges
+
+    nodes = {node.name: node for node in found.graph.nodes if node.op == "placeholder"}
+    for one in inputs:
+        for at, (name, span) in enumerate(one.sizes):
+            size = nodes[one.name].meta["val"].shape[at]
+            if name in SIDES and not isinstance(size, int):
+                own = found.range_constraints[size.node.expr]
+                most = own.upper if span.most is None else span.most
+                bounds = ValueRanges(max(own.lower, span.least), most)
+                found.range_constraints[size.node.expr] = bounds
 
 
 def _told(error: Exception) -> str:
@@ -102,7 +122,7 @@ def _dynamic(inputs: tuple[Input, ...]) -> dict[str, dict[int, Any]]:
 
 
 def _dim(name: str, span: Span) -> Any:
-    if span.least is None:
+    if name in SIDES:  # see `_bound`
         return Dim.DYNAMIC
     # of sizes from 2 on torch can prove more; a program runs with 1 too, as `check` sees
     return Dim(name, min=max(2, span.least), max=span.most)

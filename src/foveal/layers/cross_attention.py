@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
 from foveal.common.arguments import checked
+from foveal.common.symbols import take_first
 from foveal.layers.checks import (
     Device,
     check_dropout,
@@ -107,7 +108,9 @@ class CrossAttention(nn.Module):
             scale=self.dim_head**-0.5,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        out = _ungrouped(out, group, self.heads)[:, :, : x.shape[1]]
+        out = _ungrouped(out, group, self.heads)
+        exporting = torch.compiler.is_exporting()
+        out = take_first(out, 2, x.shape[1]) if exporting else out[:, :, : x.shape[1]]
         return project(self.to_out, join_heads(out))
 
     def _within(

@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveal.common.symbols import known, take_first
 from foveal.patterns import Halo
 
 Pair = tuple[int, int]
-
-
-def known(*sizes: int) -> bool:
-    """Whether sizes are numbers, rather than symbols of a graph that is being exported."""
-    return all(isinstance(size, int) for size in sizes)
 
 
 def fold(x: Tensor, first: int, last: int) -> Tensor:
@@ -25,13 +21,6 @@ def fold(x: Tensor, first: int, last: int) -> Tensor:
     return (x if known(*x.shape) else x.clone(memory_format=torch.contiguous_format)).flatten(
         first, last
     )
-
-
-def take_first(x: Tensor, axis: int, length: int) -> Tensor:
-    """The first `length` entries along an axis; a copy with symbols, as in `fold`."""
-    if known(*x.shape, length):
-        return x.narrow(axis, 0, length)
-    return x.index_select(axis, torch.arange(length, device=x.device))
 
 
 def to_windows(x: Tensor, window: Pair) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from foveal.caches import DecodingState
 from foveal.common.by_example import shared_below
+from foveal.common.symbols import take_first
 from foveal.layers import CrossAttention, Relative, Rotary, SelfAttention, Stack
 from foveal.layers.checks import Device, head_size
 from foveal.layers.linear import is_plain
 from foveal.layers.packing import Context, real
 from foveal.layers.prepared import Step, Turns
-from foveal.layers.windows import take_first
 from foveal.models.hourglass.attention import ResamplingAttention
 from foveal.models.hourglass.config import HourglassConfig
 from foveal.models.hourglass.resampling import (

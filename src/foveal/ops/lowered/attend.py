@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.symbols import known
 from foveal.ops.bias import TableBias, WindowBias
 from foveal.ops.checks import fold_scale
 from foveal.ops.lowered.bands import band_plan, banded
 from foveal.ops.lowered.call import Lowered, Part
 from foveal.ops.lowered.dense import dense
 from foveal.ops.lowered.levels import by_levels
-from foveal.ops.lowered.state import NotLoweredError, are_equal, is_static, most, planned
+from foveal.ops.lowered.state import NotLoweredError, are_equal, most, planned
 from foveal.ops.lowered.tiles import TilePlan, tile_plan, tiled
 from foveal.ops.table import Alibi
 from foveal.patterns import Pattern
@@ -115,7 +116,7 @@ def _tiles(pattern: Pattern, longest: int) -> TilePlan | None:
 def _has_all_queries(call: Lowered) -> bool:
     """Whether there are as many queries as the pattern has."""
     n, m = call.q.shape[2], call.k.shape[2]
-    if is_static(n, m):
+    if known(n, m):
         return bool(n == call.pattern.num_queries(m))
     return are_equal(n, m) and call.pattern.num_queries(most(m) or 1) == (most(m) or 1)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveal.ops.lowered.call import Lowered, Part, allowed, first, gained, softmax
+from foveal.common.symbols import take_first
+from foveal.ops.lowered.call import Lowered, Part, allowed, gained, softmax
 from foveal.patterns import Pattern
 
 SMALLEST, LARGEST = 64, 512
@@ -72,4 +73,4 @@ def banded(call: Lowered, block: int, offsets: list[int]) -> Part:
 
     mask, bias = allowed(call, q_idx, k_idx, exists), gained(call, q_idx, k_idx)
     out, lse = softmax(call, q, read(call.k), read(call.v), mask, bias, call.may_be_dead)
-    return first(out, length), None if lse is None else first(lse, length)
+    return take_first(out, 2, length), None if lse is None else take_first(lse, 2, length)

@@ -14,7 +14,6 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from foveal.ops.bias import TableBias, WindowBias, finite, window_place
 from foveal.ops.logits import capped, with_sink_key, with_sinks
-from foveal.ops.lowered.state import is_static
 from foveal.ops.rows_without_keys import open_dead_rows, softmax_rows
 from foveal.ops.table import Alibi
 from foveal.patterns import Halo, Pattern
@@ -53,14 +52,6 @@ class Lowered(NamedTuple):
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """x (B, H, N, E) at index (T, Q) -> (B, H, T, Q, E)."""
     return x.index_select(2, index.flatten()).unflatten(2, (index.shape[0], index.shape[1]))
-
-
-def first(x: Tensor, length: int) -> Tensor:
-    """The first `length` of x (B, H, N, ...). With symbols it copies: a slice would ask whether
-    there are so many, which no trace can prove of numbers that were rounded up."""
-    if is_static(length, x.shape[2]):
-        return x[:, :, :length]
-    return x.index_select(2, torch.arange(length, device=x.device))
 
 
 def folded(x: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveal.common.symbols import take_first
 from foveal.ops.bias import MASKED, TableBias
 from foveal.ops.logits import with_sinks
-from foveal.ops.lowered.call import Lowered, Part, first, softmax
+from foveal.ops.lowered.call import Lowered, Part, softmax
 from foveal.ops.lowered.state import NotLoweredError, are_equal, most
 from foveal.ops.merge import merge
 from foveal.patterns import Pyramid
@@ -153,7 +154,7 @@ def _attended(
     if call.bias is not None:
         gain = gain + torch.cat([one[4] for one in parts], -1)
     out, lse = softmax(call, q, k, v, meets, gain, True)
-    return first(out, length), None if lse is None else first(lse, length)
+    return take_first(out, 2, length), None if lse is None else take_first(lse, 2, length)
 
 
 def _beside(

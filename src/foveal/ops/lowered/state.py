@@ -70,7 +70,3 @@ def are_equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(one == other))
-
-
-def is_static(*sizes: int | torch.SymInt) -> bool:
-    return all(isinstance(size, int) for size in sizes)

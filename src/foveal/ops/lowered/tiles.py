@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveal.common.symbols import known, take_first
 from foveal.ops.bias import WindowBias
 from foveal.ops.lowered.call import Lowered, Part, gained, rows, softmax
-from foveal.ops.lowered.state import is_static
 from foveal.patterns import Pattern
 from foveal.patterns.tiling import TileGroup
 
@@ -109,7 +109,7 @@ def tiled(call: Lowered, plan: TilePlan, longest: int) -> Part:
     call = _filled(call, longest, plan.place.shape[0])
     parts = []
     for one in plan.shapes:
-        exists = None if is_static(length) else one.keys < length
+        exists = None if known(length) else one.keys < length
         mask, bias = _mask(call, one, exists), gained(call, one.queries, one.keys)
         q, k, v = (rows(x, at) for x, at in _read(call, one))
         parts.append(softmax(call, q, k, v, mask, bias, call.may_be_dead))
@@ -124,7 +124,7 @@ def _read(call: Lowered, one: Shape) -> list[tuple[Tensor, Tensor]]:
 
 def _filled(call: Lowered, keys: int, queries: int) -> Lowered:
     """The call with zeros behind its tokens, for a plan of more."""
-    if is_static(call.q.shape[2], call.k.shape[2]):
+    if known(call.q.shape[2], call.k.shape[2]):
         return call
     q = pad(call.q, (0, 0, 0, queries - call.q.shape[2]))
     more = keys - call.k.shape[2]
@@ -158,7 +158,5 @@ def _in_place(parts: tuple[Tensor, ...], plan: TilePlan, nothing: float, queries
     if not plan.all_read:
         found.append(torch.full_like(found[0][:, :, :1], nothing))
     whole = torch.cat(found, 2)
-    place = plan.place
-    if not is_static(queries):
-        place = place.index_select(0, torch.arange(queries, device=place.device))
+    place = take_first(plan.place, 0, queries)
     return whole.index_select(2, place)
