@@ -9,8 +9,9 @@ back. Without a training, torch draws as ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,18 +90,36 @@ def serves(count: int) -> bool:
 
 
 def wants_rows(count: int) -> bool:
-    """Whether what no function here draws should be computed within `one_by_one`."""
+    """Whether what no function here draws should be computed within `apart`."""
     if torch.compiler.is_compiling():
         return False
     return _rows is not None and not _rows.alone and serves(count)
 
 
-def one_by_one(count: int) -> list[AbstractContextManager[None]]:
-    """For each of `count` rows: within it, all that is random belongs to that row alone."""
+def apart(count: int, size: int) -> list[AbstractContextManager[None]]:
+    """For each `size` of `count` rows: within it, each row draws what it would draw alone."""
     assert _rows is not None
     rows = _rows
     keys = rows.of_call(rows.number(), count)
-    return [_these(_Rows(key[None], rows.shared, alone=True)) for key in keys]
+    parts = [keys[first : first + size] for first in range(0, count, size)]
+    return [_these(_Rows(part, rows.shared, alone=True)) for part in parts]
+
+
+def held(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, which draws the same whenever it is called: now, and in a backward pass.
+
+    Of rows that are `apart`; all others are known by the state of torch's generator.
+    """
+    if torch.compiler.is_compiling() or _rows is None or not _rows.alone:
+        return function
+    rows = _rows
+    keys = rows.of_call(rows.number(), len(rows.keys))
+
+    def run(*given: Any) -> Tensor:
+        with _these(_Rows(keys, rows.shared, alone=True)):
+            return function(*given)
+
+    return run
 
 
 def _keys(x: Tensor) -> Tensor:
@@ -181,8 +200,9 @@ def shared_below(count: int) -> int:
 
 
 def seed() -> Tensor:
-    """A seed of a call, scalar int64: of the row where one is computed alone."""
+    """A seed of a call, scalar int64, or where rows are `apart` one for each: (rows, 1)."""
     if torch.compiler.is_compiling() or _rows is None or not _rows.alone:
         # drawn as a tensor, so that a compiled graph draws a new one at every call
         return torch.randint(1 << 62, (), device="cpu")
-    return torch.tensor(int(_rows.of_call(_rows.number(), 1)[0] >> np.uint64(2)))
+    words = _rows.of_call(_rows.number(), len(_rows.keys)) >> np.uint64(2)
+    return torch.from_numpy(words.view(np.int64)[:, None])

@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 from foveal.common import by_example
 from foveal.common.words import suggest
-from foveal.ops import autocast, known, offset
+from foveal.ops import autocast, dense, known, offset
 from foveal.ops.bias import Bias, WindowBias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
@@ -21,6 +21,9 @@ from foveal.ops.lowered import attend_lowered, is_lowering
 from foveal.ops.sharded import check_context
 from foveal.ops.work import Call, Work, work_of
 from foveal.patterns import Pattern
+
+USUAL_BATCH = 8
+"""What the choice counts with where it may not depend on the batch."""
 
 
 @overload
@@ -165,15 +168,15 @@ def attend(
             return found if return_lse else found[0]  # type: ignore[return-value]
     if isinstance(bias, tuple):
         bias = settle(bias, q, k, pattern)
-    if dropout_p and not _is_placed(dropout_p) and by_example.wants_rows(q.shape[0]):
-        options = {"scale": scale, "impl": impl, "return_lse": return_lse}
-        options |= {"dropout_p": dropout_p, "sinks": sinks, "softcap": softcap}
-        return _row_by_row((q, k, v, pattern), bias, key_mask, options)
     work = work_of(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, scale, sinks, softcap)
     if offset.wants_plan(work, impl):
         options = {"scale": scale, "dropout_p": dropout_p, "impl": impl, "return_lse": return_lse}
         options |= {"sinks": sinks, "softcap": softcap}
         return _at_offset((q, k, v, pattern), bias, key_mask, 0, options)
+    if dropout_p and not _is_placed(dropout_p) and by_example.wants_rows(work.q[0]):
+        options = {"dropout_p": dropout_p, "return_lse": return_lse}
+        options |= {"sinks": sinks, "softcap": softcap}
+        return _by_rows((q, k, v, bias, scale), key_mask, work, impl, options)
     named = impl is not None
     if impl is None:
         impl = pick(work).name
@@ -204,32 +207,39 @@ def _is_placed(dropout_p: float) -> bool:
     return isinstance(dropout_p, ByPlace) and dropout_p.seed is not None
 
 
-def _row_by_row(
-    tensors: tuple[Any, ...], bias: Bias | None, key_mask: Tensor | None, options: dict[str, Any]
+def _by_rows(
+    tensors: tuple[Any, ...], key_mask: Tensor | None, work: Work, impl: str | None, options: Any
 ) -> Any:
-    """The call in a training, which drops weights of an example whatever else is computed."""
-    q, k, v, pattern = tensors
-    count, call = q.shape[0], cast(Any, attend)
+    """The call in a training, which drops weights of an example whatever else is computed.
 
-    def parts(x: Any) -> Any:
-        """x (batch or 1, ...) -> that of each example; what has no batch is that of all."""
-        if isinstance(x, WindowBias):
-            return [WindowBias(*part) for part in zip(*map(parts, x), strict=True)]
-        if not isinstance(x, Tensor) or x.shape[0] == 1:
-            return [x] * count
-        return x.split(1)
-
-    if isinstance(bias, Tensor) and bias.ndim < 4:
-        bias = bias[(None,) * (4 - bias.ndim)]
-    given = [parts(x) for x in (q, k, v, bias, key_mask)]
+    So the implementation, each of which draws otherwise, does not depend on the batch either.
+    """
+    check_sizes(work)
+    impl = pick(work.of_batch(USUAL_BATCH)).name if impl is None else impl
+    count, call = work.q[0], cast(Any, attend)
+    size = dense.rows_at_once(work) if impl == "dense" else count
     found = []
-    for row, alone in enumerate(by_example.one_by_one(count)):
-        *own, own_bias, mask = (part[row] for part in given)
-        with alone:
-            found.append(call(*own, pattern, bias=own_bias, key_mask=mask, **options))
+    for number, apart in enumerate(by_example.apart(count, size)):
+        first = number * size
+        q, k, v, bias, scale = (_rows_of(x, first, size) for x in tensors)
+        mask = None if key_mask is None else key_mask[first : first + size]
+        given = {"bias": bias, "scale": scale, "key_mask": mask, "impl": impl, **options}
+        with apart:
+            found.append(call(q, k, v, work.pattern, **given))
+    if len(found) == 1:
+        return found[0]
     if options["return_lse"]:
         return tuple(torch.cat(part) for part in zip(*found, strict=True))
     return torch.cat(found)
+
+
+def _rows_of(x: Any, first: int, size: int) -> Any:
+    """Some of what has a batch, (batch, heads, ...); anything else is that of all."""
+    if isinstance(x, WindowBias):
+        return WindowBias(*(_rows_of(part, first, size) for part in x))
+    if not isinstance(x, Tensor) or x.ndim < 4 or x.shape[0] <= size:
+        return x
+    return x[first : first + size]
 
 
 def _at_offset(

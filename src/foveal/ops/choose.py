@@ -39,6 +39,9 @@ def pick(work: Work, compiled: bool = True) -> Choice:
     Raises:
         ValueError: a size does not fit the others; FOVEAL_IMPL names no implementation.
     """
+    if work.dropout and not work.compiling:
+        # what runs without gradients may run again with them, and has to drop the same then
+        work = work._replace(requires_grad=True, bias_grad=work.bias is not None)
     order = ranking_of_symbols(work) if work.compiling else ranking(work)
     wanted = None if work.device.type == "meta" else forced()
     if wanted and IMPLEMENTATIONS[wanted].refuses(work) is None:

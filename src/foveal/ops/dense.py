@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from foveal.common import by_example
 from foveal.common.memo import sizes_of
 from foveal.common.processor import fast_dtype
 from foveal.ops.bias import TableBias, WindowBias, finite
@@ -51,6 +52,11 @@ def written_out(work: Work) -> int:
         rows = rows if work.pattern.reads_all else work.q[2]
         count = max(count, batch * heads * rows * work.k[2])
     return count
+
+
+def rows_at_once(work: Work) -> int:
+    """How many examples of a call need not take turns."""
+    return max(1, min(work.q[0], MOST_PAIRS // max(1, written_out(work.of_batch(1)))))
 
 
 def is_causal_or_all(work: Work) -> bool:
@@ -165,11 +171,8 @@ def _in_turns(call: Call, turns: int) -> Tensor:
     again = call.work.requires_grad and not is_beyond_functions(call.q, call.k, call.v)
     parts = []
     for first in range(0, count, size):
-        part = (call, first, min(size, count - first))
-        if again:
-            parts.append(checkpoint(_rows, *part, use_reentrant=False))
-        else:
-            parts.append(_rows(*part))
+        part, turn = (call, first, min(size, count - first)), by_example.held(_rows)
+        parts.append(checkpoint(turn, *part, use_reentrant=False) if again else turn(*part))
     return torch.cat(parts, 2)
 
 

@@ -40,7 +40,7 @@ class Operands(NamedTuple):
     columns: Tensor | None
     sinks: Tensor | None
     key_mask: Tensor | None
-    seed: Tensor | None  # (), or what a ByPlace says
+    seed: Tensor | None  # (), one for each example (batch, 1), or what a ByPlace says
     pattern: Pattern
     scale: float
     dropout_p: float

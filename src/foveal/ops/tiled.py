@@ -113,7 +113,7 @@ class Inputs:
     key_bias: Tensor | None  # (B, M), MASKED where there is no key
     scale: float
     dropout_p: float
-    seed: int
+    seeds: list[int]  # one, or one for each example
     softcap: float = 0.0  # 0: none
     places: tuple[Tensor, Tensor] | None = None  # of queries (N,) and keys (M,), to drop by
 
@@ -127,8 +127,8 @@ class Inputs:
         exact = self.bias is not None and not pooled
         self.dtype = torch.bfloat16 if _stays_bfloat16(self.q) and not exact else self.sums
         self.scratch = Scratch(self.dtype, self.q.device)
-        self.noise = torch.Generator(self.q.device)
-        self.noise.manual_seed(self.seed)
+        drawn = self.seeds if self.dropout_p and self.places is None else []
+        self.noise = [torch.Generator(self.q.device).manual_seed(seed) for seed in drawn]
 
     @property
     def tiling(self) -> Tiling:
@@ -300,7 +300,10 @@ class Inputs:
             return None
         keep = self.scratch.get("drop", *weights.shape)
         if self.places is None:
-            keep.bernoulli_(1 - self.dropout_p, generator=self.noise)
+            one = len(self.noise) == 1
+            parts, noises = ([keep], self.noise) if one else (keep, self.noise[chunk.batch])
+            for part, noise in zip(parts, noises, strict=True):
+                part.bernoulli_(1 - self.dropout_p, generator=noise)
         else:
             keep[..., : chunk.group.tile_k] = kept(self.dropout_p, self._draws(chunk, self.places))
         return keep.div_(1 - self.dropout_p)
@@ -314,7 +317,7 @@ class Inputs:
         queries = places[0][chunk.queries.index().to(device)]
         keys = places[1][index.clamp(max=len(places[1]) - 1)]
         row = mixed(
-            torch.tensor(self.seed, device=device),
+            torch.tensor(self.seeds, device=device),
             batch[chunk.batch][:, None, None, None, None],
             heads[:, None, :, None],
             queries[:, None],

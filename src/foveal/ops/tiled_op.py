@@ -51,15 +51,22 @@ def _inputs(operands: Operands) -> tiled.Inputs:
         key_bias=_key_bias(key_mask, dtype),
         scale=operands.scale,
         dropout_p=operands.dropout_p,
-        seed=0 if operands.seed is None else int(operands.seed.view(-1)[0]),
+        seeds=_seeds(operands.seed),
         softcap=operands.softcap,
         places=_places(operands),
     )
 
 
+def _seeds(seed: Tensor | None) -> list[int]:
+    """One for all, or one for each example."""
+    if seed is None:
+        return []
+    return seed[:1].tolist() if seed.ndim == 1 else seed.flatten().tolist()
+
+
 def _places(operands: Operands) -> tuple[Tensor, Tensor] | None:
     """Where queries and keys stand, if what is dropped depends on it."""
-    if operands.seed is None or not operands.seed.ndim:
+    if operands.seed is None or operands.seed.ndim != 1:
         return None
     queries = operands.q.shape[2]
     places = operands.seed[1:].to(operands.q.device)

@@ -62,6 +62,14 @@ class Work(NamedTuple):
             return True
         return self.q[2] == self.pattern.num_queries(self.k[2])
 
+    def of_batch(self, count: int) -> Work:
+        """The same for so many examples."""
+        q, k, v = ((count, *sizes[1:]) for sizes in (self.q, self.k, self.v))
+        bias = self.bias_shape
+        if bias and bias[0] > 1:
+            bias = (count, *bias[1:])
+        return self._replace(q=q, k=k, v=v, bias_shape=bias)
+
     @property
     def lengths(self) -> str:
         """Queries and keys in words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from ctypes import POINTER, Structure, c_double, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 
 from torch import Tensor
 
@@ -75,7 +75,8 @@ class Call(Structure):
         ("lse", c_void_p),
         ("scale", c_double),
         ("dropout_p", c_double),
-        ("seed", c_uint64),
+        ("seeds", c_void_p),
+        ("seed_step", c_int64),
         ("softcap", c_double),
         *((name, c_void_p) for name in ("order", "pieces")),
         ("num_pieces", c_int64),
@@ -100,7 +101,7 @@ class Call(Structure):
     ]
 
 
-_COMMON = struct.Struct("=11q 16q q ddQd 3q")
+_COMMON = struct.Struct("=11q 16q q dd2qd 3q")
 """What every call has: the fields before `rows`."""
 
 

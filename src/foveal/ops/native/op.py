@@ -124,6 +124,7 @@ class _Call:
         q, k, v = (self.hold(unit_stride(x)) for x in operands[:3])
         batch, heads, num_queries, head_dim = q.shape
         kv_heads, num_keys = k.shape[1:3]
+        seed = operands.seed
         self.plan = plan = plans.plan(operands.pattern, num_keys, operands.rows is not None)
         self.struct = abi.new_call(
             *(batch, kv_heads, heads // kv_heads, num_queries, num_keys, head_dim, v.shape[3]),
@@ -133,7 +134,8 @@ class _Call:
             *(v.data_ptr(), *v.stride()[:3]),
             *(out.data_ptr(), *out.stride()[:3]),
             *(lse.data_ptr(), operands.scale, operands.dropout_p),
-            *(0 if operands.seed is None else int(operands.seed), operands.softcap),
+            *(0 if seed is None else seed.data_ptr(), int(seed is not None and seed.ndim > 0)),
+            operands.softcap,
             *(plan.order, plan.pieces, plan.num_pieces),
         )
         self._set_extras()

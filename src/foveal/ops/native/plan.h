@@ -68,8 +68,9 @@ struct Call {
     Matrix q, k, v, out;
     float* lse;  // (batch, heads, queries)
     double scale, dropout_p;
-    uint64_t seed;
-    double softcap;  // 0: none
+    const uint64_t* seeds;
+    int64_t seed_step;  // 1: a seed for each of the batch; 0: one
+    double softcap;     // 0: none
     // Tiles in the order of the row, where documents share it: (all tiles, 2) group and tile; or
     // null: group by group. Pieces of the order that have no key in common: (pieces + 1, 2) first
     // tile and first key.

@@ -118,9 +118,12 @@ struct Tile {
     }
 
     void start_noise() {
-        uint32_t seed = mix((uint32_t)call.seed) ^ (uint32_t)(call.seed >> 32);
+        const uint64_t given = call.seeds[batch * call.seed_step];
+        uint32_t seed = mix((uint32_t)given) ^ (uint32_t)(given >> 32);
+        // an example with a seed of its own draws as if it were the first
+        const uint64_t first = call.seed_step ? head : row_of_queries();
         for (long i = 0; i < n; ++i) {
-            uint64_t row = (uint64_t)row_of_queries() * call.num_queries + query[i];
+            uint64_t row = first * call.num_queries + query[i];
             noise[i] = mix(mix(seed + (uint32_t)row) ^ (uint32_t)(row >> 32));
         }
     }
