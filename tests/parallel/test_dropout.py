@@ -1,13 +1,16 @@
 """Dropout where ranks share a sequence: by the place of a token, on any number of ranks."""
 
 import copy
+import threading
 
+import numpy as np
 import pytest
 import torch
 
 import foveal
 from foveal import parallel
 from foveal import patterns as P
+from foveal.common import by_example
 from foveal.common.hashing import mixed
 from foveal.layers.dropout import PlacedDropout
 from foveal.ops.drop import ByPlace, kept
@@ -79,6 +82,38 @@ def test_any_number_of_ranks_drops_the_same(name):
     torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=0)
     for found, grad in zip(grads, expected, strict=True):
         torch.testing.assert_close(found, grad, rtol=0, atol=1e-10)
+
+
+class Rows(threading.local, by_example._Rows):
+    """Rows whose calls each thread counts for itself, as processes do."""
+
+
+def cut(model, tokens, examples, ranks, seed):
+    """As `trained`, where `examples` of a step's batch lie on `ranks` ranks at a time."""
+    total, sums = 0.0, None
+    for first in range(0, len(tokens), examples):
+        with by_example.rows_of_step(seed, 3, np.arange(first, first + examples)):
+            by_example._rows = Rows(by_example._rows.keys, by_example._rows.shared)
+            loss, grads = trained(model, tokens[first : first + examples], ranks, seed=first)
+        total = total + loss
+        sums = grads if sums is None else [a + b for a, b in zip(sums, grads, strict=True)]
+    return total, sums
+
+
+@pytest.mark.parametrize("name", ["windows", "pyramid", "dalle"])
+def test_any_layout_drops_the_same(name):
+    """1 x 4, 2 x 2 and 4 x 1 ranks (examples x sequence), and micro-batches; a seed of its own."""
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    tokens = torch.randint(1, 19, (4, 24))
+    loss, grads = cut(model, tokens, 4, 4, seed=1)
+    assert not torch.allclose(cut(model, tokens, 4, 1, seed=2)[0], loss)
+    for examples, ranks in ((2, 2), (1, 1), (1, 3)):
+        found, others = cut(model.activation_checkpointing(), tokens, examples, ranks, seed=1)
+        factor = examples / 4 if name == "dalle" else 1.0  # whose loss is a mean
+        torch.testing.assert_close(found * factor, loss, rtol=1e-12, atol=0)
+        for one, other in zip(others, grads, strict=True):
+            torch.testing.assert_close(one * factor, other, rtol=0, atol=1e-10)
 
 
 def test_attention_drops_as_often_as_it_says():

@@ -204,5 +204,12 @@ def seed() -> Tensor:
     if torch.compiler.is_compiling() or _rows is None or not _rows.alone:
         # drawn as a tensor, so that a compiled graph draws a new one at every call
         return torch.randint(1 << 62, (), device="cpu")
+    return seeds()[:, None]
+
+
+def seeds() -> Tensor:
+    """One of a call for each example that is here, (examples,) int64; without a training one."""
+    if torch.compiler.is_compiling() or _rows is None:
+        return torch.randint(1 << 62, (1,), device="cpu")
     words = _rows.of_call(_rows.number(), len(_rows.keys)) >> np.uint64(2)
-    return torch.from_numpy(words.view(np.int64)[:, None])
+    return torch.from_numpy(words.view(np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveal.common.hashing import unsigned_shift
+from foveal.common.hashing import mixed, unsigned_shift
 
 _BITS = 53
 
@@ -15,17 +15,18 @@ class ByPlace(float):
 
     Attributes:
         number: of the layer, so that each draws otherwise.
-        seed: of the draws; None where nobody says it yet.
+        seed: of the draws, or one for each row of the batch (batch,) int64; None where nobody
+            says it yet.
         queries, keys: where the queries (queries,) and keys (keys,) of a call of attention stand.
     """
 
     number: int = 0
-    seed: int | None = None
+    seed: int | Tensor | None = None
     queries: Tensor | None = None
     keys: Tensor | None = None
 
     @classmethod
-    def of(cls, rate: float, number: int = 0, seed: int | None = None) -> ByPlace:
+    def of(cls, rate: float, number: int = 0, seed: int | Tensor | None = None) -> ByPlace:
         """That of a layer, or of a pass through it."""
         found = cls(rate)
         found.number, found.seed = number, seed
@@ -37,8 +38,8 @@ class ByPlace(float):
         found.queries, found.keys = queries, keys
         return found
 
-    def words(self) -> Tensor:
-        """Seed, places of queries and of keys as an operator takes them: (1 + queries + keys,).
+    def words(self, batch: int) -> Tensor:
+        """Seeds, places of queries and of keys for an operator: (batch + queries + keys,).
 
         Raises:
             ValueError: nobody said them.
@@ -47,8 +48,11 @@ class ByPlace(float):
             raise ValueError(
                 f"dropout_p={float(self)} by place needs a seed and places, got none."
             )
-        seed = torch.tensor([self.seed], dtype=torch.int64, device="cpu")
-        return torch.cat([seed, self.queries.cpu(), self.keys.cpu()])
+        seeds = self.seed
+        if not isinstance(seeds, Tensor):
+            one = torch.tensor(seeds, dtype=torch.int64, device="cpu")
+            seeds = mixed(one, torch.arange(batch, device="cpu"))
+        return torch.cat([seeds.cpu(), self.queries.cpu(), self.keys.cpu()])
 
 
 def kept(rate: float, words: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def attention_operator(
         if isinstance(dropout_p, ByPlace) and dropout_p.seed is not None:
             if name != "tiled":
                 raise ValueError(f"impl={name!r} cannot drop by place; use impl='tiled'.")
-            seed = dropout_p.words()
+            seed = dropout_p.words(q.shape[0])
         rows, columns = bias if isinstance(bias, WindowBias) else (None, None)
         dense = None if isinstance(bias, WindowBias) else bias
         tensors = (q, k, v, dense, rows, columns, sinks, key_mask, seed)

@@ -311,14 +311,13 @@ class Inputs:
     def _draws(self, chunk: Chunk, places: tuple[Tensor, Tensor]) -> Tensor:
         """A number for each weight (b, g, t, R q, k) int64, by head and places alone."""
         device = self.q.device
-        batch, heads, repeats = (torch.arange(n, device=device) for n in self.q.shape[:3])
+        heads, repeats = (torch.arange(n, device=device) for n in self.q.shape[1:3])
         heads = heads[chunk.heads][:, None] * self.repeats + repeats
         index = torch.cat([part.index() for part in chunk.keys], 1).to(device)
         queries = places[0][chunk.queries.index().to(device)]
         keys = places[1][index.clamp(max=len(places[1]) - 1)]
         row = mixed(
-            torch.tensor(self.seeds, device=device),
-            batch[chunk.batch][:, None, None, None, None],
+            torch.tensor(self.seeds[chunk.batch], device=device)[:, None, None, None, None],
             heads[:, None, :, None],
             queries[:, None],
         )

@@ -51,17 +51,16 @@ def _inputs(operands: Operands) -> tiled.Inputs:
         key_bias=_key_bias(key_mask, dtype),
         scale=operands.scale,
         dropout_p=operands.dropout_p,
-        seeds=_seeds(operands.seed),
+        seeds=_seeds(operands),
         softcap=operands.softcap,
         places=_places(operands),
     )
 
 
-def _seeds(seed: Tensor | None) -> list[int]:
+def _seeds(operands: Operands) -> list[int]:
     """One for all, or one for each example."""
-    if seed is None:
-        return []
-    return seed[:1].tolist() if seed.ndim == 1 else seed.flatten().tolist()
+    batch, seed = operands.q.shape[0], operands.seed
+    return [] if seed is None else seed.flatten()[:batch].tolist()
 
 
 def _places(operands: Operands) -> tuple[Tensor, Tensor] | None:
@@ -69,7 +68,7 @@ def _places(operands: Operands) -> tuple[Tensor, Tensor] | None:
     if operands.seed is None or operands.seed.ndim != 1:
         return None
     queries = operands.q.shape[2]
-    places = operands.seed[1:].to(operands.q.device)
+    places = operands.seed[operands.q.shape[0] :].to(operands.q.device)
     return places[:queries], places[queries:]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.common import by_example
 from foveal.common.checks import as_int
 from foveal.common.hashing import mixed
 from foveal.layers import CrossAttention, SelfAttention
@@ -35,7 +36,7 @@ class Shards(Context):
         ranks: who has the others.
         lengths: tokens of each rank.
         mask: (batch, own tokens) bool, True = real; None for all.
-        seed: of what is dropped; None where nothing is.
+        seed: of what is dropped, one or one for each example (examples,); None where nothing is.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Shards(Context):
         ranks: Ranks,
         lengths: Sequence[int],
         mask: Tensor | None,
-        seed: int | None = None,
+        seed: Tensor | None = None,
     ) -> None:
         self.mask, self.lengths, self.ranks, self.seed = mask, tuple(lengths), ranks, seed
         self.spans, self.length = spans_of(lengths), sum(lengths)
@@ -53,13 +54,13 @@ class Shards(Context):
         """`foveal.parallel.attend` among these ranks."""
         rate = options.get("dropout_p")
         if isinstance(rate, ByPlace):
-            options["dropout_p"] = self._placed(rate)
+            options["dropout_p"] = self._placed(rate, q.shape[0])
         return attend(q, k, v, pattern, self.ranks, lengths=self.lengths, **options)
 
-    def _placed(self, rate: ByPlace) -> float:
+    def _placed(self, rate: ByPlace, rows: int) -> float:
         if self.seed is None:
             return float(rate)
-        return ByPlace.of(rate, seed=int(mixed(self.seed, drawing_part(), rate.number)))
+        return ByPlace.of(rate, seed=_of_rows(self.seed, rows, rate.number))
 
     def drawing(self, part: nn.Module | None = None) -> contextlib.AbstractContextManager[None]:
         if self.seed is None:
@@ -69,10 +70,10 @@ class Shards(Context):
     def _dropped(self, rate: float, number: int, x: Tensor) -> Tensor:
         """x (batch, own tokens, features) without what these places lose."""
         assert self.seed is not None
-        rows, _, features = (torch.arange(n, device=x.device) for n in x.shape)
         places = self.places(x.shape[1], x.device)
-        seed = mixed(self.seed, drawing_part(), number)
-        words = mixed(mixed(seed, rows[:, None], places)[..., None], features)
+        features = torch.arange(x.shape[2], device=x.device)
+        seeds = _of_rows(self.seed, x.shape[0], number).to(x.device)
+        words = mixed(mixed(seeds[:, None], places)[..., None], features)
         return torch.where(kept(rate, words), x / (1 - rate), 0.0)
 
     def turn(self, positions: Any) -> Any:
@@ -90,6 +91,15 @@ class Shards(Context):
 
     def agreed(self, x: Tensor) -> Tensor:
         return agreed(x, self.ranks)
+
+
+def _of_rows(seeds: Tensor, count: int, number: int) -> Tensor:
+    """Of a layer, for each of `count` rows, several to an example side by side: (count,)."""
+    each, rest = divmod(count, len(seeds))
+    if rest:  # no rows of these examples
+        seeds, each = seeds[:1], count
+    own = torch.arange(count, device="cpu") % each
+    return mixed(mixed(seeds, drawing_part(), number).repeat_interleave(each), own)
 
 
 class Sharing:
@@ -126,14 +136,17 @@ class Sharing:
         lengths = cut_evenly(length, self.ranks.size, self.align)
         return Shards(self.ranks, lengths, None, self._seed(model))
 
-    def _seed(self, model: Model) -> int | None:
-        """Of what a pass drops, which the first rank draws; None where nothing is dropped."""
+    def _seed(self, model: Model) -> Tensor | None:
+        """Of what a pass drops: in a training of each example, else one that the first rank draws.
+
+        None where nothing is dropped.
+        """
         if not (model.training and self.drops):
             return None
         drawn = torch.zeros(1, dtype=torch.int64, device="cpu")
-        if self.ranks.rank == 0:
-            drawn = torch.randint(1 << 62, (1,), device="cpu")
-        return int(agreed(drawn, self.ranks))
+        if self.ranks.rank == 0 or by_example.is_active():  # each rank counts its calls
+            drawn = by_example.seeds()
+        return agreed(drawn, self.ranks)
 
     def agreed(self, x: Tensor) -> Tensor:
         """As that of a context."""
@@ -151,8 +164,9 @@ def shard_sequence(model: nn.Module, mesh: Any, align: int = 1) -> nn.Module:
     tokens: add them up over the ranks, as data-parallel training does (DistributedDataParallel
     averages: multiply the loss by the number of ranks).
 
-    Dropout draws by place from now on: a token loses the same on any number of ranks, for a seed
-    that the first rank draws anew in each pass.
+    Dropout draws by place from now on: a token loses the same on any number of ranks. In a
+    training that is decided by its example, however many ranks share the batch; elsewhere by a
+    seed that the first rank draws anew in each pass.
 
     Args:
         model: a TransformerLM, HTransformer1D, HourglassTransformerLM or DALLE, as it is: nothing
