@@ -51,15 +51,9 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("window of 256 over 8,192 tokens", "window-8192", "training", "attend", "SDPA, causal"),
-    Row("the same", "flex-window", "forward", "attend", "FlexAttention, compiled"),
-    Row(
-        "13 x 13 neighbours on 64 x 64",
-        "natten-training",
-        "training",
-        "na2d",
-        "SDPA, under a mask",
-    ),
+    Row("window of 256, 8,192 tokens", "window-8192", "training", "attend", "dense SDPA"),
+    Row("the same", "flex-window", "forward", "attend", "compiled FlexAttention"),
+    Row("13 x 13 of 64 x 64 pixels", "natten-training", "training", "na2d", "masked SDPA"),
     Row("HaloNet's layer", "halo-layer", "training", "attend", "halonet-pytorch"),
     Row("DALL-E's convolution layer", "dalle-conv-layer", "training", "foveal", "dalle-pytorch"),
     Row("SepViT", "sepvit-step", "training", "foveal", "vit-pytorch"),
@@ -108,9 +102,9 @@ def comparison(kept: dict[str, Any]) -> str:
         what = row.what if row.run == "training" else f"{row.what}, forward alone"
         speed = f"{found['peer'] / found['ours']:.3g}"
         times = (duration(found[name]).replace(" ", NARROW) for name in ("peer", "ours"))
-        cells.append([what, beside, *times, speed])
-    header = ["forward and backward", "beside", "takes", "foveal", "times as fast"]
-    lines = table(header, cells).replace("| --- | --: |", "| --- | :-- |")
+        cells.append([what, speed, beside, *times])
+    header = ["forward and backward", "times as fast", "as", "which takes", "foveal takes"]
+    lines = table(header, cells).replace("| --: | --: |", "| --: | :-- |", 1)
     rounds = f"{kept['rounds'] - 1} or {kept['rounds']} rounds"
     return f"{lines}\nfloat32; {where(kept['machine'])}; the least of {rounds} in turn."
 

@@ -36,7 +36,12 @@ def test_the_first_screen_has_all_of_it():
     said = first_screen()
     parts = (
         *("patterns-light.svg", "Structured attention for PyTorch", "It is for", "pip install "),
-        *("foveal train", "| beside |", "`python benchmarks/readme.py`", "Where not to use it"),
+        *(
+            "foveal train",
+            "| times as fast | as |",
+            "`python benchmarks/readme.py`",
+            "Where not to use it",
+        ),
     )
     places = [said.find(part) for part in parts]
     assert -1 not in places
