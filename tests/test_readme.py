@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_what_is_said_of_the_first_recipe_is_true():
     assert f"\nfoveal train {readme.RECIPE}\n" in first_screen()
     assert "three minutes on any machine" in first_screen()
     assert f"foveal train {readme.RECIPE}\n" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_what_is_installed_is_enough_for_what_follows():
+    """The extras of the command are those that a report, pictures and drawing ask for."""
+    extras = re.search(r'^pip install "\.\[([\w,]+)\]"$', first_screen(), re.MULTILINE)
+    assert extras is not None
+    assert set(extras[1].split(",")) == {"train", "data", "draw"}
+    assert f'`pip install "foveal[{extras[1]}]"`' in first_screen()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    known = project["optional-dependencies"]
+    needed = {"matplotlib": "draw", "tyro": "train", "accelerate": "train", "pillow": "data"}
+    for package, extra in needed.items():
+        assert any(one.startswith(package) for one in known[extra])
 
 
 # -- the figures ----------------------------------------------------------------------------------
