@@ -25,7 +25,7 @@ INSTALLED   := .venv-wheel
 DATED        = PATH=$(CURDIR)/$(BIN):$$PATH SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2> /dev/null || echo 1580601600)}
 FROM_WHEEL   = env -u PYTHONPATH OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(INSTALLED)/bin/python
 
-.PHONY: run test test-integrations test-torch test-wheel pytest lint bench gpu aarch64 classes wheel docs clean
+.PHONY: run test test-integrations test-torch test-wheel pytest lint bench gpu aarch64 classes wheel docs notebooks clean
 
 run: $(STAMP)            ## train a byte model on embedded text, evaluate it, let it write
 	$(BIN)/foveal train bytes-hourglass
@@ -100,6 +100,9 @@ docs: $(STAMP)           ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
+
+notebooks: $(STAMP)      ## run the notebooks of docs/notebooks again, and keep what they show
+	$(BIN)/python docs/run_notebooks.py
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "foveal needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

@@ -1,5 +1,7 @@
-"""What mkdocs does besides: lists the decisions, stands in for figures, writes the explorer."""
+"""What mkdocs does besides: lists the decisions, stands in for figures, renders the notebooks,
+writes the explorer."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,20 @@ def _expand(item: Any, docs: Path) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """docs/performance.md is generated; the site can be built before it is."""
+    """Pages that are made: docs/performance.md where there is none yet, and one a notebook.
+
+    The notebooks themselves lie beside their pages, to be downloaded.
+    """
     if files.get_file_from_path(PERFORMANCE) is None:
         files.append(File.generated(config, PERFORMANCE, content=UNMEASURED))
+    sys.path.insert(0, config.docs_dir)
+    from notebook_pages import page_of
+
+    for path in sorted((Path(config.docs_dir) / "notebooks").glob("*.ipynb")):
+        page, pictures = page_of(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
 
 

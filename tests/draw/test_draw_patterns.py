@@ -20,6 +20,7 @@ from foveal.patterns import (
     Full,
     Halo,
     Neighborhood,
+    Prefix,
     Pyramid,
     SlidingWindow,
     TextImage,
@@ -112,9 +113,35 @@ def test_image_and_natural_length_are_found():
     assert natural_length(Documents(())) == 1  # the least that can be drawn
 
 
+@pytest.mark.parametrize(
+    ("pattern", "length"),
+    [
+        (SlidingWindow(16), 64),
+        (SlidingWindow(256), 1024),
+        (SlidingWindow(100, causal=False), 256),
+        (Strided(64), 256),
+        (Blocks(256, causal=True, lookback=1), 1024),
+        (Prefix(60) | SlidingWindow(60), 256),
+        (Pyramid(4, causal=True), 64),
+        (Full(), 64),  # which leaves nothing out at any length
+        (SlidingWindow(10**6), 64),
+        (Blocks(4, size=(32, 32)), 1024),
+    ],
+    ids=repr,
+)
+def test_a_picture_is_long_enough_to_tell(pattern, length):
+    """A window that would fill 64 tokens is drawn over more, so that it is seen to be one."""
+    assert natural_length(pattern) == length
+    assert natural_length(pattern, 512) == (
+        length if pattern.natural_length or length < 512 else 64
+    )
+
+
 def test_a_notebook_shows_a_pattern(monkeypatch):
     """Its picture; nothing where it is too large, cannot be drawn, or matplotlib is missing."""
     assert SlidingWindow(4)._repr_png_().startswith(b"\x89PNG")
+    drawn = draw_pattern(SlidingWindow(4), 8)
+    assert (drawn, repr(drawn)) == (drawn._repr_png_(), f"<PNG, {len(drawn):,} bytes>")
     assert (Full() & SlidingWindow(3))._repr_png_().startswith(b"\x89PNG")
     assert Halo((300, 300), 4, 1)._repr_png_() is None
     assert Halo(3)._repr_png_() is None or Halo(3)._repr_png_().startswith(b"\x89PNG")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,8 @@ import torch
 
 from foveal.bench.case import MODULES, Case, Job
 from foveal.bench.machine import synchronize
-
-
-@dataclass
-class Result:
-    """What was measured of one contender in one run of a case.
-
-    seconds: median over the rounds. best: the shortest. times_peer: how often faster than the
-    case's peer, median against median. extra_bytes: what one call adds to the memory of a fresh
-    process, or None where it was not measured.
-    """
-
-    contender: str
-    run: str
-    seconds: float
-    best: float
-    times_peer: float | None = None
-    extra_bytes: int | None = None
-    gflops: float | None = None  # of the flops that the case needs, by the median
-    share_of_products: float | None = None  # of the machine's limit for matrix products
-    share_of_bandwidth: float | None = None
-    rounds: list[float] = field(default_factory=list)
+from foveal.bench.result import Result
+from foveal.bench.table import Results
 
 
 def measure(
@@ -48,9 +28,9 @@ def measure(
     limits: dict[str, float] | None = None,
     memory: bool = True,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Result]:
+) -> Results:
     """All contenders of a case: every run, in turns."""
-    found = []
+    found = Results(case)
     for run in case.runs:
         say(f"{case.name}: {run}")
         jobs = _jobs(case, run, device, say)

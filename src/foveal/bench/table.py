@@ -6,9 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveal.bench.case import Case
-from foveal.bench.measure import Result
+from foveal.bench.result import Result
+from foveal.common import html
 
 HEADERS = ("", "time", "speed", "GFLOP/s", "of limit", "memory")
+
+
+class Results(list[Result]):
+    """What was measured of a case; a notebook shows a table for each of its runs."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def _repr_html_(self) -> str:
+        tables = []
+        for run in self.case.runs:
+            own = [row(result, self.case.peer) for result in self if result.run == run]
+            tables.append(html.table(own, title=f"{self.case.title}: {run}", head=HEADERS))
+        return "".join(tables)
 
 
 def row(result: Result, peer: str) -> tuple[str, ...]:

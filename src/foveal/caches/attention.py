@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveal.caches.extend import Relate, attend_held
 from foveal.caches.stores import Log, Ring
+from foveal.caches.summary import summary
 from foveal.common.memo import remember
 from foveal.ops import TableBias
 from foveal.ops.logits import shaped_attention
@@ -97,6 +98,10 @@ class AttentionCache:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={value}.")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary(self, "cache")
 
     @property
     def num_bytes(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveal.caches.attention import AttentionCache, attend_some
 from foveal.caches.state import DecodingState
+from foveal.caches.summary import summary
 from foveal.patterns import Pattern
 
 LONGEST = 1 << 14
@@ -44,6 +45,10 @@ class FixedCache:
             masks[self.pattern] = mask.to(place.device), bool(mask.any(-1).all())
         self._mask, self._all_read = masks[self.pattern]
         self.load(cache)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary(self, "cache")
 
     @property
     def num_bytes(self) -> int:

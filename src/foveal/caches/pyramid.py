@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveal.caches.pyramid_extend import extend
 from foveal.caches.state import lasting
+from foveal.caches.summary import summary
 from foveal.common.memo import remember
 from foveal.ops.bias import PyramidBias
 from foveal.ops.logits import capped, shaped_attention
@@ -76,6 +77,10 @@ class PyramidCache:
         )
         kept = levels if pattern.queries == "coarse" else 0
         self.queries = self.data.new_zeros((batch, heads, kept, head_dim))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary(self, "cache")
 
     @property
     def num_bytes(self) -> int:

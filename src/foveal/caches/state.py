@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.caches.summary import summary
+
 lasting = torch.inference_mode(False)
 """Decorator: tensors made within can be written to later, in inference mode and out of it."""
 
@@ -32,6 +34,10 @@ class DecodingState:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     place: Tensor | None = None
     max_length: int | None = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary(self)
 
     @property
     def num_bytes(self) -> int:

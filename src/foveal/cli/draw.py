@@ -24,7 +24,8 @@ class Options:
 
     Attributes:
         pattern: such as "SlidingWindow(window=8)" or "Halo(size=16, block_size=4) & Full()".
-        length: positions to draw; the whole image of an image pattern, else 64, unless given.
+        length: positions to draw; the whole image of an image pattern, else 64, or as many as show
+            the structure, unless given.
         output: the picture's path; named after the pattern unless given.
         bias: what pairs gain by their offset, drawn instead of the pattern where it is given:
             "rows", the row of each pair in a TableBias of the pattern; "alibi"; "t5", the buckets

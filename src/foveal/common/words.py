@@ -1,4 +1,4 @@
-"""The word that somebody meant."""
+"""The word that somebody meant, texts on one line, sizes in words."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def shorten(text: str, most: int = 300) -> str:
         return line
     tail = most // 3
     return f"{line[: most - tail - 5]} ... {line[-tail:]}"
+
+
+def in_bytes(size: float) -> str:
+    """Bytes with three digits: "512 B", "1.05 MB"."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
-from foveal.draw.style import INK, QUERY, save_figure
+from foveal.draw.style import INK, QUERY, Picture, as_png, save_figure
 from foveal.layers.halo import HaloAttention
 from foveal.layers.separable import SeparableAttention, window_shares
 from foveal.layers.windows import from_windows, real_pixels, to_windows
@@ -220,9 +220,25 @@ def _within(layer: SeparableAttention, x: Tensor, real: Tensor | None) -> Tensor
 # -- the picture ----------------------------------------------------------------------------------
 
 
+@overload
+def draw_attention(
+    picture: Any,
+    layers: Sequence[LayerAttention],
+    number: int,
+    at: tuple[int, int],
+    path: None = None,
+) -> Picture: ...
+@overload
 def draw_attention(
     picture: Any, layers: Sequence[LayerAttention], number: int, at: tuple[int, int], path: Path
-) -> Path:
+) -> Path: ...
+def draw_attention(
+    picture: Any,
+    layers: Sequence[LayerAttention],
+    number: int,
+    at: tuple[int, int],
+    path: Path | None = None,
+) -> Picture | Path:
     """Lay the attention of one pixel over the picture: a row a layer, a column a head.
 
     Args:
@@ -230,7 +246,7 @@ def draw_attention(
         layers: from `record_attention`.
         number: which of the recorded pixels.
         at: its (row, column) in the picture.
-        path: of the PNG.
+        path: of the PNG; None returns its bytes.
     """
     from matplotlib.figure import Figure
 
@@ -255,7 +271,7 @@ def draw_attention(
             rotation=90, ha="right", va="center",
         )  # fmt: skip
     figure.suptitle(f"what pixel ({at[0]}, {at[1]}) reads", fontsize=10, color=INK)
-    return save_figure(figure, path)
+    return as_png(figure, None) if path is None else save_figure(figure, path)
 
 
 def _overlay(axes: Any, picture: Any, weights: Tensor, at: tuple[int, int]) -> None:

@@ -41,7 +41,7 @@ def draw_bias(
         pattern: whose pairs.
         bias: a TableBias, or alibi(heads); or "rows": the number of each pair's row in a
             TableBias of the pattern; "t5": in the 32 buckets of T5; "alibi": of one head.
-        length: positions to draw; None: the whole image or layout, else 64.
+        length: positions to draw; None: see `natural_length`.
         path: where the PNG goes; None returns its bytes.
 
     Returns:

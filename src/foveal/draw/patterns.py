@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ, as_png
+from foveal.draw.style import EMPTY, FUTURE, INK, MUTED, QUERY, READ, Picture, as_png
 from foveal.patterns import Halo, Pattern, Pyramid, TextImage
 from foveal.patterns.image import GridPattern
 
@@ -18,6 +18,9 @@ MAX_LENGTH = 16384
 MAX_CELLS = 640
 """Cells of a mask on a side; longer sequences are drawn as shares of allowed pairs."""
 MAX_HEADS = 4
+_LEAST_LENGTH, _PROBES = 64, 64
+_TELLING = 0.6
+"""Share of pairs that may be read at which a picture has something to tell."""
 MAX_FRAMES = 12
 """Frames of a clip that are shown, those round the query's."""
 
@@ -42,14 +45,14 @@ class Canvas:
 
 
 @overload
-def draw_pattern(pattern: Pattern, length: int | None = None, path: None = None) -> bytes: ...
+def draw_pattern(pattern: Pattern, length: int | None = None, path: None = None) -> Picture: ...
 @overload
 def draw_pattern(pattern: Pattern, length: int | None = None, *, path: str | Path) -> Path: ...
 @overload
 def draw_pattern(pattern: Pattern, length: int | None, path: str | Path) -> Path: ...
 def draw_pattern(
     pattern: Pattern, length: int | None = None, path: str | Path | None = None
-) -> bytes | Path:
+) -> Picture | Path:
     """Draw a pattern as a PNG: the mask (rows are queries), and what one query reads.
 
     On images a second panel shows the pixels that one pixel reads, and the text before them; of a
@@ -60,7 +63,8 @@ def draw_pattern(
 
     Args:
         pattern: what to draw.
-        length: positions to draw; None: the whole image or layout, else 64.
+        length: positions to draw; None: the whole image or layout, else 64, or as many as
+            show the structure.
         path: where the PNG goes; None returns its bytes.
 
     Returns:
@@ -77,10 +81,37 @@ def draw_pattern(
     return as_png(_figure(pattern, length), path)
 
 
-def natural_length(pattern: Pattern) -> int:
-    """The length a pattern is made for: its image or layout, or 64 where it has none."""
+def natural_length(pattern: Pattern, most: int = 4096) -> int:
+    """The length a pattern is made for: its image or layout; or one that shows its structure.
+
+    That is 64 where it may be, and up to `most` for a window or stride that would fill such a
+    picture.
+    """
     own = pattern.natural_length
-    return 64 if own is None else max(1, own)
+    return _telling_length(pattern, most) if own is None else max(1, own)
+
+
+def _telling_length(pattern: Pattern, most: int) -> int:
+    """The first length, doubled from 64, at which pairs are left out; 64 if there is none."""
+    length = _LEAST_LENGTH
+    try:
+        while length <= most:
+            if _filled(pattern, length) <= _TELLING:
+                return length
+            length *= 2
+    except (ValueError, LookupError, RuntimeError):
+        pass  # a length that it does not bear; of 64, that is told where it is drawn
+    return _LEAST_LENGTH
+
+
+def _filled(pattern: Pattern, length: int) -> float:
+    """Share of what may be read that some queries do read: of the past, of a causal pattern."""
+    pattern.check_length(length)
+    queries = torch.arange(_PROBES)[:, None] * pattern.num_queries(length) // _PROBES
+    keys = torch.arange(length)[None]
+    allowed = pattern.per_head()[0].allows(queries, keys).expand(_PROBES, length)
+    may = keys <= queries if pattern.is_causal else torch.ones_like(allowed)
+    return float(allowed.sum() / may.sum())
 
 
 def find_canvas(pattern: Pattern) -> Canvas | None:

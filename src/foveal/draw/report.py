@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveal.common.files import write_text
+from foveal.common.html import escape
 
 
 @dataclass(frozen=True)
@@ -47,49 +47,45 @@ def write_report(
         sections: the rest.
     """
     cards = "".join(
-        f'<div class="card"><b>{_text(value)}</b><span>{_text(label)}</span></div>'
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for label, value in headline.items()
     )
     body = "\n".join(_section(section) for section in sections)
     page = _PAGE.format(
-        title=_text(title), subtitle=_text(subtitle), cards=cards, body=body, style=_STYLE
+        title=escape(title), subtitle=escape(subtitle), cards=cards, body=body, style=_STYLE
     )
     write_text(path, page)
     return path
 
 
 def _section(section: Section) -> str:
-    parts = [f"<h2>{_text(section.title)}</h2>"]
+    parts = [f"<h2>{escape(section.title)}</h2>"]
     if section.note:
-        parts.append(f"<p>{_text(section.note)}</p>")
+        parts.append(f"<p>{escape(section.note)}</p>")
     parts += [_picture(caption, file) for caption, file in section.pictures]
     if section.rows:
         rows = "".join(
-            f"<tr><th>{_text(label)}</th><td>{_text(value)}</td></tr>"
+            f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>"
             for label, value in section.rows.items()
         )
         parts.append(f"<table>{rows}</table>")
     parts += [
-        f'<pre class="sample"><i>{_text(given)}</i>{_text(written)}</pre>'
+        f'<pre class="sample"><i>{escape(given)}</i>{escape(written)}</pre>'
         for given, written in section.samples
     ]
     if section.code:
-        parts.append(f"<details><summary>Show</summary><pre>{_text(section.code)}</pre></details>")
+        parts.append(
+            f"<details><summary>Show</summary><pre>{escape(section.code)}</pre></details>"
+        )
     return "<section>" + "\n".join(parts) + "</section>"
 
 
 def _picture(caption: str, file: Path) -> str:
     data = base64.b64encode(file.read_bytes()).decode("ascii")
     return (
-        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def _text(value: str) -> str:
-    """Escaped, and without the control characters that a model may write."""
-    visible = "".join(c if c in "\n\t" or c.isprintable() else "\N{MIDDLE DOT}" for c in value)
-    return html.escape(visible)
 
 
 _PAGE = """<!doctype html>

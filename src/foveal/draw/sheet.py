@@ -6,27 +6,36 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor
 
-from foveal.common.files import write_file
+from foveal.draw.style import Picture, image_as_png
 
 _GAP, _LEAST, _FONT_SIZE = 6, 128, 11
 _LETTERS_PER_PIXEL = 1 / 6
 
 
+@overload
+def draw_sheet(
+    images: Tensor, path: None = None, *, captions: Sequence[str] = (), columns: int | None = None
+) -> Picture: ...
+@overload
+def draw_sheet(
+    images: Tensor, path: str | Path, *, captions: Sequence[str] = (), columns: int | None = None
+) -> Path: ...
 def draw_sheet(
     images: Tensor,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     captions: Sequence[str] = (),
     columns: int | None = None,
-) -> Path:
+) -> Picture | Path:
     """Write pictures as one PNG, row by row; small ones are enlarged by a whole factor.
 
     Args:
         images: (n, channels, height, width), float from 0 to 1; 1 or 3 channels.
+        path: where the PNG goes; None returns its bytes.
         captions: one for each picture, or none.
         columns: pictures in a row; as many as make the sheet about square unless given.
 
@@ -56,7 +65,7 @@ def draw_sheet(
         sheet.paste(one, (left, top))
         if texts:
             _write(sheet, "\n".join(texts[number]), (left, top + high + 1))
-    return _save(sheet, Path(path))
+    return image_as_png(sheet, path)
 
 
 def _write(sheet: Any, text: str, place: tuple[int, int]) -> None:
@@ -64,9 +73,3 @@ def _write(sheet: Any, text: str, place: tuple[int, int]) -> None:
 
     font = ImageFont.load_default(_FONT_SIZE)
     ImageDraw.Draw(sheet).multiline_text(place, text, fill="black", font=font, spacing=2)
-
-
-def _save(sheet: Any, path: Path) -> Path:
-    """Write the PNG in one step."""
-    write_file(path, lambda partial: sheet.save(partial, format="PNG"))
-    return path

@@ -16,6 +16,16 @@ EMPTY = "#ffffff"
 FUTURE = "#e9edf1"
 
 
+class Picture(bytes):
+    """The bytes of a PNG, which a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+    def __repr__(self) -> str:
+        return f"<PNG, {len(self):,} bytes>"
+
+
 def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure of matplotlib in one step, in the format that its suffix names."""
     form = path.suffix.removeprefix(".") or "png"
@@ -23,11 +33,22 @@ def save_figure(figure: Any, path: Path) -> Path:
     return path
 
 
-def as_png(figure: Any, path: str | Path | None) -> bytes | Path:
+def as_png(figure: Any, path: str | Path | None) -> Picture | Path:
     """A figure of matplotlib as a PNG: its bytes, or the path where it was written."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    return _kept(picture, path)
+
+
+def image_as_png(image: Any, path: str | Path | None) -> Picture | Path:
+    """A `PIL.Image` as a PNG: its bytes, or the path where it was written."""
+    picture = io.BytesIO()
+    image.save(picture, format="PNG")
+    return _kept(picture, path)
+
+
+def _kept(picture: io.BytesIO, path: str | Path | None) -> Picture | Path:
     if path is None:
-        return picture.getvalue()
+        return Picture(picture.getvalue())
     write_file(Path(path), lambda partial: partial.write_bytes(picture.getvalue()))
     return Path(path)

@@ -14,6 +14,9 @@ SEQUENCES = ("256", "64")
 BOTH = ("True", "False")
 IMAGE = "(12, 16)"
 
+MOST_TOKENS = 1024
+"""Positions that a browser still draws pair by pair without delay."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -55,7 +58,7 @@ class Family:
         """
         pattern = serialize.parse(self.named(choice))
         length = int(choice["length"]) if "length" in choice else self.length
-        length = natural_length(pattern) if length is None else length
+        length = natural_length(pattern, MOST_TOKENS) if length is None else length
         pattern.check_length(length)
         return pattern, length
 

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from foveal.common.words import shorten
 from foveal.draw.patterns import Canvas, own_key, shown_canvas
-from foveal.explore.families import Family
+from foveal.explore.families import MOST_TOKENS, Family
 from foveal.ops.costs import visited_pairs
 from foveal.parallel.shares import cut_evenly
 from foveal.patterns import Pattern
 from foveal.patterns.needs import Stretches, runs_in, together
 
-MOST_TOKENS = 1024
-"""Positions that a browser still draws pair by pair without delay."""
 MOST_HEADS = 8
 RANKS = (2, 4, 8)
 HEAD_DIM = 64

@@ -14,6 +14,7 @@ from foveal.common.lazy import provided
 from foveal.layers.weights import device_of, dtype_of
 from foveal.models.config import ModelConfig
 from foveal.models.storage import load_model, save_model
+from foveal.models.summary import summary
 
 
 @contextmanager
@@ -68,6 +69,10 @@ class Model(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the weights are made of: the dtype of the first floating-point one."""
         return dtype_of(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the model's parts, and the patterns of its layers."""
+        return summary(self)
 
     def example_inputs(self, length: Any = None) -> tuple[Tensor, ...]:
         """Inputs of `forward` without values, on the meta device: one sequence, or one picture.

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.common import html
+from foveal.common.words import in_bytes
 from foveal.models.base import Model
 
 
@@ -32,6 +34,18 @@ class Cost:
     flops: int
     flops_per_token: float
     cache_bytes_per_token: float
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        each, cache = self.flops_per_token, self.cache_bytes_per_token
+        state = f"{in_bytes(cache * self.length)}, {in_bytes(cache)} a token" if cache else ""
+        rows = {
+            "inputs": f"{self.length:,}",
+            "parameters": f"{self.parameters:,}",
+            "forward": f"{self.flops / 1e9:.4g} GFLOP, {each / 1e6:.4g} MFLOP each",
+            "decoding state": state,
+        }
+        return html.facts(rows, title="cost")
 
 
 def cost(model: nn.Module, *inputs: Any, length: int | tuple[int, int] | None = None) -> Cost:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from foveal.common import html
 from foveal.common.checks import as_bool, as_int
 from foveal.ops import costs, offset
 from foveal.ops.checks import check_sizes
@@ -48,18 +49,35 @@ class Explanation:
     logits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        dense = max(1, self.length * self.num_queries)
-        lines = [
-            f"impl         {self.impl}: {self.reason}",
-            f"pairs        {self.pairs:,} allowed of {dense:,} ({self.pairs / dense:.2%})",
-            f"visited      {self.visited:,}",
-            f"forward      {self.flops / 1e9:.3g} GFLOP",
-            f"score memory {self.score_bytes / 2**20:.3g} MiB at a time",
-        ]
-        if self.logits:
-            lines.append(f"logits       {', '.join(self.logits)}")
-        lines += [f"{name:<12} {text}" for name, text in self.alternatives.items()]
-        return "\n".join(lines)
+        return "\n".join(f"{name:<12} {text}" for name, text in self._rows().items())
+
+    def _rows(self) -> dict[str, str]:
+        dense = self._dense
+        return {
+            "impl": f"{self.impl}: {self.reason}",
+            "pairs": f"{self.pairs:,} allowed of {dense:,} ({self.pairs / dense:.2%})",
+            "visited": f"{self.visited:,}",
+            "forward": f"{self.flops / 1e9:.3g} GFLOP",
+            "score memory": f"{self.score_bytes / 2**20:.3g} MiB at a time",
+            **({"logits": ", ".join(self.logits)} if self.logits else {}),
+            **self.alternatives,
+        }
+
+    @property
+    def _dense(self) -> int:
+        """Pairs of dense attention."""
+        return max(1, self.length * self.num_queries)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the choice, its cost, and the other implementations."""
+        rows, dense = self._rows(), self._dense
+        own = {name: rows[name] for name in rows if name not in self.alternatives}
+        own["pairs"] = f"{self.pairs:,} of {dense:,}"
+        cells: list[tuple[object, ...]] = [(name, text, None) for name, text in own.items()]
+        cells[1] = ("pairs allowed", own["pairs"], html.Share(self.pairs / dense))
+        cells[2] = ("pairs computed", own["visited"], html.Share(self.visited / dense))
+        others = html.facts(self.alternatives, title="instead of it")
+        return html.table(cells, title=f"attend() over {self.length:,} keys") + others
 
 
 def explain(

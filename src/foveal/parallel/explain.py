@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from foveal.common import html
 from foveal.common.checks import as_int
+from foveal.common.words import in_bytes
 from foveal.parallel.levels import layout_of
 from foveal.parallel.shares import borders_of, cut_evenly
 from foveal.patterns import Pattern
@@ -45,11 +47,31 @@ class Volume:
         return self.bytes / self.all_gather if self.all_gather else 0.0
 
     def __str__(self) -> str:
-        others = "-" if self.ulysses is None else _in_words(self.ulysses)
+        others = "-" if self.ulysses is None else in_bytes(self.ulysses)
         return (
             f"{self.length:,} tokens on {self.ranks} ranks: at most {self.tokens:,} tokens from "
-            f"{self.neighbors} other ranks, {_in_words(self.bytes)} a layer and direction; "
-            f"all-gather {_in_words(self.all_gather)} ({self.share:.3%}), Ulysses {others}"
+            f"{self.neighbors} other ranks, {in_bytes(self.bytes)} a layer and direction; "
+            f"all-gather {in_bytes(self.all_gather)} ({self.share:.3%}), Ulysses {others}"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the bytes beside those of others."""
+        others = self.ranks - 1
+        received = [
+            ("foveal", self.bytes, self.neighbors),
+            ("all-gather", self.all_gather, others),
+            ("Ulysses", self.ulysses, others),
+        ]
+        whole = self.all_gather or 1
+        return html.table(
+            [
+                (name, in_bytes(size), html.Share(size / whole), ranks)
+                for name, size, ranks in received
+                if size is not None
+            ],
+            title=f"{self.length:,} tokens on {self.ranks} ranks",
+            head=("", "received", "of an all-gather", "from ranks"),
+            note=f"A layer, forward, of the rank that receives most: {self.tokens:,} tokens.",
         )
 
 
@@ -113,10 +135,3 @@ def _looked_at(ranks: int) -> Iterable[int]:
     if ranks <= SHOWN:
         return range(ranks)
     return sorted({number * (ranks - 1) // (SHOWN - 1) for number in range(SHOWN)})
-
-
-def _in_words(size: float) -> str:
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveal.common import html
 from foveal.common.lazy import named
 from foveal.common.words import suggest
 from foveal.data.endless import EndlessSource, EndlessStream, stream_of
@@ -46,6 +47,12 @@ class Run:
 
     folder: Path
     config: RunConfig
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was trained, on what, and where it lies."""
+        config = self.config
+        rows = {"recipe": config.recipe, "task": config.task, "model": config.model.get("name")}
+        return html.facts(rows | {"data": config.data.path}, title=f"run {self.folder}")
 
     @property
     def kind(self) -> Kind:

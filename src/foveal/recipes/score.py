@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveal.common import html
 from foveal.common.inputs import reading, reason
 from foveal.recipes.kind import Run
 from foveal.recipes.report import EVALUATION, write_run_report
@@ -42,6 +43,12 @@ class Score:
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        about = f"{self.data}, checksum {self.checksum}; {self.checkpoint}, {self.seconds:.0f} s"
+        plain = {name: x for name, x in self.values.items() if isinstance(x, int | float | str)}
+        return html.facts(plain, title="score", note=about)
 
     def to_dict(self) -> dict[str, Any]:
         """As evaluation.json holds it."""

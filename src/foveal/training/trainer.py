@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
+from foveal.common import html
 from foveal.common.by_example import rows_of_step
 from foveal.common.processor import fast_dtype
 from foveal.training import checkpoints
@@ -52,6 +53,11 @@ class Outcome:
     metrics: dict[str, float]
     checkpoint: Path
     is_main: bool = True
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        about = {"steps": self.step, "minutes": self.elapsed / 60}
+        return html.facts(about | self.metrics, title="training", note=str(self.checkpoint))
 
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:

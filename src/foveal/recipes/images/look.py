@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from foveal.common import html
 from foveal.data.augment import to_floats
 from foveal.data.pictures import UnreadableImageError, load_square
 from foveal.draw.attention import draw_attention, record_attention
@@ -31,6 +32,11 @@ class Prediction:
     path: str
     ranking: list[tuple[str, float]]
     problem: str = ""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the classes with their shares."""
+        rows = [(name, html.Share(share)) for name, share in self.ranking]
+        return html.table(rows, title=self.path, note=self.problem)
 
 
 def predict(

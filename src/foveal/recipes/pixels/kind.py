@@ -52,6 +52,10 @@ class Drawing:
     def __str__(self) -> str:
         return str(self.path)
 
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, while its file is there."""
+        return self.path.read_bytes() if self.path.is_file() else None
+
 
 class Pixels(NextToken):
     """Language models of pictures, value by value."""
