@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ METADATA = {
 
 SHOWN = ("stream", "display_data", "execute_result", "error")
 COLOURS = 64
+ADDRESS = re.compile(r"\bat 0x[0-9a-f]+\b")
 SECONDS = 120
 """Most that a cell may take."""
 
@@ -95,6 +97,8 @@ def outputs_of(code: str, client: BlockingKernelClient) -> list[Any]:
         if message["header"]["msg_type"] not in SHOWN:
             return
         output = output_from_msg(message)
+        for form, text in output.get("data", {}).items():
+            output.data[form] = ADDRESS.sub("at 0x...", text)
         last = outputs[-1] if outputs else {}
         if "name" in output and output.get("name") == last.get("name"):
             last["text"] += output["text"]

@@ -101,7 +101,7 @@ EXAMPLES = {
         ("levels of 8 clusters", "Pyramid("),
     ),
     "FixedCache": (fixed, ("after 7 tokens", "SlidingWindow(", "768 B")),
-    "Results": (benched, ("tiled", "2 ms", "2.50 x", "1 (peer)", "training")),
+    "Results": (benched, ("tiled", "2 ms", "2.50 x", "1 (peer)", "forward")),
 }  # fmt: skip
 """By class: how to come by one, and what its table must tell."""
 

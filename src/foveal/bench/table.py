@@ -23,6 +23,8 @@ class Results(list[Result]):
         tables = []
         for run in self.case.runs:
             own = [row(result, self.case.peer) for result in self if result.run == run]
+            if not own:
+                continue
             tables.append(html.table(own, title=f"{self.case.title}: {run}", head=HEADERS))
         return "".join(tables)
 

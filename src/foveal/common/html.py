@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _TABLE = "border-collapse:collapse;margin:.3em 0;color:inherit;background:transparent"
-_CAPTION = "caption-side:top;text-align:left;padding:.2em 0;font-weight:600;color:inherit"
+_CAPTION = (
+    "caption-side:top;text-align:left;white-space:nowrap;padding:.2em 0;font-weight:600;"
+    "color:inherit"
+)
 _CELL = (
     "text-align:{side};vertical-align:top;padding:.2em 1.2em .2em 0;font-weight:{weight};"
     "border:0;border-bottom:1px solid rgba(128,128,128,.3);max-width:42em;"

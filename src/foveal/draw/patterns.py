@@ -19,7 +19,7 @@ MAX_CELLS = 640
 """Cells of a mask on a side; longer sequences are drawn as shares of allowed pairs."""
 MAX_HEADS = 4
 _LEAST_LENGTH, _PROBES = 64, 64
-_TELLING = 0.6
+_TELLING = 0.65
 """Share of pairs that may be read at which a picture has something to tell."""
 MAX_FRAMES = 12
 """Frames of a clip that are shown, those round the query's."""

@@ -71,13 +71,16 @@ class Explanation:
     def _repr_html_(self) -> str:
         """What a notebook shows: the choice, its cost, and the other implementations."""
         rows, dense = self._rows(), self._dense
-        own = {name: rows[name] for name in rows if name not in self.alternatives}
-        own["pairs"] = f"{self.pairs:,} of {dense:,}"
-        cells: list[tuple[object, ...]] = [(name, text, None) for name, text in own.items()]
-        cells[1] = ("pairs allowed", own["pairs"], html.Share(self.pairs / dense))
-        cells[2] = ("pairs computed", own["visited"], html.Share(self.visited / dense))
+        cells = [
+            ("pairs allowed", f"{self.pairs:,} of {dense:,}", html.Share(self.pairs / dense)),
+            ("pairs computed", rows["visited"], html.Share(self.visited / dense)),
+            *((name, rows[name], None) for name in ("forward", "score memory")),
+        ]
+        if self.logits:
+            cells.append(("logits", rows["logits"], None))
         others = html.facts(self.alternatives, title="instead of it")
-        return html.table(cells, title=f"attend() over {self.length:,} keys") + others
+        title = f"attend() over {self.length:,} keys: {self.impl}"
+        return html.table(cells, title=title, note=self.reason) + others
 
 
 def explain(
