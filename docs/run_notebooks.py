@@ -9,10 +9,12 @@ import base64
 import contextlib
 import io
 import os
+import queue
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,25 @@ def connected(path: str) -> Iterator[BlockingKernelClient]:
     client.load_connection_file()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=SECONDS)
+        _wait(client)
         yield client
     finally:
         client.shutdown()
         client.stop_channels()
+
+
+def _wait(client: BlockingKernelClient) -> None:
+    """Until the kernel answers, and is heard too; the client's own way gives up after a second."""
+    end = time.monotonic() + SECONDS
+    while True:
+        client.kernel_info()
+        try:
+            client.get_shell_msg(timeout=1)
+            client.get_iopub_msg(timeout=1)
+            return
+        except queue.Empty:
+            if time.monotonic() > end:
+                raise TimeoutError(f"no kernel has answered in {SECONDS} s.") from None
 
 
 @contextlib.contextmanager
@@ -65,7 +81,8 @@ def kernel() -> Iterator[BlockingKernelClient]:
         path = connection(Path(folder))
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", path]
         environment = os.environ | {"IPYTHONDIR": folder}
-        with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        quiet = subprocess.DEVNULL  # how to end it
+        with subprocess.Popen(command, cwd=folder, env=environment, stdout=quiet) as process:
             try:
                 with connected(path) as client:
                     yield client
@@ -105,7 +122,9 @@ def outputs_of(code: str, client: BlockingKernelClient) -> list[Any]:
         else:
             outputs.append(output)
 
-    reply = client.execute_interactive(code, timeout=SECONDS, output_hook=keep)["content"]
+    reply = client.execute_interactive(code, timeout=SECONDS, output_hook=keep, allow_stdin=False)[
+        "content"
+    ]
     if reply["status"] != "ok":
         raise RuntimeError("\n".join([code, *reply.get("traceback", ())]))
     return outputs

@@ -45,7 +45,8 @@ def test_the_notebooks_run_and_show_what_they_keep(after_torch):
     with tempfile.TemporaryDirectory() as folder:
         path = runner.connection(Path(folder))
         code = (
-            f"import os; os.chdir({folder!r})\n"
+            f"import os, signal; os.chdir({folder!r})\n"
+            "signal.alarm(300)\n"  # it ends, whatever becomes of who asks it
             "from ipykernel.kernelapp import launch_new_instance\n"
             f"launch_new_instance(argv=['-f', {path!r}])\n"
         )

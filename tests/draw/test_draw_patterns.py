@@ -121,7 +121,7 @@ def test_image_and_natural_length_are_found():
         (SlidingWindow(100, causal=False), 256),
         (Strided(64), 256),
         (Blocks(256, causal=True, lookback=1), 1024),
-        (Prefix(60) | SlidingWindow(60), 256),
+        (Prefix(60) | SlidingWindow(60), 128),
         (Pyramid(4, causal=True), 64),
         (Full(), 64),  # which leaves nothing out at any length
         (SlidingWindow(10**6), 64),
