@@ -22,6 +22,7 @@ PYPI        := https://pypi.org/simple
 ROOMS       ?=
 # and for the wheel; and the date of what is in it, so that it is the same whenever it is made
 INSTALLED   := .venv-wheel
+PLAT         = --only-plat --plat manylinux_2_28_$$(uname -m)
 DATED        = PATH=$(CURDIR)/$(BIN):$$PATH SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2> /dev/null || echo 1580601600)}
 FROM_WHEEL   = env -u PYTHONPATH OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(INSTALLED)/bin/python
 
@@ -82,8 +83,8 @@ wheel: $(STAMP)          ## a wheel with the kernel of every class inside, and t
 	@# the sdist and the wheel that it makes; then the wheel of this folder, which must be the same
 	$(DATED) FOVEAL_WHEEL=native $(BIN)/python -m build --outdir dist/built
 	$(DATED) FOVEAL_WHEEL=native $(BIN)/python -m build --wheel --outdir dist/tree
-	$(DATED) $(BIN)/auditwheel repair -w dist dist/built/*.whl
-	$(DATED) $(BIN)/auditwheel repair -w dist/again dist/tree/*.whl
+	$(DATED) $(BIN)/auditwheel repair $(PLAT) -w dist dist/built/*.whl
+	$(DATED) $(BIN)/auditwheel repair $(PLAT) -w dist/again dist/tree/*.whl
 	mv dist/built/*.tar.gz dist
 	$(BIN)/auditwheel show dist/*.whl
 	$(BIN)/python tests/packaging/check_wheel.py dist/*.whl dist/again/*.whl
