@@ -42,6 +42,30 @@ assert home.startswith(sys.argv[1]) and library.startswith(sys.argv[1]), (home, 
 print(processor_class(), build.level(), f"{took:.4f}")
 """
 
+OTHERS = """
+from unittest import mock
+import torch
+from foveal.common import processor
+from foveal.ops.native import build, flags
+told = {"avx512+bf16": ("AVX512", {"avx512_bf16"}), "avx512": ("AVX512", set())}
+told |= {"avx2": ("AVX2", None), "generic": ("DEFAULT", None)}
+for wanted, (capability, more) in told.items():
+    has = processor._AVX2_NEEDS | (set() if more is None else processor._AVX512_NEEDS | more)
+    for one in (processor.processor_class, processor.multiplies_bfloat16):
+        one.cache_clear()
+    processor.runnable_classes.cache_clear()
+    with (
+        mock.patch("torch.backends.cpu.get_cpu_capability", lambda: capability),
+        mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: bool(more)),
+        mock.patch.object(processor, "cpu_flags", lambda: has),
+    ):
+        assert build.level() == wanted, (build.level(), wanted)
+        (path,) = build._kept_anywhere(wanted)
+        assert path.parent == flags.BUILT, path
+        build._open(path)  # what is in it is there, though not all of it could be run
+print("chosen", "chosen", 0)
+"""
+"""Each class of x86-64, told by an emulation of what torch and the system say of a processor."""
 
 CLASSES = {"aarch64": 1, "arm64": 1}.get(platform.machine(), 4)
 """Kernels in a wheel for such machines."""
@@ -87,8 +111,9 @@ def main(wheel: Path, other: Path | None = None) -> int:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         Path(nowhere).write_text("no folder")
-        for name, held_back in {"as it is": {}, **(LOWER if CLASSES > 1 else {})}.items():
-            code = [sys.executable, "-c", CODE, home]
+        others = {**LOWER, "others": {}} if CLASSES > 1 else {}
+        for name, held_back in {"as it is": {}, **others}.items():
+            code = [sys.executable, "-c", OTHERS if name == "others" else CODE, home]
             done = subprocess.run(
                 code, env={**bare, **held_back}, capture_output=True, text=True, check=False
             )

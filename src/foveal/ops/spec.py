@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.constant import constant_of
 from foveal.common.memo import remember, untraced
 from foveal.patterns import Pattern
 from foveal.patterns.base import field_names
@@ -105,6 +106,7 @@ def _plain(value: Any, sizes: list[int]) -> str:
     return "0"
 
 
+@constant_of
 def _frozen(pattern: Pattern) -> str:
     """A pattern whose fields hold more, without symbols.
 
@@ -118,10 +120,6 @@ def _frozen(pattern: Pattern) -> str:
             "not; call attend outside of the graph."
         )
     return text
-
-
-# what torch.compiler.assume_constant_result does, which would import the compiler (a second)
-_frozen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _frozen_value(value: Any, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.constant import constant_of
 from foveal.patterns import layouts
 from foveal.patterns.base import HeadMask, Overlap, Pattern
 from foveal.patterns.block_tiles import block_groups
@@ -375,13 +376,9 @@ class BlockSparse(Pattern):
         return cls(layout, block_size, _is_causal(causal, attention))
 
 
+@constant_of  # the compiler cannot follow into the lock of a cached property
 def _know_heads(pattern: BlockSparse) -> bool:
     return bool(pattern._by_head)
-
-
-# what torch.compiler.assume_constant_result does, which would import the compiler (a second): it
-# cannot follow into the lock of a cached property
-_know_heads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_causal(causal: bool | None, attention: str) -> bool:
