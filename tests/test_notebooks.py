@@ -6,8 +6,11 @@ import base64
 import importlib.util
 import io
 import json
+import os
 import re
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,47 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "win32", reason="needs fork")
+def test_the_notebooks_run_and_show_what_they_keep(after_torch):
+    """From the top, in the kernel that a notebook server starts, without error or warning.
+
+    What a cell prints is what it printed when it was kept, to the letter; its pictures look the
+    same. Cells that are marked as varying, by machine or version, show the same kinds of things.
+    """
+    import nbformat
+
+    runner = script("run_notebooks")
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = runner.connection(Path(folder))
+        code = (
+            f"import os, signal; os.chdir({folder!r})\n"
+            "signal.alarm(300)\n"  # it ends, whatever becomes of who asks it
+            "from ipykernel.kernelapp import launch_new_instance\n"
+            f"launch_new_instance(argv=['-f', {path!r}])\n"
+        )
+        environment = os.environ | {"IPYTHONDIR": folder}
+        # a kernel that begins with torch imported, which is what takes long
+        kernel = threading.Thread(target=after_torch, args=(code, environment))
+        kernel.start()
+        try:
+            with runner.connected(path) as client:
+                for name in NOTEBOOKS:
+                    notebook = nbformat.read(name, as_version=4)
+                    found = runner.run(notebook, client)
+                    cells = runner.code_cells(notebook)
+                    for cell, outputs in zip(cells, found, strict=True):
+                        apart = differences(cell.outputs, outputs, is_varying(cell))
+                        problems += [f"{name.name} {cell.id}: {one}" for one in apart]
+        finally:
+            kernel.join(60)
+        assert {one.name for one in Path(folder).iterdir()} <= {
+            "kernel.json", "profile_default", "nbextensions", "extensions", "README",
+            *(f"kernel-{number}" for number in range(1, 6)),
+        }  # fmt: skip
+    assert problems == [], "if that is meant: make notebooks"
 
 
 def is_varying(cell):
