@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -75,8 +76,14 @@ def test_every_form_is_the_definition(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["dense", "band", "tiles of a union", "tiles of blocks"])
 def test_what_no_query_may_read_reaches_nothing(form: str) -> None:
-    """NaN behind a key mask, and rows without a key give zeros."""
+    """NaN behind a key mask; rows without a key, by a mask or a bias of -inf, give zeros."""
     q, k, v = tensors()
+    bias = torch.zeros(1, 1, LENGTH, LENGTH, dtype=torch.float64)
+    bias[:, :, 7] = -torch.inf
+    with lowering():
+        out, _ = attend_lowered(q, k, v, FORMS[form], bias=bias)
+    assert (out[:, :, 7] == 0).all()
+    assert out.isfinite().all()
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, 50:], mask[1] = False, False
     for x in (k, v):
@@ -91,7 +98,7 @@ def test_biases_of_every_kind() -> None:
     """Tables, slopes, tensors and windows are added to the logits of gathered pairs."""
     given = tensors()
     rand = torch.randn(2, 4, LENGTH, LENGTH, dtype=torch.float64)
-    rand[:, :, 7] = -torch.inf  # a row whose pairs do not exist
+    rand[:, :, 7, 3:] = -torch.inf  # pairs that do not exist
     for form in ("band", "tiles of a union"):
         pattern = FORMS[form]
         compare(pattern, given, bias=rand)
@@ -137,9 +144,12 @@ def test_half_precision_is_as_close_as_its_digits(dtype: torch.dtype) -> None:
 def test_what_has_no_form_is_refused_by_name() -> None:
     """Keys that are pooled by a rule of somebody else."""
 
-    class Mine(P.Pyramid):
-        def level(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
-            return torch.zeros_like(q_idx + k_idx)
+    @dataclass(frozen=True)
+    class Mine(P.Pattern):
+        pools = True
+
+        def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+            return k_idx <= q_idx
 
     with lowering(), pytest.raises(NotLoweredError, match="Mine"):
-        attend_lowered(*tensors(), Mine(4))
+        attend_lowered(*tensors(), Mine())

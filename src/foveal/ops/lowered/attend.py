@@ -35,7 +35,7 @@ def attend_lowered(
     softcap: float | None = None,
     return_lse: bool = False,
 ) -> Part:
-    """`attend` in plain operators of torch; all arguments as there, and sizes may be symbols.
+    """`attend` in plain operators of torch: arguments as in `attend`, sizes may be symbols.
 
     Returns:
         out (batch, heads, n_queries, head_dim_v), and the log-sum-exp (batch, heads, n_queries)

@@ -128,9 +128,10 @@ def softmax(
     """Attention of blocks of queries to the keys that were gathered for each.
 
     Args:
-        q: (B, H, T, Q, E); k, v: (B, H, T, K, E).
+        q: (B, H, T, Q, E).
+        k, v: (B, H, T, K, E).
         mask: (B or 1, H or 1, T, Q, K) bool, True = attend; None = all.
-        bias: what the logits gain, of such a shape.
+        bias: what the logits gain, (B or 1, H or 1, T, Q, K).
         dead: a query may have no key; it then gets zeros.
 
     Returns:
@@ -148,7 +149,8 @@ def softmax(
     mask, bias = (None if x is None else _folded_mask(x, like.shape[0]) for x in (mask, bias))
     if call.lse or call.softcap is not None:
         out, lse = _written_out(call, q, k, v, mask, bias)
-        return unfolded(out, like).to(dtype), unfolded(lse[..., None], like)[..., 0]
+        told = unfolded(lse[..., None], like)[..., 0] if call.lse else None
+        return unfolded(out, like).to(dtype), told
     none = None
     if mask is not None and dead:  # such a row reads all keys instead, and is thrown away
         mask, none = open_dead_rows(mask)

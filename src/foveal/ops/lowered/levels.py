@@ -42,7 +42,8 @@ def by_levels(call: Lowered) -> Part:
     """
     n, m = call.q.shape[2], call.k.shape[2]
     longest = most(n), most(m)
-    if not is_a(call.pattern, Pyramid):
+    own = type(call.pattern).joined is not Pyramid.joined
+    if own or not is_a(call.pattern, Pyramid):
         raise NotLoweredError(f"keys that are pooled by {call.pattern}, which is no Pyramid")
     if None in longest:
         raise NotLoweredError(f"{call.pattern} without a longest length")
