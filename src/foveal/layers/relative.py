@@ -92,7 +92,8 @@ class RelativeTerms(nn.Module):
         (B, H, N, N) or None. Tokens stand `stride` positions apart; at `places` (N,) where they
         are part of a longer sequence, whose other keys no bias of a row would know."""
         if places is None:
-            if is_a(pattern, Full):
+            # rows of all pairs are moved by their places, which no trace does with symbols
+            if is_a(pattern, Full) and not torch.compiler.is_exporting():
                 bias = self.distance_logits(q, stride, pattern.causal) * self.shared.dim_head**-0.5
                 return self.content(q), k, bias
             places = torch.arange(q.shape[2], device=q.device)
