@@ -34,12 +34,12 @@ def mixed() -> Any:
 
 
 def causal_levels() -> Any:
-    return foveal.HTransformer1D(**TOKENS, depth=1, max_seq_len=150, causal=True, block_size=8)
+    return foveal.HTransformer1D(**TOKENS, depth=1, max_seq_len=100, causal=True, block_size=16)
 
 
 def levels() -> Any:
     options: dict[str, Any] = {"shift_tokens": True, "relative_bias": True}
-    return foveal.HTransformer1D(**TOKENS, depth=1, max_seq_len=150, block_size=8, **options)
+    return foveal.HTransformer1D(**TOKENS, depth=1, max_seq_len=100, block_size=16, **options)
 
 
 def pair() -> Any:
@@ -52,8 +52,8 @@ def classifier() -> Any:
 
 
 def hourglass() -> Any:
-    depth = (1, (1, 1, 1), 1)
-    return foveal.HourglassTransformerLM(**TOKENS, depth=depth, max_seq_len=96, shorten_factor=2)
+    sizes: dict[str, Any] = {"depth": (1, 1, 1), "max_seq_len": 96, "shorten_factor": 2}
+    return foveal.HourglassTransformerLM(**TOKENS, **sizes)
 
 
 def dalle() -> Any:
@@ -79,7 +79,7 @@ def compact() -> Any:
 
 def relative() -> Any:
     options: dict[str, Any] = {"positions": "relative", "updown_sample_type": "linear"}
-    sizes: dict[str, Any] = {"depth": (1, 1, 1), "max_seq_len": 96, "shorten_factor": 3}
+    sizes: dict[str, Any] = {"depth": (1, (1, 1, 1), 1), "max_seq_len": 96, "shorten_factor": 3}
     return foveal.HourglassTransformerLM(**TOKENS, **sizes, **options)
 
 
@@ -198,7 +198,7 @@ def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None
 
 def test_sizes_may_be_fixed_or_bounded() -> None:
     """A batch of one, lengths from 5 to 40; the model's precision and training mode stay."""
-    model = made("causal_levels").to(torch.bfloat16).train()
+    model = made("window").to(torch.bfloat16).train()
     program = export.program(model, batch=1, length=(5, 40))
     assert model.training
     assert export.describe(program, model)["inputs"][0]["shape"] == [1, [5, 40]]
