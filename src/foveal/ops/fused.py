@@ -58,10 +58,11 @@ def fused_attention(
 
 def make_differentiable(out: Tensor) -> None:
     """Give what `scaled_dot_product_attention` gave a second derivative, if it has none."""
-    if "ScaledDotProduct" in type(out.grad_fn).__name__:
+    node: Any = out.grad_fn  # asked once: each time makes an object of it
+    if "ScaledDotProduct" in type(node).__name__:
         # what out.register_hook does, in half the time; `out` itself shows no hook
         out._backward_hooks = _HOOKS
-        out.grad_fn._register_hook_dict(out)  # type: ignore[union-attr]
+        node._register_hook_dict(out)
         out._backward_hooks = None
 
 

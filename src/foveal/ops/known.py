@@ -4,8 +4,8 @@ To check a call and to choose for it takes longer than short attention itself. W
 depends on is in the key, so nothing here can be out of date; a call that is out of the ordinary
 has no key.
 
-To make and find a key takes 3 us where the shortest attention takes 25. So a call is compared
-first, in a third of that, with the latest of its pattern: torch compares the three tensors in
+To make and find a key takes 3 us where the shortest attention takes 25. So `attend` compares a
+call first, in a third of that, with the latest of its pattern: torch compares the three tensors in
 one step, as it does before it runs what was compiled.
 """
 
@@ -79,8 +79,8 @@ class Known:
             graded,
             impl,
             torch.get_num_threads(),
-            _ENVIRON.get(_IMPL),
-            _ENVIRON.get(_NATIVE),
+            ENVIRON.get(IMPL),
+            ENVIRON.get(NATIVE),
             q.shape[3] ** -0.5,
             self.run,
         )
@@ -118,41 +118,9 @@ class Calls(Kept[Known]):
 CALLS = Calls(entries=1024, most_bytes=64 << 20)
 
 # os.environ.get takes 1 us, most of it for a name that is not there
-_ENVIRON = getattr(os.environ, "_data", os.environ)
-_IMPL, _NATIVE = map(getattr(os.environ, "encodekey", str), ("FOVEAL_IMPL", "FOVEAL_NATIVE"))
-_num_threads, _grad_enabled = torch.get_num_threads, torch.is_grad_enabled
-
-
-def find(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    scale: float | Tensor | None,
-    dropout_p: float,
-    impl: str | None,
-    return_lse: bool,
-) -> Latest | None:
-    """The latest call of this pattern object, if this one, without key_mask, is like it."""
-    one = CALLS.latest.get(id(pattern))
-    if (
-        one is None
-        or one.pattern() is not pattern  # an id that has come back
-        or not one.alike(q, k, v)
-        or not (scale is None or (type(scale) is float and 0.0 < scale < 1e30))
-        or type(dropout_p) is not float
-        or dropout_p
-        or return_lse is not False
-        or impl is not one.impl
-        or not is_unwatched()
-        or one.threads != _num_threads()
-        or (one.graded is not None and one.graded is not _grad_enabled())
-        or one.forced != _ENVIRON.get(_IMPL)
-        or one.native != _ENVIRON.get(_NATIVE)
-        or (functional.scaled_dot_product_attention is not LOCAL and in_context_parallel())
-    ):
-        return None
-    return one
+ENVIRON = getattr(os.environ, "_data", os.environ)
+IMPL, NATIVE = map(getattr(os.environ, "encodekey", str), ("FOVEAL_IMPL", "FOVEAL_NATIVE"))
+num_threads, grad_enabled = torch.get_num_threads, torch.is_grad_enabled
 
 
 def find_by_key(
@@ -220,8 +188,8 @@ def key_of(
         mask,
         impl,
         torch.get_num_threads(),
-        _ENVIRON.get(_IMPL),
-        _ENVIRON.get(_NATIVE),
+        ENVIRON.get(IMPL),
+        ENVIRON.get(NATIVE),
     )
 
 
