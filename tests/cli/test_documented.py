@@ -12,6 +12,7 @@ from foveal.cli import (
     draw,
     evaluate,
     explore,
+    export,
     generate,
     listing,
     main,
@@ -38,6 +39,7 @@ OPTIONS = {
     "draw softcap": draw.SoftcapOptions,
     "draw sinks": draw.SinksOptions,
     "explore": explore.Options,
+    "export": export.Options,
     "bench": bench.Options,
     "list": listing.Options,
 }
@@ -59,6 +61,8 @@ def commands() -> list[str]:
     return sorted(line for line in lines if line.split()[0] in COMMANDS or line[0] == "-")
 
 
+CALLED = {"beside": "with"}
+"""Options whose name is a word of Python's own."""
 NAMES = {*COMMANDS, *OPTIONS} - {"list", "bench"}
 """What is the name of a command where it stands alone, and nothing to type."""
 
@@ -121,4 +125,5 @@ def test_every_command_explains_every_option(command, capsys):
         assert name not in said
     if command != "train":
         for field in OPTIONS[command].__dataclass_fields__:
-            assert f"--{field.replace('_', '-')}" in said or field.upper()[:-1] in said
+            shown = CALLED.get(field, field).replace("_", "-")
+            assert f"--{shown}" in said or field.upper()[:-1] in said

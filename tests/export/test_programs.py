@@ -179,10 +179,10 @@ def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None
     assert told["long"][2] < LONG * LONG * 4 / 4
 
     program, about = export.load(tmp_path / "masked.pt2")
-    sizes = [[1, None], [1, 600]]
+    sizes, names = [[1, None], [1, 600]], ["batch", "length"]
     assert about["inputs"] == [
-        {"name": "tokens", "dtype": "int64", "shape": sizes, "tokens": 16},
-        {"name": "mask", "dtype": "bool", "shape": sizes, "tokens": None},
+        {"name": "tokens", "dtype": "int64", "shape": sizes, "sizes": names, "tokens": 16},
+        {"name": "mask", "dtype": "bool", "shape": sizes, "sizes": names, "tokens": None},
     ]
     assert about["config"]["max_seq_len"] == 600
     assert about["causal"] is True

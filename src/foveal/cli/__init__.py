@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score a run on held-out data: foveal evaluate latest",
     "predict": "name what is in pictures: foveal predict latest cat.png",
     "generate": 'let a run write: foveal generate latest --prompt "def "',
+    "export": "write a run's model as a program or as ONNX: foveal export latest",
     "push": "upload a run's model to the Hub: foveal push latest user/name",
     "report": "rewrite a run's report.html and name its pictures: foveal report latest",
     "draw": 'draw a pattern, attention, or pictures: foveal draw "SlidingWindow(8)"',

@@ -34,6 +34,9 @@ class Options:
         top_p: sample from the likeliest bytes that together have this probability.
         min_p: leave out bytes less likely than this fraction of the likeliest one.
         seed: the same seed writes the same text.
+        beside: a file of foveal export: let it write as well, and tell where the two part and how
+            much their logits differ. Both write 64 tokens unless told, and always take the
+            likeliest one unless a temperature is given. Nothing is kept.
         device: auto, cpu, cuda, cuda:1 or mps.
         json: print prompt, text, tokens and seconds, or the path of the pictures, as JSON.
     """
@@ -46,6 +49,7 @@ class Options:
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+    beside: Annotated[str | None, tyro.conf.arg(name="with")] = None
     device: str = "auto"
     json: bool = False
 
@@ -53,22 +57,22 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the prompt, its continuation and the speed; or the path of the pictures."""
     options = parse(Options, arguments, "generate")
-    from foveal.recipes.run import generate
+    from foveal.recipes.run import compare, generate
     from foveal.recipes.runs import open_run
 
     run = open_run(options.run)
     kind, temperature = run.kind, options.temperature
-    written = generate(
-        run,
-        _read_prompt(options.prompt) if kind.continues_text else options.prompt or "",
-        options.length,
-        device=options.device,
-        seed=options.seed,
-        temperature=kind.temperature if temperature is None else temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-    )
+    prompt = _read_prompt(options.prompt) if kind.continues_text else options.prompt or ""
+    sampling = {name: getattr(options, name) for name in ("seed", "top_k", "top_p", "min_p")}
+    sampling["temperature"] = kind.temperature if temperature is None else temperature
+    if options.beside is None:
+        written = generate(run, prompt, options.length, device=options.device, **sampling)
+    else:
+        sampling["temperature"] = temperature or 0.0
+        sampling["seed"] = options.seed or 0
+        written = compare(
+            run, options.beside, prompt, options.length, device=options.device, **sampling
+        )
     found = written.to_dict()
     print(json.dumps(found, indent=2 if len(found) > 1 else None) if options.json else written)
     return 0

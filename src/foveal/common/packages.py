@@ -14,6 +14,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "diffusers": "diffusers",
     "open_clip": "open_clip",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
 }
 """The extra of foveal that brings a module along."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +24,12 @@ Feed = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 
 def check(
-    program: ExportedProgram, model: Any, *, tolerance: float | None = None, seed: int = 0
+    program: ExportedProgram,
+    model: Any,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    run: Callable[..., Any] | None = None,
 ) -> float:
     """Compare a program with its model, at the smallest sizes, in between and at large ones.
 
@@ -34,6 +39,7 @@ def check(
         tolerance: of a number, relative to it where it is larger than 1; by the dtype by default,
             1e-4 in float32.
         seed: of the inputs that are drawn.
+        run: the program in another form, such as an OnnxProgram, to be compared in its place.
 
     Returns:
         The largest deviation that was seen.
@@ -42,7 +48,7 @@ def check(
         ValueError: the program gives something else, or nothing, at sizes that the message names.
     """
     highs = {one.name: one.high for one in inputs_of(model)}
-    run, worst = program.module(), 0.0
+    run, worst = program.module() if run is None else run, 0.0
     draw = torch.Generator().manual_seed(seed)
     for sizes in _sizes(program):
         args, kwargs = feed = _feed(program, sizes, highs, draw)

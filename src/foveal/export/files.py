@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from foveal.common.files import write_file
 from foveal.common.words import suggest
 from foveal.export.check import check
 from foveal.export.inputs import inputs_of
+from foveal.export.onnx import OnnxProgram, need_onnx, to_onnx, with_note
 from foveal.export.program import program as trace
 from foveal.export.shapes import Shape, inputs_in, sizes_in
 from foveal.version import __version__
 
-FORMATS = ("torch",)
+FORMATS = ("torch", "onnx")
 DESCRIPTION = "foveal.json"
 
 
@@ -36,7 +38,7 @@ def save(
 
     Args:
         path: of the file, such as "model.pt2".
-        format: "torch".
+        format: "torch", or "onnx" for onnxruntime (the extra onnx).
         program: from `foveal.export.program`, to be written in place of a new trace.
         tolerance: see `foveal.export.check`.
         sizes: `batch`, `length`, `size` and `mask` of `foveal.export.program`.
@@ -45,6 +47,7 @@ def save(
         What stands in the file beside the program, see `describe`.
 
     Raises:
+        ModuleNotFoundError: a package of the extra onnx is missing.
         ValueError: another format, sizes that do not fit, a model without such a program, or a
             program that differs from it.
         FileNotFoundError: there is no such folder.
@@ -55,9 +58,15 @@ def save(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
+    if format == "onnx":
+        need_onnx()
     program = trace(model, **sizes) if program is None else program
-    deviation = check(program, model, tolerance=tolerance)
-    about = {**describe(program, model), "deviation": deviation}
+    about = describe(program, model)
+    if format == "onnx":
+        about, written = _as_onnx(program, model, about, tolerance)
+        write_file(path, lambda partial: partial.write_bytes(written))
+        return about
+    about["deviation"] = check(program, model, tolerance=tolerance)
     extra = {DESCRIPTION: json.dumps(about, indent=1)}
 
     def write(partial: Path) -> None:
@@ -66,6 +75,16 @@ def save(
 
     write_file(path, write)
     return about
+
+
+def _as_onnx(
+    program: ExportedProgram, model: Any, about: dict[str, Any], tolerance: float | None
+) -> tuple[dict[str, Any], bytes]:
+    """The description with the deviation that onnxruntime shows, and the file."""
+    graph = to_onnx(program, about)
+    run = OnnxProgram(graph.SerializeToString())
+    about = {**about, "deviation": check(program, model, tolerance=tolerance, run=run)}
+    return about, with_note(graph, about)
 
 
 def load(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
@@ -91,12 +110,13 @@ def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:
     """What a program is, in what JSON has.
 
     Returns:
-        foveal and torch: versions; family and config: of the model; dtype; inputs: of each the
-        name, dtype, shape (a number, or [least, most]) and, of tokens, the vocabulary's size;
-        causal: whether the model can write.
+        foveal and torch: versions; family and config: of the model; dtype; weights: their
+        `digest`; inputs: of each the name, dtype, shape (a number, or [least, most]), what its
+        sizes are called and, of tokens, the vocabulary's size; causal: whether the model can
+        write.
     """
     spans = sizes_in(program)
-    highs = {one.name: one.high for one in inputs_of(model)}
+    known = {one.name: one for one in inputs_of(model, mask=_has_mask(program))}
 
     def size(one: int | Shape) -> Any:
         return one if isinstance(one, int) else list(spans[one.name][:2])
@@ -106,7 +126,8 @@ def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:
             "name": one.name,
             "dtype": str(one.dtype).removeprefix("torch."),
             "shape": [size(part) for part in one.shape],
-            "tokens": highs.get(one.name),
+            "sizes": [name for name, _ in known[one.name].sizes],
+            "tokens": known[one.name].high,
         }
         for one in inputs_in(program)
     ]
@@ -117,6 +138,21 @@ def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:
         "family": model.family,
         "config": model.settings.to_json(),
         "dtype": str(weights[0]).removeprefix("torch.") if weights else "float32",
+        "weights": digest(model),
         "causal": bool(getattr(model, "is_causal", False)),
         "inputs": inputs,
     }
+
+
+def digest(model: Any) -> str:
+    """A fingerprint of the weights: the same for the same numbers under the same names."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return found.hexdigest()[:16]
+
+
+def _has_mask(program: ExportedProgram) -> bool:
+    return any(one.dtype == torch.bool for one in inputs_in(program))

@@ -89,6 +89,8 @@ def inputs_of(
     if size is not None and len(texts) == len(found):
         raise ValueError(f"{type(model).__name__} sees no pictures, got {size=}; leave it out.")
     if as_bool("mask", mask):
+        if not texts:
+            raise ValueError(f"{type(model).__name__} reads no tokens, got mask=True; omit it.")
         found += [_mask(model, names, one, len(texts) == 1) for one in found if one.high]
     return tuple(found)
 

@@ -238,6 +238,12 @@ class Kind:
         """What the model writes after a prompt; has `to_dict()`, and is text for people."""
         raise refusal(run.config, "generate", "bytes")
 
+    def compare(
+        self, run: Run, program: str, prompt: str, length: int, *, device: str, **sampling: Any
+    ) -> Any:
+        """What the model writes beside a program that was exported from it, likewise."""
+        raise refusal(run.config, "generate", "bytes")
+
 
 class KindTask:
     """The `foveal.training.task.Task` of a recipe, of whatever kind.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveal.common.dtypes import wide
 from foveal.data.text import IGNORED
+from foveal.generation import Sampler
 from foveal.recipes.charts import Entries, chart, loss_curves, score_curve
-from foveal.recipes.kind import Kind, KindTask, seeded_model
+from foveal.recipes.kind import Kind, KindTask, Run, seeded_model
+from foveal.recipes.runs import open_model
 from foveal.recipes.settings import RunConfig
+
+if TYPE_CHECKING:
+    from foveal.recipes.beside import Continuations
 
 NUM_TOKENS = 256
 
@@ -73,6 +78,36 @@ class NextToken(Kind):
         """Tokens that are asked for, which vary where rows are packed."""
         _, targets, *places = batch
         return float((targets != IGNORED).sum()) if places else None
+
+    def start(self, run: Run, prompt: str) -> Tensor:
+        """The tokens (1, length) that stand for the prompt of `foveal generate`."""
+        raise NotImplementedError
+
+    def told(self, tokens: Tensor) -> str:
+        """Tokens (length) for people."""
+        raise NotImplementedError
+
+    def compare(
+        self, run: Run, program: str, prompt: str, length: int, *, device: str, **sampling: Any
+    ) -> Continuations:
+        """Tokens that follow a prompt, of whose end so much is read as leaves room for them."""
+        from foveal.recipes.beside import Continuations, continue_both, open_beside
+
+        model, _ = open_model(run, device)
+        exported, same = open_beside(program, model)
+        most = exported.program.size("length")[1]
+        longest = model.max_seq_len if most is None else min(most, model.max_seq_len)
+        if not 1 <= length < longest:
+            raise ValueError(
+                f"length must be at least 1 and below {longest:,}, all that model and program "
+                f"look at, to be compared; got {length}."
+            )
+        given = self.start(run, prompt)[:, length - longest :]
+        sampler = Sampler(**{"temperature": 0.0, "seed": 0, **sampling})
+        ours, theirs, told = continue_both(model, exported, given, length, sampler)
+        shown, new = self.told(given[0]) if prompt else "", given.shape[1]
+        texts = self.told(ours[0, new:]), self.told(theirs[0, new:])
+        return Continuations(shown, texts[0], texts[1], **told, same_weights=same)
 
     def charts(self, pictures: Path, entries: Entries) -> list[tuple[str, Path]]:
         """The loss on training and held-out data, in bits."""

@@ -24,7 +24,10 @@ from foveal.training.machine import keep_freed_memory
 from foveal.training.processes import from_first, together
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
-__all__ = ["Score", "evaluate", "generate", "train"]
+__all__ = ["Score", "compare", "evaluate", "generate", "train"]
+
+COMPARED = 64
+"""Tokens that `compare` writes unless told: the program reads everything again for each."""
 
 
 def train(
@@ -125,3 +128,29 @@ def generate(
     run = open_run(run)
     length = run.kind.length if length is None else length
     return run.kind.generate(run, prompt, length, device=device, **sampling)
+
+
+def compare(
+    run: Run | Path | str,
+    program: str,
+    prompt: str,
+    length: int | None = None,
+    *,
+    device: str = "auto",
+    **sampling: Any,
+) -> Any:
+    """Let a run's model and a program that was exported from it write; nothing is kept.
+
+    Args:
+        program: a file of `foveal export`.
+        prompt: as of `generate`.
+        length: tokens; 64 unless given.
+        sampling: as of `generate`; greedy unless a temperature is given.
+
+    Raises:
+        ValueError: there is no such run or program, its model writes nothing, or the program is
+            that of another one.
+    """
+    run = open_run(run)
+    count = COMPARED if length is None else length
+    return run.kind.compare(run, program, prompt, count, device=device, **sampling)

@@ -24,6 +24,8 @@ from foveal.data.text import (
     TextConfig,
     TextWindows,
     check_context,
+    decode,
+    encode,
     scoring_windows,
 )
 from foveal.draw.curves import draw_bars
@@ -205,6 +207,12 @@ class Bytes(NextToken):
     ) -> Continuation:
         """Go on with a text, and keep that for the report."""
         return write_on(run, prompt, length, device=device, **sampling)
+
+    def start(self, run: Run, prompt: str) -> Tensor:
+        return torch.tensor([encode(prompt) or encode("\n")])
+
+    def told(self, tokens: Tensor) -> str:
+        return decode(tokens)
 
 
 KIND = Bytes()

@@ -15,6 +15,7 @@ from foveal.data.image_hub import STREAM
 from foveal.data.image_sources import PICTURES, images_to_score
 from foveal.data.images import AugmentedImages, ImageDataConfig, ImageSet
 from foveal.data.opening import check_data
+from foveal.layers.weights import device_of
 from foveal.recipes.classify import Classifier
 from foveal.recipes.kind import KindTask, seeded_model
 from foveal.recipes.settings import RunConfig
@@ -81,7 +82,7 @@ def probabilities(model: nn.Module, pixels: Tensor, views: int = 1) -> Tensor:
     Returns:
         Shares of (batch, classes), float32 on the CPU.
     """
-    images = to_floats(pixels).to(next(model.parameters()).device)
+    images = to_floats(pixels).to(device_of(model))
     mirrored = (images, images.flip(-1))[: min(views, 2)]
     shifts = _SHIFTS if views == 10 else _SHIFTS[:1]
     shares = [model(_shift(image, *by)).float().softmax(1) for image in mirrored for by in shifts]

@@ -141,6 +141,18 @@ class Pixels(NextToken):
         drawn = complete_pictures(model, images, size // 2, **sampling)
         return Drawing(_draw_grid(drawn, run.folder, COMPLETIONS))
 
+    def start(self, run: Run, prompt: str) -> Tensor:
+        """START, and the values of the upper half of a picture file if there is a prompt."""
+        size = run.config.data.size
+        values = torch.empty(1, 0, dtype=torch.long)
+        if prompt:
+            given = torch.from_numpy(load_square(prompt, size)).permute(2, 0, 1)[None]
+            values = to_values(given)[:, : size // 2 * size * CHANNELS]
+        return F.pad(values, (1, 0), value=START)
+
+    def told(self, tokens: Tensor) -> str:
+        return " ".join(map(str, tokens.tolist()))
+
 
 KIND = Pixels()
 

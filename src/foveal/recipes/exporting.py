@@ -1,0 +1,143 @@
+"""The model of a run as a program that runs without foveal, compared before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foveal.common.files import read_json
+from foveal.common.inputs import reading
+from foveal.common.words import suggest
+from foveal.export import save
+from foveal.export.opened import in_words
+from foveal.models import load_model
+from foveal.models.base import Model
+from foveal.recipes.runs import CONFIG, open_model, open_run
+from foveal.training.progress import showing
+
+ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A program that was written.
+
+    Attributes:
+        path, format, bytes: of the file.
+        source: the checkpoint or folder that the weights are from.
+        deviation: the largest one from the model that was seen before it was written; relative to
+            numbers above 1.
+        about: what the file says of itself, see `foveal.export.describe`.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    source: str
+    deviation: float
+    about: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}  {self.bytes:,} bytes, of {self.source}"]
+        told = [(one["name"], _in_words(one)) for one in self.about["inputs"]]
+        told.append(("differs", f"from the model by {self.deviation:.1e} at most, where compared"))
+        width = max(len(name) for name, _ in told)
+        return "\n".join([*lines, *(f"{name:<{width}}  {words}" for name, words in told)])
+
+
+def export_run(run: str, kind: str | None = None, out: str | None = None, **sizes: Any) -> Written:
+    """Write a run's model, or a saved one, as a program; compared with it first.
+
+    Args:
+        run: the run's folder, "latest", or a folder of `save_pretrained`.
+        kind: "torch" or "onnx"; what the ending of `out` says unless given, else "torch".
+        out: the file; in the folder unless given.
+        sizes: batch, length, size, mask; see `foveal.export.inputs_of`.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be exported or with such sizes, or what
+            came out differs from it. Nothing has been written then.
+        ModuleNotFoundError: a package of the extra onnx is missing.
+    """
+    kind = _kind(kind, out)
+    model, folder, source = _open(run)
+    path = _place(out, folder, kind)
+    with showing("exporting"), reading(f"the model of {source}"):
+        about = save(model, path, kind, **sizes)
+    return Written(str(path), kind, path.stat().st_size, source, about["deviation"], about)
+
+
+def _kind(kind: str | None, out: str | None) -> str:
+    """The format, of which the ending of `out` is."""
+    ending = "" if out is None else Path(out).suffix
+    told = {value: key for key, value in ENDINGS.items()}.get(ending)
+    if out is not None and told is None:
+        raise ValueError(f"out must end in .pt2 or .onnx, got out={out!r}.")
+    if kind not in (None, *ENDINGS):
+        hint = suggest(kind, ENDINGS)
+        raise ValueError(f"format must be torch or onnx, got format={kind!r}; {hint}")
+    if kind is not None and told not in (None, kind):
+        raise ValueError(
+            f"out={out!r} ends as a file of format {told} does; name it {ENDINGS[kind]}, or leave "
+            "out the format."
+        )
+    return kind or told or "torch"
+
+
+def _open(run: str) -> tuple[Any, Path, str]:
+    """A model on the CPU in evaluation mode, the folder that it is from, and what that is called.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = Path(run).expanduser()
+    if run != "latest" and _is_saved(folder):
+        return load_model(folder), folder, run
+    opened = open_run(run)
+    model, checkpoint = open_model(opened, "cpu")
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"{type(model).__name__} must be a model of foveal to be exported; torch.export takes "
+            "others."
+        )
+    return model, opened.folder, f"{opened.folder}, {checkpoint}"
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_pretrained` has written the folder."""
+    if not (folder / CONFIG).is_file():
+        return False
+    with reading(str(folder / CONFIG)):
+        found = read_json(folder / CONFIG)
+        return isinstance(found, dict) and "family" in found
+
+
+def _place(out: str | None, folder: Path, kind: str) -> Path:
+    """Where the file goes.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    if out is None:
+        return folder / f"model{ENDINGS[kind]}"
+    path = Path(out).expanduser()
+    with reading(f"out={out!r}"):
+        if not path.parent.is_dir():
+            raise ValueError(f"the folder of out={out!r} does not exist; make it first.")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"out={out!r} is no plain file; name another.")
+    return path
+
+
+def _in_words(one: Mapping[str, Any]) -> str:
+    """An input: "int64 (batch 1 or more, length 2 to 4096), each below 256"."""
+    spans = [(size, size) if isinstance(size, int) else size for size in one["shape"]]
+    sizes = [f"{name} {in_words(*span)}" for name, span in zip(one["sizes"], spans, strict=True)]
+    below = f", each below {one['tokens']:,}" if one["tokens"] else ""
+    return f"{one['dtype']} ({', '.join(sizes)}){below}"
