@@ -188,7 +188,7 @@ def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None
     assert about["causal"] is True
     other = made("window")
     with torch.no_grad():
-        other.to_logits.weight[3] += 1.0
+        other.to_logits.bias[3] += 1.0
     with pytest.raises(ValueError, match=r"differs from the model by .* at \(1, "):
         export.check(program, other)
     (tmp_path / "masked.pt2").write_bytes(b"PK nothing")
