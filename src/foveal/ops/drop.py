@@ -27,7 +27,7 @@ class ByPlace(float):
 
     @classmethod
     def of(cls, rate: float, number: int = 0, seed: int | Tensor | None = None) -> ByPlace:
-        """That of a layer, or of a pass through it."""
+        """That of a layer, or of a pass through it; seed: one, or one of each row (batch,)."""
         found = cls(rate)
         found.number, found.seed = number, seed
         return found
