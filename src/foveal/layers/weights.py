@@ -71,4 +71,6 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     own = getattr(module, "weight", None)  # a method where the layer is quantised
     if isinstance(own, Tensor):
         yield own
-    yield from chain(module.parameters(), module.buffers())
+    # one by one: the compiler of torch 2.14 closes what is yielded from, which a chain is not for
+    for one in chain(module.parameters(), module.buffers()):  # noqa: UP028
+        yield one
