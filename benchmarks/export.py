@@ -37,23 +37,23 @@ class Window(nn.Module):
         super().__init__()
         self.pattern = P.SlidingWindow(window)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(batch, heads, length, DIM) each -> same."""
-        return foveal.attend(q, k, v, self.pattern)
+    def forward(self, x: Tensor) -> Tensor:
+        """q, k and v (3, batch, heads, length, DIM) -> (batch, heads, length, DIM)."""
+        return foveal.attend(*x.unbind(), self.pattern)
 
 
 class Dense(nn.Module):
     """What torch has for every earlier token."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(batch, heads, length, DIM) each -> same."""
-        return scaled_dot_product_attention(q, k, v, is_causal=True)
+    def forward(self, x: Tensor) -> Tensor:
+        """q, k and v (3, batch, heads, length, DIM) -> (batch, heads, length, DIM)."""
+        return scaled_dot_product_attention(*x.unbind(), is_causal=True)
 
 
 def written(module: nn.Module, heads: int, longest: int, path: Path) -> None:
     """Trace for any length up to the longest, and write."""
-    example = tuple(torch.zeros(1, heads, longest - 1, DIM) for _ in "qkv")
-    dims = ({2: torch.export.Dim("length", min=2, max=longest)},) * 3
+    example = (torch.zeros(3, 1, heads, longest - 1, DIM),)
+    dims = ({3: torch.export.Dim("length", min=2, max=longest)},)
     settings: Any = torch.fx.experimental._config
     with lowering(), torch.no_grad(), settings.patch(backed_size_oblivious=True):
         program = torch.export.export(module, example, dynamic_shapes=dims)
@@ -64,11 +64,11 @@ def job(path: Path, heads: int, length: int) -> Callable[[], object]:
     """A call of a program at a length."""
     run = torch.export.load(path).module()
     torch.manual_seed(0)
-    given = [torch.randn(1, heads, length, DIM) for _ in "qkv"]
+    given = torch.randn(3, 1, heads, length, DIM)
 
     def call() -> object:
         with torch.no_grad():
-            return run(*given)
+            return run(given)
 
     return call
 
