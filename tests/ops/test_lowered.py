@@ -94,6 +94,42 @@ def test_what_no_query_may_read_reaches_nothing(form: str) -> None:
     assert (out[1] == 0).all()
 
 
+@dataclass(frozen=True)
+class Even(P.Pattern):
+    """Every other key of the last sixteen."""
+
+    period = 2
+
+    def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
+        distance = q_idx - k_idx
+        return (distance >= 0) & (distance < 16) & (k_idx % 2 == 0)
+
+
+HOLES = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) < 0.6
+HOLES[:, 4] = HOLES[4] = False
+UNREAD = {
+    "dense": (P.Full(causal=True), 60, 100, slice(60, None)),
+    "window": (P.SlidingWindow(9), 60, 100, slice(60, None)),
+    "levels": (P.Pyramid(4, causal=True, queries="fine"), 60, 100, slice(60, None)),
+    "period": (Even(), 400, 400, slice(1, None, 2)),
+    "blocks": (P.BlockSparse(HOLES, 16), 192, 192, slice(64, 80)),
+    "blocks of heads": (P.BlockSparse(HOLES.expand(4, -1, -1), 16), 192, 192, slice(64, 80)),
+}
+
+
+@pytest.mark.parametrize("form", UNREAD)
+def test_keys_that_the_pattern_leaves_out_reach_nothing(form: str) -> None:
+    """NaN there changes nothing; a query without keys has its sink for a log-sum-exp."""
+    pattern, queries, keys, where = UNREAD[form]
+    q, k, v = tensors(queries, keys)
+    sinks = torch.randn(4, dtype=torch.float64)
+    compare(pattern, (q, k, v), sinks=sinks)
+    with lowering():
+        want = attend_lowered(q, k, v, pattern, sinks=sinks)[0]
+        k[:, :, where], v[:, :, where] = torch.nan, torch.inf
+        assert torch.equal(attend_lowered(q, k, v, pattern, sinks=sinks)[0], want)
+
+
 def test_biases_of_every_kind() -> None:
     """Tables, slopes, tensors and windows are added to the logits of gathered pairs."""
     given = tensors()
@@ -142,7 +178,7 @@ def test_half_precision_is_as_close_as_its_digits(dtype: torch.dtype) -> None:
 
 
 def test_what_has_no_form_is_refused_by_name() -> None:
-    """Keys that are pooled by a rule of somebody else."""
+    """Keys that are pooled by a rule of somebody else, biases of single keys, dropout."""
 
     @dataclass(frozen=True)
     class Mine(P.Pattern):
@@ -153,3 +189,10 @@ def test_what_has_no_form_is_refused_by_name() -> None:
 
     with lowering(), pytest.raises(NotLoweredError, match="Mine"):
         attend_lowered(*tensors(), Mine())
+    with (
+        lowering(),
+        pytest.raises(NotLoweredError, match="takes a TableBias or none, got bias=Al"),
+    ):
+        attend_lowered(*tensors(), P.Pyramid(4), bias=foveal.alibi(4))
+    with lowering(), pytest.raises(NotLoweredError, match=r"dropout_p=0.1 draws at random"):
+        attend_lowered(*tensors(), P.SlidingWindow(4), dropout_p=0.1)

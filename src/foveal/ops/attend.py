@@ -181,7 +181,7 @@ def attend(
     else:
         check_context()
         if is_lowering():
-            rest = (scale, sinks, softcap, return_lse)
+            rest = (scale, sinks, softcap, return_lse, dropout_p)
             found = attend_lowered(q, k, v, pattern, bias, key_mask, *rest)
             return found if return_lse else found[0]  # type: ignore[return-value]
     if isinstance(bias, tuple):

@@ -34,6 +34,7 @@ def attend_lowered(
     sinks: Tensor | None = None,
     softcap: float | None = None,
     return_lse: bool = False,
+    dropout_p: float = 0.0,
 ) -> Part:
     """`attend` in plain operators of torch: arguments as in `attend`, sizes may be symbols.
 
@@ -44,6 +45,8 @@ def attend_lowered(
     Raises:
         NotLoweredError: there is no such form, as the message says.
     """
+    if dropout_p:
+        raise NotLoweredError(f"{dropout_p=} draws at random; call eval() first")
     factor = q.shape[-1] ** -0.5 if scale is None else 1.0
     if isinstance(scale, Tensor):
         q = fold_scale(q, scale)
@@ -93,7 +96,8 @@ def _by_head(call: Lowered) -> Part:
 def _by_plan(call: Lowered) -> Part:
     pattern, longest = call.pattern, most(call.k.shape[2])
     if pattern.reads_all or not _is_known(pattern):
-        return dense(call)
+        return dense(call._replace(unread=not pattern.reads_all))
+    call = call._replace(unread=not _is_all_read(call, longest))
     if are_equal(call.q.shape[2], call.k.shape[2]):
         plan = planned(("band", pattern, longest), lambda: band_plan(pattern, longest))
         if plan is not None and (longest is None or WORTH * len(plan[1]) * plan[0] <= longest):
@@ -111,6 +115,20 @@ def _tiles(pattern: Pattern, longest: int) -> TilePlan | None:
     if WORTH * pattern.tiles(longest).visited > queries * longest:
         return None
     return tile_plan(pattern, longest)
+
+
+def _is_all_read(call: Lowered, longest: int | None) -> bool:
+    """Whether every key is read by the query of its own position, at least."""
+    pattern = call.pattern
+    count = pattern.period if longest is None else longest
+    if count is None or not are_equal(call.q.shape[2], call.k.shape[2]):
+        return False
+
+    def reads_own() -> bool:
+        own = torch.arange(count, device="cpu")
+        return bool(pattern.allows(own, own).all())
+
+    return planned(("own", pattern, count), reads_own)
 
 
 def _has_all_queries(call: Lowered) -> bool:

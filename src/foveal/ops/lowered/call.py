@@ -25,7 +25,8 @@ Part = tuple[Tensor, Tensor | None]
 class Lowered(NamedTuple):
     """One call; shapes as in `attend`, but keys and values have a head for each of the queries.
 
-    q is scaled where scale is 1.
+    q is scaled where scale is 1. unread: a key may be there that no query reads, whose numbers,
+    NaN too, must reach no result.
     """
 
     q: Tensor
@@ -38,6 +39,7 @@ class Lowered(NamedTuple):
     sinks: Tensor | None = None
     softcap: float | None = None
     lse: bool = False
+    unread: bool = True
 
     @property
     def may_be_dead(self) -> bool:
@@ -145,6 +147,9 @@ def softmax(
         if call.bias is not None:
             unread = bias == -torch.inf
             mask = ~unread if mask is None else mask & ~unread
+    if call.unread and mask is not None:
+        read = mask.any(3)[..., None]
+        k, v = k.masked_fill(~read, 0.0), v.masked_fill(~read, 0.0)
     q, k, v = folded(q), folded(k), folded(v)
     mask, bias = (None if x is None else _folded_mask(x, like.shape[0]) for x in (mask, bias))
     if call.lse or call.softcap is not None:

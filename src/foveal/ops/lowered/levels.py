@@ -47,6 +47,10 @@ def by_levels(call: Lowered) -> Part:
         raise NotLoweredError(f"keys that are pooled by {call.pattern}, which is no Pyramid")
     if None in longest:
         raise NotLoweredError(f"{call.pattern} without a longest length")
+    if not isinstance(call.bias, TableBias | None):
+        kind = type(call.bias).__name__
+        raise NotLoweredError(f"{call.pattern} takes a TableBias or none, got bias={kind}")
+    call = call._replace(unread=call.pattern.is_causal and not are_equal(n, m))
     plan = call.pattern.joined(1, 1)  # its rules, which know no length
     count = call.pattern.num_levels(max(one for one in longest if one is not None))
     keys = _pooled(call, plan.unit, count)

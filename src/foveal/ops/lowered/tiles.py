@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from foveal.common.symbols import known, take_first
 from foveal.ops.bias import WindowBias
+from foveal.ops.logits import with_sinks
 from foveal.ops.lowered.call import Lowered, Part, gained, rows, softmax
 from foveal.patterns import Pattern
 from foveal.patterns.tiling import TileGroup
@@ -114,8 +115,12 @@ def tiled(call: Lowered, plan: TilePlan, longest: int) -> Part:
         q, k, v = (rows(x, at) for x, at in _read(call, one))
         parts.append(softmax(call, q, k, v, mask, bias, call.may_be_dead))
     outs, lses = zip(*parts, strict=True)
-    out = _in_place(outs, plan, 0.0, queries)
-    return out, _in_place(lses, plan, -torch.inf, queries) if call.lse else None
+    out = _in_place(outs, plan, torch.zeros_like(outs[0][:, :, :1]), queries)
+    if not call.lse:
+        return out, None
+    none = torch.full_like(lses[0][:, :, :1], -torch.inf)
+    _, nothing = with_sinks(out[:, :, :1], none, call.sinks)
+    return out, _in_place(lses, plan, nothing, queries)
 
 
 def _read(call: Lowered, one: Shape) -> list[tuple[Tensor, Tensor]]:
@@ -152,11 +157,11 @@ def _mask(call: Lowered, one: Shape, exists: Tensor | None) -> Tensor | None:
     return known
 
 
-def _in_place(parts: tuple[Tensor, ...], plan: TilePlan, nothing: float, queries: int) -> Tensor:
-    """(B, H, tokens of all tiles, ...) -> (B, H, queries, ...)"""
-    found = list(parts)
-    if not plan.all_read:
-        found.append(torch.full_like(found[0][:, :, :1], nothing))
-    whole = torch.cat(found, 2)
+def _in_place(parts: tuple[Tensor, ...], plan: TilePlan, nothing: Tensor, queries: int) -> Tensor:
+    """(B, H, tokens of all tiles, ...) -> (B, H, queries, ...)
+
+    nothing: (B, H, 1, ...), that of a query which is in no tile.
+    """
+    whole = torch.cat(parts if plan.all_read else (*parts, nothing), 2)
     place = take_first(plan.place, 0, queries)
     return whole.index_select(2, place)
