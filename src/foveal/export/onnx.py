@@ -147,8 +147,13 @@ def _name_sizes(model: Any, inputs: Sequence[Mapping[str, Any]]) -> None:
             if not isinstance(dim, int):
                 names.setdefault(str(dim.value), name)
     words = re.compile("|".join(rf"\b{re.escape(one)}\b" for one in names) or "(?!)")
-    values = [*model.graph.inputs, *(y for node in model.graph.all_nodes() for y in node.outputs)]
-    for value in values:
+    # of what lies between, onnxruntime finds the shapes itself: those that are noted give one name
+    # to sizes that differ, and it would use memory of the one for the other
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in model.graph.outputs:
+                value.shape = None
+    for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
             renamed = [
                 dim if isinstance(dim, int) else words.sub(lambda x: names[x[0]], str(dim.value))
@@ -174,7 +179,6 @@ def _choose_by_logic(model: Any) -> None:
 
         chosen, yes, no = node.inputs
         either = made("Or", made("And", chosen, yes), made("And", made("Not", chosen), no))
-        either.shape = node.outputs[0].shape
         onnx_ir.convenience.replace_all_uses_with(node.outputs[0], either)
         node.graph.remove(node, safe=True)
 
