@@ -18,6 +18,8 @@ from pathlib import Path
 
 LARGEST = 3_000_000
 FIRST_CALL = 0.05
+TRIES = 5
+"""Processes, each with a first call of its own, for what else a machine does only adds to one."""
 LOWER = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "generic": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
@@ -67,6 +69,7 @@ print("chosen", "chosen", 0)
 """
 """Each class of x86-64, told by an emulation of what torch and the system say of a processor."""
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CLASSES = {"aarch64": 1, "arm64": 1}.get(platform.machine(), 4)
 """Kernels in a wheel for such machines."""
 
@@ -107,17 +110,20 @@ def main(wheel: Path, other: Path | None = None) -> int:
         bare = {
             **dict.fromkeys(("PATH", "HOME", "TMPDIR", "XDG_CACHE_HOME"), nowhere),
             "PYTHONPATH": home,
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": str(min(2, CORES)),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         Path(nowhere).write_text("no folder")
         others = {**LOWER, "others": {}} if CLASSES > 1 else {}
         for name, held_back in {"as it is": {}, **others}.items():
             code = [sys.executable, "-c", OTHERS if name == "others" else CODE, home]
-            done = subprocess.run(
-                code, env={**bare, **held_back}, capture_output=True, text=True, check=False
-            )
-            said = done.stdout.split() or [done.stderr.strip().splitlines()[-1], "", "9"]
+            for _ in range(TRIES):
+                done = subprocess.run(
+                    code, env={**bare, **held_back}, capture_output=True, text=True, check=False
+                )
+                said = done.stdout.split() or [done.stderr.strip().splitlines()[-1], "", "9"]
+                if done.returncode or float(said[2]) <= FIRST_CALL:
+                    break
             print(f"{name:10}", *said)
             if done.returncode or said[0] != said[1] or float(said[2]) > FIRST_CALL:
                 wrong.append(f"{name}: {' '.join(said)}")
