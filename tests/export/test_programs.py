@@ -13,6 +13,7 @@ import torch
 import foveal
 from foveal import export
 from foveal import patterns as P
+from foveal.export.check import gaps
 
 TOKENS: dict[str, Any] = {"num_tokens": 16, "dim": 32, "heads": 2, "dim_head": 16}
 LONG = 16_384
@@ -186,6 +187,8 @@ def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None
     ]
     assert about["config"]["max_seq_len"] == 600
     assert about["causal"] is True
+    with pytest.raises(ValueError, match=r"differs .* where 0e\+00 is allowed"):
+        export.check(program, given["masked"][0], tolerance=0.0)
     other = made("window")
     with torch.no_grad():
         other.to_logits.bias[3] += 1.0
@@ -207,6 +210,14 @@ def test_sizes_may_be_fixed_or_bounded() -> None:
         program.module()(torch.zeros(1, 41, dtype=torch.long))
 
 
+def test_deviations_count_what_is_no_number() -> None:
+    """The same infinity and NaN are the same, anything else beside them is infinitely far."""
+    inf, nan = torch.inf, torch.nan
+    found = torch.tensor([1.0, inf, -inf, nan, nan, 2.0, 2.0, inf])
+    wanted = torch.tensor([1.5, inf, -inf, nan, 2.0, nan, inf, -inf])
+    assert gaps(found, wanted).tolist() == [0.5, 0, 0, 0, inf, inf, inf, inf]
+
+
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
     """One line: what draws at random, what is no model, and options that mean nothing."""
     sizes = {"image_size": 16, "num_tokens": 12, "codebook_dim": 8, "hidden_dim": 8}
@@ -225,6 +236,12 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
         export.program(made("dalle"), mask=True)
     with pytest.raises(ValueError, match=r"batch\[1\] must be an int of at least 4"):
         export.program(model, batch=(4, 2))
+    with pytest.raises(ValueError, match=r"length must be at most 6, .* text of DALLE, got"):
+        export.program(made("dalle"), length=(20, None))
+    with pytest.raises(ValueError, match="a model on meta has no weights"):
+        export.program(made("window").to("meta"))
+    with pytest.raises(ValueError, match="program has its sizes already, got batch as well"):
+        export.save(model, tmp_path / "a.pt2", program=object(), batch=1)
     with pytest.raises(ValueError, match="format must be torch"):
         export.save(model, tmp_path / "a.pt2", "onxx")
     with pytest.raises(FileNotFoundError, match="is no folder"):

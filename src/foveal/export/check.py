@@ -51,7 +51,7 @@ def check(
     run, worst = program.module() if run is None else run, 0.0
     draw = torch.Generator().manual_seed(seed)
     for sizes in _sizes(program):
-        args, kwargs = feed = _feed(program, sizes, highs, draw)
+        args, kwargs = feed = _feed(program, sizes, highs, draw, model.device)
         with evaluating(model), torch.no_grad():
             wanted = _pytree.tree_leaves(model(*args, **kwargs))
             try:
@@ -84,7 +84,11 @@ def _sizes(program: ExportedProgram) -> Iterator[dict[str, int]]:
 
 
 def _feed(
-    program: ExportedProgram, sizes: dict[str, int], highs: dict[str, Any], draw: torch.Generator
+    program: ExportedProgram,
+    sizes: dict[str, int],
+    highs: dict[str, Any],
+    draw: torch.Generator,
+    device: torch.device,
 ) -> Feed:
     args, kwargs = [], {}
     for name, dtype, shape, by_name in inputs_in(program):
@@ -97,9 +101,9 @@ def _feed(
         else:
             x = torch.randint(highs.get(name) or 2, real, generator=draw, dtype=dtype)
         if by_name:
-            kwargs[name] = x
+            kwargs[name] = x.to(device)
         else:
-            args.append(x)
+            args.append(x.to(device))
     return tuple(args), kwargs
 
 
@@ -118,11 +122,9 @@ def _compared(found: list[Any], wanted: list[Any], tolerance: float | None, feed
                 f"the program gives {tuple(one.shape)} of {one.dtype} at {_words(feed)}, and the "
                 f"model {tuple(other.shape)} of {other.dtype}."
             )
-        limit = tolerance or TOLERANCES.get(other.dtype, TOLERANCE)
-        a, b = one.double(), other.double()
-        same = (a == b) | (a.isnan() & b.isnan())
-        far = ((a - b).abs() / b.abs().clamp(min=1.0)).masked_fill(same, 0.0)
-        far = far.nan_to_num(nan=torch.inf)
+        limit = TOLERANCES.get(other.dtype, TOLERANCE) if tolerance is None else tolerance
+        far = gaps(one, other) / other.double().cpu().abs().nan_to_num(nan=1.0).clamp(min=1.0)
+        far = far.nan_to_num(nan=torch.inf, posinf=torch.inf)  # from what is infinite
         largest = float(far.max()) if far.numel() else 0.0
         if largest > limit:
             raise ValueError(
@@ -131,6 +133,16 @@ def _compared(found: list[Any], wanted: list[Any], tolerance: float | None, feed
             )
         worst = max(worst, largest)
     return worst
+
+
+def gaps(found: Tensor, wanted: Tensor) -> Tensor:
+    """How far numbers are from those of another tensor, both of any shape: float64, on the CPU.
+
+    What is the same counts as such, be it infinite or NaN; NaN beside a number is far from it.
+    """
+    found, wanted = found.double().cpu(), wanted.double().cpu()
+    same = (found == wanted) | (found.isnan() & wanted.isnan())
+    return (found - wanted).abs().masked_fill(same, 0.0).nan_to_num(torch.inf, torch.inf)
 
 
 def _words(feed: Feed) -> str:

@@ -39,7 +39,8 @@ def save(
     Args:
         path: of the file, such as "model.pt2".
         format: "torch", or "onnx" for onnxruntime (the extra onnx).
-        program: from `foveal.export.program`, to be written in place of a new trace.
+        program: from `foveal.export.program`, to be written in place of a new trace; it has its
+            sizes already.
         tolerance: see `foveal.export.check`.
         sizes: `batch`, `length`, `size` and `mask` of `foveal.export.program`.
 
@@ -55,6 +56,10 @@ def save(
     if format not in FORMATS:
         hint = suggest(format, FORMATS, "")
         raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format=}. {hint}".strip())
+    if program is not None and sizes:
+        raise ValueError(
+            f"program has its sizes already, got {', '.join(sizes)} as well; omit it."
+        )
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
@@ -131,13 +136,12 @@ def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:
         }
         for one in inputs_in(program)
     ]
-    weights = [x.dtype for x in model.parameters() if x.is_floating_point()]
     return {
         "foveal": __version__,
         "torch": torch.__version__,
         "family": model.family,
         "config": model.settings.to_json(),
-        "dtype": str(weights[0]).removeprefix("torch.") if weights else "float32",
+        "dtype": str(model.dtype).removeprefix("torch."),
         "weights": digest(model),
         "causal": bool(getattr(model, "is_causal", False)),
         "inputs": inputs,

@@ -102,7 +102,7 @@ def _tokens(
     most = example.shape[1] - (name == "image")  # the last token of a picture is not read
     lengths = _span("length", length, Span(_fewest(model), most))
     if lengths.most is None or lengths.most > most:
-        if length is not None and (alone or lengths.is_fixed):
+        if length is not None and (alone or lengths.is_fixed or lengths.least > most):
             raise ValueError(
                 f"length must be at most {most}, which is the longest {name} of "
                 f"{type(model).__name__}, got {length=}."
@@ -173,8 +173,10 @@ def _traced(span: Span, wanted: int) -> int:
     return max(span.least, min(wanted, span.most) - (0 if span.is_fixed or span.most < 4 else 1))
 
 
-def example_tensors(inputs: tuple[Input, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def example_tensors(
+    inputs: tuple[Input, ...], device: torch.device
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Zeros of the shapes to trace with: those by position, and masks by name."""
-    made = [(one, torch.zeros(one.example, dtype=one.dtype)) for one in inputs]
+    made = [(one, torch.zeros(one.example, dtype=one.dtype, device=device)) for one in inputs]
     args = tuple(x for one, x in made if one.dtype != torch.bool)
     return args, {one.name: x.fill_(True) for one, x in made if one.dtype == torch.bool}

@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from foveal.export.inputs import Input, Size, Span, example_tensors, inputs_of
-from foveal.models.base import evaluating
+from foveal.models.base import Model, evaluating
 from foveal.ops.lowered import NotLoweredError, lowering
 
 
@@ -23,8 +23,9 @@ def program(
 ) -> ExportedProgram:
     """The forward pass of a model, in evaluation mode, as plain operators with the weights.
 
-    It loads and runs where torch is, without foveal. A window costs what
-    its pairs cost. No kernel of this machine is in it. What it gives has no gradient.
+    It loads and runs where torch is, without foveal, on the device of the model's weights. A
+    window costs what its pairs cost. No kernel of this machine is in it. What it gives has no
+    gradient.
 
     Args:
         model: of foveal; stays as it is, and the program shares its weights until it is saved.
@@ -52,6 +53,8 @@ def program(
     inputs = inputs_of(model, batch=batch, length=length, size=size, mask=mask)
     if model.sharing is not None:
         raise ValueError("a model that shares its sequence with other ranks has no program.")
+    if model.device.type == "meta":
+        raise ValueError("a model on meta has no weights to export; load it on another device.")
     found = _exported(model, inputs)
     _check_operators(model, found)
     weights = found._state_dict  # detached, so that running it keeps nothing for a backward pass
@@ -61,10 +64,10 @@ def program(
     return found
 
 
-def _exported(model: nn.Module, inputs: tuple[Input, ...]) -> ExportedProgram:
+def _exported(model: Model, inputs: tuple[Input, ...]) -> ExportedProgram:
     import torch.fx.experimental._config as symbols
 
-    args, kwargs = example_tensors(inputs)
+    args, kwargs = example_tensors(inputs, model.device)
     kind = type(model).__name__
     try:
         # sizes of one are not told from others, so that one trace serves them too

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.export.check import gaps
 from foveal.export.files import digest
 from foveal.export.opened import OpenedProgram, open_program
 from foveal.generation import Recompute, Sampler, generate
@@ -124,15 +125,9 @@ def _other(theirs: Any, ours: Any) -> str:
 
 
 def differ(found: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """The largest difference of two results of one shape, and the largest number of `wanted`.
-
-    What is the same counts as such, be it infinite; NaN beside a number is far from it.
-    """
-    found, wanted = found.double().cpu(), wanted.double().cpu()
-    same = (found == wanted) | (found.isnan() & wanted.isnan())
-    gap = (found - wanted).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"))
+    """The largest difference of two results of one shape, and the largest number of `wanted`."""
     size = wanted.abs().masked_fill(~wanted.isfinite(), 0.0)
-    return float(gap.max()), float(size.max())
+    return float(gaps(found, wanted).max()), float(size.max())
 
 
 class _Here:

@@ -22,7 +22,10 @@ class NotLoweredError(NotImplementedError):
 
 @contextlib.contextmanager
 def lowering() -> Iterator[None]:
-    """Within, what torch.export traces holds no operator of foveal."""
+    """Within, torch.export traces `attend`, and what is made of it, as plain operators.
+
+    Other operators of foveal stay in the graph: attention to selected blocks, packed sequences.
+    """
     token = _PLANS.set({})
     try:
         yield
