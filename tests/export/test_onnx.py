@@ -16,6 +16,7 @@ import torch
 import foveal
 from foveal import export
 from foveal import patterns as P
+from foveal.export.onnx import to_onnx
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -198,3 +199,9 @@ def test_a_missing_package_is_told_by_its_extra(
     with pytest.raises(ModuleNotFoundError, match=rf"{package}.*'foveal\[onnx\]'"):
         export.save(halonet(), tmp_path / "model.onnx", "onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_is_refused_before_anything_is_made() -> None:
+    """onnxruntime could not be asked whether the file gives the model's numbers."""
+    with pytest.raises(ValueError, match=r"bfloat16 on a CPU.*dtype='float32'"):
+        to_onnx(None, {"dtype": "bfloat16"})  # type: ignore[arg-type]

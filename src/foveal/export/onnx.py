@@ -41,9 +41,15 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
 
     Raises:
         ModuleNotFoundError: a package of the extra onnx is missing.
-        ValueError: weights of more than ONNX has in one file, or an operator that it lacks.
+        ValueError: weights of more than ONNX has in one file, or in bfloat16, or an operator that
+            it lacks.
     """
     need_onnx()
+    if about["dtype"] == "bfloat16":
+        raise ValueError(
+            "onnxruntime computes nothing in bfloat16 on a CPU, where programs are compared; load "
+            "the model with dtype='float32', or use format='torch'."
+        )
     inputs, results = about["inputs"], program.graph_signature.user_outputs
     weights = sum(x.numel() * x.element_size() for x in program.state_dict.values())
     if weights > _MOST_BYTES:
