@@ -1,6 +1,8 @@
 """`foveal explore`: the page in a file or on a port of this machine; mistakes in one line."""
 
 import http.client
+import socket
+import struct
 import threading
 
 import pytest
@@ -53,6 +55,44 @@ def test_the_server_is_of_this_machine_and_ends():
         assert not thread.is_alive()
     with pytest.raises(ConnectionRefusedError):
         answer(port, "GET", "/")
+
+
+def leave(port, sent, at_once):
+    """Say something and go without an answer, by a reset of the connection or an end of it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(sent)
+        if at_once:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_whoever_leaves_early_is_no_mistake(capsys):
+    """Before the page has come, amid a request, with a body that nobody reads, in another
+    protocol: nothing is printed, and the next one gets the page."""
+    with make_server("x" * 4_000_000) as server:
+        port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            for at_once in (True, False):
+                for sent in (
+                    b"GET / HTTP/1.0\r\n\r\n",
+                    b"GET / HT",
+                    b"POST / HTTP/1.1\r\nContent-Length: 999999\r\n\r\n" + b"x" * 200_000,
+                    b"\x16\x03\x01\x00\xff" * 40 + b"\r\n\r\n",
+                    b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+                    b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+                ):
+                    leave(port, sent, at_once)
+            status, body = answer(port, "GET", "/")
+            assert (status, len(body)) == (200, 4_000_000)
+            before = {one for one in threading.enumerate() if "process_request" in one.name}
+            for one in before:
+                one.join(timeout=10)
+        finally:
+            server.shutdown()
+            thread.join(timeout=10)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
 
 
 def test_it_serves_until_somebody_ends_it(few, monkeypatch, capsys):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HOST = "127.0.0.1"
+PATIENCE = 30.0
+"""Seconds that a connection may keep silent, and that the rest of an answer may take."""
 
 
 def make_server(page: str, port: int = 0) -> ThreadingHTTPServer:
@@ -23,6 +26,12 @@ def make_server(page: str, port: int = 0) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "foveal", ""
+        timeout = PATIENCE
+
+        def handle(self) -> None:
+            # a browser that leaves, or goes on to another page, is no mistake
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                super().handle()
 
         def do_GET(self) -> None:
             self._answer(body=True)
