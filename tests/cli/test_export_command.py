@@ -51,6 +51,7 @@ def test_a_run_of_text(work, capsys):
     line = told("--length", "15", "--with", "text-run/model.pt2")
     assert "length must be at least 1 and below" in line
     assert "must be a file that exists" in told("--with", "none.pt2")
+    assert "the home of a user" in told("--with", "~nobody-here/a.pt2")
     assert "is a folder" in told("--with", "text-run")
     assert "text.txt" in told("--with", "text.txt")
     (work / "bad.pt2").write_bytes((work / "text-run/model.pt2").read_bytes()[:2000])
@@ -108,6 +109,8 @@ def test_a_run_of_pictures(work, capsys):
 
 REFUSED = [
     (["nowhere"], "run='nowhere' is not a run folder"),
+    (["~nobody-here/run"], "the home of a user whom this machine does not know"),
+    (["text-run", "--out", "~nobody-here/a.pt2"], "the home of a user"),
     (["latest"], "no run under runs"),
     ([], "RUN is missing"),
     (["text-run", "--format", "onxn"], "did you mean 'onnx'?"),

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from foveal.common.files import (
+    expanded,
     read_json,
     read_text,
     remove_folder,
@@ -15,6 +16,7 @@ from foveal.common.files import (
     write_folder,
     write_text,
 )
+from foveal.common.inputs import require_file
 
 DEAD = 2**22 + 7
 """No process has this number: it is above the kernel's largest."""
@@ -92,6 +94,17 @@ def test_a_partial_file_that_somebody_takes_is_written_again(tmp_path):
 
     write_file(tmp_path / "f", write)
     assert (tmp_path / "f").read_text() == "x"
+
+
+def test_homes_are_found_or_named(tmp_path, monkeypatch):
+    """Of a user who is not here: an error in words, of any command that takes a path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a") == tmp_path / "a"
+    assert expanded(tmp_path / "~" / "a") == tmp_path / "~" / "a"
+    with pytest.raises(ValueError, match="'~nobody-here/a' begins with the home of a user"):
+        expanded("~nobody-here/a")
+    with pytest.raises(ValueError, match="the home of a user"):
+        require_file("~nobody-here/a", "a file")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -14,6 +17,8 @@ import foveal
 from foveal import export
 from foveal import patterns as P
 from foveal.export.check import gaps
+from foveal.export.files import _Told
+from foveal.export.program import _copied
 
 TOKENS: dict[str, Any] = {"num_tokens": 16, "dim": 32, "heads": 2, "dim_head": 16}
 LONG = 16_384
@@ -208,6 +213,95 @@ def test_sizes_may_be_fixed_or_bounded() -> None:
     assert export.check(program, model) < 5e-2
     with pytest.raises(Exception, match="40"):
         program.module()(torch.zeros(1, 41, dtype=torch.long))
+    for tolerance in (-1e-9, float("nan"), True, "1e-4"):
+        with pytest.raises(ValueError, match=r"tolerance must be a number at least 0"):
+            export.check(program, model, tolerance=tolerance)
+    with pytest.raises(ValueError, match=r"differs from the model by .* where 0e"):
+        export.check(program, other_weights(model), tolerance=0)
+    with pytest.raises(TypeError, match="program must be an ExportedProgram, got str"):
+        export.check("model.pt2", model)
+
+
+OWN_LENGTHS = {
+    P.Documents((5, 9)) & P.Full(causal=True): (14, 40),
+    P.Packed(P.SlidingWindow(3), (9, 8)): 17,
+    P.BlockDiffusion(4, 12): 24,
+    P.NextScale((1, 2, 3, 4)): (1, 30),
+    P.BlockSparse(torch.eye(4) > 0, 8) | P.SlidingWindow(3): (1, 32),
+    P.SlidingWindow(3): (1, 40),
+}
+
+
+def test_lengths_are_those_that_the_patterns_take() -> None:
+    """Of patterns that know their length, or the least or the most of it, nothing is traced that
+    the model refuses."""
+    for pattern, wanted in OWN_LENGTHS.items():
+        model = foveal.TransformerLM(**TOKENS, depth=1, max_seq_len=40, pattern=pattern)
+        (tokens,) = export.inputs_of(model)
+        least, most = (wanted, wanted) if isinstance(wanted, int) else wanted
+        assert tokens.sizes[1] == ("length", (least, most))
+        with torch.no_grad():
+            model(torch.zeros(1, least, dtype=torch.long))
+            model(torch.zeros(1, most, dtype=torch.long))
+
+
+class Full(io.BytesIO):
+    """A disk that is full after some bytes."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() > 2000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_full_disk_is_told_once_torch_has_let_go() -> None:
+    """Its archives end the whole process where a write raises."""
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(3, 2),))
+    with pytest.raises(OSError, match="No space left"), _Told(Full()) as told:
+        torch.export.save(program, told)
+    whole = io.BytesIO()
+    with _Told(whole) as told:
+        torch.export.save(program, told)
+    whole.seek(0)
+    run = torch.export.load(whole).module()
+    assert run(torch.ones(3, 2)).shape == (3, 2)
+
+
+def other_weights(model: Any) -> Any:
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        found.to_logits.weight.mul_(1.01)
+    return found
+
+
+def test_a_model_elsewhere_is_copied_to_the_cpu() -> None:
+    """Every number and tie of it, and nothing that is shared."""
+    model = foveal.TransformerLM(**TOKENS, depth=1, tie_embeddings=True, positions="t5")
+    model.token_emb.weight.requires_grad_(False)
+    found = _copied(model)
+    theirs, ours = model.state_dict(), found.state_dict()
+    assert list(theirs) == list(ours)
+    for name, x in theirs.items():
+        assert torch.equal(x, ours[name])
+        assert x.data_ptr() != ours[name].data_ptr()
+    assert [p.requires_grad for p in found.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
+    assert len(list(found.parameters())) == len(list(model.parameters()))
+    tokens = torch.randint(16, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(tokens), found.eval()(tokens))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a model on CUDA")
+def test_programs_of_a_gpu_run_on_the_cpu(tmp_path: Path) -> None:
+    """What stands on an accelerator is exported as it is, and stays there."""
+    model = made("window").cuda()
+    assert export.save(model, tmp_path / "a.pt2", length=(1, 90))["deviation"] < 1e-4
+    assert model.device.type == "cuda"
+    run = torch.export.load(tmp_path / "a.pt2").module()
+    assert run(torch.zeros(1, 7, dtype=torch.long)).device.type == "cpu"
 
 
 def test_deviations_count_what_is_no_number() -> None:
@@ -246,4 +340,9 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
         export.save(model, tmp_path / "a.pt2", "onxx")
     with pytest.raises(FileNotFoundError, match="is no folder"):
         export.save(model, tmp_path / "none" / "a.pt2")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
+        export.save(model, tmp_path)
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(3, 2),))
+    with pytest.raises(ValueError, match="already, got batch, length as well"):
+        export.save(model, tmp_path / "a.pt2", program=program, batch=1, length=3)
     assert not list(tmp_path.iterdir())

@@ -177,8 +177,31 @@ def test_half_precision_is_as_close_as_its_digits(dtype: torch.dtype) -> None:
         assert_close(out.float(), want, rtol=2e-2)
 
 
+class Layer(torch.nn.Module):
+    """Attention to itself, to be traced."""
+
+    def __init__(self, pattern: P.Pattern, **options: Any) -> None:
+        super().__init__()
+        self.pattern, self.options = pattern, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return foveal.attend(x, x, x, self.pattern, **self.options)
+
+
+def test_layouts_of_heads_are_traced() -> None:
+    """Patterns that hold tensors are taken apart outside of the trace."""
+    layout = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4
+    blocks = P.BlockSparse(layout, 8)
+    for pattern in (blocks, blocks | P.SlidingWindow(3), blocks & P.Full(causal=True)):
+        x = torch.randn(1, 2, 32, 8)
+        with lowering():
+            program = torch.export.export(Layer(pattern), (x,))
+        assert_close(program.module()(x), dense_attention(x, x, x, pattern))
+
+
 def test_what_has_no_form_is_refused_by_name() -> None:
-    """Keys that are pooled by a rule of somebody else, biases of single keys, dropout."""
+    """Keys that are pooled by a rule of somebody else, biases of single keys, dropout; and numbers
+    that attend() refuses everywhere."""
 
     @dataclass(frozen=True)
     class Mine(P.Pattern):
@@ -196,3 +219,12 @@ def test_what_has_no_form_is_refused_by_name() -> None:
         attend_lowered(*tensors(), P.Pyramid(4), bias=foveal.alibi(4))
     with lowering(), pytest.raises(NotLoweredError, match=r"dropout_p=0.1 draws at random"):
         attend_lowered(*tensors(), P.SlidingWindow(4), dropout_p=0.1)
+    x = torch.randn(1, 2, 12, 8)
+    for options, words in (
+        ({"dropout_p": 0.5}, "dropout_p=0.5 draws at random"),
+        ({"softcap": -1.0}, "softcap must be"),
+        ({"softcap": 0.0}, "softcap must be"),
+        ({"scale": float("nan")}, "scale must be a number"),
+    ):
+        with lowering(), pytest.raises((NotLoweredError, ValueError), match=words):
+            torch.export.export(Layer(P.SlidingWindow(4), **options), (x,))

@@ -86,13 +86,14 @@ def _find_start(arguments: list[str]) -> tuple[str, list[str], Path | None]:
     Raises:
         ValueError: no recipe, or --resume FOLDER names none.
     """
+    from foveal.common.files import expanded
     from foveal.recipes.runs import CONFIG, find_run, latest_folder, load_config
 
     output, resume = _value_of("--output", arguments), _value_of("--resume", arguments)
     folder = None
     if resume not in (None, "auto", "never"):
         folder = find_run(str(resume))
-        if output is not None and Path(output).expanduser().resolve() != folder.resolve():
+        if output is not None and expanded(output).resolve() != folder.resolve():
             raise ValueError(
                 f"--resume {resume} goes on in that folder, so --output={output!r} cannot be "
                 "another one; leave it out."
@@ -103,7 +104,7 @@ def _find_start(arguments: list[str]) -> tuple[str, list[str], Path | None]:
         return load_config(folder).recipe, arguments, folder
     recipe, rest = arguments[0], arguments[1:]
     if resume == "auto":
-        folder = latest_folder(recipe) if output is None else Path(output).expanduser()
+        folder = latest_folder(recipe) if output is None else expanded(output)
     if folder is not None and not (folder / CONFIG).exists():
         folder = None
     return recipe, rest, folder

@@ -88,6 +88,21 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path from the home that a leading ~ or ~user means.
+
+    Raises:
+        ValueError: it is the home of somebody whom nobody knows here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{str(path)!r} begins with the home of a user whom this machine does not know; name "
+            "the folder itself."
+        ) from None
+
+
 def partial_path(path: Path) -> Path:
     """Where something is written before it gets its name; no other thread or process uses it."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")

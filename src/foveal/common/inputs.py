@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from foveal.common.files import expanded
+
 
 class InputError(ValueError):
     """Something that was given cannot be used; the message says what and why."""
@@ -90,7 +92,7 @@ def require_file(path: str | Path, what: str) -> Path:
     Raises:
         ValueError: there is nothing, or a folder, a FIFO, a socket or a device.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # a zero byte in a path is a ValueError

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
+from foveal.common.checks import as_number
 from foveal.export.inputs import inputs_of
 from foveal.export.shapes import inputs_in, sizes_in
 from foveal.models.base import evaluating
@@ -45,15 +46,21 @@ def check(
         The largest deviation that was seen.
 
     Raises:
-        ValueError: the program gives something else, or nothing, at sizes that the message names.
+        TypeError: it is no program, or no model of foveal.
+        ValueError: the program gives something else, or nothing, at sizes that the message names;
+            a tolerance that is no number from 0 on.
     """
+    if not isinstance(program, ExportedProgram):
+        raise TypeError(f"program must be an ExportedProgram, got {type(program).__name__}.")
+    if tolerance is not None:
+        as_number("tolerance", tolerance, 0)
     highs = {one.name: one.high for one in inputs_of(model)}
     run, worst = program.module() if run is None else run, 0.0
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator("cpu").manual_seed(seed)
     for sizes in _sizes(program):
-        args, kwargs = feed = _feed(program, sizes, highs, draw, model.device)
+        args, kwargs = feed = _feed(program, sizes, highs, draw)
         with evaluating(model), torch.no_grad():
-            wanted = _pytree.tree_leaves(model(*args, **kwargs))
+            wanted = _pytree.tree_leaves(_asked(model, feed))
             try:
                 found = _pytree.tree_leaves(run(*args, **kwargs))
             except Exception as error:  # of torch, of any type
@@ -61,6 +68,12 @@ def check(
                 raise ValueError(f"the program fails at {_words(feed)}: {reason}") from error
         worst = max(worst, _compared(found, wanted, tolerance, feed))
     return worst
+
+
+def _asked(model: Any, feed: Feed) -> Any:
+    """What a model gives, wherever it is."""
+    args, kwargs = _pytree.tree_map(lambda x: x.to(model.device), feed)
+    return _pytree.tree_map(lambda x: x.cpu(), model(*args, **kwargs))
 
 
 def _sizes(program: ExportedProgram) -> Iterator[dict[str, int]]:
@@ -88,22 +101,23 @@ def _feed(
     sizes: dict[str, int],
     highs: dict[str, Any],
     draw: torch.Generator,
-    device: torch.device,
 ) -> Feed:
     args, kwargs = [], {}
     for name, dtype, shape, by_name in inputs_in(program):
         real = [one if isinstance(one, int) else one.at(sizes) for one in shape]
         if dtype == torch.bool:
-            x = torch.rand(real, generator=draw) < 0.8
+            x = torch.rand(real, generator=draw, device="cpu") < 0.8
             x[:, 0] = True
         elif dtype.is_floating_point:
-            x = torch.rand(real, generator=draw).to(dtype)
+            x = torch.rand(real, generator=draw, device="cpu").to(dtype)
         else:
-            x = torch.randint(highs.get(name) or 2, real, generator=draw, dtype=dtype)
+            x = torch.randint(
+                highs.get(name) or 2, real, generator=draw, dtype=dtype, device="cpu"
+            )
         if by_name:
-            kwargs[name] = x.to(device)
+            kwargs[name] = x
         else:
-            args.append(x.to(device))
+            args.append(x)
     return tuple(args), kwargs
 
 

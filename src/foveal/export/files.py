@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.export import ExportedProgram
@@ -51,7 +52,7 @@ def save(
         ModuleNotFoundError: a package of the extra onnx is missing.
         ValueError: another format, sizes that do not fit, a model without such a program, or a
             program that differs from it.
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError, IsADirectoryError: there is no such folder, or it is one itself.
     """
     if format not in FORMATS:
         hint = suggest(format, FORMATS, "")
@@ -63,6 +64,8 @@ def save(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
     if format == "onnx":
         need_onnx()
     program = trace(model, **sizes) if program is None else program
@@ -75,11 +78,44 @@ def save(
     extra = {DESCRIPTION: json.dumps(about, indent=1)}
 
     def write(partial: Path) -> None:
-        with open(partial, "wb") as file:
-            torch.export.save(program, file, extra_files=extra)
+        with open(partial, "wb") as file, _Told(file) as told:
+            torch.export.save(program, told, extra_files=extra)
 
     write_file(path, write)
     return about
+
+
+class _Told(io.RawIOBase):
+    """A file that tells of a full disk when it is left, and not before.
+
+    An archive of torch ends the whole process where a write raises.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0  # torch goes back to the beginning once all is written
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return memoryview(data).nbytes
+
+    def __exit__(self, *about: Any) -> None:
+        super().__exit__(*about)
+        if self._error is not None:
+            raise self._error
 
 
 def _as_onnx(

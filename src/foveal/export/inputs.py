@@ -108,10 +108,35 @@ def _tokens(
                 f"{type(model).__name__}, got {length=}."
             )
         lengths = Span(lengths.least, most)
+    if length is None and alone:
+        lengths = _fitting(model, lengths.least, most)
     settings: Any = model.settings
     sizes = ("batch", batches), ("length" if alone else f"{name}_length", lengths)
     shape = _traced(batches, 3), _traced(lengths, most)
     return Input(name, sizes, shape, example.dtype, getattr(settings, words))
+
+
+def _fitting(model: Model, least: int, most: int) -> Span:
+    """The lengths that all patterns of the model take, of which some have lengths of their own."""
+    patterns = getattr(model.settings, "patterns", ())
+
+    def fits(length: int) -> bool:
+        try:
+            for pattern in patterns:
+                pattern.check_length(length)
+        except ValueError:
+            return False
+        return True
+
+    own = [one for pattern in patterns if (one := pattern.natural_length) and least <= one <= most]
+    whole = next((one for one in (most, *sorted(own, reverse=True)) if fits(one)), None)
+    if whole is None:  # none: the model says why
+        return Span(least, most)
+    low, high = least, whole
+    while low < high:  # what fits is one range
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return Span(low, whole)
 
 
 def _fewest(model: Model) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from foveal.export.inputs import Input, Size, Span, example_tensors, inputs_of
-from foveal.models.base import Model, evaluating
+from foveal.models.base import evaluating
 from foveal.ops.lowered import NotLoweredError, lowering
 
 
@@ -23,12 +25,12 @@ def program(
 ) -> ExportedProgram:
     """The forward pass of a model, in evaluation mode, as plain operators with the weights.
 
-    It loads and runs where torch is, without foveal, on the device of the model's weights. A
-    window costs what its pairs cost. No kernel of this machine is in it. What it gives has no
-    gradient.
+    It loads and runs where torch is, without foveal, on the CPU. A window costs what its pairs
+    cost. No kernel of this machine is in it. What it gives has no gradient.
 
     Args:
-        model: of foveal; stays as it is, and the program shares its weights until it is saved.
+        model: of foveal; stays as it is, and the program shares its weights until it is saved,
+            unless they are on another device than the CPU, for which programs are made.
         batch: examples: a number, or (least, most), most None for any; any by default.
         length: tokens of each input, as batch; from 1 to the model's longest by default.
         size: (height, width) of pictures, each as batch; an int for a square of one size. Any that
@@ -53,8 +55,7 @@ def program(
     inputs = inputs_of(model, batch=batch, length=length, size=size, mask=mask)
     if model.sharing is not None:
         raise ValueError("a model that shares its sequence with other ranks has no program.")
-    if model.device.type == "meta":
-        raise ValueError("a model on meta has no weights to export; load it on another device.")
+    model = _on_cpu(model)
     found = _exported(model, inputs)
     _check_operators(model, found)
     weights = found._state_dict  # detached, so that running it keeps nothing for a backward pass
@@ -64,7 +65,32 @@ def program(
     return found
 
 
-def _exported(model: Model, inputs: tuple[Input, ...]) -> ExportedProgram:
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The model, or where its weights are elsewhere a copy: plans are tables on the CPU.
+
+    Raises:
+        ValueError: it has no weights.
+    """
+    kinds = {x.device.type for x in chain(model.parameters(), model.buffers())}
+    if "meta" in kinds:
+        raise ValueError(
+            "a model on meta has no weights to export; load it on another device."
+        )
+    if kinds <= {"cpu"}:
+        return model
+    return _copied(model)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy on the CPU; where the weights are, there is no second one even for a moment."""
+    moved: dict[int, Any] = {}
+    for x in chain(model.parameters(), model.buffers()):
+        here = x.detach().to("cpu", copy=True)
+        moved[id(x)] = nn.Parameter(here, x.requires_grad) if isinstance(x, nn.Parameter) else here
+    return copy.deepcopy(model, moved)
+
+
+def _exported(model: Any, inputs: tuple[Input, ...]) -> ExportedProgram:
     import torch.fx.experimental._config as symbols
 
     args, kwargs = example_tensors(inputs, model.device)

@@ -16,7 +16,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from foveal.common.files import read_text
+from foveal.common.files import expanded, read_text
 from foveal.common.words import suggest
 from foveal.data.emoji import EMOJI
 from foveal.data.remote import is_remote
@@ -63,7 +63,7 @@ def read_recipe(name: str) -> str:
     shipped = _shipped()
     if name in shipped:
         return shipped[name].read_text(encoding="utf-8")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if os.path.lexists(path):
         if path.suffix.lower() != ".toml" and (path.is_file() or path.is_dir()):
             raise ValueError(

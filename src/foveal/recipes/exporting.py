@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.common.files import read_json
+from foveal.common.files import expanded, read_json
 from foveal.common.inputs import reading
 from foveal.common.words import suggest
 from foveal.export import save
@@ -96,7 +96,7 @@ def _open(run: str) -> tuple[Any, Path, str]:
     Raises:
         ValueError: there is none.
     """
-    folder = Path(run).expanduser()
+    folder = expanded(run)
     if run != "latest" and _is_saved(folder):
         return load_model(folder), folder, run
     opened = open_run(run)
@@ -126,7 +126,7 @@ def _place(out: str | None, folder: Path, kind: str) -> Path:
     """
     if out is None:
         return folder / f"model{ENDINGS[kind]}"
-    path = Path(out).expanduser()
+    path = expanded(out)
     with reading(f"out={out!r}"):
         if not path.parent.is_dir():
             raise ValueError(f"the folder of out={out!r} does not exist; make it first.")

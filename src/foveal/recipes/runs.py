@@ -41,7 +41,7 @@ def choose_folder(config: RunConfig, output: str | None, resume: bool) -> Path:
         return RUNS / f"{Path(config.recipe).stem}-{number + 1:03d}"
     if not output:
         raise ValueError("output must name a folder, got output=''; leave it out for a new one.")
-    folder = Path(output).expanduser()
+    folder = files.expanded(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, but {output!r} is a file; name another.")
     _check_parents(folder)
@@ -103,7 +103,7 @@ def find_run(run: str) -> Path:
         if not runs:
             raise ValueError(f"there is no run under {RUNS}/; start one with: foveal train RECIPE")
         return max(sorted(runs), key=lambda folder: runs[folder])
-    folder = Path(run).expanduser()
+    folder = files.expanded(run)
     if not (folder / CONFIG).is_file():
         why = f"it has no {CONFIG}" if folder.exists() else "it does not exist"
         raise ValueError(f"run={run!r} is not a run folder: {why}; name one, or use 'latest'.")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveal.common.symbols import known
 from foveal.ops.bias import TableBias, WindowBias
-from foveal.ops.checks import fold_scale
+from foveal.ops.checks import as_scale, as_softcap, fold_scale
 from foveal.ops.lowered.bands import band_plan, banded
 from foveal.ops.lowered.call import Lowered, Part
 from foveal.ops.lowered.dense import dense
@@ -47,11 +47,12 @@ def attend_lowered(
     """
     if dropout_p:
         raise NotLoweredError(f"{dropout_p=} draws at random; call eval() first")
+    softcap = as_softcap(softcap)
     factor = q.shape[-1] ** -0.5 if scale is None else 1.0
     if isinstance(scale, Tensor):
         q = fold_scale(q, scale)
     elif scale is not None:
-        factor = float(scale)
+        factor = float(as_scale(scale))
     if isinstance(bias, TableBias):
         bias = bias.settled(pattern, q.shape[1])
     elif isinstance(bias, Tensor) and bias.ndim < 4:
@@ -82,7 +83,8 @@ def _by_head(call: Lowered) -> Part:
     if not (bias is None or isinstance(bias, Tensor)):
         raise NotLoweredError(f"{type(bias).__name__} over the heads of {call.pattern}")
     parts = []
-    for head, pattern in enumerate(call.pattern.per_head()):
+    patterns = planned(("heads", call.pattern), call.pattern.per_head)  # some hold tensors
+    for head, pattern in enumerate(patterns):
         own = slice(head, head + 1)
         part = bias if bias is None or bias.shape[1] == 1 else bias[:, own]
         q, k, v = call.q[:, own], call.k[:, own], call.v[:, own]

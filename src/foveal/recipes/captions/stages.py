@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from torch import nn
 
-from foveal.common.files import write_folder
+from foveal.common.files import expanded, write_folder
 from foveal.models import Model, load_model
 from foveal.recipes.assets import TOKENIZER
 from foveal.recipes.build import build_model
@@ -86,7 +86,7 @@ def prepare_stage(config: RunConfig, folder: Path, task: str, train: Callable[..
 
 
 def _source(config: RunConfig, task: str) -> Path:
-    return Path(str(getattr(config.data, task))).expanduser()
+    return expanded(str(getattr(config.data, task)))
 
 
 def _stage_config(config: RunConfig, task: str) -> RunConfig:
