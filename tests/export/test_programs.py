@@ -160,7 +160,9 @@ print(json.dumps(told))
 """
 
 
-def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None:
+def test_files_run_where_foveal_is_not(
+    tmp_path: Path, after_torch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """A process that cannot import foveal gets the model's numbers; a window at 16,384 tokens
     takes less than a quarter of the memory of all pairs; files tell what they are."""
     torch.manual_seed(0)
@@ -199,9 +201,17 @@ def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None
         other.to_logits.bias[3] += 1.0
     with pytest.raises(ValueError, match=r"differs from the model by .* at \(1, "):
         export.check(program, other)
-    (tmp_path / "masked.pt2").write_bytes(b"PK nothing")
-    with pytest.raises(ValueError, match="is damaged or no program of foveal"):
-        export.load(tmp_path / "masked.pt2")
+    whole = (tmp_path / "masked.pt2").read_bytes()
+    half = len(whole) // 2
+    broken = (
+        whole[:half] + bytes(255 - one for one in whole[half : half + 64]) + whole[half + 64 :]
+    )
+    for content in (b"PK nothing", b"", whole[:half], whole[:-40], broken):
+        (tmp_path / "masked.pt2").write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged or no program of foveal") as told:
+            export.load(tmp_path / "masked.pt2")
+        assert "warnings above" not in str(told.value)
+    assert not caplog.records  # of torch, with traces
 
 
 def test_sizes_may_be_fixed_or_bounded() -> None:
@@ -310,6 +320,18 @@ def test_deviations_count_what_is_no_number() -> None:
     found = torch.tensor([1.0, inf, -inf, nan, nan, 2.0, 2.0, inf])
     wanted = torch.tensor([1.5, inf, -inf, nan, 2.0, nan, inf, -inf])
     assert gaps(found, wanted).tolist() == [0.5, 0, 0, 0, inf, inf, inf, inf]
+
+
+def test_sizes_of_one_and_two() -> None:
+    """torch's smallest range that is one: of both sizes at once."""
+    model = foveal.TransformerLM(**TOKENS, depth=1, max_seq_len=2).eval()
+    program = export.program(model, batch=(1, 2))
+    assert export.describe(program, model)["inputs"][0]["shape"] == [[1, 2], [1, 2]]
+    assert export.check(program, model) < 1e-4
+    for shape in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        tokens = torch.randint(16, shape)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(tokens), model(tokens))
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:

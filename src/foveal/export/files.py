@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from foveal.common.files import write_file
 from foveal.common.words import suggest
 from foveal.export.check import check
 from foveal.export.inputs import inputs_of
-from foveal.export.onnx import OnnxProgram, need_onnx, to_onnx, with_note
+from foveal.export.onnx import OnnxProgram, need_onnx, quiet, to_onnx, with_note
 from foveal.export.program import program as trace
 from foveal.export.shapes import Shape, inputs_in, sizes_in
 from foveal.version import __version__
@@ -131,6 +132,8 @@ def _as_onnx(
 def load(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
     """(the program, what `describe` said of it) of a file that `save` wrote.
 
+    Only of somebody whom you trust: torch.export.load runs what a file tells it to.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no program of foveal.
@@ -139,12 +142,22 @@ def load(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file.")
     try:
-        with open(path, "rb") as file:
+        _check_archive(path)
+        with open(path, "rb") as file, quiet("torch.export"):
             program = torch.export.load(file, extra_files=extra)
-        return program, json.loads(extra[DESCRIPTION])
     except Exception as error:  # of torch, of any type
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is damaged or no program of foveal: {reason}") from error
+    return program, json.loads(extra[DESCRIPTION])
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for what torch would not say, or only in a log."""
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith(f"/{DESCRIPTION}") for name in archive.namelist()):
+            raise ValueError(f"it has no {DESCRIPTION} inside")
+        if broken := archive.testzip():
+            raise ValueError(f"{broken} is not what was written")
 
 
 def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
             f"an ONNX file holds at most {_MOST_BYTES:,} bytes, and the weights have {weights:,}; "
             "use format='torch'."
         )
-    with _quiet():
+    with quiet(*_LOUD):
         try:
             found: Any = torch.onnx.export(
                 program,
@@ -204,9 +204,9 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No word of the packages about their own code."""
-    loggers = [logging.getLogger(name) for name in _LOUD]
+def quiet(*packages: str) -> Iterator[None]:
+    """No word of packages about their own code."""
+    loggers = [logging.getLogger(name) for name in packages]
     levels = [one.level for one in loggers]
     try:
         for one in loggers:

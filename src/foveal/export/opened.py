@@ -79,6 +79,8 @@ class OpenedProgram:
 def open_program(path: str | Path) -> OpenedProgram:
     """A file that `foveal export` wrote.
 
+    A .pt2 of a stranger may run anything (see torch.export.load), an ONNX file does not.
+
     Raises:
         ModuleNotFoundError: it is ONNX, and onnxruntime is missing.
         ValueError: there is no such file, or it is damaged or by somebody else.

@@ -154,7 +154,8 @@ def _dim(name: str, span: Span) -> Any:
     if name in SIDES:  # see `_bound`
         return Dim.DYNAMIC
     # of sizes from 2 on torch can prove more; a program runs with 1 too, as `check` sees
-    return Dim(name, min=max(2, span.least), max=span.most)
+    least = max(2, span.least)
+    return Dim(name, min=1 if least == span.most else least, max=span.most)
 
 
 def _check_operators(model: nn.Module, found: ExportedProgram) -> None:
