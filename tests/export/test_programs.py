@@ -206,6 +206,7 @@ def test_files_run_where_foveal_is_not(
     broken = (
         whole[:half] + bytes(255 - one for one in whole[half : half + 64]) + whole[half + 64 :]
     )
+    caplog.clear()
     for content in (b"PK nothing", b"", whole[:half], whole[:-40], broken):
         (tmp_path / "masked.pt2").write_bytes(content)
         with pytest.raises(ValueError, match="is damaged or no program of foveal") as told:
