@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -80,7 +80,7 @@ def save(
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file, _Told(file) as told:
-            torch.export.save(program, told, extra_files=extra)
+            torch.export.save(program, cast("IO[bytes]", told), extra_files=extra)
 
     write_file(path, write)
     return about
