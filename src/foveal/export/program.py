@@ -73,9 +73,7 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     """
     kinds = {x.device.type for x in chain(model.parameters(), model.buffers())}
     if "meta" in kinds:
-        raise ValueError(
-            "a model on meta has no weights to export; load it on another device."
-        )
+        raise ValueError("a model on meta has no weights to export; load it on another device.")
     if kinds <= {"cpu"}:
         return model
     return _copied(model)
