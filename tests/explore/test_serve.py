@@ -115,11 +115,17 @@ def test_it_serves_until_somebody_ends_it(few, monkeypatch, capsys):
     assert len(opened) == 1
 
 
-def test_a_page_in_a_file(few, tmp_path, capsys):
-    """--output writes the page with the pattern that was given, and serves nothing."""
+def test_a_page_in_a_file(few, tmp_path, capsys, monkeypatch):
+    """--output writes the page with the pattern that was given, and serves nothing.
+
+    How far it has come is told beside what it prints.
+    """
+    monkeypatch.setattr("foveal.training.progress._LINE_EVERY", 0.0)
     path = tmp_path / "page.html"
     assert main(["explore", "SlidingWindow(64)", "--length", "96", "--output", str(path)]) == 0
-    assert capsys.readouterr().out.strip() == str(path)
+    said = capsys.readouterr()
+    assert said.out.strip() == str(path)
+    assert said.err.startswith("working out patterns   0%  0 of ")
     packed = path.read_text("utf-8").split('id="tables">')[1].split("<")[0]
     (family,) = pages.unpacked(packed)["families"]
     assert family["name"] == "SlidingWindow(64)"

@@ -1,5 +1,7 @@
 """The choice of an implementation: explain() tells what attend() does."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -204,3 +206,11 @@ def test_nonsense_is_named(change, words):
     options = {"length": 64} | change
     with pytest.raises(ValueError, match=words):
         foveal.explain(P.SlidingWindow(4), options.pop("length"), **options)
+
+
+@pytest.mark.parametrize("length", [4096, 65_536, 262_144, 1_048_576])
+def test_no_speed_is_told_as_nothing(length):
+    """However slow another implementation would be, it has some share of the speed."""
+    told = foveal.explain(P.SlidingWindow(64), length).alternatives["dense"]
+    assert "estimated 0.00 of" not in told
+    assert re.search(r"estimated (0\.\d\d|less than 0\.01) of the speed$", told)

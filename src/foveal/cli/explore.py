@@ -50,17 +50,20 @@ def main(arguments: list[str]) -> int:
     from foveal.explore.page import page
     from foveal.explore.serve import make_server
     from foveal.explore.tables import describe
+    from foveal.training.progress import showing, tracked
 
     more = []
-    for text in options.patterns:
-        with reading(f"the pattern {text!r}"):
-            more.append(given(text, options.length))
+    for name in options.patterns:
+        with reading(f"the pattern {name!r}"):
+            more.append(given(name, options.length))
             describe(*more[-1].pattern({}))
+    with showing("working out patterns"):
+        text = page(more, tracked)
     if options.output is not None:
-        write_text(options.output, page(more))
+        write_text(options.output, text)
         print(options.output)
         return 0
-    with make_server(page(more), options.port) as server:
+    with make_server(text, options.port) as server:
         address = f"http://{server.server_address[0]!s}:{server.server_address[1]}/"
         print(f"{address} (Ctrl-C ends it)", flush=True)
         if not options.no_browser:

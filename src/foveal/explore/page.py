@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,18 +19,22 @@ SCRIPTS = ("tables.js", "state.js", "paint.js", "page.js")
 MOST_BYTES = 1_000_000
 
 
-def page(more: Sequence[Family] = ()) -> str:
+def page(
+    more: Sequence[Family] = (),
+    watched: Callable[[Sequence[Family]], Iterable[Family]] = iter,
+) -> str:
     """The whole page, which needs no other file and no network.
 
     Args:
         more: families that are shown before those that it always has; the first is chosen.
+        watched: gives the families one after another, and may tell how many are done.
     """
     style, script = _read(*STYLES), _read(*SCRIPTS)
     script = f'"use strict";\n{{\n{script}}}\n'
     parts = {
         "POLICY": _policy(style, script),
         "STYLE": style,
-        "TABLES": packed(tables([*more, *FAMILIES])),
+        "TABLES": packed(tables(watched([*more, *FAMILIES]))),
         "SCRIPT": script,
         "VERSION": __version__,
     }
@@ -39,7 +43,7 @@ def page(more: Sequence[Family] = ()) -> str:
     return "".join(parts[one] if at % 2 else one for at, one in enumerate(pieces))
 
 
-def tables(families: Sequence[Family]) -> dict[str, Any]:
+def tables(families: Iterable[Family]) -> dict[str, Any]:
     """All that the page knows of patterns."""
     return {
         "version": __version__,

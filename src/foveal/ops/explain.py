@@ -253,4 +253,6 @@ def _beside(work: Work, impl: str, name: str) -> str:
     """Estimated speed relative to the choice; estimates are for CPUs and calls without extras."""
     if work.device.type != "cpu" or not {impl, name} <= costs.CALL_SECONDS.keys():
         return ""
-    return f"; estimated {costs.seconds(work, impl) / costs.seconds(work, name):.2f} of the speed"
+    share = costs.seconds(work, impl) / costs.seconds(work, name)
+    told = f"{share:.2f}" if share >= 0.01 else "less than 0.01"
+    return f"; estimated {told} of the speed"
