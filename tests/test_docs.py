@@ -200,7 +200,9 @@ def test_the_site_lists_its_pages():
     listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
     pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
     assert {page for page in pages if not page.startswith("decisions/")} <= listed
-    assert listed - pages <= {PERFORMANCE.name}
+    made = {f"notebooks/{book.stem}.md" for book in (docs / "notebooks").glob("*.ipynb")}
+    assert made <= listed
+    assert listed - pages <= {PERFORMANCE.name, *made}
 
 
 def test_examples_are_on_their_page():
