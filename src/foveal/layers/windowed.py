@@ -47,11 +47,14 @@ def windowed_attention(
     q_blocks = to_windows(q, inner)  # (batch, nh, nw, pixels, heads, head_dim)
     bias = to_windows(fold(bias, 4, 5).permute(0, 2, 3, 1, 4), inner).transpose(3, 4)
     counts = (q_blocks.shape[1], q_blocks.shape[2])
-    real = torch.ones_like(k[:1, :, :, :1, :1])
-    k, v, real = (_windows(x, counts, block, halo) for x in (k, v, real))
+    places = [_places(counts[a], block[a], halo[a], k.device) for a in (0, 1)]
     if not read_padding:
-        absent = real[..., 0, 0][:, :, :, None, None, :] == 0
-        bias = bias.masked_fill(absent, -torch.inf)
+        down, across = (
+            (at >= halo[a]) & (at < halo[a] + k.shape[1 + a]) for a, at in enumerate(places)
+        )
+        real = (down[:, None, :, None] & across[:, None]).flatten(2)  # (nh, nw, window pixels)
+        bias = bias.masked_fill(~real[:, :, None, None], -torch.inf)
+    k, v = (_windows(x, places, block, halo) for x in (k, v))
     q, k, v, bias = (fold(x, 0, 2) for x in (q_blocks, k, v, bias))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = fused_attention(
@@ -65,15 +68,16 @@ def windowed_attention(
     return from_windows(out.transpose(1, 2).unflatten(0, (-1, *counts)), inner, size)
 
 
-def _windows(x: Tensor, counts: Pair, block: Pair, halo: Pair) -> Tensor:
+def _places(count: int, block: int, halo: int, device: torch.device) -> Tensor:
+    """What each window reads along an axis, counted from the halo before the first: (n, window)"""
+    first = torch.arange(count, device=device) * block
+    return first[:, None] + torch.arange(block + 2 * halo, device=device)
+
+
+def _windows(x: Tensor, places: list[Tensor], block: Pair, halo: Pair) -> Tensor:
     """(batch, height, width, ...) -> (batch, nh, nw, window pixels, ...), zeros outside."""
-    for axis in (0, 1):
-        span = counts[axis] * block[axis]
-        after = span - x.shape[1 + 2 * axis] + halo[axis]
-        ends = [0, 0] * (x.ndim - 2 - 2 * axis) + [halo[axis], after]
-        x = pad(x, ends)
-        first = torch.arange(counts[axis], device=x.device) * block[axis]
-        index = first[:, None] + torch.arange(block[axis] + 2 * halo[axis], device=x.device)
-        x = x.index_select(1 + 2 * axis, index.flatten())
-        x = x.unflatten(1 + 2 * axis, index.shape)
+    for axis, at in enumerate(places):
+        after = at.shape[0] * block[axis] - x.shape[1 + 2 * axis] + halo[axis]
+        x = pad(x, [0, 0] * (x.ndim - 2 - 2 * axis) + [halo[axis], after])
+        x = x.index_select(1 + 2 * axis, at.flatten()).unflatten(1 + 2 * axis, at.shape)
     return fold(x.transpose(2, 3), 3, 4)
