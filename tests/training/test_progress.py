@@ -2,11 +2,12 @@
 
 import io
 import sys
+import time
 
 import pytest
 
 from foveal.training import progress
-from foveal.training.progress import clock, make_progress, showing, tracked
+from foveal.training.progress import clock, make_progress, showing, tracked, waiting
 
 
 class Terminal(io.StringIO):
@@ -81,3 +82,26 @@ def test_other_processes_are_silent():
 def test_times_are_read_as_clocks(seconds, text):
     """Seconds become minutes and hours."""
     assert clock(seconds) == text
+
+
+def test_work_of_unknown_length_is_shown_while_it_says_nothing(monkeypatch):
+    """Its stage and the time so far, from beside it; on the error output alone."""
+    err, out = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "_TOLD_EVERY", 0.01)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "stdout", out)
+    with waiting("exporting", ("tracing", "writing")) as tell:
+        for stage, share in (("tracing", "0%"), ("writing", "50%"), ("more", "0%")):
+            tell(stage)
+            line = f"exporting {share:>4}  {stage}, 0:00 so far"
+            until = time.monotonic() + 5
+            while line not in err.getvalue() and time.monotonic() < until:
+                time.sleep(0.01)
+            assert line in err.getvalue()
+    told = err.getvalue()
+    time.sleep(0.05)
+    assert err.getvalue() == told
+    with pytest.raises(KeyError), waiting("exporting", ()):  # an error passes, the teller ends
+        raise KeyError
+    assert out.getvalue() == ""

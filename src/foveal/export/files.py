@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -23,6 +24,10 @@ from foveal.version import __version__
 
 FORMATS = ("torch", "onnx")
 DESCRIPTION = "foveal.json"
+TRACING, TRANSLATING, COMPARING, WRITING = STAGES = (
+    "tracing", "translating to ONNX", "comparing", "writing",
+)  # fmt: skip
+"""What `save` does, in order."""
 
 
 def save(
@@ -32,6 +37,7 @@ def save(
     *,
     program: ExportedProgram | None = None,
     tolerance: float | None = None,
+    tell: Callable[[str], object] | None = None,
     **sizes: Any,
 ) -> dict[str, Any]:
     """Trace a model, compare the program with it, and write the program.
@@ -44,6 +50,7 @@ def save(
         program: from `foveal.export.program`, to be written in place of a new trace; it has its
             sizes already.
         tolerance: see `foveal.export.check`.
+        tell: called with the name of each of `STAGES` as it begins; the first may take minutes.
         sizes: `batch`, `length`, `size` and `mask` of `foveal.export.program`.
 
     Returns:
@@ -69,13 +76,19 @@ def save(
         raise IsADirectoryError(f"{path} is a folder; name a file in it.")
     if format == "onnx":
         need_onnx()
-    program = trace(model, **sizes) if program is None else program
+    tell = tell or (lambda stage: None)
+    if program is None:
+        tell(TRACING)
+        program = trace(model, **sizes)
     about = describe(program, model)
     if format == "onnx":
-        about, written = _as_onnx(program, model, about, tolerance)
+        about, written = _as_onnx(program, model, about, tolerance, tell)
+        tell(WRITING)
         write_file(path, lambda partial: partial.write_bytes(written))
         return about
+    tell(COMPARING)
     about["deviation"] = check(program, model, tolerance=tolerance)
+    tell(WRITING)
     extra = {DESCRIPTION: json.dumps(about, indent=1)}
 
     def write(partial: Path) -> None:
@@ -120,11 +133,17 @@ class _Told(io.RawIOBase):
 
 
 def _as_onnx(
-    program: ExportedProgram, model: Any, about: dict[str, Any], tolerance: float | None
+    program: ExportedProgram,
+    model: Any,
+    about: dict[str, Any],
+    tolerance: float | None,
+    tell: Callable[[str], object],
 ) -> tuple[dict[str, Any], bytes]:
     """The description with the deviation that onnxruntime shows, and the file."""
+    tell(TRANSLATING)
     graph = to_onnx(program, about)
     run = OnnxProgram(graph.SerializeToString())
+    tell(COMPARING)
     about = {**about, "deviation": check(program, model, tolerance=tolerance, run=run)}
     return about, with_note(graph, about)
 

@@ -11,11 +11,12 @@ from foveal.common.files import expanded, read_json
 from foveal.common.inputs import reading
 from foveal.common.words import suggest
 from foveal.export import save
+from foveal.export.files import STAGES
 from foveal.export.opened import in_words
 from foveal.models import load_model
 from foveal.models.base import Model
 from foveal.recipes.runs import CONFIG, open_model, open_run
-from foveal.training.progress import showing
+from foveal.training.progress import waiting
 
 ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
 
@@ -68,8 +69,8 @@ def export_run(run: str, kind: str | None = None, out: str | None = None, **size
     kind = _kind(kind, out)
     model, folder, source = _open(run)
     path = _place(out, folder, kind)
-    with showing("exporting"), reading(f"the model of {source}"):
-        about = save(model, path, kind, **sizes)
+    with waiting("exporting", STAGES) as tell, reading(f"the model of {source}"):
+        about = save(model, path, kind, tell=tell, **sizes)
     return Written(str(path), kind, path.stat().st_size, source, about["deviation"], about)
 
 

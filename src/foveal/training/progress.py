@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
 
 _LINE_EVERY = 10.0
+_TOLD_EVERY = 0.5
 _Part = TypeVar("_Part")
 
 
@@ -73,6 +75,36 @@ def tracked(parts: Sequence[_Part] | Iterable[_Part], total: int | None = None) 
             left = f"{clock(spent * (1 - done) / done)} left" if done else ""
             bar.update(min(done, 1.0), f"{number:,} of {count:,}  {left}")
         yield part
+
+
+@contextmanager
+def waiting(title: str, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """Work of which nobody knows how long it takes: its stage, and how long that has taken so far.
+
+    Shown on the error output, again and again while the work itself says nothing.
+
+    Yields:
+        What is to be called with each stage as it begins.
+    """
+    began, stage, ended = time.monotonic(), "", threading.Event()
+
+    def begin(name: str) -> None:
+        nonlocal began, stage
+        began, stage = time.monotonic(), name
+
+    def tell() -> None:
+        while not ended.wait(_TOLD_EVERY):
+            done = stages.index(stage) / len(stages) if stage in stages else 0.0
+            bar.update(done, f"{stage}, {clock(time.monotonic() - began)} so far")
+
+    with make_progress(title, out=sys.stderr) as bar:
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield begin
+        finally:
+            ended.set()
+            teller.join()
 
 
 class _Lines(Progress):
