@@ -7,7 +7,6 @@ import pytest
 import torch
 from malformed import refuse, tree
 
-import foveal
 from foveal import export
 from foveal.cli import main
 
@@ -59,28 +58,22 @@ def test_a_run_of_text(work, capsys):
     torch.save({"a": torch.ones(1)}, work / "weights.pt2")
     assert "is damaged or no program of foveal" in told("--with", "weights.pt2")
 
-    model = foveal.load_model(saved(work))
-    with torch.no_grad():
-        model.token_emb.weight.add_(0.5)
-    export.save(model, work / "later.pt2", batch=1, length=(3, 15))
+    program, about = export.load(work / "text-run/model.pt2")
+    rewrite(program, {**about, "weights": "of others"}, work / "later.pt2")
     printed = run(
         capsys, "generate", "text-run", "--prompt", "t", "--length", "5", "--with", "later.pt2"
     )
     assert "exported from other weights" in printed
-    model = foveal.TransformerLM(dim=8, depth=1, heads=1)
-    export.save(model, work / "other.pt2", batch=1, length=(1, 15))
-    assert "was exported from another model: its " in told("--with", "other.pt2")
+    config = {**about["config"], "dim": about["config"]["dim"] + 8}
+    rewrite(program, {**about, "config": config}, work / "other.pt2")
+    assert "was exported from another model: its dim" in told("--with", "other.pt2")
     line = refuse(capsys, work, ["predict", "pictures-run", "good.png", "--with", "other.pt2"])
     assert "another model: it is a 'transformer', and the run's a 'halonet'" in line
 
 
-def saved(work):
-    """The model of the run of text, as save_pretrained writes it."""
-    from foveal.recipes.runs import open_model, open_run
-
-    model, _ = open_model(open_run(str(work / "text-run")), "cpu")
-    model.save_pretrained(work / "saved")
-    return work / "saved"
+def rewrite(program, about, path):
+    """A program with another note of what it is."""
+    torch.export.save(program, path, extra_files={"foveal.json": json.dumps(about)})
 
 
 def test_a_run_of_pictures(work, capsys):
