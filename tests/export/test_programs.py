@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from lively import lively
 
 import foveal
 from foveal import export
@@ -110,7 +111,8 @@ PLAYED = FAMILIES if os.environ.get("FOVEAL_LONG") else [one.__name__ for one in
 
 def made(kind: str) -> Any:
     torch.manual_seed(0)
-    return FAMILIES[kind]().eval()
+    model = FAMILIES[kind]().eval()
+    return lively(model) if kind in ("halonet", "sepvit", "compact") else model
 
 
 @pytest.mark.parametrize("kind", PLAYED)
