@@ -70,7 +70,7 @@ def written(module: nn.Module, heads: int, longest: int, path: Path) -> None:
 def as_onnx(path: Path) -> Path:
     """A program of torch as ONNX, beside it."""
     inputs = [{"name": "x", "sizes": ["three", "batch", "heads", "length", "features"]}]
-    graph = to_onnx(torch.export.load(path), {"inputs": inputs})
+    graph = to_onnx(torch.export.load(path), {"inputs": inputs, "dtype": "float32"})
     found = path.with_suffix(".onnx")
     found.write_bytes(graph.SerializeToString())
     return found
