@@ -262,11 +262,12 @@ def test_exports_with_dynamic_sizes(padding: str) -> None:
     """One exported program serves all batches, heights and widths of more than a block."""
     layer = make(padding=padding).float().eval()
     dynamic = torch.export.Dim.DYNAMIC
-    program = torch.export.export(
-        layer,
-        (torch.randn(2, 12, 20, 24),),
-        dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-    )
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):  # three times as fast
+        program = torch.export.export(
+            layer,
+            (torch.randn(2, 12, 20, 24),),
+            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+        )
     for shape in [(1, 12, 17, 33), (3, 12, 32, 16)]:
         x = torch.randn(shape)
         assert_close(program.module()(x), layer(x), 1e-5)
