@@ -31,11 +31,12 @@ def needs_kernel(test):
 
 @pytest.fixture
 def unbuilt(tmp_path, monkeypatch):
-    """An empty cache, and nothing loaded."""
+    """An empty cache, nothing loaded, and no library of a wheel."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FOVEAL_NATIVE", raising=False)
     for name in ("_loaded", "_failure"):
         monkeypatch.setattr(build, name, {})
+    monkeypatch.setattr(build, "BUILT", tmp_path / "no-wheel")
     known.CALLS.clear()
     return tmp_path / "foveal" / "native"
 

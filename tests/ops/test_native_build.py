@@ -32,19 +32,27 @@ pytestmark = [
 def built(tmp_path_factory):
     """A folder with one whole library, of this processor's class: the one that tests run on."""
     folder = tmp_path_factory.mktemp("built")
-    build.library()
+    with pytest.MonkeyPatch.context() as patch:
+        forget(patch, folder)
+        build.library()
     kept = (path for place in build._folders() for path in build._kept(place, build.level()))
     shutil.copy2(next(kept), folder)
     return folder
 
 
+def forget(patch: pytest.MonkeyPatch, nowhere: Path) -> None:
+    """Nothing is loaded, nothing has failed, and no wheel has brought a library."""
+    for name in ("_loaded", "_failure"):
+        patch.setattr(build, name, {})
+    patch.setattr(build, "BUILT", nowhere / "no-wheel")
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of its own, nothing loaded, and a compiler that counts its calls."""
+    """A cache of its own, nothing loaded or shipped, and a compiler that counts its calls."""
     monkeypatch.delenv("FOVEAL_NATIVE", raising=False)
     monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
-    for name in ("_loaded", "_failure"):
-        monkeypatch.setattr(build, name, {})
+    forget(monkeypatch, tmp_path)
     native.op._right.cache_clear()
     folder = tmp_path / "cache" / "native"
     folder.mkdir(parents=True)
@@ -220,8 +228,7 @@ def test_a_cache_that_cannot_be_written(built, tmp_path, monkeypatch):
     monkeypatch.delenv("FOVEAL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / "below"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    for name in ("_loaded", "_failure"):
-        monkeypatch.setattr(build, name, {})
+    forget(monkeypatch, tmp_path)
     compiler(tmp_path, monkeypatch, f'cp {whole} "$out"')
     assert attends() == "native"
     (kept,) = (tmp_path / "tmp").rglob("*.so")
