@@ -10,10 +10,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _DRAWS = {"normal_", "uniform_", "log_normal_", "bernoulli_", "random_", "exponential_"}
+_CUTS = {"erfinv_", "clamp_"}  # what trunc_normal_ of torch 2.11 does to its draws
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves tensors as they are where numbers would be drawn into them."""
+    """Leaves tensors as they are where numbers would be drawn into them, and cut."""
 
     def __torch_function__(
         self,
@@ -22,7 +23,7 @@ class _Undrawn(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if getattr(func, "__name__", "") in _DRAWS:
+        if getattr(func, "__name__", "") in _DRAWS | _CUTS:
             return args[0] if args else (kwargs or {})["tensor"]  # as torch.nn.init passes it
         return func(*args, **(kwargs or {}))
 

@@ -90,6 +90,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(p)
             means.append(state["momentum_buffer"])
         torch._foreach_lerp_(means, grads, 1.0 - momentum)
+        if hasattr(grads[0], "full_tensor"):  # torch 2.11 has no foreach for them
+            return [torch.lerp(*pair, momentum) for pair in zip(grads, means, strict=True)]
         return list(torch._foreach_lerp(grads, means, momentum))
 
 
