@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import operator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -100,6 +103,7 @@ def _exported(model: Any, inputs: tuple[Input, ...]) -> ExportedProgram:
         with (
             evaluating(model),
             lowering(),
+            _floors(),
             torch.no_grad(),
             symbols.patch(backed_size_oblivious=True),
             tracer.patch(fake_tensor_cache_enabled=False),
@@ -113,6 +117,23 @@ def _exported(model: Any, inputs: tuple[Input, ...]) -> ExportedProgram:
         raise ValueError(f"{kind} cannot be traced for such sizes: {_told(error)}") from error
     _bound(found, inputs)
     return found
+
+
+@contextlib.contextmanager
+def _floors() -> Iterator[None]:
+    """Sizes of pooled maps by plain division, whose remainder torch 2.11 asks for: a program would
+    serve only sides that are odd or even as the traced ones are."""
+    import torch._meta_registrations as rules
+
+    own = getattr(rules, "div_rtn", None)
+    if own is None:
+        yield
+        return
+    rules.div_rtn = operator.floordiv
+    try:
+        yield
+    finally:
+        rules.div_rtn = own
 
 
 SIDES = ("height", "width")
