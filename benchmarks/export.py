@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,14 @@ def job(path: Path, heads: int, length: int) -> Callable[[], object]:
 
 
 def memory(path: Path, heads: int, length: int) -> int:
-    """Bytes that one call adds, in a process of its own."""
-    reading, writing = os.pipe()
-    if not (child := os.fork()):
-        os.write(writing, str(extra_memory(job(path, heads, length), "cpu")).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    return int(os.read(reading, 64))
+    """Bytes that one call adds to this process."""
+    return extra_memory(job(path, heads, length), "cpu")
+
+
+def fresh_memory(*given: Any) -> int:
+    """`memory` in a process of its own; no fork, for this one has run in threads."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(memory, *given).result()
 
 
 def main() -> None:
@@ -119,22 +121,18 @@ def main() -> None:
         written(Window(options.window), options.heads, max(lengths), paths["window"])
         written(Dense(), options.heads, max(lengths), paths["dense"])
         both = {"torch": paths["window"], "onnxruntime": as_onnx(paths["window"])}
-        # first, for a process that has run in threads must not be forked
-        held = {
-            length: {name: memory(path, options.heads, length) for name, path in both.items()}
-            for length in lengths
-        }
         for length in lengths:
             jobs = {name: job(path, options.heads, length) for name, path in paths.items()}
             taken = turns(jobs, options.rounds)
+            held = {name: fresh_memory(path, options.heads, length) for name, path in both.items()}
             window, dense = (statistics.median(taken[name]) for name in ("window", "dense"))
-            shares = {name: one / (4 * length * length) for name, one in held[length].items()}
+            shares = {name: one / (4 * length * length) for name, one in held.items()}
             told = "  ".join(
-                f"{one / 2**20:>6.0f} {shares[name]:.3f}" for name, one in held[length].items()
+                f"{one / 2**20:>6.0f} {shares[name]:.3f}" for name, one in held.items()
             )
             print(f"{length:>7} {window:>8.3f}s {dense:>8.3f}s {dense / window:>6.1f}  {told}")
             seconds = {"window": round(window, 4), "dense": round(dense, 4)}
-            rows.append({"tokens": length, "seconds": seconds, "bytes": held[length]})
+            rows.append({"tokens": length, "seconds": seconds, "bytes": held})
     if options.json is not None:
         about = {"machine": machine.describe("cpu"), "class": processor_class()}
         about |= {"command": " ".join(["python", *sys.argv]), "heads": options.heads}
