@@ -204,7 +204,13 @@ def test_a_missing_package_is_told_by_its_extra(
     assert not list(tmp_path.iterdir())
 
 
-def test_bfloat16_is_refused_before_anything_is_made() -> None:
+def test_bfloat16_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """onnxruntime could not be asked whether the file gives the model's numbers."""
     with pytest.raises(ValueError, match=r"bfloat16 on a CPU.*dtype='float32'"):
         to_onnx(None, {"dtype": "bfloat16"})  # type: ignore[arg-type]
+    monkeypatch.setattr("foveal.export.files.trace", pytest.fail)
+    with pytest.raises(ValueError, match=r"bfloat16 on a CPU.*dtype='float32'"):
+        export.save(window().bfloat16(), tmp_path / "model.onnx", "onnx")
+    assert not list(tmp_path.iterdir())

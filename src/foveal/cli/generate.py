@@ -64,14 +64,14 @@ def main(arguments: list[str]) -> int:
     kind, temperature = run.kind, options.temperature
     prompt = _read_prompt(options.prompt) if kind.continues_text else options.prompt or ""
     sampling = {name: getattr(options, name) for name in ("seed", "top_k", "top_p", "min_p")}
-    sampling["temperature"] = kind.temperature if temperature is None else temperature
     if options.beside is None:
+        sampling["temperature"] = kind.temperature if temperature is None else temperature
         written = generate(run, prompt, options.length, device=options.device, **sampling)
     else:
-        sampling["temperature"] = temperature or 0.0
-        sampling["seed"] = options.seed or 0
+        sampling["temperature"] = temperature
+        given = {name: value for name, value in sampling.items() if value is not None}
         written = compare(
-            run, options.beside, prompt, options.length, device=options.device, **sampling
+            run, options.beside, prompt, options.length, device=options.device, **given
         )
     found = written.to_dict()
     print(json.dumps(found, indent=2 if len(found) > 1 else None) if options.json else written)

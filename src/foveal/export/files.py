@@ -22,7 +22,8 @@ from foveal.export.program import program as trace
 from foveal.export.shapes import Shape, inputs_in, sizes_in
 from foveal.version import __version__
 
-FORMATS = ("torch", "onnx")
+FORMATS = {"torch": ".pt2", "onnx": ".onnx"}
+"""Of programs, and how their files end."""
 DESCRIPTION = "foveal.json"
 TRACING, TRANSLATING, COMPARING, WRITING = STAGES = (
     "tracing", "translating to ONNX", "comparing", "writing",
@@ -75,7 +76,7 @@ def save(
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it.")
     if format == "onnx":
-        need_onnx()
+        need_onnx(getattr(model, "dtype", None))
     tell = tell or (lambda stage: None)
     if program is None:
         tell(TRACING)

@@ -27,10 +27,20 @@ _LOUD = ("torch.onnx", "onnxscript", "onnx_ir")
 _ERRORS_ALONE = 3  # of onnxruntime's levels
 
 
-def need_onnx() -> None:
-    """Raise ModuleNotFoundError unless everything is there that an ONNX file is made with."""
+def need_onnx(dtype: torch.dtype | None) -> None:
+    """Whether an ONNX file of such weights can be made, asked before the long work begins.
+
+    Raises:
+        ModuleNotFoundError: a package of the extra onnx is missing.
+        ValueError: onnxruntime, by which the file is compared, has no such numbers.
+    """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         need(package, "a program as ONNX")
+    if dtype == torch.bfloat16:
+        raise ValueError(
+            "onnxruntime computes nothing in bfloat16 on a CPU, where programs are compared; load "
+            "the model with dtype='float32', or use format='torch'."
+        )
 
 
 def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
@@ -44,12 +54,7 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
         ValueError: weights of more than ONNX has in one file, or in bfloat16, or an operator that
             it lacks.
     """
-    need_onnx()
-    if about["dtype"] == "bfloat16":
-        raise ValueError(
-            "onnxruntime computes nothing in bfloat16 on a CPU, where programs are compared; load "
-            "the model with dtype='float32', or use format='torch'."
-        )
+    need_onnx(getattr(torch, about["dtype"]))
     inputs, results = about["inputs"], program.graph_signature.user_outputs
     weights = sum(x.numel() * x.element_size() for x in program.state_dict.values())
     if weights > _MOST_BYTES:

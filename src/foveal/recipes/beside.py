@@ -34,9 +34,9 @@ class Exported(nn.Module):
 
     def continued(self, prompt: Tensor, n: int, sampler: Sampler) -> Tensor:
         """Prompts (batch, length) continued by n tokens: (batch, length + n)."""
-        return generate(Recompute(self._padded), prompt, n, sampler=sampler)[0]
+        return generate(Recompute(self.logits), prompt, n, sampler=sampler)[0]
 
-    def _padded(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor) -> Tensor:
         """Logits of tokens (batch, length), filled up to the least length that it takes: what
         follows a token does not change its logits."""
         least, _ = self.program.size("length")
@@ -159,7 +159,7 @@ def continue_both(
     ours, _ = generate(_Here(model), prompt, n, sampler=sampler)
     theirs = exported.continued(prompt, n, sampler)
     logits, length = model(ours.to(model.device)).cpu(), prompt.shape[1]
-    difference, largest = differ(exported._padded(ours), logits)
+    difference, largest = differ(exported.logits(ours), logits)
     alike = (ours == theirs)[0, length:].int().cumprod(0)
     equal, margin = int(alike.sum()), None
     if equal < n:

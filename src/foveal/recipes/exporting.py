@@ -11,14 +11,12 @@ from foveal.common.files import expanded, read_json
 from foveal.common.inputs import reading
 from foveal.common.words import suggest
 from foveal.export import save
-from foveal.export.files import STAGES
+from foveal.export.files import FORMATS, STAGES
 from foveal.export.opened import in_words
 from foveal.models import load_model
 from foveal.models.base import Model
 from foveal.recipes.runs import CONFIG, open_model, open_run
 from foveal.training.progress import waiting
-
-ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -77,15 +75,15 @@ def export_run(run: str, kind: str | None = None, out: str | None = None, **size
 def _kind(kind: str | None, out: str | None) -> str:
     """The format, of which the ending of `out` is."""
     ending = "" if out is None else Path(out).suffix
-    told = {value: key for key, value in ENDINGS.items()}.get(ending)
+    told = {value: key for key, value in FORMATS.items()}.get(ending)
     if out is not None and told is None:
         raise ValueError(f"out must end in .pt2 or .onnx, got out={out!r}.")
-    if kind not in (None, *ENDINGS):
-        hint = suggest(kind, ENDINGS)
+    if kind not in (None, *FORMATS):
+        hint = suggest(kind, FORMATS)
         raise ValueError(f"format must be torch or onnx, got format={kind!r}; {hint}")
     if kind is not None and told not in (None, kind):
         raise ValueError(
-            f"out={out!r} ends as a file of format {told} does; name it {ENDINGS[kind]}, or leave "
+            f"out={out!r} ends as a file of format {told} does; name it {FORMATS[kind]}, or leave "
             "out the format."
         )
     return kind or told or "torch"
@@ -126,7 +124,7 @@ def _place(out: str | None, folder: Path, kind: str) -> Path:
         ValueError: nothing can be written there.
     """
     if out is None:
-        return folder / f"model{ENDINGS[kind]}"
+        return folder / f"model{FORMATS[kind]}"
     path = expanded(out)
     with reading(f"out={out!r}"):
         if not path.parent.is_dir():

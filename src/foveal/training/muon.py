@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(p)
             means.append(state["momentum_buffer"])
         torch._foreach_lerp_(means, grads, 1.0 - momentum)
-        if hasattr(grads[0], "full_tensor"):  # torch 2.11 has no foreach for them
+        if is_cut(grads[0]):  # torch 2.11 has no foreach for them
             return [torch.lerp(*pair, momentum) for pair in zip(grads, means, strict=True)]
         return list(torch._foreach_lerp(grads, means, momentum))
 
@@ -104,15 +104,20 @@ def _update(parameters: list[Tensor], directions: list[Tensor], group: dict) -> 
         p.add_(_part_of(update.to(p.dtype), p), alpha=-lr * 0.2 * max(p.shape) ** 0.5)
 
 
+def is_cut(parameter: Any) -> bool:
+    """Whether this process holds only a part of it (a DTensor)."""
+    return hasattr(parameter, "full_tensor")
+
+
 def _whole(matrix: Any) -> Tensor:
-    """A matrix of which this process may hold only a part (a DTensor): all of it."""
-    whole: Tensor = matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
+    """A matrix of which this process may hold only a part: all of it."""
+    whole: Tensor = matrix.full_tensor() if is_cut(matrix) else matrix
     return whole
 
 
 def _part_of(matrix: Tensor, like: Any) -> Tensor:
     """The part of a whole matrix that this process holds of `like`."""
-    if not hasattr(like, "full_tensor"):
+    if not is_cut(like):
         return matrix
     from torch.distributed.tensor import distribute_tensor
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.training.config import OptimizerConfig
-from foveal.training.muon import Muon
+from foveal.training.muon import Muon, is_cut
 
 MakeOptimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
 """The optimizers of a model."""
@@ -52,7 +52,7 @@ def _adamw(
     # what is in parts (DTensors) cannot be stepped in one call with what is whole
     groups = [
         {
-            "params": [p for p in parameters if (p.ndim >= 2) == decays and _is_cut(p) == cut],
+            "params": [p for p in parameters if (p.ndim >= 2) == decays and is_cut(p) == cut],
             "weight_decay": config.weight_decay if decays else 0.0,
         }
         for cut in (False, True)
@@ -65,8 +65,3 @@ def _adamw(
         eps=config.epsilon,
         fused=device.type in ("cpu", "cuda"),
     )
-
-
-def _is_cut(parameter: Tensor) -> bool:
-    """Whether this process holds only a part of it."""
-    return hasattr(parameter, "full_tensor")
