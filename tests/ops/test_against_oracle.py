@@ -1,9 +1,9 @@
 """Random calls of attend() beside a formula that is written here and shares no code with ops/.
 
 A case is drawn from its number: a pattern (nested ones too), an implementation, dtypes, odd sizes,
-grouped heads, padding, biases, tables, sinks, a soft-cap, an offset of the queries, strided views,
-keys that are NaN or infinite where nobody may read them, another default dtype. Outputs,
-log-sum-exp and all gradients are compared.
+grouped heads, padding, temperatures, biases, tables, sinks, a soft-cap, an offset of the queries,
+strided views, keys that are NaN or infinite where nobody may read them, another default dtype.
+Outputs, log-sum-exp and all gradients are compared.
 
 The suite runs 200 cases. More, or others, or one that failed:
 
@@ -63,6 +63,8 @@ def draw_case(word: str, packed: bool = False) -> Case:
         options["key_mask"][0] &= draw.random() < 0.7
     if draw.random() < 0.3:
         options["scale"] = draw.choice((0.0, 0.3, 1, -0.7))
+    elif draw.random() < 0.2:
+        tensors["scale"] = draw_scale(draw, pattern, tensors["q"])
     if offset is not None:
         options["q_offset"] = offset
     if draw.random() < 0.3:
@@ -82,6 +84,14 @@ def draw_case(word: str, packed: bool = False) -> Case:
     if draw.random() < 0.4:
         case = with_garbage(draw, case)
     return case
+
+
+def draw_scale(draw: random.Random, pattern: P.Pattern, q: Tensor) -> Tensor:
+    """A temperature of all, of heads or examples, or (single keys alone) of every query."""
+    shape = [draw.choice((1, size)) for size in q.shape[:3]]
+    shape[2] = 1 if isinstance(pattern, P.Pyramid) else shape[2]
+    shape = [*shape, 1][draw.choice((0, 0, 1)) :] if draw.random() < 0.8 else []
+    return torch.rand(shape, dtype=torch.float64).to(draw.choice((q.dtype, torch.float32))) - 0.2
 
 
 def total_queries(pattern: P.Pattern, n_keys: int) -> int:
@@ -242,10 +252,7 @@ def run(case: Case) -> list[str]:
 
 def call(case: Case, given: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     options: dict[str, Any] = {**case.options, "impl": case.impl}
-    if "bias" in given:
-        options["bias"] = given["bias"]
-    if "sinks" in given:
-        options["sinks"] = given["sinks"]
+    options |= {name: given[name] for name in ("bias", "scale", "sinks") if name in given}
     if "slopes" in given:
         options["bias"] = foveal.alibi(len(given["slopes"]), given["slopes"])
     if "rows" in given:

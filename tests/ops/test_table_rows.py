@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from foveal import TableBias, attend
+from foveal import TableBias, attend, parallel
 from foveal import patterns as P
+from foveal.caches.extend import attend_held
 from foveal.testing import assert_close, dense_attention
 
 
@@ -56,3 +57,45 @@ def test_a_rule_may_leave_out_an_axis():
     by_key = TableBias(table, rows=lambda q, k: k)
     window = P.SlidingWindow(4)
     assert_close(attend(*tensors, window, bias=by_key), attend(*tensors, window, bias=whole))
+
+
+class Ruled(P.SlidingWindow):
+    """A built-in whose rows are others, and no matter of distances."""
+
+    bias_size = 7
+
+    def bias_place(self, q_idx, k_idx):
+        return (3 * q_idx + 5 * k_idx) % 7
+
+
+PERIODIC = [P.SlidingWindow(5), P.Blocks(4), P.Strided(3), P.Full(), Ruled(4)]
+PERIODIC += [P.Blocks(4) | P.SlidingWindow(3, False), P.SlidingWindow(6) & P.Strided(2)]
+
+
+@pytest.mark.parametrize("pattern", PERIODIC, ids=repr)
+def test_rules_see_the_places_in_the_whole(pattern: P.Pattern):
+    """Some queries, tokens that extend a cache, and every rank gain what they do in the whole."""
+    tensors = q, k, v = inputs(24)
+    ruled = None if isinstance(pattern, Ruled) else lambda q, k: (3 * q + 5 * k) % 7
+    bias = TableBias(torch.randn(7, 2, dtype=torch.float64), ruled)
+    q_idx, k_idx = torch.arange(24)[:, None], torch.arange(24)
+    rows = (3 * q_idx + 5 * k_idx) % 7
+    wanted, _ = dense_attention(*tensors, pattern, bias.table[rows].movedim(-1, 0)[None])
+    for first, count in ((5, 3), (8, 8), (19, 5)):
+        here = slice(first, first + count)
+        part = attend(q[:, :, here], k, v, pattern, bias=bias, q_offset=first)
+        assert_close(part, wanted[:, :, here])
+        if pattern.is_causal:
+            low = int(pattern.mask(24)[here].any(0).nonzero()[0])
+            kv, held = torch.stack((k, v))[..., low : first + count, :], torch.arange(low, first)
+            none = (None,) * 5
+            found = attend_held(
+                q[:, :, here], kv, pattern, first, held, *none[:2], bias, *none[:3]
+            )
+            assert_close(found, wanted[:, :, here])
+
+    def ranked(rank) -> torch.Tensor:
+        own = (x[:, :, rank.rank * 8 : rank.rank * 8 + 8] for x in tensors)
+        return parallel.attend(*own, pattern, rank, bias=bias)
+
+    assert_close(torch.cat(parallel.simulate(3, ranked), 2), wanted)

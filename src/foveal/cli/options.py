@@ -88,7 +88,9 @@ def _train_options(config: RunConfig) -> type:
     for name, value in sections.items():
         made = plain(type(value), value, _ALIASES.get(name))
         fields.append((name, made, dataclasses.field(default_factory=made)))
-    return dataclasses.make_dataclass("TrainOptions", fields, kw_only=True)
+    made = dataclasses.make_dataclass("TrainOptions", fields, kw_only=True)
+    made.__doc__ = "Train this recipe; its own values are the defaults."
+    return made
 
 
 def _model_options(config: RunConfig) -> type:
@@ -97,7 +99,10 @@ def _model_options(config: RunConfig) -> type:
     for name, default in model_arguments(model_class(config.model["name"])).items():
         shown = config.model.get(name, _UNSET)
         note = "" if default is inspect.Parameter.empty else f"the model's default: {default!r}"
-        hint = Annotated[Any, _LITERAL, tyro.conf.arg(help=note.replace("%", "%%"))]
+        own = "" if shown is _UNSET else f"(default: {shown!r})"
+        said = {"help": note, "help_behavior_hint": own}
+        escaped: Any = {key: text.replace("%", "%%") for key, text in said.items()}
+        hint = Annotated[Any, _LITERAL, tyro.conf.arg(**escaped)]
         # tyro wants defaults that do not change
         frozen = tuple(shown) if isinstance(shown, list) else shown
         fields.append((name, hint, dataclasses.field(default_factory=partial(_same, frozen))))

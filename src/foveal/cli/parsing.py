@@ -126,6 +126,8 @@ def plain(
         given: dict[str, Any] = {"default": item.default, "default_factory": item.default_factory}
         if values is not None:
             given = {"default": getattr(values, item.name)}
+        if given["default"] == "":  # which shows as (default: '')
+            hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="")]
         own: Any = dataclasses.field(**given)
         fields.append((item.name, hint, own))
     made = dataclasses.make_dataclass(options.__name__, fields, kw_only=True)
@@ -150,6 +152,8 @@ def _readable(name: str, hint: Any) -> Any:
         return Annotated[hint, tyro.conf.arg(metavar=shown, help_behavior_hint=quiet)]
     if kind in _READERS and not any(isinstance(m, _Spec) for m in marks):
         hint = Annotated[(hint, _spec(kind, optional))]
+    elif get_origin(kind) is tuple:
+        hint = Annotated[hint, tyro.conf.arg(metavar="NAME ...")]
     elif get_origin(kind) is not Literal:
         return hint
     # "unless given" in the help says more than "default: None"

@@ -138,6 +138,11 @@ class TableBias(NamedTuple):
         return self.table[self.placed(pattern).bias_place(q_idx, k_idx)].movedim(-1, 0)
 
 
+def moves(bias: object) -> bool:
+    """Whether the bias of a pair stays the same where the pattern does: not by a user's rule."""
+    return not isinstance(bias, TableBias) or isinstance(bias.rows, Buckets | Far | None)
+
+
 @remember(entries=512)
 def _placed(pattern: Pattern, size: int, rows: Rows | Buckets | Far | None) -> Pattern:
     if rows is None and pattern.biased_by_table:

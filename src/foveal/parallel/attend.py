@@ -18,6 +18,7 @@ from foveal.ops import attend as attend_here
 from foveal.ops.bias import Bias, WindowBias
 from foveal.ops.checks import check_tensors
 from foveal.ops.drop import ByPlace
+from foveal.ops.table import moves
 from foveal.parallel import pooled
 from foveal.parallel.moving import exchange
 from foveal.parallel.ranks import Ranks, as_ranks
@@ -108,7 +109,7 @@ def attend(
         return pooled.attend(q, k, v, pattern, ranks, sizes, bias, key_mask, options)  # type: ignore[arg-type]
     if pattern.pools:
         raise ValueError(f"queries of {pattern} are cut where its keys are; leave queries= out.")
-    local = localize(pattern, sizes, ranks, queries)
+    local = localize(pattern, sizes, ranks, queries, moves(bias))
     k, v, key_mask = _with_foreign(k, v, key_mask, local.share, ranks)
     if isinstance(bias, WindowBias):
         parts = [bias.dense(pattern, b - a, local.first, a) for a, b in local.keys]  # type: ignore[arg-type]
@@ -126,17 +127,22 @@ def localize(
     sizes: tuple[int, ...],
     ranks: Ranks,
     queries: Sequence[tuple[int, int]] | None = None,
+    may_move: bool = True,
 ) -> Local:
-    """The call of this rank, which is kept: layers and steps alike ask for it."""
+    """The call of this rank, which is kept: layers and steps alike ask for it.
+
+    may_move: as in foveal.patterns.part.
+    """
     spans = None if queries is None else tuple(queries)
-    kept, key = kept_by(ranks), (pattern.cache_key(), sizes, spans)
+    kept, key = kept_by(ranks), (pattern.cache_key(), sizes, spans, may_move)
     found: Local | None = kept.find(key)
     if found is None:
         borders = borders_of(sizes)
         first, last = (spans or spans_of(sizes))[ranks.rank]
         needs = pattern.needs(first, last, borders[-1])
         shared = share(needs, borders, ranks)
-        found = Local(part(pattern, first, last, borders[-1], needs), first, needs, shared)
+        own = part(pattern, first, last, borders[-1], needs, may_move)
+        found = Local(own, first, needs, shared)
         kept.keep(key, found)
     return found
 
@@ -154,11 +160,13 @@ def _own(queries: Sequence[tuple[int, int]], ranks: Ranks) -> int:
     return last - first
 
 
-def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) -> Pattern:
+def part(
+    pattern: Pattern, first: int, last: int, length: int, keys: Stretches, may_move: bool = True
+) -> Pattern:
     """Queries [first, last) of a pattern over these runs of keys."""
     plain = len(keys) == 1 and pattern.num_queries(length) == length
     if plain and pattern.takes_length(keys[0][1]):
-        return part_of(pattern, first, last - first, keys[0][0])
+        return part_of(pattern, first, last - first, keys[0][0], may_move)
     return Gathered(pattern, first, last - first, keys, length)
 
 

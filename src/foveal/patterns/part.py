@@ -229,9 +229,14 @@ class _Moved:
         return self.rule(q_idx + self.first, k_idx + self.skipped)
 
 
-def part_of(pattern: Pattern, first: int, count: int, skipped: int = 0) -> Part:
+def part_of(
+    pattern: Pattern, first: int, count: int, skipped: int = 0, may_move: bool = True
+) -> Part:
     """A part, whose places are counted from as near as the pattern allows: far apart or not, such
-    parts are equal then and share a plan."""
-    moved = 0 if pattern.period is None else min(first, skipped)
+    parts are equal then and share a plan.
+
+    may_move: False where something beside the pattern goes by the places themselves.
+    """
+    moved = min(first, skipped) if may_move and pattern.period is not None else 0
     moved -= moved % (pattern.period or 1)
     return Part(pattern, first - moved, count, skipped - moved)

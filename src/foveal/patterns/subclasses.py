@@ -66,6 +66,8 @@ def drop_stale_forms(cls: Any, root: Any) -> type:
     defined = {name for one in mro[place:-1] for name in vars(one)}
     fields = {name for one in mro[:place] for name in vars(one).get("__annotations__", ())}
     changed = {name for name in (own & defined) - fields if not name.startswith("__")}
+    if "bias_place" in changed and "period" not in own:
+        cls.period = root.period  # which promises something of rows as well
     if not changed - {*_HARMLESS, "reference", "_abstract", "_rule_of"}:
         return base._rule_of
     for name in CLOSED_FORMS:
