@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,20 @@ def test_the_standard_library_is_the_default():
     assert len(train) > 15 * len(valid) > 1e6
     assert contents(valid).count(b"def ") > 100
     assert valid.checksum() == open_corpus()[1].checksum()
+
+
+def test_what_is_no_part_of_the_library_is_not_walked_through(tmp_path, monkeypatch):
+    """Packages, tests and tables stay out at any depth, unlisted; what is kept is sorted by path."""
+    kept = ["a.py", "b/__init__.py", "b/c/d.py", "b.py", "test.py"]
+    left = ["site-packages/x/a.py", "b/test/a.py", "b/c/__pycache__/a.py", "b/a.txt", "tests/a.py"]
+    for name in kept + left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path)) or scandir(path))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert standard_library_files() == sorted(tmp_path / name for name in kept)
+    assert sorted(listed) == [tmp_path, tmp_path / "b", tmp_path / "b" / "c"]
 
 
 def test_files_are_mapped_and_not_loaded(tmp_path):

@@ -137,9 +137,6 @@ class Corpus:
         for start in starts:
             digest.update(self.read(start, min(_PIECE, len(self) - start)).tobytes())
         return digest.hexdigest()[:12]
-        for start in range(0, len(self), 1 << 20):
-            digest.update(self.read(start, min(1 << 20, len(self) - start)).tobytes())
-        return digest.hexdigest()[:12]
 
     def _fill(self, out: np.ndarray, span: Span, start: int) -> None:
         if span.held is None:

@@ -132,7 +132,7 @@ def corpus_to_score(
     own = find_text(path if data is None else data, column)
     if own.test:
         return own.scored()
-    return open_corpus(path, valid, column)[1] if data is None else own.pair()[1]
+    return open_corpus(path, valid, column)[1] if valid and data is None else own.pair()[1]
 
 
 def find_text(path: str, column: str = "") -> TextParts:
@@ -168,15 +168,17 @@ def find_text(path: str, column: str = "") -> TextParts:
 
 def standard_library_files() -> list[Path]:
     """The sources of Python's standard library, without its tests and tables, in sorted order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(root.rglob("*.py"))
-    kept = [file for file in files if not _SKIPPED & set(file.relative_to(root).parts)]
+    root = sysconfig.get_paths()["stdlib"]
+    kept = []
+    for folder, below, names in os.walk(root):  # site-packages, not entered, may hold thousands
+        below[:] = [name for name in below if name not in _SKIPPED]
+        kept += [Path(folder, name) for name in names if name.endswith(".py")]
     if not kept:
         raise ValueError(
-            f"this Python has no standard library sources (stdlib={str(root)!r}); "
+            f"this Python has no standard library sources (stdlib={root!r}); "
             "name a text with --data PATH."
         )
-    return kept
+    return sorted(kept)
 
 
 def find_files(path: str) -> list[Path]:
