@@ -92,7 +92,7 @@ def test_the_standard_library_is_the_default():
 
 
 def test_what_is_no_part_of_the_library_is_not_walked_through(tmp_path, monkeypatch):
-    """Packages, tests and tables stay out at any depth, unlisted; what is kept is sorted by path."""
+    """Packages, tests and tables stay out at any depth, unlisted; the rest is sorted."""
     kept = ["a.py", "b/__init__.py", "b/c/d.py", "b.py", "test.py"]
     left = ["site-packages/x/a.py", "b/test/a.py", "b/c/__pycache__/a.py", "b/a.txt", "tests/a.py"]
     for name in kept + left:
