@@ -1,8 +1,9 @@
-"""The tests of attention in each class of processors that this one can run, lower ones emulated.
+"""The tests of attention in each class of processors that this one can run, others emulated.
 
 python tests/classes.py [CLASS ...]
 
-The kernel, torch's own operators and oneDNN are all held to a class, each by its own variable.
+The kernel, torch's own operators and oneDNN are all held to a lower class, each by its own
+variable. Of a higher one the kernel alone is run, as `pytest --emulate` does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+
+from emulated.kernels import LOWERED
 
 from foveal.common.processor import processor_class, runnable_classes
 
@@ -26,12 +29,18 @@ TESTS = ("tests/ops", "tests/layers", "tests/caches")
 def main(wanted: list[str]) -> int:
     """Run the tests in every class; 1 if they fail in one."""
     failed = []
-    for name in wanted or runnable_classes():
+    runnable = runnable_classes()
+    above = [name for name in LOWERED if name not in runnable] if "avx2" in runnable else []
+    for name in wanted or [*above, *runnable]:
         if name == "generic" and processor_class() == "aarch64":
             continue
-        print(f"\n-- {name}", flush=True)
-        env = {**os.environ, **ENVIRONMENTS[name], "FOVEAL_NATIVE": name}
+        print(f"\n-- {name}{', emulated' if name in above else ''}", flush=True)
         command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not slow", *TESTS]
+        env = dict(os.environ)
+        if name in above:
+            command += ["--emulate", name]
+        else:
+            env |= {**ENVIRONMENTS[name], "FOVEAL_NATIVE": name}
         if subprocess.run(command, env=env).returncode:
             failed.append(name)
     print(f"\nfailed in {', '.join(failed)}" if failed else "\nright in every class")

@@ -120,16 +120,13 @@ def _is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-# -- the kernel of another processor: pytest tests/ops --emulate aarch64 ------------------------
-
-EMULATORS = {
-    "aarch64": ("aarch64-linux-gnu-g++", ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]),
-}
-"""By class: its compiler and its emulator (in Debian g++-aarch64-linux-gnu and qemu-user)."""
+# -- the kernel of another processor: pytest tests/ops --emulate avx512 -------------------------
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--emulate", choices=list(EMULATORS), help="run the kernel on an emulator")
+    from emulated import CLASSES
+
+    parser.addoption("--emulate", choices=CLASSES, help="run the kernel of another processor")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -141,18 +138,20 @@ def emulated(
     if not wanted:
         yield
         return
-    from emulated.remote import Remote, compile_driver
+    from emulated.kernels import emulate
 
-    from foveal.ops.native import build, flags
-
-    compiler, emulator = EMULATORS[wanted]
-    folder = tmp_path_factory.mktemp("emulated")
-    remote = Remote(compile_driver(folder, compiler, flags.CLASSES[wanted]), emulator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "library", lambda: remote)
-        patch.setattr(build, "why_not", lambda: None)
+        remote = emulate(wanted, tmp_path_factory.mktemp("emulated"), patch)
         yield
-    print(f"\n{remote.calls} calls of the kernel for {wanted}, emulated")
+    if remote is not None:
+        print(f"\n{remote.calls} calls of the kernel for {wanted}, emulated")
+
+
+@pytest.fixture
+def at_hand(request: pytest.FixtureRequest) -> None:
+    """For tests of how this processor gets its own kernel."""
+    if request.config.getoption("--emulate"):
+        pytest.skip("the kernel is another processor's")
 
 
 # -- what an import costs, asked of processes of their own ----------------------------------------

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from emulated.kernels import emulate
 
 import foveal
 from foveal import patterns as P
@@ -90,6 +91,21 @@ def test_other_instruction_sets(level, dtype, monkeypatch):
     monkeypatch.setenv("FOVEAL_NATIVE", level)
     check(P.TextImage(20, P.Neighborhood((8, 9), 5, causal="raster")), 92, dtype=dtype)
     check(P.Halo((13, 21), 8, 3), 273, dim=20, kv_heads=1, dtype=dtype)
+
+
+@pytest.mark.skipif(
+    "avx2" not in runnable_classes() or shutil.which("c++") is None,
+    reason="the vectors are made of AVX2's",
+)
+def test_sixteen_lanes_without_avx512(unbuilt, monkeypatch):
+    """The source as for AVX-512 and its bfloat16 is right; `--emulate avx512` asks much more."""
+    sooner = ["-O0" if flag == "-O3" else flag for flag in flags.FLAGS]
+    monkeypatch.setattr(flags, "FLAGS", tuple(sooner))
+    emulate("avx512+bf16", unbuilt, monkeypatch)
+    for dtype in TOLERANCE:
+        check(P.SlidingWindow(40), 150, dim=3, dim_v=65, dtype=dtype)
+        check(P.Halo((13, 21), 8, 3), 273, dim=20, kv_heads=1, dtype=dtype)
+    assert build._loaded["avx512+bf16"].foveal_width() == 16
 
 
 @needs_kernel

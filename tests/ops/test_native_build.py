@@ -23,7 +23,7 @@ PATTERN = P.SlidingWindow(8)
 COMPILER = shutil.which("c++")
 
 pytestmark = [
-    pytest.mark.usefixtures("unforced"),
+    pytest.mark.usefixtures("unforced", "at_hand"),
     pytest.mark.skipif(COMPILER is None, reason="no compiler"),
 ]
 
