@@ -317,7 +317,7 @@ def _floor(case: Case, name: str) -> float:
     shared = case.tensors.get(name.rpartition(" ")[2])
     if shared is None or not name.endswith(("bias", "table", "sinks", "slopes", "scale")):
         # gradients of queries and keys grow with the scale
-        scale = float(case.options.get("scale") or 0) * math.sqrt(case.tensors["q"].shape[3])
+        scale = abs(float(case.options.get("scale") or 0)) * math.sqrt(case.tensors["q"].shape[3])
         return 0.3 * max(1.0, scale)
     q, k = case.tensors["q"], case.tensors["k"]
     pairs = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]

@@ -16,6 +16,7 @@ from foveal import patterns as P
 from foveal.ops import PyramidBias, WindowBias, attend, explain
 from foveal.ops.choose import IMPLS
 from foveal.ops.logits import with_sinks
+from foveal.ops.lowered import attend_lowered
 from foveal.testing import dense_attention
 
 PLANNED = ["tiled", "native"]
@@ -202,6 +203,32 @@ def test_extreme_sinks(impl, sink):
     loss = out.sum() + lse.masked_fill(lse == -math.inf, 0.0).sum()
     for grad in torch.autograd.grad(loss, (q, k, v, sinks)):
         assert grad.isfinite().all()
+
+
+def lowered(*given: Tensor, impl: str, **options) -> Tensor:
+    """`attend` as exports write it."""
+    return attend_lowered(*given, **options)[0]
+
+
+@pytest.mark.parametrize("impl", ["reference", "dense", *PLANNED, "lowered"])
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -1e38, -1e37, -65504.0])
+def test_the_lowest_biases_beside_a_head_without_a_sink(impl, lowest):
+    """Where there is no sink they are numbers like any other, whose row has a mean."""
+    needs(impl)
+    given, pattern = draw(20), P.SlidingWindow(5)
+    bias, sinks = torch.zeros(20, 20), torch.tensor([-math.inf, 0.3, -math.inf, -1e3])
+    bias[3], bias[7, ::2] = lowest, lowest
+    bias[9, 8] = -math.inf
+    given, bias = [x.detach().requires_grad_() for x in given], bias.requires_grad_()
+    run = lowered if impl == "lowered" else attend
+    out = run(*given, pattern, bias=bias, sinks=sinks, impl=impl)
+    plain = attend(*given, pattern, bias=bias, impl="reference")
+    torch.testing.assert_close(out[:, ::2], plain[:, ::2], atol=2e-2, rtol=0)
+    assert not out[:, 1, 3].any()
+    leaves = (*given, bias)
+    grads = [torch.autograd.grad(x[:, ::2].square().sum(), leaves) for x in (out, plain)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=5e-2, rtol=0)
 
 
 @pytest.mark.parametrize("impl", PLANNED)

@@ -149,7 +149,8 @@ def _sdpa(call: Call, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         options: Any = {"softcap": call.softcap, "sinks": sinks}
         return shaped_attention(q, k, v, mask, scale, call.dropout_p, **options)
     if call.sinks is not None:
-        q, k, v, mask = with_sink_key(q, k, v, mask, scale, call.sinks)
+        biased = call.bias is not None
+        q, k, v, mask = with_sink_key(q, k, v, mask, scale, call.sinks, biased)
         scale = 1.0
     (_, heads, _, dim), (_, kv_heads, _, _), (*_, value_dim) = map(sizes_of, (q, k, v))
     grouped = heads != kv_heads

@@ -55,15 +55,25 @@ def shaped_attention(
 
 
 def with_sink_key(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    sinks: Tensor,
+    biased: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(q, k, v, mask) for a fused kernel, in which the sink is one more key with a value of zero.
 
     Two features of the queries hold its logit, so that it has the gradient of a product, and in
     half precision all of its digits. Queries are scaled already. Shapes as in `attend`.
+
+    biased: the mask holds numbers of a bias besides -inf.
     """
     lowest = max(torch.finfo(x.dtype).min for x in (q, sinks))
-    sinks = sinks.clamp(min=lowest / 4)  # zero times -inf would be NaN
+    sinks = sinks.clamp(min=lowest / 2)  # zero times -inf would be NaN
+    if biased and mask is not None:
+        mask = _above(mask, lowest / 8)  # where a head has no sink, the lowest number is more
     high = sinks.to(q.dtype)
     low = (sinks - high.to(sinks.dtype)).detach().to(q.dtype)
     logit = torch.stack((high, low), -1)[None, :, None].expand(*q.shape[:3], 2)
@@ -74,6 +84,13 @@ def with_sink_key(
     if mask is not None:
         mask = torch.cat((mask, torch.ones_like(mask[..., :1]) * (mask.dtype == torch.bool)), -1)
     return q, k, v, mask
+
+
+def _above(bias: Tensor, least: float) -> Tensor:
+    """The bias, of any shape, with finite numbers of at least `least`; its gradient is whole."""
+    kept = bias.detach()
+    low = (kept < least) & (kept > -torch.inf)
+    return torch.where(low, least + (bias - kept), bias)
 
 
 def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:

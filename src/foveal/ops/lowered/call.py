@@ -176,7 +176,8 @@ def _added(mask: Tensor | None, bias: Tensor) -> Tensor:
 def _fused(call: Lowered, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
     scale = call.scale
     if call.sinks is not None:
-        q, k, v, added = with_sink_key(q, k, v, added, scale, call.sinks)
+        biased = call.bias is not None
+        q, k, v, added = with_sink_key(q, k, v, added, scale, call.sinks, biased)
         scale = 1.0
     dim, width = q.shape[-1], v.shape[-1]
     if dim < width:  # fused kernels want them equal
