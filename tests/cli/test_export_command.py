@@ -80,12 +80,13 @@ def test_a_run_of_pictures(work, capsys):
     """As ONNX: the same classes, probabilities and logits; a saved model is exported likewise."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    arguments = ["export", "pictures-run", "--size", "8", "--out", "net.onnx", "--json"]
+    arguments = ["export", "pictures-run", "--out", "net.onnx", "--json"]  # pictures as the run's
     found = json.loads(run(capsys, *arguments))
     assert (found["path"], found["format"]) == ("net.onnx", "onnx")
     assert found["bytes"] == os.path.getsize("net.onnx")
     assert found["deviation"] < 1e-4
     assert found["about"]["inputs"][0]["sizes"] == ["batch", "channels", "height", "width"]
+    assert found["about"]["inputs"][0]["shape"][2:] == [8, 8]
     printed = run(capsys, "predict", "pictures-run", "good.png", "--with", "net.onnx")
     assert "  model  exported" in printed
     assert "logits differ by" in printed

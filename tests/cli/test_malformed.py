@@ -189,6 +189,7 @@ RECIPES = {
     "a model's file that is missing": ("TransformerLM", ":"),
     "an unknown keyword": ("dim = 16", "dimm = 16"),
     "a negative size": ("dim = 16", "dim = -16"),
+    "more tokens than bytes": ("dim = 16", "dim = 16\nnum_tokens = 257"),
     "an absurd size": ("dim = 16", "dim = 10000000000"),
     "a size that is text": ("dim = 16", "dim = 'wide'"),
     "a size that is a truth": ("dim = 16", "dim = true"),

@@ -27,7 +27,8 @@ class Options:
         batch: examples at a time: a number, or a range such as 1-64; any unless given.
         length: tokens, likewise: 2-4096; up to the model's longest unless given.
         size: pictures' height and width: 224, a range for both such as 64-512, or two of them
-            with x between, 224x64-512; as the model takes them unless given.
+            with x between, 224x64-512; as the run's data, or as a saved model takes them, unless
+            given.
         mask: of models that read tokens, let the program take a mask of real ones too.
         json: print what was written and how near it is as JSON, and nothing else.
     """

@@ -15,6 +15,7 @@ from foveal.export.files import FORMATS, STAGES
 from foveal.export.opened import in_words
 from foveal.models import load_model
 from foveal.models.base import Model
+from foveal.models.image import ImageModel
 from foveal.recipes.runs import CONFIG, open_model, open_run
 from foveal.training.progress import waiting
 
@@ -57,7 +58,8 @@ def export_run(run: str, kind: str | None = None, out: str | None = None, **size
         run: the run's folder, "latest", or a folder of `save_pretrained`.
         kind: "torch" or "onnx"; what the ending of `out` says unless given, else "torch".
         out: the file; in the folder unless given.
-        sizes: batch, length, size, mask; see `foveal.export.inputs_of`.
+        sizes: batch, length, size, mask; see `foveal.export.inputs_of`. Pictures are of the size
+            that the run scales them to unless given.
 
     Raises:
         ValueError: there is no such model, or it cannot be exported or with such sizes, or what
@@ -65,10 +67,10 @@ def export_run(run: str, kind: str | None = None, out: str | None = None, **size
         ModuleNotFoundError: a package of the extra onnx is missing.
     """
     kind = _kind(kind, out)
-    model, folder, source = _open(run)
+    model, folder, source, usual = _open(run)
     path = _place(out, folder, kind)
     with waiting("exporting", STAGES) as tell, reading(f"the model of {source}"):
-        about = save(model, path, kind, tell=tell, **sizes)
+        about = save(model, path, kind, tell=tell, **{**usual, **sizes})
     return Written(str(path), kind, path.stat().st_size, source, about["deviation"], about)
 
 
@@ -89,15 +91,16 @@ def _kind(kind: str | None, out: str | None) -> str:
     return kind or told or "torch"
 
 
-def _open(run: str) -> tuple[Any, Path, str]:
-    """A model on the CPU in evaluation mode, the folder that it is from, and what that is called.
+def _open(run: str) -> tuple[Any, Path, str, dict[str, Any]]:
+    """A model on the CPU in evaluation mode, the folder that it is from, what that is called, and
+    the sizes that it is used with.
 
     Raises:
         ValueError: there is none.
     """
     folder = expanded(run)
     if run != "latest" and _is_saved(folder):
-        return load_model(folder), folder, run
+        return load_model(folder), folder, run, {}
     opened = open_run(run)
     model, checkpoint = open_model(opened, "cpu")
     if not isinstance(model, Model):
@@ -105,7 +108,8 @@ def _open(run: str) -> tuple[Any, Path, str]:
             f"{type(model).__name__} must be a model of foveal to be exported; torch.export takes "
             "others."
         )
-    return model, opened.folder, f"{opened.folder}, {checkpoint}"
+    usual = {"size": opened.config.data.size} if isinstance(model, ImageModel) else {}
+    return model, opened.folder, f"{opened.folder}, {checkpoint}", usual
 
 
 def _is_saved(folder: Path) -> bool:

@@ -42,6 +42,12 @@ class NextToken(Kind):
     def build(self, config: RunConfig, **assets: Any) -> nn.Module:
         """The model of a configuration; ValueError if it is not causal."""
         longest = self.max_seq_len(config.data)
+        count = config.model.get("num_tokens", NUM_TOKENS)
+        if isinstance(count, int) and count > NUM_TOKENS:  # which it could write, and nobody read
+            raise ValueError(
+                f"num_tokens in [model] of recipe {config.recipe} must be at most {NUM_TOKENS} "
+                f"for {self.must}, whose tokens are bytes, got {count}."
+            )
         model = seeded_model(config, num_tokens=NUM_TOKENS, max_seq_len=longest)
         if not getattr(model, "is_causal", True):
             raise ValueError(
