@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -157,12 +158,42 @@ def at_hand(request: pytest.FixtureRequest) -> None:
 # -- what an import costs, asked of processes of their own ----------------------------------------
 
 FORKING = """
-import gc, json, os, sys, tempfile, traceback, torch
+import gc, importlib, json, os, socket, sys, tempfile, traceback, torch
 
-gc.collect()
-gc.freeze()  # a turn of the garbage collector would copy every page
-for line in sys.stdin:
-    code, environment = json.loads(line)
+def serve(asked, answers):
+    gc.collect()
+    gc.freeze()  # a turn of the garbage collector would copy every page
+    below = {}
+    for line in asked:
+        code, environment, also = json.loads(line)
+        if not also:
+            answer = run(code, environment)
+        else:
+            key = tuple(also)
+            if key not in below:
+                below[key] = prepared(also)
+            below[key].write(json.dumps([code, environment, None]) + "\\n")
+            below[key].flush()
+            answer = json.loads(below[key].readline())
+        print(json.dumps(answer), file=answers, flush=True)
+    for one in below.values():
+        one.close()
+    for _ in below:
+        os.wait()
+
+def prepared(modules):
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        with ours:
+            return ours.makefile("rw")
+    ours.close()
+    for name in modules:
+        importlib.import_module(name)
+    serve(theirs.makefile("r"), theirs.makefile("w"))
+    os._exit(0)
+
+def run(code, environment):
     files = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]
     child = os.fork()
     if not child:
@@ -182,10 +213,12 @@ for line in sys.stdin:
             sys.stderr.flush()
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    texts = [file.seek(0) or file.read() for file in files]
-    print(json.dumps([status, *texts]), flush=True)
+    return [status, *(file.seek(0) or file.read() for file in files)]
+
+serve(sys.stdin, sys.stdout)
 """
-"""A process that has imported torch, and nothing else: each line is run in a fork of it."""
+"""A process that has imported torch, and nothing else: what each line asks is run in a fork of it,
+or in a fork of such a fork that has imported more."""
 
 
 @pytest.fixture(scope="session")
@@ -203,8 +236,8 @@ def after_torch() -> Iterator[Callable[..., str]]:
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def ask(code: str, env: Mapping[str, str] | None = None) -> str:
-            process.stdin.write(json.dumps([code, env and dict(env)]) + "\n")
+        def ask(code: str, env: Mapping[str, str] | None = None, also: Sequence[str] = ()) -> str:
+            process.stdin.write(json.dumps([code, env and dict(env), also]) + "\n")
             process.stdin.flush()
             status, out, err = json.loads(process.stdout.readline())
             assert status == 0, out + err
@@ -213,7 +246,13 @@ def after_torch() -> Iterator[Callable[..., str]]:
         yield ask
 
 
-def _fresh(code: str, env: Mapping[str, str] | None = None) -> str:
+@pytest.fixture(scope="session")
+def after_dynamo(after_torch: Callable[..., str]) -> Callable[..., str]:
+    """The same in a process that has also imported what takes longest of the rest of torch."""
+    return partial(after_torch, also=["torch._dynamo", "torch.distributed.fsdp", "torch.export"])
+
+
+def _fresh(code: str, env: Mapping[str, str] | None = None, also: Sequence[str] = ()) -> str:
     command = [sys.executable, "-c", f"import torch\n{code}"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

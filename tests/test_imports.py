@@ -158,7 +158,7 @@ def test_every_name_is_found_lazily_and_statically():
     assert not hasattr(foveal, "__path_of_nothing__")
 
 
-def test_lazy_names_are_compiled_and_pickled(after_torch):
+def test_lazy_names_are_compiled_and_pickled(after_dynamo):
     """A function that names foveal.attend is compiled whole; classes are pickled by their home."""
     code = """
 import pickle, torch, foveal
@@ -169,7 +169,7 @@ found = torch.compile(f, fullgraph=True, backend="eager")(q)
 torch.testing.assert_close(found, f(q))
 print(pickle.loads(pickle.dumps(foveal.HaloNet)).__module__)
 """
-    assert after_torch(code).split() == ["foveal.models.halonet.model"]
+    assert after_dynamo(code).split() == ["foveal.models.halonet.model"]
 
 
 def test_import_foveal_is_quick(tmp_path, after_torch):

@@ -32,7 +32,7 @@ def script(name):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "win32", reason="needs fork")
-def test_the_notebooks_run_and_show_what_they_keep(after_torch):
+def test_the_notebooks_run_and_show_what_they_keep(after_dynamo):
     """From the top, in the kernel that a notebook server starts, without error or warning.
 
     What a cell prints is what it printed when it was kept, to the letter; its pictures look the
@@ -52,7 +52,7 @@ def test_the_notebooks_run_and_show_what_they_keep(after_torch):
         )
         environment = os.environ | {"IPYTHONDIR": folder}
         # a kernel that begins with torch imported, which is what takes long
-        kernel = threading.Thread(target=after_torch, args=(code, environment))
+        kernel = threading.Thread(target=after_dynamo, args=(code, environment))
         kernel.start()
         try:
             with runner.connected(path) as client:

@@ -84,10 +84,10 @@ print(json.dumps({
 """
 
 
-def test_it_trains_and_each_rank_reads_its_share(after_torch):
+def test_it_trains_and_each_rank_reads_its_share(after_dynamo):
     """A file that cannot be read whole trains and scores; prefetch changes no bit; 4 ranks read
     five batches of two windows each, and none twice."""
-    found = json.loads(after_torch(CODE))
+    found = json.loads(after_dynamo(CODE))
     assert found["times"] >= 4
     assert found["whole"] == "no room"
     assert found["same"]

@@ -161,7 +161,7 @@ print(json.dumps(told))
 """
 
 
-def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None:
+def test_files_run_where_foveal_is_not(tmp_path: Path, after_dynamo: Any) -> None:
     """A process that cannot import foveal gets the model's numbers; a window at 16,384 tokens
     takes less than a quarter of the memory of all pairs; files tell what they are."""
     torch.manual_seed(0)
@@ -175,7 +175,7 @@ def test_files_run_where_foveal_is_not(tmp_path: Path, after_torch: Any) -> None
         with torch.no_grad():
             given[kind] = {"tokens": tokens, "mask": mask, "out": model(tokens, mask=mask)}
     torch.save(given, tmp_path / "given.pt")
-    told = json.loads(after_torch(RUN.replace("FOLDER", repr(str(tmp_path)))))
+    told = json.loads(after_dynamo(RUN.replace("FOLDER", repr(str(tmp_path)))))
     for family, worst, _, graded in told.values():
         assert (family, worst < 1e-4, graded) == ("transformer", True, False)
     assert told["long"][2] < LONG * LONG * 4 / 4

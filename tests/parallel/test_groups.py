@@ -151,19 +151,19 @@ def run(shape, patterns, shard_weights):
 '''
 
 
-def test_two_processes_compute_what_one_does(after_torch):
+def test_two_processes_compute_what_one_does(after_dynamo):
     """Under gloo, in float64: outputs and gradients of attention to 1e-10; the loss of a model of
     every family to 1e-12, and the gradients of its weights to 1e-10, recomputed or reversible;
     an image model by rows of the image."""
     kinds = (
         "P.SlidingWindow(9), P.Prefix(3) | P.SlidingWindow(5), P.Pyramid(4), P.Halo((6, 8), 3, 1)"
     )
-    found = after_torch(CODE + f"run((1, 2), [{kinds}], False)").split()
+    found = after_dynamo(CODE + f"run((1, 2), [{kinds}], False)").split()
     assert found == ["True"] * 9 + ["0"]
 
 
 @pytest.mark.skipif("FOVEAL_LONG" not in os.environ, reason="20 s of processes; FOVEAL_LONG=1")
-def test_weights_may_be_sharded_beside_the_sequence(after_torch):
+def test_weights_may_be_sharded_beside_the_sequence(after_dynamo):
     """FSDP2 on 2 x 2: rows by one dimension of the mesh, tokens by the other, weights by both."""
-    found = after_torch(CODE + "run((2, 2), [], True)").split()
+    found = after_dynamo(CODE + "run((2, 2), [], True)").split()
     assert found == ["True"] * 5 + ["0"] * 3

@@ -43,7 +43,7 @@ def run(ask, script, *arguments):
     """What a script prints as JSON in its last line, run in a fork of one that has torch.
 
     Args:
-        ask: the fixture after_torch.
+        ask: the fixture after_dynamo.
         arguments: the first one is a file, in whose folder the script runs.
     """
     words = [str(word) for word in (script, *arguments)]

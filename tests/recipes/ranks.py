@@ -219,8 +219,11 @@ def under_torchrun(recipe):
 
 def launch(count, arguments):
     """What processes do that torchrun's own agent starts."""
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # for a line of a log it reads the sources of all that is imported, a second at each start
+    dynamic_rendezvous.get_method_name = lambda depth=0: "a method"
     os.environ["ACCELERATE_USE_CPU"] = "true"
     agent = LaunchConfig(
         min_nodes=1,

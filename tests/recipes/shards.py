@@ -184,7 +184,16 @@ class Pair:
         pairs = zip(self.sharded.model.parameters(), self.by_hand.parameters(), strict=True)
         found = [(of(p), of(q)) for p, q in pairs]
         assert all((a is None) == (b is None) for a, b in found)
-        return max(float((whole(a) - b).abs().max()) for a, b in found if a is not None)
+        both = [(local(a), self.own(a, b)) for a, b in found if a is not None]
+        return max((float((a - b).abs().max()) for a, b in both if a.numel()), default=0.0)
+
+    def own(self, shared, value):
+        """Which part of a whole tensor this process holds."""
+        if not hasattr(shared, "placements"):
+            return value
+        (place,) = shared.placements
+        parts = value.chunk(self.size, place.dim)
+        return parts[self.rank] if self.rank < len(parts) else value.narrow(place.dim, 0, 0)
 
     def share(self):
         """What this process holds of weights and optimizer state, of all."""

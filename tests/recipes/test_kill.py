@@ -19,7 +19,7 @@ OPTIMIZERS = ["adamw", "muon"]
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, tiny_recipe, after_torch):
+def killed(tmp_path_factory, tiny_recipe, after_dynamo):
     """{optimizer: (recipe, folder of the run that was killed, number of kills)}"""
     home = tmp_path_factory.mktemp("killed")
     (home / "text.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
@@ -28,7 +28,7 @@ def killed(tmp_path_factory, tiny_recipe, after_torch):
     pairs = [(home / f"{name}.toml", home / name) for name in OPTIMIZERS]
     for name, (recipe, _) in zip(OPTIMIZERS, pairs, strict=True):
         recipe.write_text(text.replace("[optimizer]", f'[optimizer]\nname = "{name}"'))
-    found = forks.run(after_torch, DRIVER, *(path for pair in pairs for path in pair))
+    found = forks.run(after_dynamo, DRIVER, *(path for pair in pairs for path in pair))
     assert [code for _, code in found] == [0, 0]
     kills = [count for count, _ in found]
     return {name: (*p, n) for name, p, n in zip(OPTIMIZERS, pairs, kills, strict=True)}

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory, tiny_recipe, after_torch):
+def played(tmp_path_factory, tiny_recipe, after_dynamo):
     """(folder, what each process of each scenario printed, and its exit code)"""
     folder = tmp_path_factory.mktemp("processes")
     text, recipe = folder / "text.txt", folder / "tiny.toml"
@@ -50,7 +50,7 @@ def played(tmp_path_factory, tiny_recipe, after_torch):
     lines = tiny_recipe.format(data=text.as_posix())
     lines = lines.replace('device = "cpu"\n', "")  # "auto", as by default
     recipe.write_text(lines.replace("batch_size = 4", "batch_size = 12"))
-    return folder, forks.run(after_torch, DRIVER, recipe)
+    return folder, forks.run(after_dynamo, DRIVER, recipe)
 
 
 def scenario(played, name):
@@ -314,7 +314,7 @@ def test_a_run_with_its_weights_in_parts_is_a_run(played, monkeypatch, capsys):
 
 @pytest.mark.skipif(not os.environ.get("FOVEAL_LONG"), reason="takes minutes; set FOVEAL_LONG=1")
 @pytest.mark.timeout(1000)
-def test_four_start_twenty_times_of_twenty(recipe, after_torch):
+def test_four_start_twenty_times_of_twenty(recipe, after_dynamo):
     """New, and to go on."""
-    results = forks.run(after_torch, DRIVER, recipe, "many")["many_starts"]
+    results = forks.run(after_dynamo, DRIVER, recipe, "many")["many_starts"]
     assert [result["codes"] for result in results] == [[0] * 4] * 40
