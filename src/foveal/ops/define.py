@@ -126,11 +126,11 @@ def is_beyond_functions(*tensors: Tensor | None) -> bool:
 
 
 _any_autocast = torch._C._is_any_autocast_enabled
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
+function_modes = torch._C._len_torch_function_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 _trace = torch._C._get_tracing_state
-_profiled = torch.autograd._profiler_enabled
+profiled = torch.autograd._profiler_enabled
 
 
 def is_ordinary() -> bool:
@@ -145,10 +145,10 @@ def is_ordinary() -> bool:
 def is_unwatched() -> bool:
     """Whether no mode, profiler, transform of torch.func or forward mode is at work."""
     return not (
-        _dispatch_modes()
-        or _function_modes()
+        dispatch_modes()
+        or function_modes()
         or forward_ad._current_level >= 0
-        or _profiled()
+        or profiled()
         or _transform() is not None
     )
 
@@ -165,7 +165,7 @@ def is_fake(x: Any) -> bool:
 
 def is_stray(x: Any) -> bool:
     """Whether it is a fake tensor outside of the mode that made it."""
-    return isinstance(x, FakeTensor) and not _dispatch_modes()
+    return isinstance(x, FakeTensor) and not dispatch_modes()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ mask or the scores of all pairs would have to be written out and are many, the q
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,20 +100,27 @@ def prepared(work: Work) -> Prepared | None:
         if found.dead is not None or found.unread is not None:
             return None
         mask = found.added
-    graded = work.requires_grad
+    return Fused(mask, causal, grouped, work.requires_grad), mask
 
-    def run(q: Tensor, k: Tensor, v: Tensor, pattern: Any, key_mask: Any, scale: float) -> Tensor:
-        if grouped:
-            out = scaled_dot_product_attention(
-                q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=True
-            )
-        else:  # an argument fewer to look at
-            out = scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale)
-        if graded:
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A call that is one of SDPA, with a scale that is positive."""
+
+    mask: Tensor | None
+    causal: bool
+    grouped: bool  # fewer heads of keys than of queries
+    graded: bool  # gradients are asked for
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, pattern: Any, key_mask: Any, scale: float
+    ) -> Tensor:
+        out = scaled_dot_product_attention(
+            q, k, v, self.mask, 0.0, self.causal, scale=scale, enable_gqa=self.grouped
+        )
+        if self.graded:
             make_differentiable(out)
         return out
-
-    return run, mask
 
 
 def by_definition(call: Call) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ one step, as it does before it runs what was compiled.
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Hashable
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from foveal.common.memo import Kept, num_bytes
 from foveal.ops.define import is_untraced, is_unwatched
+from foveal.ops.dense import Fused
 from foveal.ops.implementations import Implementation
 from foveal.ops.sharded import LOCAL, in_context_parallel
 from foveal.ops.work import Call, Run, Work
@@ -42,6 +44,7 @@ class Latest:
     native: object  # FOVEAL_NATIVE
     factor: float  # of the products, unless the call names another
     run: Run
+    fused: Fused | None  # what it is, if it is a call of SDPA that needs neither factor nor heads
 
 
 class Known:
@@ -74,7 +77,7 @@ class Known:
             return None
         graded = torch.is_grad_enabled() if _asks_grad(q, k, v) else None
         self._latest = Latest(
-            weakref.ref(pattern),
+            weakref.ref(pattern, _forgets(id(pattern))),
             alike,
             graded,
             impl,
@@ -83,6 +86,7 @@ class Known:
             ENVIRON.get(NATIVE),
             q.shape[3] ** -0.5,
             self.run,
+            _alone(self.run, q.shape[3]),
         )
         return self._latest
 
@@ -116,6 +120,17 @@ class Calls(Kept[Known]):
 
 
 CALLS = Calls(entries=1024, most_bytes=64 << 20)
+LATEST = CALLS.latest
+
+
+def _forgets(key: int) -> Callable[[Any], object]:
+    """For when a pattern goes: its id may soon be another's."""
+
+    def forget(_: Any, pop: Callable[..., object] = LATEST.pop) -> None:
+        pop(key, None)
+
+    return forget
+
 
 # os.environ.get takes 1 us, most of it for a name that is not there
 ENVIRON = getattr(os.environ, "_data", os.environ)
@@ -197,6 +212,12 @@ def keep(key: Hashable, one: Implementation, work: Work) -> None:
     """Remember that `one` computes calls with this key."""
     run, held = one.prepared(work) or (_checked(one, work), None)
     CALLS.keep(key, Known(run), num_bytes(held))
+
+
+def _alone(run: Run, head_dim: int) -> Fused | None:
+    """What a run is, if SDPA would multiply with the same factor by itself."""
+    usual = 1.0 / math.sqrt(head_dim) == head_dim**-0.5
+    return run if usual and isinstance(run, Fused) and not run.grouped else None
 
 
 def _asks_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
