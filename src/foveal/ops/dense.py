@@ -105,12 +105,18 @@ def prepared(work: Work) -> Prepared | None:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """A call that is one of SDPA, with a scale that is positive."""
+    """A call that is one of SDPA, with a scale that is positive.
+
+    Attributes:
+        mask: (n_queries, n_keys) or (heads, n_queries, n_keys), 0 or -inf; None: no mask.
+        grouped: fewer heads of keys than of queries.
+        graded: gradients are asked for.
+    """
 
     mask: Tensor | None
     causal: bool
-    grouped: bool  # fewer heads of keys than of queries
-    graded: bool  # gradients are asked for
+    grouped: bool
+    graded: bool
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, pattern: Any, key_mask: Any, scale: float
