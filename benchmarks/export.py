@@ -135,7 +135,8 @@ def main() -> None:
             rows.append({"tokens": length, "seconds": seconds, "bytes": held})
     if options.json is not None:
         about = {"machine": machine.describe("cpu"), "class": processor_class()}
-        about |= {"command": " ".join(["python", *sys.argv]), "heads": options.heads}
+        about |= {"command": " ".join(["python", *sys.argv])}
+        about |= {"window": options.window, "heads": options.heads}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", "utf-8")
 

@@ -53,7 +53,7 @@ def page(records: list[dict[str, Any]] | None = None) -> str:
     for prefix, (heading, text) in LENGTHS.items():
         chosen = [record for record in records if record["case"].startswith(prefix)]
         parts.append(crossover(chosen, heading, text, runs))
-    parts.append(short_calls())
+    parts += [short_calls(), exported()]
     parts += [section(r, runs) for r in records if not r["case"].startswith(tuple(LENGTHS))]
     lines = (f"{number}. {text}" for number, text in enumerate(runs, 1))
     parts.append("## Runs\n\n" + "\n".join(lines))
@@ -126,11 +126,7 @@ def short_calls(folder: Path = RESULTS / "short") -> str:
     parts = []
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text("utf-8"))
-        about = found["machine"]
-        parts.append(
-            f"{found['class']}: {about['processor']}, {about['threads']} threads, torch "
-            f"{about['torch']}, {about['date']}: `{found['command']}`\n"
-        )
+        parts.append(_measured(found))
         if "note" in found:
             parts.append(f"{found['note']}\n")
         parts.append(
@@ -159,6 +155,48 @@ def _short_rows(found: dict[str, Any], tokens: int) -> Iterable[list[str]]:
             f"{statistics.median(speed.values()):.2f}",
             ", ".join(slow),
         ]
+
+
+EXPORTED = """\
+## Exported programs
+
+A sliding window beside dense causal attention, both as programs of `torch.export` (see
+[A model that leaves](export.md)): how many times as fast the window is, and what one call of it
+adds to a process, beside the logits of all pairs. `python benchmarks/export.py --json` measures
+it.
+"""
+
+
+def exported(folder: Path = RESULTS / "export") -> str:
+    """What benchmarks/export.py found, a table for each class of processor."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        heads = found["heads"]
+        parts.append(_measured(found, f"window of {found['window']}, {heads} heads"))
+        rows = [
+            [
+                f"{row['tokens']:,}",
+                *(duration(row["seconds"][name]) for name in ("window", "dense")),
+                f"{row['seconds']['dense'] / row['seconds']['window']:.2f}",
+                *(size(row["bytes"][name]) for name in ("torch", "onnxruntime")),
+                size(4 * heads * row["tokens"] ** 2),
+            ]
+            for row in found["rows"]
+        ]
+        header = ["tokens", "window", "dense", "speed", "memory, torch", "memory, onnxruntime"]
+        parts.append(table([*header, "all logits"], rows))
+    return "\n".join([EXPORTED, *parts]) if parts else ""
+
+
+def _measured(found: dict[str, Any], what: str = "") -> str:
+    """Where, when and how the figures of one file were measured."""
+    about = found["machine"]
+    return (
+        f"{found['class']}{', ' + what if what else ''}: {about['processor']}, "
+        f"{about['threads']} threads, torch {about['torch']}, {about['date']}: "
+        f"`{found['command']}`\n"
+    )
 
 
 def section(record: dict[str, Any], runs: list[str]) -> str:

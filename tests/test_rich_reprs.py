@@ -22,7 +22,9 @@ from foveal.caches.fixed import FixedCache
 from foveal.caches.pyramid import PyramidCache
 from foveal.common import html
 from foveal.common.words import in_bytes
+from foveal.export.opened import OpenedProgram
 from foveal.recipes.config import load_recipe
+from foveal.recipes.exporting import Written
 from foveal.recipes.images.look import Prediction
 from foveal.recipes.kind import Run
 from foveal.recipes.pixels.kind import Drawing
@@ -52,6 +54,24 @@ def benched():
     found = Results(pattern_case("small", HOSTILE, WINDOW, 200, contenders=("tiled", "dense")))
     found += [Result("tiled", "forward", 0.002, 0.001, 2.5), Result("dense", "forward", 0.005, 1)]
     return found
+
+
+ABOUT = {
+    "family": HOSTILE,
+    "dtype": "float32",
+    "weights": "c0ffee",
+    "foveal": "0.1",
+    "torch": "2.13",
+    "deviation": 3e-7,
+    "inputs": [
+        {"name": "tokens", "dtype": "int64", "shape": [[1, None], [2, 4096], 7],
+         "sizes": ["batch", "length", HOSTILE], "tokens": 2560},
+    ],
+}  # fmt: skip
+TOLD = (
+    *("batch 1 or more, length 2 to 4096", "each below 2,560", "by 3.0e-07 at most", "c0ffee"),
+    *("float32", "foveal 0.1, torch 2.13"),
+)
 
 
 def run():
@@ -101,6 +121,11 @@ EXAMPLES = {
         ("levels of 8 clusters", "Pyramid("),
     ),
     "FixedCache": (fixed, ("after 7 tokens", "SlidingWindow(", "768 B")),
+    "OpenedProgram": (lambda: OpenedProgram(Path(HOSTILE), print, ABOUT), TOLD),
+    "Written": (
+        lambda: Written(HOSTILE, "onnx", 1_200_000, "runs/mine", ABOUT),
+        (*TOLD, "runs/mine", "1.2 MB", "onnx"),
+    ),
     "Results": (benched, ("tiled", "2 ms", "2.50 x", "1 (peer)", "forward")),
 }  # fmt: skip
 """By class: how to come by one, and what its table must tell."""

@@ -84,7 +84,7 @@ def test_a_run_of_pictures(work, capsys):
     found = json.loads(run(capsys, *arguments))
     assert (found["path"], found["format"]) == ("net.onnx", "onnx")
     assert found["bytes"] == os.path.getsize("net.onnx")
-    assert found["deviation"] < 1e-4
+    assert found["about"]["deviation"] < 1e-4
     assert found["about"]["inputs"][0]["sizes"] == ["batch", "channels", "height", "width"]
     assert found["about"]["inputs"][0]["shape"][2:] == [8, 8]
     printed = run(capsys, "predict", "pictures-run", "good.png", "--with", "net.onnx")

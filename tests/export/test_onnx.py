@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lively import lively
 import foveal
 from foveal import export
 from foveal import patterns as P
-from foveal.export.onnx import to_onnx
+from foveal.export.onnx import serialized, to_onnx
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -150,6 +151,10 @@ def test_a_window_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert added < LONG * LONG * 4 / 4, added
 
     program = export.open_program(tmp_path / "model.onnx")
+    told = repr(program).splitlines()
+    assert told[0] == f"OpenedProgram({str(tmp_path / 'model.onnx')!r}, float32 transformer"
+    assert told[1] == f"  tokens: int64 (batch 1 or more, length 1 to {LONG}), each below 16"
+    assert told[2].startswith("  differs: from the model by ")
     with pytest.raises(ValueError, match=rf"length 16385, but .* was exported for 1 to {LONG};"):
         program(torch.zeros(1, LONG + 1, dtype=torch.long))
     with pytest.raises(ValueError, match=r"tokens must be \(batch, length\) of int64"):
@@ -204,13 +209,31 @@ def test_a_missing_package_is_told_by_its_extra(
     assert not list(tmp_path.iterdir())
 
 
-def test_bfloat16_is_refused_before_anything_is_made(
+def test_what_onnx_cannot_hold_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime could not be asked whether the file gives the model's numbers."""
+    """Numbers by which onnxruntime could not be asked, and more than two gigabytes of them."""
     with pytest.raises(ValueError, match=r"bfloat16 on a CPU.*dtype='float32'"):
         to_onnx(None, {"dtype": "bfloat16"})  # type: ignore[arg-type]
     monkeypatch.setattr("foveal.export.files.trace", pytest.fail)
     with pytest.raises(ValueError, match=r"bfloat16 on a CPU.*dtype='float32'"):
         export.save(window().bfloat16(), tmp_path / "model.onnx", "onnx")
+    model, huge = window(), torch.zeros(1).expand(500_000_001)
+    model.register_buffer("more", huge, persistent=False)
+    with pytest.raises(ValueError, match=r"at most 2,000,000,000 bytes, .* weights have 2,00"):
+        export.save(model, tmp_path / "model.onnx", "onnx")
+    program: Any = SimpleNamespace(state_dict={}, constants={"table": huge})
+    with pytest.raises(ValueError, match=r"at most 2,000,000,000 bytes.* 2,000,000,004;"):
+        to_onnx(program, {"dtype": "float32"})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_grew_too_large_is_told() -> None:
+    """What the package says of it is no answer for a person."""
+    from google.protobuf.message import EncodeError
+
+    def fail() -> None:
+        raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(ValueError, match=r"2,000,000,000 bytes, and this .* format='torch'"):
+        serialized(SimpleNamespace(SerializeToString=fail))

@@ -332,6 +332,24 @@ def test_sizes_of_one_and_two() -> None:
             torch.testing.assert_close(program.module()(tokens), model(tokens))
 
 
+def test_mistakes_are_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace may take minutes: what is known to be wrong is said before."""
+    monkeypatch.setattr("foveal.export.files.trace", pytest.fail)
+    model = made("window")
+    for tolerance in (-1, "small", float("nan")):
+        with pytest.raises(ValueError, match="tolerance must be a number at least 0"):
+            export.save(model, tmp_path / "a.pt2", tolerance=tolerance)  # type: ignore[arg-type]
+    program: Any = object()
+    with pytest.raises(TypeError, match="must be an ExportedProgram, got object"):
+        export.save(model, tmp_path / "a.pt2", program=program)
+    if Path("/proc/self").is_dir():
+        with pytest.raises(OSError, match=r"nothing can be written there.*/proc/self/a\.pt2"):
+            export.save(model, "/proc/self/a.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
     """One line: what draws at random, what is no model, and options that mean nothing."""
     sizes = {"image_size": 16, "num_tokens": 12, "codebook_dim": 8, "hidden_dim": 8}

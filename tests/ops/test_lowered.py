@@ -199,6 +199,52 @@ def test_layouts_of_heads_are_traced() -> None:
         assert_close(program.module()(x), dense_attention(x, x, x, pattern)[0])
 
 
+DOCUMENTS = P.Documents((30, 50))
+LENGTHS = {
+    "a window": (P.SlidingWindow(9), 2, None),
+    "a window in documents": (DOCUMENTS & P.SlidingWindow(9), 80, 400),
+    "a window or documents": (P.SlidingWindow(9) | DOCUMENTS, 80, None),
+}
+
+
+def traced(pattern: P.Pattern, least: int, most: int | None) -> torch.export.ExportedProgram:
+    """Attention to itself of one sequence, over lengths between."""
+    length = torch.export.Dim("length", min=least, max=most)
+    with lowering():
+        return torch.export.export(
+            Layer(pattern), (torch.randn(1, 2, 100, 8),), dynamic_shapes=({2: length},)
+        )
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_that_a_pattern_takes_are_symbols(name: str) -> None:
+    """A module of one's own; what a rule looks things up in is made outside of the trace."""
+    pattern, least, most = LENGTHS[name]
+    program = traced(pattern, least, most)
+    for length in (least, 81, most or 333):
+        x = torch.randn(1, 2, length, 8)
+        assert_close(program.module()(x), dense_attention(x, x, x, pattern)[0])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "least", "most", "words"),
+    [
+        (DOCUMENTS, 2, 400, "over 2 to 400 tokens .*got 2 tokens for 2 documents of 80"),
+        (DOCUMENTS & P.SlidingWindow(9), 79, None, "over 79 to any tokens"),
+        (P.Packed(P.SlidingWindow(9), (30, 50)), 80, 400, "as long as its 2 documents of 80"),
+        (P.Neighborhood(10, 3), 2, 101, r"at most height \* width = 100"),
+        (P.NextScale((1, 2, 4, 9)), 2, None, r"bound the length when tracing: Dim\("),
+        (P.BlockSparse(HOLES, 16), 2, 400, "num_blocks"),
+    ],
+)
+def test_lengths_that_a_pattern_refuses_are_no_program(
+    pattern: P.Pattern, least: int, most: int | None, words: str
+) -> None:
+    """Such as would compute what attend() refuses, or end in an error of torch's."""
+    with pytest.raises(NotLoweredError, match=words):
+        traced(pattern, least, most)
+
+
 def test_what_has_no_form_is_refused_by_name() -> None:
     """Keys that are pooled by a rule of somebody else, biases of single keys, dropout; and numbers
     that attend() refuses everywhere."""

@@ -50,10 +50,8 @@ def check(
         ValueError: the program gives something else, or nothing, at sizes that the message names;
             a tolerance that is no number from 0 on.
     """
-    if not isinstance(program, ExportedProgram):
-        raise TypeError(f"program must be an ExportedProgram, got {type(program).__name__}.")
-    if tolerance is not None:
-        as_number("tolerance", tolerance, 0)
+    check_type(program)
+    check_tolerance(tolerance)
     highs = {one.name: one.high for one in inputs_of(model)}
     run, worst = program.module() if run is None else run, 0.0
     draw = torch.Generator("cpu").manual_seed(seed)
@@ -68,6 +66,18 @@ def check(
                 raise ValueError(f"the program fails at {_words(feed)}: {reason}") from error
         worst = max(worst, _compared(found, wanted, tolerance, feed))
     return worst
+
+
+def check_type(program: Any) -> None:
+    """Raise TypeError for what is no program."""
+    if not isinstance(program, ExportedProgram):
+        raise TypeError(f"program must be an ExportedProgram, got {type(program).__name__}.")
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Raise ValueError for what is neither None nor a number from 0 on."""
+    if tolerance is not None:
+        as_number("tolerance", tolerance, 0)
 
 
 def _asked(model: Any, feed: Feed) -> Any:

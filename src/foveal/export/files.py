@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from foveal.common.files import write_file
 from foveal.common.words import suggest
-from foveal.export.check import check
+from foveal.export.check import check, check_tolerance, check_type
 from foveal.export.inputs import inputs_of
-from foveal.export.onnx import OnnxProgram, need_onnx, quiet, to_onnx, with_note
+from foveal.export.onnx import OnnxProgram, need_onnx, quiet, serialized, to_onnx, with_note
 from foveal.export.program import program as trace
 from foveal.export.shapes import Shape, inputs_in, sizes_in
 from foveal.version import __version__
@@ -61,22 +64,12 @@ def save(
         ModuleNotFoundError: a package of the extra onnx is missing.
         ValueError: another format, sizes that do not fit, a model without such a program, or a
             program that differs from it.
-        FileNotFoundError, IsADirectoryError: there is no such folder, or it is one itself.
+        TypeError: it is no model of foveal, or `program` is none.
+        FileNotFoundError, IsADirectoryError, OSError: there is no such folder, it is one itself,
+            or nothing can be written there.
     """
-    if format not in FORMATS:
-        hint = suggest(format, FORMATS, "")
-        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format=}. {hint}".strip())
-    if program is not None and sizes:
-        raise ValueError(
-            f"program has its sizes already, got {', '.join(sizes)} as well; omit it."
-        )
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
-    if format == "onnx":
-        need_onnx(getattr(model, "dtype", None))
+    _check_before(model, path, format, program, tolerance, sizes)
     tell = tell or (lambda stage: None)
     if program is None:
         tell(TRACING)
@@ -98,6 +91,42 @@ def save(
 
     write_file(path, write)
     return about
+
+
+def _check_before(
+    model: Any,
+    path: Path,
+    format: str,
+    program: ExportedProgram | None,
+    tolerance: float | None,
+    sizes: dict[str, Any],
+) -> None:
+    """Raise what is known to be wrong before the long work begins."""
+    if format not in FORMATS:
+        hint = suggest(format, FORMATS, "")
+        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format=}. {hint}".strip())
+    if program is not None and sizes:
+        raise ValueError(
+            f"program has its sizes already, got {', '.join(sizes)} as well; omit it."
+        )
+    if program is not None:
+        check_type(program)
+    check_tolerance(tolerance)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno, f"nothing can be written there ({error.strerror})", str(path)
+        ) from error
+    if format == "onnx":
+        is_module = isinstance(model, nn.Module)
+        held = chain(model.parameters(), model.buffers()) if is_module else ()
+        need_onnx(getattr(model, "dtype", None), held)
 
 
 class _Told(io.RawIOBase):
@@ -143,7 +172,7 @@ def _as_onnx(
     """The description with the deviation that onnxruntime shows, and the file."""
     tell(TRANSLATING)
     graph = to_onnx(program, about)
-    run = OnnxProgram(graph.SerializeToString())
+    run = OnnxProgram(serialized(graph))
     tell(COMPARING)
     about = {**about, "deviation": check(program, model, tolerance=tolerance, run=run)}
     return about, with_note(graph, about)

@@ -8,7 +8,8 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ _LOUD = ("torch.onnx", "onnxscript", "onnx_ir")
 _ERRORS_ALONE = 3  # of onnxruntime's levels
 
 
-def need_onnx(dtype: torch.dtype | None) -> None:
+def need_onnx(dtype: torch.dtype | None, weights: Iterable[Tensor] = ()) -> None:
     """Whether an ONNX file of such weights can be made, asked before the long work begins.
 
     Raises:
         ModuleNotFoundError: a package of the extra onnx is missing.
-        ValueError: onnxruntime, by which the file is compared, has no such numbers.
+        ValueError: onnxruntime, by which the file is compared, has no such numbers, or there are
+            more than one file holds.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         need(package, "a program as ONNX")
@@ -40,6 +42,12 @@ def need_onnx(dtype: torch.dtype | None) -> None:
         raise ValueError(
             "onnxruntime computes nothing in bfloat16 on a CPU, where programs are compared; load "
             "the model with dtype='float32', or use format='torch'."
+        )
+    size = sum(x.numel() * x.element_size() for x in weights)
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"an ONNX file holds at most {_MOST_BYTES:,} bytes, and the weights have {size:,}; "
+            "use format='torch'."
         )
 
 
@@ -54,14 +62,8 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
         ValueError: weights of more than ONNX has in one file, or in bfloat16, or an operator that
             it lacks.
     """
-    need_onnx(getattr(torch, about["dtype"]))
+    need_onnx(getattr(torch, about["dtype"]), _distinct(program))
     inputs, results = about["inputs"], program.graph_signature.user_outputs
-    weights = sum(x.numel() * x.element_size() for x in program.state_dict.values())
-    if weights > _MOST_BYTES:
-        raise ValueError(
-            f"an ONNX file holds at most {_MOST_BYTES:,} bytes, and the weights have {weights:,}; "
-            "use format='torch'."
-        )
     with quiet(*_LOUD):
         try:
             found: Any = torch.onnx.export(
@@ -80,12 +82,38 @@ def to_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> Any:
         return found.model_proto
 
 
+def _distinct(program: ExportedProgram) -> Iterator[Tensor]:
+    """What a program holds: its weights, and the tables of its plans."""
+    seen: set[int] = set()
+    for x in chain(program.state_dict.values(), program.constants.values()):
+        if isinstance(x, Tensor) and x.data_ptr() not in seen:
+            seen.add(x.data_ptr())
+            yield x
+
+
+def serialized(graph: Any) -> bytes:
+    """An onnx.ModelProto as the bytes of a file.
+
+    Raises:
+        ValueError: they are more than one file holds.
+    """
+    from google.protobuf.message import EncodeError
+
+    try:
+        written: bytes = graph.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise ValueError(
+            f"an ONNX file holds at most {_MOST_BYTES:,} bytes, and this program has more "
+            f"({_first_line(error)}); use format='torch'."
+        ) from error
+    return written
+
+
 def with_note(graph: Any, about: Mapping[str, Any]) -> bytes:
     """The file of an onnx.ModelProto that tells what it is; see `OnnxProgram.about`."""
     note = graph.metadata_props.add()
     note.key, note.value = FACTS, json.dumps(dict(about))
-    written: bytes = graph.SerializeToString()
-    return written
+    return serialized(graph)
 
 
 class OnnxProgram:
@@ -120,6 +148,10 @@ class OnnxProgram:
             ) from error
         self.about = _about_in(self._session.get_modelmeta().custom_metadata_map)
         self._names = [one.name for one in self._session.get_inputs()]
+
+    def __repr__(self) -> str:
+        told = (f"{one.name} {one.shape} {one.type}" for one in self._session.get_inputs())
+        return f"OnnxProgram({', '.join(told)})"
 
     def __call__(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The outputs for inputs, a tensor or a tuple of them; shapes and dtypes as of the model.

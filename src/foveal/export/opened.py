@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from foveal.common import html
 from foveal.common.inputs import require_file
 from foveal.export.files import load
 from foveal.export.onnx import OnnxProgram
+from foveal.export.told import facts, in_words, rows
 
 _ZIP = b"PK\x03\x04"  # of torch's archives; ONNX files begin otherwise
 
@@ -31,6 +33,15 @@ class OpenedProgram:
                 "name a file that it wrote."
             )
         self.inputs: list[dict[str, Any]] = about["inputs"]
+
+    def __repr__(self) -> str:
+        told = [f"{name}: {words}" for name, words in rows(self.about).items()]
+        what = " ".join(str(self.about.get(key, "")) for key in ("dtype", "family")).strip()
+        return "\n  ".join([f"OpenedProgram({str(self.path)!r}, {what}", *told]) + ")"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.facts(facts(self.about), title=str(self.path))
 
     def size(self, name: str) -> tuple[int, int | None]:
         """The least and the most of a size, by its name; the most is None without end.
@@ -95,13 +106,6 @@ def open_program(path: str | Path) -> OpenedProgram:
     return OpenedProgram(path, found, found.about)
 
 
-def in_words(least: int, most: int | None) -> str:
-    """The values of a size: "1 or more", "2 to 4096", "224"."""
-    if least == most:
-        return f"{least}"
-    return f"{least} or more" if most is None else f"{least} to {most}"
-
-
 def _is_description(about: Any) -> bool:
     """Whether it has what we read of it, in the form in which `describe` says it."""
     inputs = about.get("inputs") if isinstance(about, Mapping) else None
@@ -109,7 +113,11 @@ def _is_description(about: Any) -> bool:
 
 
 def _is_input(one: Any) -> bool:
-    if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+    if not isinstance(one, dict):
+        return False
+    if not isinstance(one.get("tokens"), int | None):
+        return False
+    if not all(isinstance(one.get(key), str) for key in ("name", "dtype")):
         return False
     names, shape = one.get("sizes"), one.get("shape")
     return (

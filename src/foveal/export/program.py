@@ -93,19 +93,17 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _exported(model: Any, inputs: tuple[Input, ...]) -> ExportedProgram:
     import torch._dynamo.config as tracer
-    import torch.fx.experimental._config as symbols
 
     args, kwargs = example_tensors(inputs, model.device)
     kind = type(model).__name__
     try:
-        # sizes of one are not told from others, so that one trace serves them too; to keep what an
-        # operator gave, lest it be inferred again, takes torch longer than to infer it of symbols
+        # to keep what an operator gave, lest it be inferred again, takes torch longer than to
+        # infer it of symbols
         with (
             evaluating(model),
             lowering(),
             _floors(),
             torch.no_grad(),
-            symbols.patch(backed_size_oblivious=True),
             tracer.patch(fake_tensor_cache_enabled=False),
         ):
             found = torch.export.export(

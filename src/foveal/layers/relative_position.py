@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from foveal.common.arguments import checked
+from foveal.common.symbols import known
 from foveal.layers.checks import check_sizes
 from foveal.layers.linear import linear
-from foveal.layers.windows import fold, known, take_first
-from foveal.ops.lowered import is_lowering
+from foveal.layers.windows import fold
 from foveal.patterns.sizes import pair
 
 Size = int | tuple[int, int]
@@ -122,20 +122,19 @@ def _windows(logits: Tensor, axis: int, starts: Sequence[int], length: int) -> T
     the `i`-th query of a block along `axis` takes entries from `starts[i]`.
     """
     n, period = logits.shape[axis], len(starts)
-    if is_lowering() and not known(n):
+    if not known(n):
         return _gathered(logits, axis, starts, length)
     blocks = -(-n // period)
-    if not known(n) or n % period:
+    if n % period:
         tail = [0, 0] * (logits.ndim - 1 - axis) + [0, blocks * period - n]
         logits = nn.functional.pad(logits, tail)
     places = logits.unflatten(axis, (blocks, period)).unbind(axis + 1)
     cut = [x.narrow(-1, start, length) for x, start in zip(places, starts, strict=True)]
-    whole = torch.stack(cut, axis + 1).flatten(axis, axis + 1)
-    return take_first(whole, axis, n)
+    return torch.stack(cut, axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
 
 
 def _gathered(logits: Tensor, axis: int, starts: Sequence[int], length: int) -> Tensor:
-    """`_windows` in one step, for programs: each step more asks the trace about sizes again."""
+    """`_windows` in one step, for symbols: each step more asks a trace about sizes again."""
     n, behind = logits.shape[axis], logits.ndim - 2 - axis
     place = torch.arange(n, device=logits.device) % len(starts)
     index = torch.tensor(starts, device=logits.device)[place, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,10 @@ class _Combined(Pattern, abstract=True):
     def in_head(self, device: torch.device | str | None = None) -> HeadMask:
         rules = [part.in_head(device) for part in self.parts]
         return lambda head, q_idx, k_idx: self.fold([rule(head, q_idx, k_idx) for rule in rules])
+
+    def rule(self, device: torch.device | str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        rules = [part.rule(device) for part in self.parts]
+        return lambda q_idx, k_idx: self.fold([rule(q_idx, k_idx) for rule in rules])
 
     def num_queries(self, n_keys: int) -> int:
         counts = {part.num_queries(n_keys) for part in self.parts}

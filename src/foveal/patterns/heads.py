@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from foveal.patterns.base import Pattern
@@ -35,3 +37,7 @@ class _OneHead(Pattern):
 
     def allows(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return self.pattern.allows(q_idx, k_idx)[self.head]
+
+    def rule(self, device: torch.device | str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        rule, head = self.pattern.rule(device), self.head
+        return lambda q_idx, k_idx: rule(q_idx, k_idx)[head]

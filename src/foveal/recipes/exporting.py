@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foveal.common import html
 from foveal.common.files import expanded, read_json
 from foveal.common.inputs import reading
-from foveal.common.words import suggest
+from foveal.common.words import in_bytes, suggest
 from foveal.export import save
 from foveal.export.files import FORMATS, STAGES
-from foveal.export.opened import in_words
+from foveal.export.told import facts, rows
 from foveal.models import load_model
 from foveal.models.base import Model
 from foveal.models.image import ImageModel
@@ -27,8 +27,6 @@ class Written:
     Attributes:
         path, format, bytes: of the file.
         source: the checkpoint or folder that the weights are from.
-        deviation: the largest one from the model that was seen before it was written; relative to
-            numbers above 1.
         about: what the file says of itself, see `foveal.export.describe`.
     """
 
@@ -36,19 +34,28 @@ class Written:
     format: str
     bytes: int
     source: str
-    deviation: float
     about: dict[str, Any]
+
+    @property
+    def deviation(self) -> float:
+        """The largest one from the model that was seen before it was written; relative to numbers
+        above 1."""
+        return float(self.about["deviation"])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return asdict(self)
 
     def __str__(self) -> str:
+        told = rows(self.about)
+        width = max(map(len, told))
         lines = [f"{self.path}  {self.bytes:,} bytes, of {self.source}"]
-        told = [(one["name"], _in_words(one)) for one in self.about["inputs"]]
-        told.append(("differs", f"from the model by {self.deviation:.1e} at most, where compared"))
-        width = max(len(name) for name, _ in told)
-        return "\n".join([*lines, *(f"{name:<{width}}  {words}" for name, words in told)])
+        return "\n".join([*lines, *(f"{name:<{width}}  {words}" for name, words in told.items())])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        file = {"format": self.format, "size": in_bytes(self.bytes), "from": self.source}
+        return html.facts({**file, **facts(self.about)}, title=self.path)
 
 
 def export_run(run: str, kind: str | None = None, out: str | None = None, **sizes: Any) -> Written:
@@ -71,7 +78,7 @@ def export_run(run: str, kind: str | None = None, out: str | None = None, **size
     path = _place(out, folder, kind)
     with waiting("exporting", STAGES) as tell, reading(f"the model of {source}"):
         about = save(model, path, kind, tell=tell, **{**usual, **sizes})
-    return Written(str(path), kind, path.stat().st_size, source, about["deviation"], about)
+    return Written(str(path), kind, path.stat().st_size, source, about)
 
 
 def _kind(kind: str | None, out: str | None) -> str:
@@ -136,11 +143,3 @@ def _place(out: str | None, folder: Path, kind: str) -> Path:
         if path.exists() and not path.is_file():
             raise ValueError(f"out={out!r} is no plain file; name another.")
     return path
-
-
-def _in_words(one: Mapping[str, Any]) -> str:
-    """An input: "int64 (batch 1 or more, length 2 to 4096), each below 256"."""
-    spans = [(size, size) if isinstance(size, int) else size for size in one["shape"]]
-    sizes = [f"{name} {in_words(*span)}" for name, span in zip(one["sizes"], spans, strict=True)]
-    below = f", each below {one['tokens']:,}" if one["tokens"] else ""
-    return f"{one['dtype']} ({', '.join(sizes)}){below}"

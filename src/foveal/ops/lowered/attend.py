@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,10 +12,18 @@ from foveal.ops.lowered.bands import band_plan, banded
 from foveal.ops.lowered.call import Lowered, Part
 from foveal.ops.lowered.dense import dense
 from foveal.ops.lowered.levels import by_levels
-from foveal.ops.lowered.state import NotLoweredError, are_equal, most, planned
+from foveal.ops.lowered.state import (
+    NotLoweredError,
+    are_equal,
+    has_symbols,
+    least,
+    most,
+    planned,
+)
 from foveal.ops.lowered.tiles import TilePlan, tile_plan, tiled
 from foveal.ops.table import Alibi
 from foveal.patterns import Pattern
+from foveal.patterns.sizes import MOST
 
 WORTH = 2
 """A plan is taken where it visits fewer than one in so many of the pairs."""
@@ -47,6 +53,7 @@ def attend_lowered(
     """
     if dropout_p:
         raise NotLoweredError(f"{dropout_p=} draws at random; call eval() first")
+    _check_range(pattern, k.shape[2])
     softcap = as_softcap(softcap)
     factor = q.shape[-1] ** -0.5 if scale is None else 1.0
     if isinstance(scale, Tensor):
@@ -66,6 +73,26 @@ def attend_lowered(
     if pattern.heads is not None:
         return _by_head(call)
     return _by_plan(call)
+
+
+def _check_range(pattern: Pattern, length: int | torch.SymInt) -> None:
+    """Whether the pattern takes all lengths that a symbol may be, as `attend` asks of each.
+
+    Raises:
+        NotLoweredError: it does not.
+    """
+    if known(length) or has_symbols(pattern):
+        return
+    longest = most(length)
+    for one in (least(length), MOST if longest is None else longest):
+        try:
+            pattern.check_length(one)
+        except ValueError as error:
+            ends = f"{least(length)} to {'any' if longest is None else longest}"
+            raise NotLoweredError(
+                f"{pattern} over {ends} tokens ({str(error).rstrip('.')}); bound the length when "
+                'tracing: Dim("length", min=..., max=...)'
+            ) from error
 
 
 def _grouped(call: Lowered) -> Lowered:
@@ -97,7 +124,7 @@ def _by_head(call: Lowered) -> Part:
 
 def _by_plan(call: Lowered) -> Part:
     pattern, longest = call.pattern, most(call.k.shape[2])
-    if pattern.reads_all or not _is_known(pattern):
+    if pattern.reads_all or has_symbols(pattern):
         return dense(call._replace(unread=not pattern.reads_all))
     call = call._replace(unread=not _is_all_read(call, longest))
     if are_equal(call.q.shape[2], call.k.shape[2]):
@@ -139,12 +166,3 @@ def _has_all_queries(call: Lowered) -> bool:
     if known(n, m):
         return bool(n == call.pattern.num_queries(m))
     return are_equal(n, m) and call.pattern.num_queries(most(m) or 1) == (most(m) or 1)
-
-
-def _is_known(value: Any) -> bool:
-    """Whether a pattern holds no symbols."""
-    if isinstance(value, tuple):
-        return all(_is_known(one) for one in value)
-    if isinstance(value, Pattern):
-        return all(_is_known(one) for one in vars(value).values())
-    return not isinstance(value, torch.SymInt)

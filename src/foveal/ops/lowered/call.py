@@ -6,6 +6,7 @@ and K keys of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from foveal.ops.bias import TableBias, WindowBias, finite, window_place
 from foveal.ops.logits import capped, with_sink_key, with_sinks
+from foveal.ops.lowered.state import has_symbols, planned
 from foveal.ops.rows_without_keys import open_dead_rows, softmax_rows
 from foveal.ops.table import Alibi
 from foveal.patterns import Halo, Pattern
@@ -78,7 +80,7 @@ def allowed(call: Lowered, q_idx: Tensor, k_idx: Tensor, exists: Tensor | None) 
     """
     found = None
     if not call.pattern.reads_all:
-        found = call.pattern.rule(k_idx.device)(q_idx[:, :, None], k_idx[:, None, :])
+        found = _rule(call.pattern, k_idx.device)(q_idx[:, :, None], k_idx[:, None, :])
         found = found[None, None] if found.ndim == 3 else found[None]
     if exists is not None:
         there = exists[None, None, :, None]
@@ -87,6 +89,13 @@ def allowed(call: Lowered, q_idx: Tensor, k_idx: Tensor, exists: Tensor | None) 
         real = call.key_mask[:, k_idx][:, None, :, None]
         found = real if found is None else found & real
     return found
+
+
+def _rule(pattern: Pattern, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """`allows`, with the tables that it looks things up in made outside of the trace."""
+    if has_symbols(pattern):
+        return pattern.rule(device)
+    return planned(("rule", pattern, str(device)), lambda: pattern.rule(device))
 
 
 def gained(call: Lowered, q_idx: Tensor, k_idx: Tensor) -> Tensor | None:

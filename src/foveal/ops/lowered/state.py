@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from foveal.patterns import Pattern
+
 Result = TypeVar("Result")
 
 _PLANS: contextvars.ContextVar[dict[Hashable, Any] | None] = contextvars.ContextVar(
@@ -26,9 +28,13 @@ def lowering() -> Iterator[None]:
 
     Other operators of foveal stay in the graph: attention to selected blocks, packed sequences.
     """
+    import torch.fx.experimental._config as symbols
+
     token = _PLANS.set({})
     try:
-        yield
+        # sizes of one are not told from others, so that one trace serves them too
+        with symbols.patch(backed_size_oblivious=True):
+            yield
     finally:
         _PLANS.reset(token)
 
@@ -66,6 +72,14 @@ def most(size: int | torch.SymInt) -> int | None:
     return None if upper in (int_oo, None) or not upper.is_finite else int(upper)
 
 
+def least(size: int | torch.SymInt) -> int:
+    """The smallest value of a size."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    lower = size.node.shape_env.bound_sympy(size.node.expr).lower
+    return max(0, int(lower)) if lower.is_finite else 0
+
+
 def are_equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     """Whether sizes are the same for every value of their symbols; ties the trace to nothing."""
     if isinstance(one, int) and isinstance(other, int):
@@ -73,3 +87,12 @@ def are_equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(one == other))
+
+
+def has_symbols(value: Any) -> bool:
+    """Whether a pattern holds sizes that are symbols."""
+    if isinstance(value, tuple):
+        return any(has_symbols(one) for one in value)
+    if isinstance(value, Pattern):
+        return any(has_symbols(one) for one in vars(value).values())
+    return isinstance(value, torch.SymInt)
