@@ -165,8 +165,19 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return x
     each = x.numel() // x.shape[0]
     words = row_words(_keys(x), (each + 1) // 2)
-    dropped = _halves(words)[:, :each] >= kept - _HALVES // 2
-    return x.masked_fill(dropped.reshape(x.shape), 0.0) * (_HALVES / kept)
+    stays = _below(_halves(words)[:, :each], kept - _HALVES // 2, x).view(x.shape)
+    scale = _HALVES / kept
+    # one factor where that rounds as two do; by numbers and not by a mask, which takes ten times
+    if x.dtype in (torch.float32, torch.float64):
+        return x * stays.mul_(scale)
+    return x * stays * scale
+
+
+def _below(halves: Tensor, bound: int, like: Tensor) -> Tensor:
+    """1 where a number is below the bound and 0 elsewhere, in the dtype of a tensor."""
+    if torch.compiler.is_compiling() or like.device.type != "cpu":
+        return (halves < bound).to(like.dtype)
+    return torch.lt(halves, bound, out=torch.empty(halves.shape, dtype=like.dtype, device="cpu"))
 
 
 def _halves(words: Tensor) -> Tensor:
