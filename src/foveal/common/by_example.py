@@ -158,8 +158,10 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     In a training it drops the same of an example wherever that is. The share is rounded to
     1 / 65,536.
     """
-    if not (training and p and _active and x.ndim and serves(x.shape[0])):
-        return F.dropout(x, p, training)
+    if not training:  # not even an operation that a graph would hold
+        return x
+    if not (p and _active and x.ndim and serves(x.shape[0])):
+        return F.dropout(x, p)
     kept = max(1, round((1 - p) * _HALVES))
     if kept == _HALVES or not x.numel():
         return x

@@ -85,9 +85,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out_features)
     """
-    if torch.compiler.is_exporting():  # for any number of rows, and any processor
+    traced = torch.compiler.is_compiling()
+    if traced and torch.compiler.is_exporting():  # for any number of rows, and any processor
         return F.linear(x, weight, bias)
-    if not _decodes(x, weight):
+    if traced or not _decodes(x, weight):
         if _is_emulated(x, weight):
             wide = None if bias is None else bias.float()
             return F.linear(x.float(), weight.float(), wide).to(x.dtype)

@@ -43,12 +43,16 @@ class Rotary(Positions):
 
     def forward(self, x: Tensor, offset: int | Tensor = 0, stride: int = 1) -> Tensor:
         """As in Positions: x (batch, tokens, heads, dim) -> same, turned."""
+        rows, y = self._rows(offset, x.shape[1], stride, x.device), x
         wide = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = self._rows(offset, x.shape[1], stride, x.device).to(wide).unbind(1)
-        y = x.to(wide)
+        if wide != torch.float32:
+            rows = rows.to(wide)
+        elif x.dtype != wide:
+            y = x.to(wide)
+        cos, sin = rows.unbind(1)
         # the sign of the sine's first half does the subtraction, so one fused product is enough
         out = torch.addcmul(y * cos, y.roll(self.dim // 2, -1), sin)
-        return out.to(x.dtype)
+        return out if y is x else out.to(x.dtype)
 
     def parts(self, offset: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What turns tokens x (..., dim) of one position: x cos + x[..., partners] sin.
@@ -83,9 +87,13 @@ class Rotary(Positions):
     ) -> Tensor:
         # float64, so that a row is the same however it was reached, and exact at any offset
         exact = torch.float32 if device.type == "mps" else torch.float64
-        half = torch.arange(0, self.dim, 2, dtype=exact, device=device) / self.dim
-        places = torch.arange(count, dtype=exact, device=device) * stride + offset
-        angles = places[:, None] * self.base**-half
+        half = torch.arange(0, -self.dim, -2, dtype=exact, device=device) / self.dim
+        places = torch.arange(count, dtype=exact, device=device)
+        if stride != 1:  # whatever is not needed would be an operation of each graph
+            places = places * stride
+        if isinstance(offset, Tensor) or offset:
+            places = places + offset
+        angles = places[:, None] * self.base**half
         cos, sin = angles.cos(), angles.sin()
-        rows = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)
-        return rows.to(torch.float32)[:, :, None]
+        rows = torch.stack((cos, cos, -sin, sin), 1).to(torch.float32)
+        return rows.view(count, 2, 1, self.dim)

@@ -46,15 +46,18 @@ def _parts(dim: int, shifts: Sequence[int]) -> list[Part]:
 def _moved(x: Tensor, parts: Sequence[Part], mask: Tensor | None = None) -> Tensor:
     """x (batch, tokens, dim) with the parts taken over, from tokens that are real."""
     ends = [0, *(end for part in parts for end in part[:2]), x.shape[-1]]
-    pieces = list(x.split([b - a for a, b in pairwise(ends)], -1))
-    for i, part in enumerate(parts):
-        source = pieces[2 * i + 1]
-        source = source if mask is None else source * mask[..., None].to(x.dtype)
+    owners = [None, *(owner for part in parts for owner in (part, None))]
+    cuts = [(b - a, part) for (a, b), part in zip(pairwise(ends), owners, strict=True) if b > a]
+    pieces = list(x.split([size for size, _ in cuts], -1))
+    for i, (_, part) in enumerate(cuts):
+        if part is None:
+            continue
+        source = pieces[i] if mask is None else pieces[i] * mask[..., None].to(x.dtype)
         source = _shift(source, part.back)
         if part.width:
             first = torch.arange(x.shape[1], device=x.device) % part.width == 0
             source = source.masked_fill(first[:, None], 0.0)
-        pieces[2 * i + 1] = source
+        pieces[i] = source
     return torch.cat(pieces, -1)
 
 
@@ -65,10 +68,8 @@ def _shift(x: Tensor, amount: int) -> Tensor:
         before, after = max(0, amount), max(0, -amount)
         places = torch.arange(length, device=x.device) + after
         return torch.nn.functional.pad(x, (0, 0, before, after)).index_select(1, places)
-    empty = torch.zeros_like(x[:, : min(abs(amount), length)])
-    if amount > 0:
-        return torch.cat((empty, x[:, : max(0, length - amount)]), 1)
-    return torch.cat((x[:, min(-amount, length) :], empty), 1)
+    amount = max(-length, min(amount, length))
+    return torch.nn.functional.pad(x, (0, 0, amount, -amount))
 
 
 class TokenShift:

@@ -41,16 +41,16 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     lse_all = torch.stack([lse for _, lse in parts])
     # rows without any key would compute -inf - -inf: give them a finite maximum instead
     top = lse_all.detach().amax(0)
-    top = torch.where(top == -torch.inf, torch.zeros_like(top), top)
+    top = top.masked_fill(top == -torch.inf, 0.0)
     weights = (lse_all - top).exp()
     total = weights.sum(0)
     dead = total == 0
-    safe = torch.where(dead, torch.ones_like(total), total)
-    shares = weights / safe
-    wide = torch.promote_types(shares.dtype, first_out.dtype)
+    safe = total.masked_fill(dead, 1.0)
+    wide = torch.promote_types(weights.dtype, first_out.dtype)
+    shares = (weights / safe).to(wide)[..., None].unbind()
+    nowhere = (lse_all == -torch.inf)[..., None].unbind()
     out = torch.zeros((), dtype=wide, device=first_out.device)
-    for share, (part, part_lse) in zip(shares.unbind(), parts, strict=True):
-        empty = (part_lse == -torch.inf)[..., None]
-        out = out + share.to(wide)[..., None] * part.masked_fill(empty, 0.0)
-    lse = torch.where(dead, torch.full_like(top, -torch.inf), safe.log() + top)
+    for share, empty, (part, _) in zip(shares, nowhere, parts, strict=True):
+        out = out + share * part.masked_fill(empty, 0.0)
+    lse = (safe.log() + top).masked_fill(dead, -torch.inf)
     return out.to(first_out.dtype), lse

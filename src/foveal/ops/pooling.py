@@ -68,14 +68,14 @@ def pool_keys(
     real = mask if counts is None else counts
     if real is None:
         real = torch.ones(1, tokens, dtype=torch.bool, device=k.device)
-    counted = count_real(real, levels)
-    of_keys = [_shares((count > 0).to(wide)) for count in counted[:-1]]
-    of_values = [_shares(count.to(wide)) for count in counted[:-1]]
+    counted, halves = _counted(real, levels)
+    of_keys = [_shares((both > 0).to(wide)) for both in halves]
+    of_values = [_shares(both.to(wide)) for both in halves]
     joined = starts[-1] + unit
-    gain = torch.full((real.shape[0], joined), MASKED, dtype=wide, device=k.device)
-    for start, count in zip(starts, counted, strict=False):
-        part = gain.narrow(1, start, count.shape[1])
-        part.copy_(torch.where(count > 0, count.to(wide).log(), MASKED))
+    ends = [*starts[1:-1], joined]  # the last with the unit that nobody reads
+    behind = [end - start - size for start, end, size in zip(starts, ends, sizes, strict=False)]
+    count = torch.cat([F.pad(own, (0, n)) for own, n in zip(counted, behind, strict=True)], 1)
+    gain = torch.where(count > 0, count.to(wide).log(), MASKED)
     pool = _pool_plainly if is_transformed(k, v) else _pool
     return Levels(
         pool(k, starts, sizes, joined, of_keys),
@@ -88,15 +88,20 @@ def pool_keys(
 
 def count_real(real: Tensor, levels: int) -> list[Tensor]:
     """Real tokens in the clusters of each level: (batch or 1, clusters), int32."""
-    counts = [real.to(torch.int32)]
+    return _counted(real, levels)[0]
+
+
+def _counted(real: Tensor, levels: int) -> tuple[list[Tensor], list[Tensor]]:
+    """`count_real`, and in the halves of all levels but the first, (batch or 1, clusters, 2)."""
+    counts, halves = [real.to(torch.int32)], []
     for _ in range(levels - 1):
-        counts.append(pairs(counts[-1], 1).sum(2))
-    return counts
+        halves.append(pairs(counts[-1], 1))
+        counts.append(halves[-1].sum(2))
+    return counts, halves
 
 
-def _shares(weight: Tensor) -> Tensor:
-    """Weights (n, clusters) of halves -> of each half in its pair (n, ceil(clusters / 2), 2)."""
-    both = pairs(weight, 1)
+def _shares(both: Tensor) -> Tensor:
+    """Weights of halves (n, clusters, 2) -> of each half in its pair, same."""
     return both / both.sum(2, keepdim=True).clamp(min=1)
 
 
@@ -242,18 +247,19 @@ def pool_queries(q: Tensor, mask: Tensor | None, levels: int, first: bool) -> li
         if first:
             found.append(found[0][:, :, :: 1 << level])
             continue
-        q = half(q.to(torch.promote_types(dtype, torch.float32)), real)
-        real = pairs(real, 1).any(2)
+        both = pairs(real, 1)
+        q = _half(q.to(torch.promote_types(dtype, torch.float32)), both)
+        real = both.any(2)
         found.append(q.to(dtype))
     return found
 
 
-def half(x: Tensor, real: Tensor) -> Tensor:
+def _half(x: Tensor, real: Tensor) -> Tensor:
     """Mean over the non-empty ones of each pair: (..., n, dim) -> (..., ceil(n / 2), dim).
 
-    x is zero where `real` (batch or 1, n) is False.
+    x is zero where `real` (batch or 1, ceil(n / 2), 2) is False.
     """
-    weight = pairs(real, 1).sum(2).clamp(min=1).to(x.dtype)
+    weight = real.sum(2).clamp(min=1).to(x.dtype)
     return pairs(x, 2).sum(3) / weight[:, None, :, None]
 
 
