@@ -53,8 +53,10 @@ def test_a_run_of_text(work, capsys):
     assert "the home of a user" in told("--with", "~nobody-here/a.pt2")
     assert "is a folder" in told("--with", "text-run")
     assert "text.txt" in told("--with", "text.txt")
-    (work / "bad.pt2").write_bytes((work / "text-run/model.pt2").read_bytes()[:2000])
-    assert "is damaged or no program of foveal" in told("--with", "bad.pt2")
+    whole = (work / "text-run/model.pt2").read_bytes()
+    for content in (whole[:2000], b"", b"\x80\x04.", b"text"):
+        (work / "bad.pt2").write_bytes(content)
+        assert "is damaged or no program of foveal" in told("--with", "bad.pt2")
     torch.save({"a": torch.ones(1)}, work / "weights.pt2")
     assert "is damaged or no program of foveal" in told("--with", "weights.pt2")
 

@@ -5,6 +5,7 @@ import struct
 import pytest
 import torch
 
+from foveal.draw.biases import draw_bias
 from foveal.draw.patterns import (
     Canvas,
     draw_pattern,
@@ -20,6 +21,8 @@ from foveal.patterns import (
     Full,
     Halo,
     Neighborhood,
+    Packed,
+    Part,
     Prefix,
     Pyramid,
     SlidingWindow,
@@ -161,6 +164,11 @@ def test_errors():
         draw_pattern(Full(), 10**6)
     with pytest.raises(ValueError, match="length"):
         draw_pattern(Halo(3), 10)
+    for empty in (Part(Full(), 3, 0), Packed(Full(), (3,), (0,)), Part(Halo(3), 1, 0)):
+        for draw in (draw_pattern, lambda pattern: draw_bias(pattern, "rows")):
+            with pytest.raises(ValueError, match="has no queries"):
+                draw(empty)
+        assert empty._repr_png_() is None
 
 
 def test_no_global_state_of_pyplot(after_torch):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ def test_zero_temperature_is_greedy():
     assert Sampler(temperature=0).probabilities(LOGITS).tolist() == [[1, 0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 0.5, 1.0, 7.0])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-42, 1e-30, 1e-3, 0.5, 1.0, 7.0, 1e308])
 def test_temperature_divides_logits(temperature):
     """Any positive temperature gives the softmax of logits / temperature, without overflow."""
     probs = Sampler(temperature).probabilities(LOGITS)
@@ -41,6 +42,12 @@ def test_cuts():
         probs = sampler.probabilities(LOGITS)[0]
         assert int((probs > 0).sum()) == left, sampler
         torch.testing.assert_close(probs[:left], plain[:left] / plain[:left].sum())
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-300, 1e-46, 1e-9])
+def test_the_likeliest_token_always_stays(top_p):
+    """However little top_p asks for, also less than float32 tells from nothing."""
+    assert Sampler(top_p=top_p, top_k=np.int64(3)).probabilities(LOGITS).tolist()[0][:2] == [1, 0]
 
 
 def test_ties_do_not_widen_top_k():
@@ -87,6 +94,12 @@ def test_what_is_no_distribution_is_refused(value):
         {"temperature": math.inf},
         {"top_k": 0},
         {"top_k": 2.5},
+        {"top_k": True},
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_p": "0.5"},
+        {"seed": 1.5},
+        {"seed": 1 << 64},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"min_p": -0.1},

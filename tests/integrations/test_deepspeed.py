@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import foveal.integrations.deepspeed as ours
 from foveal.testing import assert_close
@@ -198,6 +199,22 @@ def test_a_layout_made_in_inference_mode_follows_as_well():
         want = module(query, key, value, attn_mask=triangle)
         other.load_state_dict(module.state_dict())
         assert other(query, key, value, attn_mask=triangle).equal(want)
+
+
+@pytest.mark.parametrize("where", ["made on meta", "moved to meta", "fake", "causal on meta"])
+def test_without_values(where):
+    """On meta and with fake tensors the layout is what it was made as."""
+    config = types.SimpleNamespace(hidden_size=12, num_attention_heads=2)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if where == "fake" else torch.device("meta")
+    with torch.device("cpu") if where == "moved to meta" else mode:
+        module = ours.BertSparseSelfAttention(config, CONFIGS["bigbird"]())
+    with mode:
+        module = module if where == "fake" else module.to("meta")
+        hidden = torch.randn(2, 20, 12, requires_grad=True)
+        module.sparse_self_attention.causal = where.startswith("causal")
+        out = module(hidden, torch.zeros(2, 20))
+        out.sum().backward()
+        assert out.shape == hidden.grad.shape == hidden.shape
 
 
 def test_other_configs():

@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> int:
     from foveal.explore.tables import describe
     from foveal.training.progress import showing, tracked
 
+    if options.output is None:  # a port that cannot be had is told before the work
+        make_server("", options.port).server_close()
     more = []
     for name in options.patterns:
         with reading(f"the pattern {name!r}"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveal.draw.patterns import (
     Canvas,
+    check_drawable,
     chosen_query,
     dress,
     natural_length,
@@ -55,7 +56,7 @@ def draw_bias(
     length = natural_length(pattern) if length is None else length
     if not 1 <= length <= MOST:
         raise ValueError(f"length must be between 1 and {MOST} to draw a bias, got {length=}.")
-    pattern.check_length(length)
+    check_drawable(pattern, length)
     label = "row of the table" if bias == "rows" else "what the logit gains"
     figure = _figure(pattern, gained(pattern, bias, length), shown_canvas(pattern, length), label)
     return as_png(figure, path)

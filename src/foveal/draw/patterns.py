@@ -77,8 +77,15 @@ def draw_pattern(
     length = natural_length(pattern) if length is None else length
     if not 1 <= length <= MAX_LENGTH:
         raise ValueError(f"length must be between 1 and {MAX_LENGTH} to be drawn, got {length=}.")
-    pattern.check_length(length)
+    check_drawable(pattern, length)
     return as_png(_figure(pattern, length), path)
+
+
+def check_drawable(pattern: Pattern, length: int) -> None:
+    """Raise ValueError where the pattern does not take so many tokens, or has no query of them."""
+    pattern.check_length(length)
+    if not pattern.num_queries(length):
+        raise ValueError(f"{pattern} has no queries, so that there is nothing to draw.")
 
 
 def natural_length(pattern: Pattern, most: int = 4096) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.common import html
 from foveal.common.inputs import require_file
-from foveal.export.files import load
+from foveal.export.files import FORMATS, load
 from foveal.export.onnx import OnnxProgram
 from foveal.export.told import facts, in_words, rows
 
@@ -98,7 +98,7 @@ def open_program(path: str | Path) -> OpenedProgram:
     """
     path = require_file(path, "an exported program")
     with path.open("rb") as file:
-        is_torch = file.read(len(_ZIP)) == _ZIP
+        is_torch = file.read(len(_ZIP)) == _ZIP or path.suffix.lower() == FORMATS["torch"]
     if is_torch:
         program, about = load(path)
         return OpenedProgram(path, program.module(), about)

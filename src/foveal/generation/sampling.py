@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveal.common.checks import as_int, as_number
 from foveal.common.dtypes import wide
+
+TINY = 5e-324
+"""The least number above 0."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,28 @@ class Sampler:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.temperature < math.inf):
-            raise ValueError(
-                f"temperature must be 0 (greedy) or more, got temperature={self.temperature!r}."
-            )
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ValueError(
-                f"top_k must be an int of at least 1, got top_k={self.top_k!r}; use None to draw "
-                "among all tokens."
-            )
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be above 0 and at most 1, got top_p={self.top_p!r}.")
-        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p must be from 0 to 1, got min_p={self.min_p!r}.")
+        self._check("temperature", 0.0, math.inf, "0 (greedy) or more")
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", as_int("top_k", self.top_k, 1))
+        self._check("top_p", TINY, 1.0, "above 0 and at most 1")
+        self._check("min_p", 0.0, 1.0, "from 0 to 1")
+        if self.seed is not None:
+            seed = as_int("seed", self.seed)
+            if not -(1 << 63) <= seed < 1 << 64:
+                raise ValueError(f"seed must be a number of 64 bits, got {seed=}.")
+            object.__setattr__(self, "seed", seed)
+
+    def _check(self, name: str, least: float, most: float, range_: str) -> None:
+        value = getattr(self, name)
+        if value is None and name != "temperature":
+            return
+        try:
+            found = float(as_number(name, value))
+        except ValueError:
+            found = math.nan
+        if not least <= found <= most:
+            raise ValueError(f"{name} must be a number, {range_}, got {name}={value!r}.")
+        object.__setattr__(self, name, found)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """The random numbers of one generation, from the seed on; None without a seed."""
@@ -65,7 +78,8 @@ class Sampler:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         logits = wide(logits)
         # the largest becomes 0, so that no temperature, however small, overflows
-        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        least = torch.finfo(logits.dtype).tiny  # less would count as 0
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, least)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = self._keep_top_k(logits, self.top_k)
         probs = logits.softmax(-1)
@@ -85,7 +99,8 @@ class Sampler:
     def _keep_top_p(probs: Tensor, p: float) -> Tensor:
         ranked, places = probs.sort(dim=-1, descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked  # the likeliest token has nothing before it: it stays
-        return torch.zeros_like(probs).scatter_(-1, places, ranked.masked_fill(before >= p, 0.0))
+        beyond = (before >= p) & (before > 0)  # for p may be 0 in float32
+        return torch.zeros_like(probs).scatter_(-1, places, ranked.masked_fill(beyond, 0.0))
 
 
 def _draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:

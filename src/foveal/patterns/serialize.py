@@ -247,6 +247,9 @@ def _call(node: ast.Call, text: str) -> Any:
         keyword.arg for keyword in node.keywords
     ):
         raise ValueError(f"* and ** may not stand in a pattern, got {_show(text)}.")
+    names = [str(keyword.arg) for keyword in node.keywords]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise ValueError(f"{twice[0]} may be given once, got it twice in {_show(text)}.")
     values = {str(keyword.arg): _evaluate(keyword.value, text) for keyword in node.keywords}
     return _build(name, build, [_evaluate(one, text) for one in node.args], values)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from foveal.common.checks import as_bool
 from foveal.common.memo import remember
@@ -81,9 +82,10 @@ class SparseSelfAttention(nn.Module):
         self.key_padding_mask_mode = _as_mode("key_padding_mask_mode", key_padding_mask_mode)
         self.attn_mask_mode = _as_mode("attn_mask_mode", attn_mask_mode)
         self.causal = as_bool("causal", causal)
-        self.register_buffer("master_layout", sparsity_config.make_layout(max_seq_length))
         self._synchronized = False
-        self._made = self._make()
+        with _disable_current_modes():  # blocks have values where no other tensor has
+            self.register_buffer("master_layout", sparsity_config.make_layout(max_seq_length))
+            self._made = self._make()
 
     # -- the layout as a pattern --------------------------------------------------------------
 
@@ -100,6 +102,10 @@ class SparseSelfAttention(nn.Module):
     def _pattern(self, causal: bool) -> BlockSparse:
         """That of the buffer, which is loaded, moved, and may be written to."""
         if torch.compiler.is_compiling():
+            return self._made.patterns[causal]
+        if self.master_layout.is_meta:  # without values: what it was made of
+            if causal not in self._made.patterns:
+                self._made.patterns[causal] = self._pattern_of(self._made.layout, causal)
             return self._made.patterns[causal]
         if not self._synchronized and distributed.is_available() and distributed.is_initialized():
             distributed.broadcast(self.master_layout, src=0)  # for layouts may be random
