@@ -108,6 +108,16 @@ def test_sixteen_lanes_without_avx512(unbuilt, monkeypatch):
     assert build._loaded["avx512+bf16"].foveal_width() == 16
 
 
+@pytest.mark.parametrize("level", ["avx512+bf16", "avx512", "avx2"])
+def test_pairs_of_bfloat16_are_checked_before_they_are_used(level, monkeypatch):
+    """They have instructions of their own: a kernel that is wrong in them alone is given up."""
+    given_up = []
+    monkeypatch.setattr(native.op, "agrees", lambda *about: torch.bfloat16 not in about)
+    monkeypatch.setattr(build, "give_up", lambda wanted, reason: given_up.append(wanted))
+    assert native.op._right.__wrapped__(level) is (level != "avx512+bf16")
+    assert given_up == ([level] if level == "avx512+bf16" else [])
+
+
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_head_on_many_threads(dtype):
