@@ -23,9 +23,10 @@ from foveal.caches.pyramid import PyramidCache
 from foveal.common import html
 from foveal.common.words import in_bytes
 from foveal.export.opened import OpenedProgram
+from foveal.recipes.beside import Continuations
 from foveal.recipes.config import load_recipe
 from foveal.recipes.exporting import Written
-from foveal.recipes.images.look import Prediction
+from foveal.recipes.images.look import PredictedBeside, Prediction
 from foveal.recipes.kind import Run
 from foveal.recipes.pixels.kind import Drawing
 from foveal.recipes.score import Score
@@ -102,6 +103,10 @@ EXAMPLES = {
         lambda: Prediction(HOSTILE, [(HOSTILE, 0.75), ("dog", 0.2)]),
         ("dog", "75%", "20%"),
     ),
+    "Continuations": (
+        lambda: Continuations("def ", HOSTILE, "main():", 9, 4, 2e-5, 7.25, 0.5, False),
+        ("def main():", "4 of 9 tokens are the same", "by 5.0e-01", "by 2.0e-05", "other weights"),
+    ),
     "Run": (run, ("images-halonet", "HaloNet", "emoji")),
     "Model": (
         model,
@@ -176,6 +181,16 @@ def test_tables_of_results(name):
     assert [one for one in told if one not in text] == []
     if HOSTILE.replace("\x1b", "·").replace("\u202e", "·") in text:
         assert "&lt;script&gt;" in page
+
+
+def test_a_program_stands_beside_its_model():
+    """Classes that both were asked for, and how near they are."""
+    beside = PredictedBeside({HOSTILE: 0.25, "dog": 0.5, "cat": 0.25}, 2e-5, 7.25, True)
+    text = read(
+        Prediction("a.png", [("dog", 0.75), (HOSTILE, 0.2)], "", beside)._repr_html_()
+    ).text
+    assert "modelexporteddog75%50%" in text
+    assert text.endswith("20%25%the logits differ by 2.0e-05 at most, of logits up to 7.25")
 
 
 def test_every_table_has_an_example():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.common import html
 from foveal.export.check import gaps
 from foveal.export.files import digest
 from foveal.export.opened import OpenedProgram, open_program
@@ -73,14 +74,26 @@ class Continuations:
 
     def __str__(self) -> str:
         lines = [f"model     {self.prompt}{self.model}", f"exported  {self.prompt}{self.exported}"]
+        return "\n".join([*lines, "", *self._told()])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: both texts, and how near they are."""
+        rows = [
+            (name, f"{self.prompt}{text}")
+            for name, text in (("model", self.model), ("exported", self.exported))
+        ]
+        return html.table(rows, title="model and program", note="\n".join(self._told()))
+
+    def _told(self) -> list[str]:
+        """Where they part, and by how much."""
         told = f"all {self.tokens} tokens are the same"
         if self.equal < self.tokens:
             told = (
                 f"{self.equal} of {self.tokens} tokens are the same; there the model preferred "
                 f"its own by {self.margin:.1e}"
             )
-        lines += ["", told, difference_in_words(self.difference, self.largest)]
-        return "\n".join([*lines, *([] if self.same_weights else [OTHER_WEIGHTS])])
+        near = difference_in_words(self.difference, self.largest)
+        return [told, near, *([] if self.same_weights else [OTHER_WEIGHTS])]
 
 
 OTHER_WEIGHTS = "the program was exported from other weights than these, perhaps an earlier step"

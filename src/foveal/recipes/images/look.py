@@ -71,9 +71,14 @@ class Prediction:
     exported: PredictedBeside | None = None
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the classes with their shares."""
+        """What a notebook shows: the classes with their shares, those of a program beside them."""
         rows = [(name, html.Share(share)) for name, share in self.ranking]
-        return html.table(rows, title=self.path, note=self.problem)
+        if self.exported is None:
+            return html.table(rows, title=self.path, note=self.problem)
+        shares = self.exported.shares
+        beside = [(*row, html.Share(shares[row[0]])) for row in rows]
+        head = ("", "model", "exported")
+        return html.table(beside, title=self.path, head=head, note=str(self.exported))
 
 
 def predict(
