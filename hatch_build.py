@@ -67,12 +67,13 @@ def classes(about: dict[str, Any]) -> list[str]:
 
 def compiled(compiler: list[str], wanted: str, about: dict[str, Any], folder: Path) -> Path:
     """The library of a class, under the name by which it is found."""
-    part, draft, last = folder / "part.o", folder / "draft.so", about["THREADING"][-1]
+    part, draft = folder / "part.o", folder / "draft.so"
     oldest = [f"-mmacosx-version-min={macos()}"] if MACOS else []
-    for threads in about["THREADING"]:
-        flags = [*oldest, *about["flags_for"](wanted, threads)]
+    ways = [(threads, lean) for threads in about["THREADING"] for lean in (True, False)]
+    for threads, lean in ways:
+        flags = [*oldest, *about["flags_for"](wanted, threads, lean)]
         command = [*compiler, *flags, "-c", str(about["SOURCE"]), "-o", str(part)]
-        if subprocess.run(command, check=threads == last).returncode == 0:
+        if subprocess.run(command, check=(threads, lean) == ways[-1]).returncode == 0:
             break
     # without the name of OpenMP's library: the kernel takes the one that torch has loaded
     linked = [*oldest, "-Wl,-x"] if MACOS else ["-s"]

@@ -208,6 +208,34 @@ def test_a_kernel_that_computes_something_else_is_not_used(cache, tmp_path, monk
     assert "self-check" in (native.why_not("cpu", torch.float32) or "")
 
 
+@pytest.mark.parametrize("flag", flags.LEAN[1:])
+def test_a_compiler_that_does_not_know_what_gcc_knows(built, cache, tmp_path, monkeypatch, flag):
+    """It is told again in words that every one knows; whatever else it says ends it at once."""
+    if build.level() not in flags.LEAN_CLASSES:
+        pytest.skip("all compilers are told the same for this class")
+    (whole,) = built.iterdir()
+    refuse = f"echo \"clang: error: unknown argument: '{flag}'\" >&2; exit 1"
+    told = tmp_path / "told"
+    script = f'echo "$*" >> {told}\ncase "$*" in *" {flag} "*) {refuse};; esac\n'
+    compiler(tmp_path, monkeypatch, f'{script}cp {whole} "$out"')
+    assert attends() == "native"
+    first, second = told.read_text().splitlines()
+    assert all(f" {one} " in first for one in flags.LEAN)
+    assert " -O3 " in second
+    assert not any(f" {one} " in second for one in flags.LEAN)
+
+
+def test_flags_of_a_class():
+    """What was measured to lose nothing is compiled lean; wide vectors and others are not."""
+    threads = flags.THREADING[0]
+    for wanted in flags.CLASSES:
+        lean, full = (flags.flags_for(wanted, threads, one) for one in (True, False))
+        assert "-O3" in full
+        assert ("-O3" in lean) == (wanted not in ("avx2", "generic"))
+        assert set(full) - {"-O3"} <= set(lean)
+        assert not flags.is_told_otherwise(wanted, b"error: unknown argument: '-fopenmp'")
+
+
 def test_a_compiler_may_come_with_options(built, cache, tmp_path, monkeypatch):
     """CXX="ccache c++" is usual."""
     (whole,) = built.iterdir()

@@ -175,9 +175,13 @@ struct Backward : Tile<In, P> {
         F sum = {};
         long d = 0;
         for (; d + W <= this->value_dim; d += W) {
-            float x[W], y[W];
-            for (long i = 0; i < W; ++i) x[i] = widen(a[d + i]), y[i] = widen(b[d + i]);
-            sum += V::template load<F>(x) * V::template load<F>(y);
+            if constexpr (std::is_same<In, float>::value) {
+                sum += V::template load<F>(a + d) * V::template load<F>(b + d);
+            } else {
+                float x[W], y[W];
+                UNROLL for (long i = 0; i < W; ++i) x[i] = widen(a[d + i]), y[i] = widen(b[d + i]);
+                sum += V::template load<F>(x) * V::template load<F>(y);
+            }
         }
         float parts[W], total = 0;
         V::store(parts, sum);

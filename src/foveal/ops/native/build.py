@@ -38,6 +38,7 @@ from foveal.ops.native.flags import (
     THREADING,
     digest_of,
     flags_for,
+    is_told_otherwise,
     key_for,
     name_for,
 )
@@ -263,15 +264,14 @@ def _compile(folder: Path, wanted: str, threads: tuple[str, ...]) -> Path:
     handle, name = tempfile.mkstemp(suffix=".draft", dir=folder)
     os.close(handle)
     draft = Path(name)
-    command = [*shlex.split(compiler), *flags_for(wanted, threads), str(SOURCE)]
+    words = shlex.split(compiler)
     try:
-        subprocess.run(
-            [*command, "-o", name],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMPILE_SECONDS,
-        )
+        try:
+            _run([*words, *flags_for(wanted, threads), str(SOURCE), "-o", name])
+        except subprocess.CalledProcessError as error:
+            if not is_told_otherwise(wanted, error.stderr):
+                raise
+            _run([*words, *flags_for(wanted, threads, lean=False), str(SOURCE), "-o", name])
         try:
             _open(draft)
         except OSError as error:  # it said that it was done
@@ -282,6 +282,17 @@ def _compile(folder: Path, wanted: str, threads: tuple[str, ...]) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def _run(command: list[str]) -> None:
+    """Let a compiler work, and hear what it says."""
+    subprocess.run(
+        command,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=COMPILE_SECONDS,
+    )
 
 
 def _gist(error: Exception) -> str:
