@@ -55,6 +55,19 @@ def seeds_of_what_is_here() -> Iterator[None]:
 
 
 @pytest.fixture
+def nothing_kept() -> Iterator[None]:
+    """For graphs over sizes that are symbols: what operators give of them is asked each time.
+
+    torch would look it up by all that is known of the symbols, which takes several times as long
+    and gives the same.
+    """
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
+@pytest.fixture
 def unforced(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the choice itself: FOVEAL_IMPL does not make it."""
     monkeypatch.delenv("FOVEAL_IMPL", raising=False)

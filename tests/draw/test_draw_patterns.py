@@ -31,7 +31,7 @@ from foveal.patterns import (
 from foveal.patterns.block_sparse import BlockSparse
 from foveal.patterns.strided import Strided
 
-COARSE = {"dpi": 50}
+COARSE = {"dpi": 50, "bbox_inches": None}  # what is cut off is matplotlib's affair
 LAYOUTS = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5
 
 

@@ -253,24 +253,25 @@ def test_compiles_whole_with_gradients(padding: str) -> None:
     layer = make(padding=padding, stride=2).float()
     x = torch.randn(1, 12, 13, 20, requires_grad=True)
     torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    backend = "aot_eager_default_partitioner"  # what is cheap to compute again is torch's affair
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)(x)
     assert_same_gradients(gradients(layer, x, compiled), gradients(layer, x, layer(x)), 1e-5)
 
 
+@pytest.mark.usefixtures("nothing_kept")
 @pytest.mark.parametrize("padding", ["mask", "attend"])
 def test_exports_with_dynamic_sizes(padding: str) -> None:
     """One exported program serves all batches, heights and widths of more than a block."""
     layer = make(padding=padding).float().eval()
     dynamic = torch.export.Dim.DYNAMIC
-    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):  # three times as fast
-        program = torch.export.export(
-            layer,
-            (torch.randn(2, 12, 20, 24),),
-            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-        )
+    program = torch.export.export(
+        layer,
+        (torch.randn(2, 12, 20, 24),),
+        dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+    ).module()
     for shape in [(1, 12, 17, 33), (3, 12, 32, 16)]:
         x = torch.randn(shape)
-        assert_close(program.module()(x), layer(x), 1e-5)
+        assert_close(program(x), layer(x), 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,7 @@ def export(model: ImageModel, x: Tensor, dims: list[int]) -> torch.nn.Module:
     return torch.export.export(model, (x,), dynamic_shapes=dynamic).module()
 
 
+@pytest.mark.usefixtures("nothing_kept")
 @kinds
 def test_exports_with_dynamic_batch(kind: str) -> None:
     """One exported program serves every batch, also of sizes that no window divides.
