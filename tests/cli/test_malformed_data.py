@@ -63,6 +63,7 @@ PACKED = {
     "x.jsonl": lambda p: p.write_bytes(b"[1, 2]\n" * 50),
     "x.parquet": lambda p: p.write_bytes(b"PAR1 no"),
     "x.zst": lambda p: p.write_bytes(b"\x28\xb5\x2f\xfd\0\0"),
+    "z.jsonl": lambda p: p.write_bytes(b'{"text": 1e999}\n' * 99),
     "x.csv": lambda p: p.write_bytes(b"a,b\n\0\0,1\n"),
     "y.jsonl": lambda p: p.write_bytes(b"[" * 100_000 + b"\n"),
 }

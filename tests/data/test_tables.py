@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import sys
 
 import pytest
@@ -88,7 +89,7 @@ def test_bad_lines_of_jsonl_are_named(tmp_path):
     assert [message.split(" of ")[0] for message in bad] == ["line 2", "line 3", "line 4"]
 
 
-@pytest.mark.parametrize("value", [True, ["a"], {"a": 1}, "\ud800"])
+@pytest.mark.parametrize("value", [True, ["a"], {"a": 1}, "\ud800", math.inf, -1e999])
 def test_what_is_no_text_is_refused(value):
     """Lists, objects, truths and halves of characters are never written as text."""
     with pytest.raises(BadRowError, match=r"'x'.* in line 3"):

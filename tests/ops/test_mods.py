@@ -26,6 +26,7 @@ from mod_cases import (
 from torch.nn.attention import flex_attention as theirs
 
 import foveal
+from foveal import patterns as P
 from foveal.testing import assert_close, relative_rms
 
 BLOCKS = {"causal": (64, 32), "padded, by head": 16, "T5, causal documents": (48, 100)}
@@ -284,6 +285,25 @@ def test_transforms_of_torch_func():
     pairs = [torch.func.jvp(one, (q,), (k,)) for one in (loss, formula)]
     for one, other in zip(*pairs, strict=True):
         assert_close(one, other, 1e-10)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_several_gradients_at_once(masked):
+    """Batched gradients, as of vectorised Jacobians, are those that come one by one."""
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 10, 4, dtype=torch.float64))
+    slopes = torch.rand(2, dtype=torch.float64, requires_grad=True)
+
+    def run(q, k, v, slopes):
+        mask = P.SlidingWindow(4).block_mask(10, 16) if masked else None
+        mod = lambda s, b, h, i, j: s - slopes[h] * (i - j).abs()  # noqa: E731
+        return foveal.flex_attention(q, k, v, mod, mask)
+
+    leaves, seeds = (q, k, v, slopes), torch.randn(3, 1, 2, 10, 4, dtype=torch.float64)
+    out = run(*leaves)
+    want = [torch.autograd.grad(out, leaves, one, retain_graph=True) for one in seeds]
+    got = torch.autograd.grad(out, leaves, seeds, is_grads_batched=True)
+    for many, each in zip(got, zip(*want, strict=True), strict=True):
+        torch.testing.assert_close(many, torch.stack(each))
 
 
 def test_autocast_computes_in_its_dtype():

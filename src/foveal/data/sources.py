@@ -378,6 +378,8 @@ def _refuse_empty(path: str, spans: list[Span], left: LeftOut, column: str) -> N
     if spans:
         what = "file is" if len(spans) == 1 else f"{len(spans)} files are all"
         where = repr(str(spans[0].path)) if len(spans) == 1 else repr(path)
+        if column:
+            what = f"column {column!r} of the {what}"
         raise ValueError(f"the data must not be empty, but the {what} empty: path={where}.")
     what = f"table with the column {column!r}" if column else "text"
     hint = "" if column else " (tables need --data.column)"

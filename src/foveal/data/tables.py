@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ def text_of(row: Row, column: str, called: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadRowError(f"{column!r} must be text in {called}, got {type(value).__name__}.")
+    if value in (math.inf, -math.inf):  # JSON's 1e999, whose digits are lost
+        raise BadRowError(f"{column!r} must be text in {called}, got a number that is too large.")
     text = str(value)
     try:
         text.encode("utf-8")

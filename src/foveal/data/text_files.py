@@ -106,9 +106,9 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """
     limit = MOST_UNPACKED if limit is None else limit
     require_file(path, "the text")
-    name = printable(path)
+    name, open_ = printable(path), opener(path)
     try:
-        with opener(path)(path) as stream:
+        with open_(path) as stream:
             raw = _read(stream, limit)
     except Exception as error:  # each unpacker has errors of its own, and some are OSErrors
         if isinstance(error, OSError) and error.errno is not None:

@@ -47,6 +47,9 @@ def check_tensors(
             "q, k and v must share one floating dtype (float64, float32, float16 or bfloat16), "
             f"got {q.dtype}, {k.dtype}, {v.dtype}."
         )
+    if not q.layout == k.layout == v.layout == torch.strided:
+        kinds = ", ".join(str(x.layout) for x in (q, k, v))
+        raise ValueError(f"q, k and v must be dense tensors, got {kinds}; call .to_dense() first.")
     if not q.device == k.device == v.device:
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}."
@@ -164,6 +167,10 @@ def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
         raise ValueError(
             f"bias must be floating (float64, float32, float16 or bfloat16), got {bias.dtype}; a "
             "mask of keys is a key_mask."
+        )
+    if bias.layout != torch.strided:
+        raise ValueError(
+            f"bias must be a dense tensor, got {bias.layout}; call .to_dense() first."
         )
     if bias.device != q.device:
         raise ValueError(f"bias must be on the device of q, {q.device}, got {bias.device}.")

@@ -394,4 +394,15 @@ def _as_layout(layout: Any) -> Tensor:
             raise ValueError(f"layout must be a tensor of blocks, got {layout!r}.") from error
     if layout.device.type == "meta":
         raise ValueError("layout must hold values, got a tensor of the meta device.")
-    return layout.detach().to("cpu", torch.bool)
+    values = layout.detach().to("cpu")
+    compiling = torch.compiler.is_compiling()
+    if (
+        values.is_floating_point()
+        and not compiling
+        and not bool(((values == 0) | (values == 1)).all())
+    ):
+        raise ValueError(
+            "layout must say of each block whether it is read, True or False, 1 or 0, got numbers "
+            "between them, beyond them, or NaN; compare weights first: layout > 0.5."
+        )
+    return values.to(torch.bool)

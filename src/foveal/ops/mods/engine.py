@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from foveal.ops.define import one_at_a_time
 from foveal.ops.mods.chunks import Chunk, chunks
 from foveal.ops.mods.held import key_of_mod
 from foveal.ops.mods.plan import Plan
@@ -154,6 +155,7 @@ class _Attention(torch.autograd.Function):
         return result
 
     @staticmethod
+    @one_at_a_time
     def backward(ctx, grad_out, grad_lse, _):  # type: ignore[no-untyped-def]
         asked, (out, lse, *tensors) = ctx.asked, ctx.saved_tensors
         if asked.mod is not None and key_of_mod(asked.mod) != asked.key[0]:
