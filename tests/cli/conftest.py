@@ -94,11 +94,28 @@ def trained(tmp_path_factory, tiny_recipe):
 @pytest.fixture
 def work(trained, tmp_path, monkeypatch):
     """A fresh folder to work in, with copies of the runs and the recipes."""
-    for name in ("text-run", "pictures-run"):
-        shutil.copytree(trained / name, tmp_path / name)
-    for name in ("text.toml", "pictures.toml", "text.txt"):
-        shutil.copy(trained / name, tmp_path / name)
-    (tmp_path / "vae.toml").write_text(CAPTIONS.format(data="emoji"))
-    (tmp_path / "good.png").write_bytes(png())
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return laid_out(trained, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shown(trained, tmp_path_factory):
+    """Such a folder for all the commands that change nothing."""
+    return laid_out(trained, tmp_path_factory.mktemp("shown"))
+
+
+@pytest.fixture
+def looked_at(shown, monkeypatch):
+    """That folder, to work in."""
+    monkeypatch.chdir(shown)
+    return shown
+
+
+def laid_out(trained, folder):
+    for name in ("text-run", "pictures-run"):
+        shutil.copytree(trained / name, folder / name, copy_function=shutil.copyfile)
+    for name in ("text.toml", "pictures.toml", "text.txt"):
+        shutil.copyfile(trained / name, folder / name)
+    (folder / "vae.toml").write_text(CAPTIONS.format(data="emoji"))
+    (folder / "good.png").write_bytes(png())
+    return folder

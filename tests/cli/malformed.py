@@ -1,6 +1,7 @@
 """What the tests of malformed input share: a picture, and how a command must refuse."""
 
 import io
+import os
 
 from PIL import Image
 
@@ -16,10 +17,12 @@ def png(size=(8, 8), colour=(9, 9, 9)):
 
 def tree(folder):
     """Every name below a folder, and the sizes of plain files."""
-    return {
-        str(path.relative_to(folder)): path.lstat().st_size if path.is_file() else None
-        for path in folder.rglob("*")
-    }
+    found = {}
+    for home, folders, files in os.walk(folder):
+        for path in (os.path.join(home, name) for name in (*folders, *files)):
+            size = os.lstat(path).st_size if os.path.isfile(path) else None
+            found[os.path.relpath(path, folder)] = size
+    return found
 
 
 def refuse(capsys, work, arguments):

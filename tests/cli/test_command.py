@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -362,23 +363,39 @@ def test_help_is_quick_because_it_imports_little():
     assert "tyro" not in loaded
 
 
-def start(recipe, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "foveal.cli", "train", str(recipe), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+TYPED = """
+import os, runpy, sys
+os.chdir(FOLDER)
+os.dup2(1, 2)
+with open("process", "w") as file:
+    print(os.getpid(), file=file)
+sys.argv = ["foveal", *ARGUMENTS]
+try:
+    runpy.run_module("foveal.cli", run_name="__main__")
+except SystemExit as end:
+    print("exit code", end.code)
+"""
+"""`python -m foveal.cli ARGUMENTS`: it leaves its number, and tells its exit code last."""
 
 
-def test_ctrl_c_saves_and_exits_with_130(recipe, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_ctrl_c_saves_and_exits_with_130(recipe, tmp_path, after_dynamo):
     """The first Ctrl-C ends the run in good order and says how to go on."""
-    process = start(recipe, "--output", "run", "--steps", "1000000")
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    arguments = ["train", str(recipe), "--output", "run", "--steps", "1000000"]
+    code = TYPED.replace("FOLDER", repr(str(tmp_path))).replace("ARGUMENTS", repr(arguments))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    with ThreadPoolExecutor() as pool:
+        said = pool.submit(after_dynamo, code, environment)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/checkpoints/step-*")) and not said.done():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process = int((tmp_path / "process").read_text())
+        os.kill(process, signal.SIGINT)
+        if not wait([said], 60).done:
+            os.kill(process, signal.SIGKILL)
+        err = said.result()
+    assert err.splitlines()[-1] == "exit code 130", err
     assert "--resume auto" in err
     assert "Traceback" not in err
     step = int(err.split("interrupted at step ")[1].split(";")[0].replace(",", ""))

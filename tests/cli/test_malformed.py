@@ -145,12 +145,12 @@ TYPED = [
 
 
 @pytest.mark.parametrize("line", TYPED)
-def test_what_is_typed(work, capsys, line):
+def test_what_is_typed(looked_at, capsys, line):
     """Words, ranges, sizes and names that make no sense."""
-    refuse(capsys, work, line.split())
+    refuse(capsys, looked_at, line.split())
 
 
-def test_values_that_no_terminal_shows(work, capsys):
+def test_values_that_no_terminal_shows(looked_at, capsys):
     """Control characters, zero bytes, long and deeply nested values stay one printable line."""
     for arguments in (
         ["evaluate", "x" * 5000],
@@ -164,7 +164,7 @@ def test_values_that_no_terminal_shows(work, capsys):
         ["train", "text.toml", "--model.pattern", "[" * 3000],
         ["train", "\udcff.toml"],
     ):
-        assert refuse(capsys, work, arguments).isprintable()
+        assert refuse(capsys, looked_at, arguments).isprintable()
 
 
 # -- recipes --------------------------------------------------------------------------------------

@@ -45,9 +45,11 @@ def test_kernels_in_the_interpreter(after_torch):
     if reason := interpreter_lacks():
         pytest.skip(reason)
     here, source = Path(__file__).parent, Path(foveal.__file__).parents[1]
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    # of the plugins of pytest that are installed these tests need one
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     env.pop("FOVEAL_IMPL", None)
-    options = ["-x", "-p", "no:cacheprovider", str(here / "test_triton.py")]
+    options = ["-x", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    options += [str(here / "test_triton.py")]
     said = after_torch(
         "import os, sys, pytest\n"
         f"os.chdir({str(here.parents[1])!r})\n"

@@ -248,7 +248,7 @@ def test_the_rehearsal_leaves_no_trace(brief, config, tmp_path, monkeypatch):
 # -- readers --------------------------------------------------------------------------------------
 
 
-def writing(root, steps=40, keep=2):
+def writing(root, steps, keep=2):
     model, state = nn.Linear(200, 200), {"x": torch.zeros(9999)}
     for step in range(1, steps + 1):
         save_checkpoint(root, step, model, state, {}, keep=keep)
@@ -282,7 +282,7 @@ def test_readers_in_a_tight_loop_do_not_disturb_a_writer(tmp_path, keep):
         if not process:
             code = 1
             try:
-                writing(root, 40, keep)
+                writing(root, 25, keep)
                 code = 0
             finally:
                 os._exit(code)
