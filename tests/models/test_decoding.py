@@ -8,7 +8,7 @@ import torch
 from foveal import patterns as P
 from foveal.models import HourglassTransformerLM, TransformerLM
 
-LENGTH = 73
+LENGTH = 53
 VOCABULARY = 20
 
 PATTERNS = [
@@ -19,14 +19,14 @@ PATTERNS = [
     P.Axial((10, 10), "column", causal=True),
     P.Axial((10, 10), causal=True, wrap=True),
     P.Neighborhood((10, 10), 3, causal="raster"),
-    P.Neighborhood((9, 11), 5, 2, causal="corner"),
+    P.Neighborhood((11, 7), 5, 2, causal="corner"),
     P.Strided(8),
     P.Fixed(8, 2),
     P.TextImage(13, P.Neighborhood((7, 12), 3, causal="raster")),
     P.Union(P.SlidingWindow(5), P.Strided(11)),
     P.Intersection(P.SlidingWindow(20), P.Fixed(6, 1)),
-    P.BlockSparse.fixed(112, block_size=16, attention="unidirectional"),
-    P.BlockSparse.bigbird(112, block_size=16, attention="unidirectional", seed=3),
+    P.BlockSparse.fixed(112, block_size=8, attention="unidirectional"),
+    P.BlockSparse.bigbird(112, block_size=8, attention="unidirectional", seed=3),
 ]
 
 HOURGLASSES = [
@@ -96,6 +96,10 @@ def transformer(pattern, **options):
     return TransformerLM(num_tokens=VOCABULARY, pattern=pattern, **sizes)
 
 
+def tokens_of_a_group(factor):
+    return math.prod(factor) if isinstance(factor, tuple) else factor
+
+
 def hourglass(**options):
     torch.manual_seed(1)
     return HourglassTransformerLM(num_tokens=VOCABULARY, dim=8, heads=2, dim_head=4, **options)
@@ -134,18 +138,19 @@ def test_transformer_every_split(pattern):
     """Every prompt length goes over into an exact step; from one token, to the very end."""
     model = transformer(pattern, depth=1)
     check_splits(model, range(2, LENGTH + 1), 1)
-    check_splits(model, [1, 40], LENGTH)
+    check_splits(model, [1, 30], LENGTH)
 
 
 @pytest.mark.parametrize("options", HOURGLASSES, ids=str)
 def test_hourglass_every_split(options):
     """The same through every nesting and resampling: a stage steps once per k tokens.
 
-    Groups of up to 12 tokens, so that 24 prompts end at every place of a group, twice.
+    Prompts end at every place of a group, twice: of up to 12 tokens.
     """
     model = hourglass(**options)
-    check_splits(model, range(2, 26), 2)
-    check_splits(model, [1, 40], LENGTH)
+    group = tokens_of_a_group(options.get("shorten_factor", 6 if "hierarchy" in options else 1))
+    check_splits(model, range(2, 2 + 2 * max(group, 4)), 2)
+    check_splits(model, [1, 30], LENGTH)
 
 
 @pytest.mark.parametrize(("down", "up", "depth", "factor"), RESAMPLINGS)
@@ -153,14 +158,13 @@ def test_every_resampling_decodes(down, up, depth, factor):
     """Each shortening with each upsampling, nested once to thrice: exact from every kind of
     prompt, one that ends a group, begins one or stands inside, for longer than a group."""
     model = hourglass(depth=depth, shorten_factor=factor, shortening=down, upsampling=up)
-    group = math.prod(factor) if isinstance(factor, tuple) else factor
-    check_splits(model, [1, 23, 24, 25], group + 1)
+    check_splits(model, [1, 23, 24, 25], tokens_of_a_group(factor) + 1)
 
 
 def test_layers_with_different_patterns():
     """A list of patterns decodes layer by layer, each with its own cache."""
     model = transformer([P.SlidingWindow(4), P.Full(causal=True)])
-    check_splits(model, [1, 50], LENGTH)
+    check_splits(model, [1, 40], LENGTH)
     _, cache = model.prefill(torch.zeros(1, 80, dtype=torch.long))
     near, far = cache.parts
     assert near.num_bytes < far.num_bytes / 10
