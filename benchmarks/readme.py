@@ -1,10 +1,10 @@
-"""The table of the README: foveal beside its peers; and what the README's commands reach.
+"""What the README says was measured: foveal beside its peers; and what its commands reach.
 
     pip install --no-deps -r peers.txt
     python benchmarks/readme.py          # the table, in about three minutes on two cores
     python benchmarks/readme.py --run    # trains, scores and writes as the README's commands do
 
-The table that is printed stands in the README. --keep writes it there, and the measurements to
+What is printed stands in the README. --keep writes it there, and the measurements to
 benchmarks/results/readme; --from-results prints what was kept. --run hands on what else is given
 to foveal train.
 """
@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from foveal.bench.table import duration
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-RESULTS = Path(__file__).parent / "results" / "readme" / "table.json"
+RESULTS = Path(__file__).parent / "results" / "readme"
 RECIPE = "bytes-hourglass"
 NARROW = "\u00a0"
 """A space that no line ends at."""
@@ -111,21 +112,21 @@ def comparison(kept: dict[str, Any]) -> str:
 
 def measure_all(rounds: int) -> dict[str, Any]:
     register()
-    return {
-        "machine": machine.describe("cpu"),
-        "commit": commit(),
-        "command": " ".join(["python", "benchmarks/readme.py", *sys.argv[1:]]),
-        "rounds": rounds,
-        "rows": [measured(row, rounds) for row in ROWS],
-    }
+    return {**origin(), "rounds": rounds, "rows": [measured(row, rounds) for row in ROWS]}
+
+
+def origin() -> dict[str, Any]:
+    """Where, of what and how it was measured."""
+    command = " ".join(["python", "benchmarks/readme.py", *sys.argv[1:]])
+    return {"machine": machine.describe("cpu"), "commit": commit(), "command": command}
 
 
 # -- the first run --------------------------------------------------------------------------------
 
 
-def first_run(folder: Path, *options: str) -> str:
-    """What `foveal train`, `evaluate` and `generate` of the README's recipe reach, in words."""
-    run, about = folder / "run", machine.describe("cpu")
+def first_run(folder: Path, options: list[str]) -> dict[str, Any]:
+    """What `foveal train`, `evaluate` and `generate` of the README's recipe reach."""
+    run = folder / "run"
     command("train", RECIPE, "--output", str(run), *options)
     steps = json.loads((run / "result.json").read_text("utf-8"))["steps"]
     start = time.perf_counter()
@@ -133,12 +134,25 @@ def first_run(folder: Path, *options: str) -> str:
     seconds = time.perf_counter() - start
     said = command("generate", str(run), "--prompt", "def ", "--seed", "1", "--json")
     written = json.loads(said)
-    return (
-        f"{where(about)}: {steps:,} steps, {score['bits_per_byte']:.3f} bits per held-out byte\n"
-        f"(gzip -9 needs {score['gzip']:.3f}, xz -9e {score['xz']:.3f}), "
-        f"scored in {seconds:.0f} s;\n"
-        f"{written['tokens'] / written['seconds']:,.0f} bytes a second are written."
+    return {
+        **origin(),
+        "steps": steps,
+        **{name: score[name] for name in ("bits_per_byte", "gzip", "xz")},
+        "evaluation_seconds": seconds,
+        "bytes_per_second": written["tokens"] / written["seconds"],
+    }
+
+
+def reached(found: dict[str, Any]) -> str:
+    """... in words."""
+    text = (
+        f"In its three minutes it took {found['steps']:,} steps and reached "
+        f"{found['bits_per_byte']:.2f} bits per held-out byte, where `gzip -9` needs "
+        f"{found['gzip']:.2f} and `xz -9e` {found['xz']:.2f}; `foveal evaluate` took "
+        f"{found['evaluation_seconds']:.0f} s, and {found['bytes_per_second']:,.0f} bytes a second "
+        f"were written ({where(found['machine'])}). No machine with AVX-512 has measured this yet."
     )
+    return textwrap.fill(text, 105, break_on_hyphens=False)
 
 
 def command(*words: str) -> str:
@@ -151,26 +165,31 @@ def command(*words: str) -> str:
 # -- in the README --------------------------------------------------------------------------------
 
 
-def marked(text: str, body: str | None = None) -> str:
-    """What stands between the marks of the table; with body the text, with that between them."""
-    begin, end = (rf"<!-- --8<-- \[{one}:table\] -->" for one in ("start", "end"))
+WORDS = {"table": comparison, "run": reached}
+"""By mark: what the README says of the results that are kept under that name."""
+
+
+def marked(text: str, name: str, body: str | None = None) -> str:
+    """What stands between the marks of that name; with body the text, with that between them."""
+    begin, end = (rf"<!-- --8<-- \[{one}:{name}\] -->" for one in ("start", "end"))
     found = re.search(rf"({begin}\n)(.*?)({end})", text, re.DOTALL)  # docs/index.md has it, too
     if found is None:
-        raise ValueError("the README has no marks for the table.")
+        raise ValueError(f"the README has no marks for the {name}.")
     if body is None:
         return found[2].rstrip("\n")
     return f"{text[: found.end(1)]}{body}\n{text[found.start(3) :]}"
 
 
-def kept() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))
+def kept(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
     return found
 
 
-def keep(found: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    README.write_text(marked(README.read_text("utf-8"), comparison(found)), "utf-8")
+def keep(name: str, found: dict[str, Any]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    text = marked(README.read_text("utf-8"), name, WORDS[name](found))
+    README.write_text(text, "utf-8")
 
 
 def main() -> None:
@@ -184,14 +203,17 @@ def main() -> None:
     if options and not args.run:
         parser.error(f"only --run hands on options to foveal train, got {options[0]!r}.")
     torch.set_num_threads(args.threads)
-    if args.run:
+    name = "run" if args.run else "table"
+    if args.from_results:
+        found = kept(name)
+    elif args.run:
         with tempfile.TemporaryDirectory() as folder:
-            print(first_run(Path(folder), *options))
-        return
-    found = kept() if args.from_results else measure_all(args.rounds)
+            found = first_run(Path(folder), options)
+    else:
+        found = measure_all(args.rounds)
     if args.keep:
-        keep(found)
-    print(comparison(found))
+        keep(name, found)
+    print(WORDS[name](found))
 
 
 if __name__ == "__main__":

@@ -88,14 +88,18 @@ def test_what_is_installed_is_enough_for_what_follows():
 
 def test_figures_are_those_that_were_measured():
     """What stands between the marks is what the script prints of the results that it kept."""
-    found = readme.kept()
-    assert readme.marked(TEXT) == readme.comparison(found)
-    assert "python benchmarks/readme.py" in found["command"]
+    for name, words in readme.WORDS.items():
+        found = readme.kept(name)
+        assert readme.marked(TEXT, name) == words(found)
+        assert "python benchmarks/readme.py" in found["command"]
+    assert "three minutes" in readme.marked(TEXT, "run")
 
 
 def test_no_other_figure_is_there():
     """Outside of the marks and of code no number is one of time, size or score."""
-    rest = readme.marked(TEXT, "")
+    rest = TEXT
+    for name in readme.WORDS:
+        rest = readme.marked(rest, name, "")
     prose = re.sub(r"^```.*?^```|`[^`\n]*`|<picture>.*?</picture>", "", rest, flags=re.M | re.S)
     measured = r"\d[\d,.]*\s*(?:ms|s|us|x|bits?|bytes?|MB|GB|seconds|minutes|times|%)\b|\d\.\d"
     assert re.findall(measured, prose) == []
@@ -138,21 +142,42 @@ def test_a_row_is_measured_and_kept(tmp_path, monkeypatch, capsys):
     rows = tuple(readme.Row(f"row {c.name}", c.name, "training", "foveal", c.name) for c in cases)
     monkeypatch.setattr(readme, "ROWS", rows)
     monkeypatch.setattr(readme, "register", lambda: None)
-    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results" / "table.json")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text(TEXT, "utf-8")
     found = readme.measure_all(3)
-    readme.keep(found)
+    readme.keep("table", found)
     text = (tmp_path / "README.md").read_text("utf-8")
-    assert readme.marked(text) == readme.comparison(found)
-    assert readme.marked(text, "") == readme.marked(TEXT, "")
+    assert readme.marked(text, "table") == readme.comparison(found)
+    assert readme.marked(text, "table", "") == readme.marked(TEXT, "table", "")
     assert [len(row["rounds"]["foveal"]) for row in found["rows"]] == [3, 3, 2]
     assert "| row here |" in text
     assert "| row absent |" not in text
     assert json.loads((tmp_path / "results" / "table.json").read_text("utf-8")) == found
     assert "absent is not installed" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no marks"):
-        readme.marked("")
+    with pytest.raises(ValueError, match="no marks for the run"):
+        readme.marked("", "run")
+
+
+def test_the_first_run_is_told_and_kept(tmp_path, monkeypatch):
+    """What its three commands print is taken down, and said between marks of its own."""
+
+    def command(*words):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "result.json").write_text('{"steps": 1234}', "utf-8")
+        score = {"bits_per_byte": 2.125, "gzip": 1.977, "xz": 1.73, "left": "out"}
+        return json.dumps(score | {"tokens": 400, "seconds": 0.5})
+
+    monkeypatch.setattr(readme, "command", command)
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(TEXT, "utf-8")
+    found = readme.first_run(tmp_path, [])
+    readme.keep("run", found)
+    said = readme.marked((tmp_path / "README.md").read_text("utf-8"), "run")
+    for part in ("1,234 steps", "2.12 bits", "needs 1.98", "800 bytes a second", torch.__version__):
+        assert part in " ".join(said.split())
+    assert readme.kept("run") == found
 
 
 # -- the picture ----------------------------------------------------------------------------------

@@ -390,6 +390,28 @@ def test_an_implementation_that_there_is_not(work, capsys, monkeypatch, value):
     refuse(capsys, work, ["evaluate", "text-run"])
 
 
+LAUNCHES = [
+    {"WORLD_SIZE": "abc"},
+    {"WORLD_SIZE": ""},
+    {"WORLD_SIZE": "2", "RANK": "x"},
+    {"WORLD_SIZE": "-2", "RANK": "0"},
+    {"WORLD_SIZE": "2", "RANK": "5"},
+    {"LOCAL_RANK": "cuda:0"},
+    {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"},
+]
+
+
+@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
+def test_launchers_that_are_wrong(work, capsys, monkeypatch, launch):
+    """What a launcher should have said is named, before anything is done."""
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    for command in (["evaluate", "text-run"], ["train", "text.toml"]):
+        said = refuse(capsys, work, command)
+        assert any(f"{name}={value}" in said.replace("'", "") for name, value in launch.items())
+        assert "torchrun" in said
+
+
 def test_output_that_cannot_be_written(work, capsys):
     """A full device, a folder, a file as a folder."""
     for output in ("/dev/full", str(work), str(work / "good.png" / "x.png")):

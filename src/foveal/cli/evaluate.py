@@ -77,7 +77,9 @@ def main(arguments: list[str]) -> int:
 
 def _fellows(device: str) -> Accelerator | None:
     """The processes that a launcher has started to score together, or None."""
-    if os.environ.get("WORLD_SIZE", "1") in ("0", "1") or "RANK" not in os.environ:
+    from foveal.training.processes import launched
+
+    if launched() == 1 or "RANK" not in os.environ:
         return None
     from foveal.training.config import TrainingConfig
     from foveal.training.trainer import make_accelerator

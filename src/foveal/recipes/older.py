@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from foveal.recipes.config import config_from_dict
 from foveal.recipes.runs import CHECKPOINTS, CONFIG, read_settings
 from foveal.recipes.settings import RunConfig
 from foveal.training import checkpoints
+from foveal.training.processes import launched
 
 
 def config_to_go_on(folder: Path) -> RunConfig:
@@ -57,9 +57,8 @@ def with_whole_batch(
 
 def _processes(checkpoint: Path | None) -> int:
     """How many trained a run."""
-    now = os.environ.get("WORLD_SIZE", "1")
     if checkpoint is None:
-        return int(now) if now.isdigit() else 1
+        return launched()
     try:
         found = checkpoints.load_state(checkpoint).get("processes", 1)
     except (OSError, ValueError):  # damaged: another one is taken, or it is told by name

@@ -48,9 +48,32 @@ def from_first(accelerator: Accelerator | PartialState, action: Callable[[], Res
 
 
 _LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _FAREWELL = 10.0
 _kept: list[Any] = []
 """Stores: that of the first process serves the others as long as it is there."""
+
+
+def launched() -> int:
+    """How many processes a launcher says that it has started; 1 where none says so.
+
+    Raises:
+        ValueError: what it has put into the environment is no number, or does not fit.
+    """
+    for name in _NUMBERS:
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.isdigit()):
+            raise ValueError(
+                f"{name} in the environment must be a whole number, as launchers write it, got "
+                f"{name}={value!r}; start with torchrun, or unset it."
+            )
+    size, rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK"))
+    if size > 1 and rank >= size:
+        raise ValueError(
+            f"RANK in the environment must be below WORLD_SIZE, got RANK={rank} of "
+            f"WORLD_SIZE={size}; start with torchrun, or unset both."
+        )
+    return max(1, size)
 
 
 def before_group(action: Callable[[], str]) -> str:
@@ -64,9 +87,10 @@ def before_group(action: Callable[[], str]) -> str:
 
     Raises:
         StoppedElsewhereError: on the others, if it raises on the first.
+        ValueError: see `launched`.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not all(os.environ.get(name) for name in _LAUNCH) or size in ("0", "1"):
+    size = launched()
+    if size == 1 or not all(os.environ.get(name) for name in _LAUNCH):
         return action()
     store, rank, _ = next(dist.rendezvous("env://"))
     _kept.append(store)
@@ -82,7 +106,7 @@ def before_group(action: Callable[[], str]) -> str:
     except BaseException:
         store.set(said, "")
         until = time.monotonic() + _FAREWELL
-        while store.add(heard, 0) < int(size) - 1 and time.monotonic() < until:
+        while store.add(heard, 0) < size - 1 and time.monotonic() < until:
             time.sleep(0.01)
         raise
     store.set(said, found)
