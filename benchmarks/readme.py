@@ -149,8 +149,9 @@ def reached(found: dict[str, Any]) -> str:
         f"In its three minutes it took {found['steps']:,} steps and reached "
         f"{found['bits_per_byte']:.2f} bits per held-out byte, where `gzip -9` needs "
         f"{found['gzip']:.2f} and `xz -9e` {found['xz']:.2f}; `foveal evaluate` took "
-        f"{found['evaluation_seconds']:.0f} s, and {found['bytes_per_second']:,.0f} bytes a second "
-        f"were written ({where(found['machine'])}). No machine with AVX-512 has measured this yet."
+        f"{found['evaluation_seconds']:.0f} s, and {found['bytes_per_second']:,.0f} bytes a "
+        f"second were written ({where(found['machine'])}). No machine with AVX-512 has measured "
+        "this yet."
     )
     return textwrap.fill(text, 105, break_on_hyphens=False)
 

@@ -175,7 +175,13 @@ def test_the_first_run_is_told_and_kept(tmp_path, monkeypatch):
     found = readme.first_run(tmp_path, [])
     readme.keep("run", found)
     said = readme.marked((tmp_path / "README.md").read_text("utf-8"), "run")
-    for part in ("1,234 steps", "2.12 bits", "needs 1.98", "800 bytes a second", torch.__version__):
+    for part in (
+        "1,234 steps",
+        "2.12 bits",
+        "needs 1.98",
+        "800 bytes a second",
+        torch.__version__,
+    ):
         assert part in " ".join(said.split())
     assert readme.kept("run") == found
 

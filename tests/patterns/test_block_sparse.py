@@ -1,6 +1,7 @@
 """BlockSparse: DeepSpeed's layouts to the block, and the same contract as every pattern."""
 
 import copy
+import math
 import pickle
 import random
 
@@ -180,7 +181,8 @@ def test_longformer_and_sliding():
         (lambda: BlockSparse(torch.full((2, 2), torch.nan), 4), "layout"),
         (lambda: BlockSparse(torch.full((2, 2), 0.5), 4), "layout"),
         (lambda: BlockSparse(torch.eye(2, dtype=torch.bfloat16) * -1, 4), "layout"),
-        (lambda: BlockSparse([[1.0, 2.0], [0.0, 1.0]], 4), "layout"),
+        (lambda: BlockSparse([[1.0, math.inf], [0.0, 1.0]], 4), "layout"),
+        (lambda: BlockSparse([[1, -1], [0, 1]], 4), "layout"),
         (lambda: BlockSparse(torch.ones(3, 3), 0), "block_size"),
         (lambda: BlockSparse(torch.ones(3, 3), 4).mask(13), "length"),
         (lambda: BlockSparse(torch.ones(3, 3), 4, True).reads(12), "length"),
@@ -191,6 +193,13 @@ def test_errors_name_the_argument(build, names):
     """Bad input raises ValueError with the argument's name."""
     with pytest.raises(ValueError, match=names):
         build()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64])
+def test_counts_say_what_is_read(dtype):
+    """Layouts that were added up are those of all of their parts."""
+    parts = torch.eye(4), torch.eye(4).roll(-1, 1).tril(), torch.ones(4, 4).tril()
+    assert BlockSparse(sum(parts).to(dtype), 8) == BlockSparse(parts[2].bool(), 8)
 
 
 def test_heads():

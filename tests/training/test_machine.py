@@ -13,11 +13,11 @@ def faults():
     torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-def least():
-    return min(faults() for _ in range(6))
-
 assert keep_freed_memory()
-assert least() < 100, least()
+found = []  # the heap grows to its size in the first ones
+while len(found) < 40 and (not found or found[-1] >= 100):
+    found.append(faults())
+assert found[-1] < 100, found
 """
 
 

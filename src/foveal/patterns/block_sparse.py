@@ -395,14 +395,11 @@ def _as_layout(layout: Any) -> Tensor:
     if layout.device.type == "meta":
         raise ValueError("layout must hold values, got a tensor of the meta device.")
     values = layout.detach().to("cpu")
-    compiling = torch.compiler.is_compiling()
-    if (
-        values.is_floating_point()
-        and not compiling
-        and not bool(((values == 0) | (values == 1)).all())
-    ):
-        raise ValueError(
-            "layout must say of each block whether it is read, True or False, 1 or 0, got numbers "
-            "between them, beyond them, or NaN; compare weights first: layout > 0.5."
-        )
+    if values.dtype != torch.bool and not torch.compiler.is_compiling():
+        counts = (values >= 0) & (values % 1 == 0)  # nothing is left of infinity and NaN
+        if not bool(counts.all()):
+            raise ValueError(
+                "layout must say of each block whether it is read, True or False, 1 or 0, got "
+                "fractions, negative numbers, infinity or NaN; compare weights first: layout > 0."
+            )
     return values.to(torch.bool)
