@@ -146,13 +146,15 @@ def first_run(folder: Path, options: list[str]) -> dict[str, Any]:
 
 def reached(found: dict[str, Any]) -> str:
     """... in words."""
+    narrow = "avx512" not in found["machine"]["vectors"]
+    untold = " No machine with AVX-512 has measured this yet." if narrow else ""
     text = (
         f"In its three minutes it took {found['steps']:,} steps and reached "
         f"{found['bits_per_byte']:.2f} bits per held-out byte, where `gzip -9` needs "
         f"{found['gzip']:.2f} and `xz -9e` {found['xz']:.2f}. To score {found['bytes']:,} bytes "
         f"took {found['scoring_seconds']:.0f} s, of the {found['evaluation_seconds']:.0f} s of "
         f"`foveal evaluate`; {found['bytes_per_second']:,.0f} bytes a second were written "
-        f"({where(found['machine'])}). No machine with AVX-512 has measured this yet."
+        f"({where(found['machine'])}).{untold}"
     )
     return textwrap.fill(text, 105, break_on_hyphens=False)
 
