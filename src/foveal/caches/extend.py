@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from foveal.ops import TableBias, attend
-from foveal.ops.table import Alibi, moves
-from foveal.patterns import Pattern
+from foveal.ops.offset import brought_near
+from foveal.ops.table import Alibi
+from foveal.patterns import Part, Pattern
 from foveal.patterns.gathered import Gathered
 from foveal.patterns.needs import runs_in
-from foveal.patterns.part import part_of
 
 Relate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(queries, keys, places of the queries, places of the keys) -> queries and keys whose product
@@ -52,7 +52,7 @@ def attend_held(
     if len(held) and int(places[-1]) - int(held[0]) + 1 != len(places):
         part = Gathered(pattern, first, count, runs_in(places), first + count)
     else:
-        part = part_of(pattern, first, count, int(places[0]), moves(bias))
+        part = brought_near(Part(pattern, first, count, int(places[0])), bias)
     wide, given = q.to(k.dtype), None if key_mask is None else key_mask[:, places.to(q.device)]
     if relate is not None:
         scale = q.shape[-1] ** -0.5 if scale is None else scale

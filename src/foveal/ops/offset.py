@@ -19,7 +19,6 @@ from foveal.ops.bias import Bias, WindowBias
 from foveal.ops.table import moves
 from foveal.ops.work import Work
 from foveal.patterns import Part, Pattern
-from foveal.patterns.part import part_of as of_stretch
 
 LAST = -1
 PLANNED = ("tiled", "native", "triton", "flex")
@@ -95,12 +94,10 @@ def part_of(
     n_queries: int,
     n_keys: int,
     whole: bool = False,
-    may_move: bool = True,
 ) -> tuple[Pattern, int, int]:
     """(pattern, low, high): the queries from `first` on as a pattern over keys [low, high).
 
     whole: leave out no key.
-    may_move: as in foveal.patterns.part.
     """
     if pattern.pools and not torch.compiler.is_compiling() and not first:
         return pattern, 0, n_keys  # of which queries are as many as you like
@@ -108,7 +105,12 @@ def part_of(
         return Part(pattern, first, n_queries), 0, n_keys
     low, high = pattern._span(first, n_queries, n_keys)
     high = high if pattern.takes_length(high) else n_keys
-    return of_stretch(pattern, first, n_queries, low, may_move), low, high
+    return Part(pattern, first, n_queries, low), low, high
+
+
+def brought_near(pattern: Pattern, bias: Bias | None) -> Pattern:
+    """A part as far to the front as it and the bias stay the same, which shares its plan."""
+    return pattern.near() if isinstance(pattern, Part) and moves(bias) else pattern
 
 
 def applied(
@@ -136,7 +138,8 @@ def applied(
     # of a bias that does not fit `attend` tells, in the sizes that it was called with
     strange = isinstance(bias, Tensor) and not _fits(bias, (*q.shape[:3], n_keys))
     whole = strange or isinstance(q, FakeTensor)  # in whose mode no number can be looked at
-    part, low, high = part_of(pattern, first, n_queries, n_keys, whole, moves(bias))
+    part, low, high = part_of(pattern, first, n_queries, n_keys, whole)
+    part = brought_near(part, bias)
     if isinstance(bias, WindowBias):
         bias = bias.dense(pattern, high - low, first, low)  # type: ignore[arg-type]
     if low or high != n_keys:

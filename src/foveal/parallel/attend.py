@@ -18,15 +18,14 @@ from foveal.ops import attend as attend_here
 from foveal.ops.bias import Bias, WindowBias
 from foveal.ops.checks import check_tensors
 from foveal.ops.drop import ByPlace
-from foveal.ops.table import moves
+from foveal.ops.offset import brought_near
 from foveal.parallel import pooled
 from foveal.parallel.moving import exchange
 from foveal.parallel.ranks import Ranks, as_ranks
 from foveal.parallel.shares import Share, borders_of, kept_by, lengths_of, share, spans_of
-from foveal.patterns import Pattern
+from foveal.patterns import Part, Pattern
 from foveal.patterns.gathered import Gathered
 from foveal.patterns.needs import Stretches, listed
-from foveal.patterns.part import part_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,8 @@ def attend(
         return pooled.attend(q, k, v, pattern, ranks, sizes, bias, key_mask, options)  # type: ignore[arg-type]
     if pattern.pools:
         raise ValueError(f"queries of {pattern} are cut where its keys are; leave queries= out.")
-    local = localize(pattern, sizes, ranks, queries, moves(bias))
+    local = localize(pattern, sizes, ranks, queries)
+    here = brought_near(local.pattern, bias)
     k, v, key_mask = _with_foreign(k, v, key_mask, local.share, ranks)
     if isinstance(bias, WindowBias):
         parts = [bias.dense(pattern, b - a, local.first, a) for a, b in local.keys]  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def attend(
     if isinstance(dropout, ByPlace):
         places = torch.arange(local.first, local.first + count, device="cpu")
         options |= {"dropout_p": dropout.at(places, listed(local.keys)), "impl": "tiled"}
-    return attend_here(q, k, v, local.pattern, bias=bias, key_mask=key_mask, **options)
+    return attend_here(q, k, v, here, bias=bias, key_mask=key_mask, **options)
 
 
 def localize(
@@ -127,21 +127,17 @@ def localize(
     sizes: tuple[int, ...],
     ranks: Ranks,
     queries: Sequence[tuple[int, int]] | None = None,
-    may_move: bool = True,
 ) -> Local:
-    """The call of this rank, which is kept: layers and steps alike ask for it.
-
-    may_move: as in foveal.patterns.part.
-    """
+    """The call of this rank, which is kept: layers and steps alike ask for it."""
     spans = None if queries is None else tuple(queries)
-    kept, key = kept_by(ranks), (pattern.cache_key(), sizes, spans, may_move)
+    kept, key = kept_by(ranks), (pattern.cache_key(), sizes, spans)
     found: Local | None = kept.find(key)
     if found is None:
         borders = borders_of(sizes)
         first, last = (spans or spans_of(sizes))[ranks.rank]
         needs = pattern.needs(first, last, borders[-1])
         shared = share(needs, borders, ranks)
-        own = part(pattern, first, last, borders[-1], needs, may_move)
+        own = part(pattern, first, last, borders[-1], needs)
         found = Local(own, first, needs, shared)
         kept.keep(key, found)
     return found
@@ -160,13 +156,11 @@ def _own(queries: Sequence[tuple[int, int]], ranks: Ranks) -> int:
     return last - first
 
 
-def part(
-    pattern: Pattern, first: int, last: int, length: int, keys: Stretches, may_move: bool = True
-) -> Pattern:
+def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) -> Pattern:
     """Queries [first, last) of a pattern over these runs of keys."""
     plain = len(keys) == 1 and pattern.num_queries(length) == length
     if plain and pattern.takes_length(keys[0][1]):
-        return part_of(pattern, first, last - first, keys[0][0], may_move)
+        return Part(pattern, first, last - first, keys[0][0])
     return Gathered(pattern, first, last - first, keys, length)
 
 

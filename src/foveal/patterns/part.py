@@ -94,6 +94,14 @@ class Part(Pattern):
         if (total := self.pattern.num_queries(whole)) != whole:
             refuse_more(self.first + n_queries, total, whole, self.pattern)
 
+    def near(self) -> Part:
+        """The same with places that are counted from as near as the pattern allows: far apart or
+        not, such parts are equal and share a plan. What goes by the places themselves differs."""
+        if not self.skipped or (period := self.pattern.period) is None:
+            return self
+        moved = min(self.first, self.skipped) // period * period
+        return Part(self.pattern, self.first - moved, self.count, self.skipped - moved)
+
     # -- what else the whole has ------------------------------------------------------------
 
     @property
@@ -227,16 +235,3 @@ class _Moved:
 
     def __call__(self, q_idx: Tensor, k_idx: Tensor) -> Tensor:
         return self.rule(q_idx + self.first, k_idx + self.skipped)
-
-
-def part_of(
-    pattern: Pattern, first: int, count: int, skipped: int = 0, may_move: bool = True
-) -> Part:
-    """A part, whose places are counted from as near as the pattern allows: far apart or not, such
-    parts are equal then and share a plan.
-
-    may_move: False where something beside the pattern goes by the places themselves.
-    """
-    moved = min(first, skipped) if may_move and pattern.period is not None else 0
-    moved -= moved % (pattern.period or 1)
-    return Part(pattern, first - moved, count, skipped - moved)
