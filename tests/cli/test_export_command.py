@@ -114,7 +114,7 @@ REFUSED = [
     (["text-run", "--out", "model.txt"], "out must end in .pt2 or .onnx"),
     (["text-run", "--out", "a.onnx", "--format", "torch"], "ends as a file of format onnx does"),
     (["text-run", "--out", "no/where.pt2"], "folder of out='no/where.pt2' does not exist"),
-    (["text-run", "--out", "folder.pt2"], "is no plain file"),
+    (["text-run", "--out", "folder.pt2"], "is a folder; name a file"),
     (["text-run", "--length", "many"], "--length must be a number or a range"),
     (["text-run", "--length", "9-2"], "--length must begin with the smaller number"),
     (["text-run", "--length", "0"], "length must be a positive int"),

@@ -1,11 +1,13 @@
 """Whose fault an error is, in words; and lines that a terminal can show."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from foveal.common.inputs import InputError, is_out_of_memory, reading, reason
+from foveal.common.inputs import InputError, is_out_of_memory, reading, reason, require_place
 from foveal.common.words import shorten
 
 
@@ -71,3 +73,29 @@ def test_a_line_is_printable_and_keeps_both_ends(text):
     assert len(line) <= 300
     assert line[:1] == text.split()[0][:1]
     assert line[-1:] == text.split()[-1][-1:]
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
+    """A folder that is not there or takes nothing, what is no file, names that are too long."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    wrong = {
+        tmp_path / "none" / "a": (FileNotFoundError, "the folder of out=.* does not exist"),
+        tmp_path / "folder": (IsADirectoryError, "out=.* is a folder; name a file in it"),
+        tmp_path / "fifo": (FileExistsError, "out=.* is no plain file"),
+        Path("/dev/null"): (FileExistsError, "out='/dev/null' is no plain file"),
+        tmp_path / ("x" * 300): (OSError, "name too long"),
+        tmp_path / ("x" * 240): (OSError, "nothing can be written there .*name too long"),
+        "~nobody-here/a": (ValueError, "whom this machine does not know"),
+    }
+    if Path("/proc/self").is_dir():
+        wrong["/proc/self/a"] = (OSError, "nothing can be written there.*'/proc/self/a'")
+    for path, (kind, words) in wrong.items():
+        with pytest.raises(kind, match=f"(?i){words}"):
+            require_place(path, "out")
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    assert require_place(str(kept), "out") == kept
+    assert require_place(tmp_path / "new", "out") == tmp_path / "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "folder", "kept"]
+    assert kept.read_text() == "kept"

@@ -9,7 +9,7 @@ import pytest
 
 from foveal.cli import main
 from foveal.explore import page as pages
-from foveal.explore.serve import make_server
+from foveal.explore.serve import PageServer
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def answer(port, method, path):
 
 def test_the_server_is_of_this_machine_and_ends():
     """It listens on loopback only, has one page and no file, and stops when it is told to."""
-    with make_server("<p>page</p>") as server:
+    with PageServer(page="<p>page</p>") as server:
         host, port = server.server_address
         assert host == "127.0.0.1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -48,13 +48,30 @@ def test_the_server_is_of_this_machine_and_ends():
                 assert answer(port, "GET", path)[0] == 404
             assert answer(port, "POST", "/")[0] == 501
             with pytest.raises(ValueError, match="--port 0"):
-                make_server("", port)
+                PageServer(port)
         finally:
             server.shutdown()
             thread.join(timeout=10)
         assert not thread.is_alive()
     with pytest.raises(ConnectionRefusedError):
         answer(port, "GET", "/")
+
+
+def test_the_port_is_had_before_the_work(monkeypatch, capsys):
+    """Who comes before the page is there gets it in time; a port that is taken is told first."""
+    monkeypatch.setattr(pages, "page", pytest.fail)
+    with PageServer() as server:
+        port = server.server_address[1]
+        early = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        early.request("GET", "/")
+        assert main(["explore", "--port", str(port)]) == 2
+        server.page = "<p>late</p>"
+        server.handle_request()
+        assert early.getresponse().read() == b"<p>late</p>"
+        early.close()
+    said = capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1 cannot be used" in said
+    assert "--port 0" in said
 
 
 def leave(port, sent, at_once):
@@ -68,7 +85,7 @@ def leave(port, sent, at_once):
 def test_whoever_leaves_early_is_no_mistake(capsys):
     """Before the page has come, amid a request, with a body that nobody reads, in another
     protocol: nothing is printed, and the next one gets the page."""
-    with make_server("x" * 4_000_000) as server:
+    with PageServer(page="x" * 4_000_000) as server:
         port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

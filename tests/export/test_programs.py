@@ -376,7 +376,7 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
         export.save(model, tmp_path / "a.pt2", program=object(), batch=1)
     with pytest.raises(ValueError, match="format must be torch"):
         export.save(model, tmp_path / "a.pt2", "onxx")
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist; make it"):
         export.save(model, tmp_path / "none" / "a.pt2")
     with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
         export.save(model, tmp_path)

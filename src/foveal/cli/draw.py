@@ -51,8 +51,7 @@ def main(arguments: list[str]) -> int:
 
     with reading(f"the pattern {options.pattern!r}"):
         pattern = serialize.parse(options.pattern)
-    path = Path(_file_name(options.pattern)) if options.output is None else options.output
-    check_output(path)
+    path = check_output(options.output or Path(_file_name(options.pattern)))
     if options.bias is not None:
         from foveal.draw.biases import draw_bias
 
@@ -105,11 +104,11 @@ def draw_shaping(what: str, arguments: list[str]) -> int:
     """Draw "softcap" or "sinks" and print the path of the picture."""
     kind: Any = SoftcapOptions if what == "softcap" else SinksOptions
     options = parse(kind, arguments, f"draw {what}")
-    check_output(options.output)
+    path = check_output(options.output)
     from foveal.draw import logits
 
     draw = logits.draw_softcap if what == "softcap" else logits.draw_sinks
-    print(draw(options.output, options.at))
+    print(draw(path, options.at))
     return 0
 
 
@@ -139,13 +138,12 @@ class AttentionOptions:
 def draw_attention(arguments: list[str]) -> int:
     """Draw and print the paths of the pictures."""
     options = parse(AttentionOptions, arguments, "draw attention")
-    check_output(options.output)
+    path = check_output(options.output)
     from foveal.recipes.images.look import draw_run_attention
 
     at = [_pixel(text) for text in options.at]
-    drawn = draw_run_attention(options.run, options.image, at, options.output, options.device)
-    for path in drawn:
-        print(path)
+    for drawn in draw_run_attention(options.run, options.image, at, path, options.device):
+        print(drawn)
     return 0
 
 
@@ -192,8 +190,7 @@ class PictureOptions:
 def draw_picture(arguments: list[str]) -> int:
     """Draw and print the path of the sheet."""
     options = parse(PictureOptions, arguments, "draw picture")
-    path = Path(_sheet_name(options.text)) if options.output is None else options.output
-    check_output(path)
+    path = check_output(options.output or Path(_sheet_name(options.text)))
     from foveal.recipes.captions.draw import draw_pictures
 
     sheet = draw_pictures(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from foveal.cli.parsing import parse
+from foveal.cli.parsing import check_output, parse
 from foveal.common.files import write_text
 from foveal.common.inputs import reading
 
@@ -45,27 +45,14 @@ def main(arguments: list[str]) -> int:
             f"--length {options.length}."
         )
     if options.output is not None:
-        _check_output(options.output)
-    from foveal.explore.families import given
-    from foveal.explore.page import page
-    from foveal.explore.serve import make_server
-    from foveal.explore.tables import describe
-    from foveal.training.progress import showing, tracked
-
-    if options.output is None:  # a port that cannot be had is told before the work
-        make_server("", options.port).server_close()
-    more = []
-    for name in options.patterns:
-        with reading(f"the pattern {name!r}"):
-            more.append(given(name, options.length))
-            describe(*more[-1].pattern({}))
-    with showing("working out patterns"):
-        text = page(more, tracked)
-    if options.output is not None:
-        write_text(options.output, text)
-        print(options.output)
+        path = check_output(options.output, (".html", ".htm"))
+        write_text(path, _page(options))
+        print(path)
         return 0
-    with make_server(text, options.port) as server:
+    from foveal.explore.serve import PageServer
+
+    with PageServer(options.port) as server:  # a port that cannot be had is told before the work
+        server.page = _page(options)
         address = f"http://{server.server_address[0]!s}:{server.server_address[1]}/"
         print(f"{address} (Ctrl-C ends it)", flush=True)
         if not options.no_browser:
@@ -77,11 +64,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check_output(path: Path) -> None:
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"output must end in .html, got output={str(path)!r}.")
-    with reading(f"output={str(path)!r}"):
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"output={str(path)!r} is no plain file; name another.")
+def _page(options: Options) -> str:
+    """The page, with the patterns that were given in front."""
+    from foveal.explore.families import given
+    from foveal.explore.page import page
+    from foveal.explore.tables import describe
+    from foveal.training.progress import showing, tracked
+
+    more = []
+    for name in options.patterns:
+        with reading(f"the pattern {name!r}"):
+            more.append(given(name, options.length))
+            describe(*more[-1].pattern({}))
+    with showing("working out patterns"):
+        return page(more, tracked)

@@ -25,7 +25,7 @@ from typing import (
 
 import tyro
 
-from foveal.common.inputs import reading
+from foveal.common.inputs import require_place
 from foveal.common.words import meant
 
 OptionsT = TypeVar("OptionsT")
@@ -206,18 +206,13 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def check_output(path: Path) -> Path:
-    """A path that a picture can be written to.
+def check_output(path: Path, endings: tuple[str, ...] = (".png", "")) -> Path:
+    """A path that a picture, or whatever else has these endings, can be written to.
 
     Raises:
-        ValueError: its folder is not there, something stands there that is no plain file, or its
-            ending is that of no picture.
+        ValueError: it has another ending.
+        OSError: see `require_place`.
     """
-    if path.suffix.lower() not in ("", ".png"):
-        raise ValueError(f"output must end in .png, got output={str(path)!r}.")
-    with reading(f"output={str(path)!r}"):
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder of output={str(path)!r} does not exist; make it first.")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"output={str(path)!r} is no plain file; name another.")
-        return path
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"output must end in {endings[0]}, got output={str(path)!r}.")
+    return require_place(path, "output")

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveal.common.files import expanded
+from foveal.common.files import expanded, partial_path
 
 
 class InputError(ValueError):
@@ -101,4 +101,30 @@ def require_file(path: str | Path, what: str) -> Path:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
         raise ValueError(f"{what} must be a file, but {str(path)!r} is {kind}.")
+    return path
+
+
+def require_place(path: str | Path, what: str) -> Path:
+    """A path as one that a file can be written to, told before the work that makes its contents.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        IsADirectoryError, FileExistsError: a folder or a device stands there.
+        OSError: nothing can be written there.
+    """
+    path = expanded(path)
+    given = f"{what}={str(path)!r}"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {given} does not exist; make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{given} is a folder; name a file in it.")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{given} is no plain file; name another.")
+    try:  # what `write_file` will begin with, so that nothing is left by whom a signal ends
+        partial = partial_path(path)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        said = f"nothing can be written there ({error.strerror})"
+        raise OSError(error.errno, said, str(path)) from None
     return path

@@ -10,55 +10,61 @@ PATIENCE = 30.0
 """Seconds that a connection may keep silent, and that the rest of an answer may take."""
 
 
-def make_server(page: str, port: int = 0) -> ThreadingHTTPServer:
-    """A server of one page, on loopback only; `serve_forever` runs it.
+class PageServer(ThreadingHTTPServer):
+    """A server of one page, on loopback only; `serve_forever` runs it, and visitors wait for that.
 
-    Args:
-        page: what it answers "/" with. There is nothing else: no file of the machine is read.
-        port: 0 takes any that is free.
+    There is nothing but the page: no file of the machine is read.
+
+    Attributes:
+        page: what it answers "/" with.
 
     Raises:
         ValueError: the port is no port, is taken, or not for us.
     """
-    if not 0 <= port < 2**16:
-        raise ValueError(f"port must be between 0 and {2**16 - 1}, got {port=}.")
-    content = page.encode()
 
-    class Handler(BaseHTTPRequestHandler):
-        server_version, sys_version = "foveal", ""
-        timeout = PATIENCE
+    def __init__(self, port: int = 0, page: str = "") -> None:
+        """port: 0 takes any that is free."""
+        if not 0 <= port < 2**16:
+            raise ValueError(f"port must be between 0 and {2**16 - 1}, got {port=}.")
+        self.page = page
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise ValueError(
+                f"port {port} of {HOST} cannot be used ({error.strerror}); --port 0 takes any "
+                "that is free."
+            ) from None
 
-        def handle(self) -> None:
-            # a browser that leaves, or goes on to another page, is no mistake
-            with contextlib.suppress(ConnectionError, TimeoutError):
-                super().handle()
 
-        def do_GET(self) -> None:
-            self._answer(body=True)
+class _Handler(BaseHTTPRequestHandler):
+    server: PageServer
+    server_version, sys_version = "foveal", ""
+    timeout = PATIENCE
 
-        def do_HEAD(self) -> None:
-            self._answer(body=False)
+    def handle(self) -> None:
+        # a browser that leaves, or goes on to another page, is no mistake
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            super().handle()
 
-        def _answer(self, body: bool) -> None:
-            if self.path.partition("?")[0] != "/":
-                self.send_error(404, "there is one page, at /")
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
+    def do_GET(self) -> None:
+        self._answer(body=True)
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing: the terminal says where the page is, and that is all."""
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
 
-    try:
-        return ThreadingHTTPServer((HOST, port), Handler)
-    except OSError as error:
-        raise ValueError(
-            f"port {port} of {HOST} cannot be used ({error.strerror}); --port 0 takes any that "
-            "is free."
-        ) from None
+    def _answer(self, body: bool) -> None:
+        if self.path.partition("?")[0] != "/":
+            self.send_error(404, "there is one page, at /")
+            return
+        content = self.server.page.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the terminal says where the page is, and that is all."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Callable
 from itertools import chain
@@ -17,6 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from foveal.common.files import write_file
+from foveal.common.inputs import require_place
 from foveal.common.words import suggest
 from foveal.export.check import check, check_tolerance, check_type
 from foveal.export.inputs import inputs_of
@@ -68,8 +68,8 @@ def save(
         FileNotFoundError, IsADirectoryError, OSError: there is no such folder, it is one itself,
             or nothing can be written there.
     """
-    path = Path(path)
-    _check_before(model, path, format, program, tolerance, sizes)
+    _check_before(model, format, program, tolerance, sizes)
+    path = require_place(path, "path")
     tell = tell or (lambda stage: None)
     if program is None:
         tell(TRACING)
@@ -95,7 +95,6 @@ def save(
 
 def _check_before(
     model: Any,
-    path: Path,
     format: str,
     program: ExportedProgram | None,
     tolerance: float | None,
@@ -112,17 +111,6 @@ def _check_before(
     if program is not None:
         check_type(program)
     check_tolerance(tolerance)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder; make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(
-            error.errno, f"nothing can be written there ({error.strerror})", str(path)
-        ) from error
     if format == "onnx":
         is_module = isinstance(model, nn.Module)
         held = chain(model.parameters(), model.buffers()) if is_module else ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveal.common import html
 from foveal.common.files import expanded, read_json
-from foveal.common.inputs import reading
+from foveal.common.inputs import reading, require_place
 from foveal.common.words import in_bytes, suggest
 from foveal.export import save
 from foveal.export.files import FORMATS, STAGES
@@ -71,11 +71,13 @@ def export_run(run: str, kind: str | None = None, out: str | None = None, **size
     Raises:
         ValueError: there is no such model, or it cannot be exported or with such sizes, or what
             came out differs from it. Nothing has been written then.
+        OSError: nothing can be written there.
         ModuleNotFoundError: a package of the extra onnx is missing.
     """
     kind = _kind(kind, out)
+    place = None if out is None else require_place(out, "out")
     model, folder, source, usual = _open(run)
-    path = _place(out, folder, kind)
+    path = place or folder / f"model{FORMATS[kind]}"
     with waiting("exporting", STAGES) as tell, reading(f"the model of {source}"):
         about = save(model, path, kind, tell=tell, **{**usual, **sizes})
     return Written(str(path), kind, path.stat().st_size, source, about)
@@ -126,20 +128,3 @@ def _is_saved(folder: Path) -> bool:
     with reading(str(folder / CONFIG)):
         found = read_json(folder / CONFIG)
         return isinstance(found, dict) and "family" in found
-
-
-def _place(out: str | None, folder: Path, kind: str) -> Path:
-    """Where the file goes.
-
-    Raises:
-        ValueError: nothing can be written there.
-    """
-    if out is None:
-        return folder / f"model{FORMATS[kind]}"
-    path = expanded(out)
-    with reading(f"out={out!r}"):
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder of out={out!r} does not exist; make it first.")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"out={out!r} is no plain file; name another.")
-    return path
