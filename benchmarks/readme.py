@@ -128,7 +128,9 @@ def first_run(folder: Path, options: list[str]) -> dict[str, Any]:
     """What `foveal train`, `evaluate` and `generate` of the README's recipe reach."""
     run = folder / "run"
     command("train", RECIPE, "--output", str(run), *options)
-    steps = json.loads((run / "result.json").read_text("utf-8"))["steps"]
+    config, result = (
+        json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("config", "result")
+    )
     start = time.perf_counter()
     score = json.loads(command("evaluate", str(run), "--json"))
     seconds = time.perf_counter() - start
@@ -136,7 +138,8 @@ def first_run(folder: Path, options: list[str]) -> dict[str, Any]:
     written = json.loads(said)
     return {
         **origin(),
-        "steps": steps,
+        "minutes": (config["training"]["time_budget"] or result["seconds"]) / 60,
+        "steps": result["steps"],
         **{name: score[name] for name in ("bits_per_byte", "gzip", "xz", "bytes")},
         "scoring_seconds": score["seconds"],
         "evaluation_seconds": seconds,
@@ -149,7 +152,7 @@ def reached(found: dict[str, Any]) -> str:
     narrow = "avx512" not in found["machine"]["vectors"]
     untold = " No machine with AVX-512 has measured this yet." if narrow else ""
     text = (
-        f"In its three minutes it took {found['steps']:,} steps and reached "
+        f"In its {found['minutes']:.2g} minutes it took {found['steps']:,} steps and reached "
         f"{found['bits_per_byte']:.2f} bits per held-out byte, where `gzip -9` needs "
         f"{found['gzip']:.2f} and `xz -9e` {found['xz']:.2f}. To score {found['bytes']:,} bytes "
         f"took {found['scoring_seconds']:.0f} s, of the {found['evaluation_seconds']:.0f} s of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import gpu
 import pytest
@@ -59,6 +60,26 @@ def test_a_piece_that_dies_costs_no_other(tmp_path, monkeypatch):
     assert not gpu.run(hangs, said.append)
     assert "stopped after 0.5 s" in said[1]
     assert gpu.run(gpu.Piece("fine", "fine", ("-c", "")), said.append)
+
+
+ALONE = {
+    "a device": ("import pytest; pytest.skip('no cuda', allow_module_level=True)", 0, "no cuda"),
+    "a package": ("import pytest; pytest.importorskip('nowhere')", 0, "import 'nowhere'"),
+    "no test": ("test_nothing = None", 5, "no tests ran"),
+    "an error": ("import nowhere", 2, "1 error"),
+}
+
+
+@pytest.mark.parametrize(("text", "code", "said"), ALONE.values(), ids=ALONE)
+def test_a_file_that_is_skipped_whole_is_no_failure(text, code, said, tmp_path, capsys, request):
+    """Run alone it ends with 0 and says why; that there is no test at all stays a failure."""
+    path = tmp_path / "test_alone.py"
+    path.write_text(f"{text}\n")
+    conftest = request.config.pluginmanager.get_plugin(str(gpu.ROOT / "tests" / "conftest.py"))
+    plugin = SimpleNamespace(pytest_sessionfinish=conftest.pytest_sessionfinish)
+    options = [f"--rootdir={tmp_path}", f"--confcutdir={tmp_path}", "-p", "no:cacheprovider"]
+    assert pytest.main([str(path), "-c", "/dev/null", *options], [plugin]) == code
+    assert said in capsys.readouterr().out
 
 
 def test_the_page_tells_what_was_measured(tmp_path):

@@ -92,7 +92,7 @@ def test_figures_are_those_that_were_measured():
         found = readme.kept(name)
         assert readme.marked(TEXT, name) == words(found)
         assert "python benchmarks/readme.py" in found["command"]
-    assert "three minutes" in readme.marked(TEXT, "run")
+    assert "In its 3 minutes" in readme.marked(TEXT, "run")
 
 
 def test_no_other_figure_is_there():
@@ -164,11 +164,16 @@ def test_the_first_run_is_told_and_kept(tmp_path, monkeypatch):
 
     def command(*words):
         (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / "result.json").write_text('{"steps": 1234}', "utf-8")
+        (tmp_path / "run" / "result.json").write_text('{"steps": 1234, "seconds": 51}', "utf-8")
+        config = {"training": {"time_budget": budget}}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config), "utf-8")
         score = {"bits_per_byte": 2.125, "gzip": 1.977, "xz": 1.73, "bytes": 98765, "left": "out"}
         return json.dumps(score | {"tokens": 400, "seconds": 0.5})
 
+    budget = None
     monkeypatch.setattr(readme, "command", command)
+    assert "In its 0.85 minutes" in readme.reached(readme.first_run(tmp_path, ["--steps", "1234"]))
+    budget = 90
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text(TEXT, "utf-8")
@@ -176,7 +181,7 @@ def test_the_first_run_is_told_and_kept(tmp_path, monkeypatch):
     readme.keep("run", found)
     said = readme.marked((tmp_path / "README.md").read_text("utf-8"), "run")
     for part in (
-        "1,234 steps",
+        "In its 1.5 minutes it took 1,234 steps",
         "2.12 bits",
         "needs 1.98",
         "800 bytes a second",
