@@ -163,8 +163,15 @@ def test_values_that_no_terminal_shows(looked_at, capsys):
         ["train", "text.toml", "--data", "a\0b"],
         ["train", "text.toml", "--model.pattern", "[" * 3000],
         ["train", "\udcff.toml"],
+        ["list", ""],
+        ["list", "", "--json"],
+        ["report", "text-run", "--to", ""],
+        ["draw", "picture", "text-run", " "],
     ):
-        assert refuse(capsys, looked_at, arguments).isprintable()
+        said = refuse(capsys, looked_at, arguments)
+        assert said.isprintable()
+        assert "nrecognized" not in said
+        assert "--to," not in said
 
 
 # -- recipes --------------------------------------------------------------------------------------

@@ -139,6 +139,30 @@ def test_what_has_no_partner_is_counted(tmp_path):
         assert words in told
 
 
+@pytest.mark.parametrize("kind", ["folders", "tables", "archives"])
+def test_what_lies_beside_the_parts_is_counted(tmp_path, kind):
+    """A table above the folders, a picture that no table lists, a text beside archives."""
+    for shade, part in enumerate(("train", "test")):
+        files = {f"{shade}.png": png(shade), f"{shade}.txt": part.encode()}
+        if kind == "folders":
+            put(tmp_path, {f"{part}/{name}": raw for name, raw in files.items()})
+        elif kind == "tables":
+            put(tmp_path, {**files, f"{part}.csv": f"file_name,text\n{shade}.png,{part}\n"})
+        else:
+            pack(tmp_path / f"{part}.tar", list(files.items()))
+    extra = {
+        "folders": {"metadata.csv": "file_name,text\n0.png,x\n", "7.png": png(7)},
+        "tables": {"7.png": png(7)},
+        "archives": {"notes.md": b"x"},
+    }
+    put(tmp_path, extra[kind])
+    told = {"folders": "2 file beside the parts", "tables": "1 *.png (7.png)"}
+    with pytest.warns(UserWarning, match="left out") as said:
+        one, two = open_captions(config(tmp_path))
+    assert (one.captions, two.captions) == ([["train"]], [["test"]])
+    assert told.get(kind, "1 *.md (notes.md)") in str(said[0].message)
+
+
 @pytest.mark.parametrize("names", ["train valid test", "Train Val testing", "TRAIN DEV TEST"])
 def test_parts(tmp_path, names):
     """Folders of the usual names are parts; so are archives; `valid` is a setting."""

@@ -260,6 +260,7 @@ def test_train_may_be_a_class(tmp_path):
         (["train/empty/notes.md"], r"1 \*\.md .*1 class folder without pictures \(empty\)"),
         (["train/cat/._x.png", "train/cat/x.zip", "train/y.bmp"], "1 picture without a class"),
         (["labels/a.png"], r"1 folder beside the parts \(labels\)"),
+        (["a.png", "extra.tar"], r"2 file beside the parts \(a\.png \.\.\.\)"),
     ],
 )
 def test_what_has_no_class_is_told(tmp_path, extra, words):
@@ -275,6 +276,24 @@ def test_what_has_no_class_is_told(tmp_path, extra, words):
         train, test = open_images(config(tmp_path))
     assert train.classes == ["cat", "dog"]
     assert (len(train), len(test)) == (6, 6)
+
+
+def test_archives_beside_each_other(tmp_path):
+    """Archives named as parts are parts; what else there is is told, two of one part refused."""
+    for name in ("train.npz", "test.npz", "other.npz"):
+        np.savez(tmp_path / name, images=np.full((4, 8, 8, 3), len(name)), label=np.arange(4) % 2)
+    (tmp_path / "1.png").write_bytes(b"no")
+    with pytest.warns(UserWarning, match=r"1 \*\.png \(1\.png\), 1 archive beside .*other"):
+        train, test = open_images(config(tmp_path))
+    assert (len(train), len(test)) == (4, 4)
+    shades = [int(part.read(torch.arange(4)).max()) for part in (train, test)]
+    assert shades == [9, 8]
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.npz").rename(tmp_path / f"{part}-2.npz")
+        np.savez(tmp_path / f"{part}-1.npz", images=np.zeros((4, 8, 8, 3)), label=np.arange(4) % 2)
+        with pytest.raises(ValueError, match=f"must be one .npz archive, got 2: {part}-1.npz"):
+            open_images(config(tmp_path))
+        (tmp_path / f"{part}-1.npz").unlink()
 
 
 def test_scoring_other_data_by_the_classes_of_a_run(tmp_path):

@@ -43,6 +43,7 @@ def test_what_labels_mean(values, labels, classes):
         (np.array([1j, 0]), "dtype complex"),
         (np.array(["2020-01-01"], "datetime64[D]"), "dtype datetime"),
         (["a", ""], "empty"),
+        (["a", "\ud800"], "half a letter"),
     ],
 )
 def test_what_is_no_class_is_refused(values, words):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 
 import numpy as np
 import pytest
@@ -204,6 +205,33 @@ def test_tables_as_parts_with_columns_of_other_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        "train.csv test.jsonl",
+        "train.jsonl.gz test.jsonl",
+        "Train.csv valid.json TEST.csv.gz",
+        "imdb-train.tsv imdb-test.csv",
+    ],
+)
+def test_parts_that_are_stored_in_several_ways(tmp_path, names):
+    """What is called the test part is scored, and never trained on, whatever it is stored as."""
+    for name in names.split():
+        said = [(f"{name.lower()} {n}", "ab"[n % 2]) for n in range(4)]
+        separator = "\t" if "tsv" in name else ","
+        lines = [json.dumps({"text": text, "label": label}) for text, label in said]
+        raw = "\n".join([f"text{separator}label", *(separator.join(one) for one in said)])
+        if ".json" in name:
+            raw = "\n".join(lines) if "jsonl" in name else f"[{','.join(lines)}]"
+        packed = gzip.compress(raw.encode()) if name.endswith(".gz") else raw
+        put(tmp_path, {name: packed, "stars.csv": "text,label\nx,a\n"})
+    with pytest.warns(UserWarning, match=r"1 table beside the parts \(stars\.csv\)"):
+        train, test = open_sequences(config(tmp_path))
+    assert all("train" in text for text, _ in rows(train))
+    assert not any("train" in text for text, _ in rows(test))
+    assert (len(train), len(test)) == (4, 4)
+
+
+@pytest.mark.parametrize(
     ("raw", "words"),
     [
         ("text,stars\na,1\n", "no column 'label'"),
@@ -220,9 +248,12 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, raw, words):
     assert "t.csv" in str(caught.value)
 
 
-@pytest.mark.parametrize("values", ["0.5 1", "[1] 0", '"a" 1', "-1 0", "1e400 1"])
+@pytest.mark.parametrize(
+    "values",
+    ["0.5 1", "[1] 0", '"a" 1', "-1 0", "1e400 1", "true 1", "1.0 false", '"a" "\\ud800"'],
+)
 def test_labels_that_are_no_classes_are_refused(tmp_path, values):
-    """Fractions, lists, mixtures of texts and numbers, negative ones, infinity."""
+    """Fractions, lists, mixtures of texts, numbers and truths, negative ones, infinity, halves."""
     lines = [f'{{"text": "a", "label": {value}}}' for value in values.split()]
     put(tmp_path, {"t.jsonl": "\n".join(lines)})
     with pytest.raises(ValueError, match=r"labels of t\.jsonl, column 'label' must"):

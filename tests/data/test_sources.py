@@ -150,6 +150,7 @@ def test_empty_files_are_named(tmp_path):
         (("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"), "validation test"),
         (("train", "val"), "validation validation"),
         (("text8-train.txt", "text8-test.txt"), "test test"),
+        (("train.txt", "valid.text", "test.raw"), "validation test"),
     ],
 )
 def test_parts_that_people_make(tmp_path, names, parts):

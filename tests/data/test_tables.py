@@ -64,6 +64,7 @@ def test_odd_separators_are_text(tmp_path, odd):
         ("a.csv", "n,m\n1,2\n", "no column 'text', it has 'n', 'm'"),
         ("a.csv", "Text,n\n1,2\n", "did you mean 'Text'"),
         ("a.csv", "text,text\n1,2\n", "'text' twice"),
+        ("a.json", '[{"text": "a", "text": "a"}]', "'text' twice in one object"),
         ("a.csv", "text,n\ncaf\xe9,1\n".encode("latin-1"), "line 2, column 4"),
         ("a.jsonl", '{"txt": "a"}\n', "no column 'text'"),
         ("a.jsonl", "", "no column 'text', it has none"),
@@ -81,12 +82,18 @@ def test_what_does_not_fit_is_refused(tmp_path, name, raw, words):
 
 def test_bad_lines_of_jsonl_are_named(tmp_path):
     """One bad line does not hide the others."""
-    deep = "[" * 100_000
-    path = write(tmp_path, "a.jsonl", f'{{"text": "a"}}\nno\n[1]\n{deep}\n\n{{"text": "b"}}')
+    deep, twice = (
+        "[" * 100_000,
+        '{"text": "a", "n": 1, "text": "c"}\n{"text": "", "n": [{"m": 1, "m": 1}]}',
+    )
+    path = write(
+        tmp_path, "a.jsonl", f'{{"text": "a"}}\nno\n[1]\n{deep}\n\n{{"text": "b"}}\n{twice}'
+    )
     found = rows(path, "text")
     bad = [str(row) for row in found if isinstance(row, BadRowError)]
     assert [row["text"] for row in found if not isinstance(row, BadRowError)] == ["a", "b"]
-    assert [message.split(" of ")[0] for message in bad] == ["line 2", "line 3", "line 4"]
+    assert [message.split(" of ")[0] for message in bad] == [f"line {n}" for n in (2, 3, 4, 7, 8)]
+    assert [bad[3].split(" has ")[1], bad[4].split(" has ")[1]] == ["'text' twice.", "'m' twice."]
 
 
 @pytest.mark.parametrize("value", [True, ["a"], {"a": 1}, "\ud800", math.inf, -1e999])

@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from foveal.draw.confusion import draw_confusion
 from foveal.draw.curves import Curve, draw_bars, draw_curves, smooth
 from foveal.draw.report import Section, write_report
+from foveal.draw.style import shown
 
 
 class Reader(HTMLParser):
@@ -96,6 +98,18 @@ def test_smoothing_follows_the_values():
     assert smooth([]) == []
     noisy = [(-1.0) ** i for i in range(300)]
     assert abs(smooth(noisy)[-1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "names", [["$\\frac$", "$5 and $6"], ["a" * 3000, "b\n\x1b[2J\t"], ["\u732b", "\ud800"]]
+)
+def test_names_of_classes_are_no_formulas(tmp_path, names):
+    """Dollars, control characters, half a letter, long and foreign names: no warning."""
+    path = draw_confusion([[1, 2], [3, 4]], names, tmp_path / "confusion.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [len(shown(name)) <= 34 for name in names] == [True, True]
+    assert shown("$a$") == r"\$a\$"
+    assert shown("caf\u00e9") == "caf\u00e9"
 
 
 @pytest.mark.parametrize("count", [1, 2, 50])

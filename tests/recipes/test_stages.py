@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import signal
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from foveal.recipes.captions.stages import scale_budget
 from foveal.recipes.config import load_recipe
@@ -81,6 +83,27 @@ def test_stages_scale_with_the_run_and_stay_with_it(recipe, tmp_path, monkeypatc
     config = load_config(run)
     longer = dataclasses.replace(config.training, steps=6)
     assert train(dataclasses.replace(config, training=longer), str(run), resume=True)[1].step == 6
+
+
+def test_stages_are_runs_and_saved_models_too(recipe, tmp_path):
+    """Their weights are read once they are needed; to size them up says nothing of them."""
+    config = shortened(recipe, 2)
+    first = train(config, "run")[0]
+    for vae, clip in (("vae-training", "clip"), ("vae", "clip-training"), ("vae-training", "")):
+        stages = {"vae": str(first / vae), "clip": clip and str(first / clip)}
+        settings = dataclasses.replace(config, data=dataclasses.replace(config.data, **stages))
+        narrow = dataclasses.replace(settings, model={**config.model, "dim_head": 4})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError, match="dim_head must be at least 6"):
+                train(narrow, "none")
+            folder = train(settings, f"{vae}{clip}")[0]
+        weights = load_file(first / "vae/model.safetensors")
+        assert all(
+            torch.equal(load_file(folder / "vae/model.safetensors")[k], w)
+            for k, w in weights.items()
+        )
+        assert (folder / "clip").exists() == bool(clip)
 
 
 def test_stages_read_the_captions_that_the_run_reads(recipe, tmp_path):

@@ -77,7 +77,7 @@ def _one_line(box: str) -> str:
 
 
 def _unknown(found: re.Match[str], words: str) -> str:
-    first = found[1].split(", ")[0]
+    first = re.split(r",(?: |$)", found[1])[0]  # an empty word leaves a comma or nothing
     if not first.startswith("-"):
         return f"{first!r} is one word too many"
     known = set(re.findall(r"--[\w.-]+", words[found.end() :])) - {first, "--help"}
@@ -93,7 +93,7 @@ def _not_a_choice(found: re.Match[str], words: str) -> str:
 
 
 _MESSAGES: tuple[tuple[str, Callable[[re.Match[str], str], str]], ...] = (
-    (r"Unrecognized (?:or misplaced )?options: (.+)", _unknown),
+    (r"Unrecognized (?:or misplaced )?options: ?(.*)", _unknown),
     (r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*)\)", _not_a_choice),
     (r"Missing value for argument '(.*?)'", lambda found, _: f"{found[1]} needs a value"),
     (r"Error parsing (\S+): (.*)", lambda found, _: f"{found[1]} {found[2].strip()}"),

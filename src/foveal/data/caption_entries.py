@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from foveal.common.words import suggest
 from foveal.data.archives import members
 from foveal.data.pictures import SUFFIXES
-from foveal.data.tables import BadRowError, Row, read_rows, text_of
+from foveal.data.tables import BadRowError, Row, json_row, read_rows, text_of
 from foveal.data.text_files import decode_text, lines, read_text, unpacked_name
 from foveal.data.walk import LeftOut, printable, walk
 
@@ -147,10 +145,9 @@ def _read_table(table: Path, root: Path, column: str, left: LeftOut) -> dict[Pat
             f"{', '.join(keys)}; name it with --data.column."
         )
     if bad and not good and keys:
-        hint = suggest(_FILE_KEYS[0], keys, "name the columns so.")
         raise ValueError(
             f"the table {printable(table)} must have file_name and text, it has "
-            f"{', '.join(keys)}; {hint}"
+            f"{', '.join(keys)}; name the columns so."
         )
     return listed
 
@@ -262,10 +259,7 @@ def caption_order(column: str) -> tuple[str, ...]:
 
 
 def _object(text: str, called: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRowError(f"the .json of {called} is not JSON.") from None
-    if not isinstance(found, dict):
-        raise BadRowError(f"the .json of {called} is no JSON object.")
+    found = json_row(text, f"the .json of {called}")
+    if isinstance(found, BadRowError):
+        raise found
     return found

@@ -226,14 +226,25 @@ def _find_folder(root: Path, config: PictureDataConfig, left: LeftOut) -> Exampl
     beside = [path for path in below if path.parent == root]
     tables = file_parts(path for path in beside if is_table(path, json_too=True))
     if tables is not None:
-        return ExampleParts(**of_parts(tables, root, left, of_tables))
+        found = of_parts(tables, root, left, of_tables)
+        named = {file for part in found.values() for file in part.files}
+        _count_rest([path for path in below if str(path) not in named], left)
+        return ExampleParts(**found)
     archives = [path for path in below if is_archive(path.name)]
     if not archives or any(path.suffix.lower() in SUFFIXES for path in below):
         return ExampleParts(of_folder((root,), name))
+    _count_rest(below, left)
     parts = file_parts(path for path in archives if path.parent == root)
     if parts is None:
         return ExampleParts(of_archives(archives, name))
     return ExampleParts(**of_parts(parts, root, left, of_archives))
+
+
+def _count_rest(paths: Sequence[Path], left: LeftOut) -> None:
+    """Count files that are not used; tables and archives beside the parts are, as such."""
+    for path in paths:
+        if not is_archive(path.name) and not is_table(path, json_too=True):
+            left.add_file(path)
 
 
 def _archives(

@@ -185,12 +185,11 @@ def of_parts(
     """
     first = parts.train[0]
     kind = "table" if is_table(first, json_too=True) else "archive"
-    kind = "folder" if first.is_dir() else kind
-    for other in parts.others:
-        left.add(f"{kind} beside the parts", other.name)
+    kind = "file" if first.is_dir() else kind
+    parts.count_others(left, kind)
     found = {}
     for part, paths in parts.items():
-        called = printable(paths[0].name) if kind == "folder" else part
+        called = printable(paths[0].name) if kind == "file" else part
         found[part] = read(paths, f"{printable(root.name)}, {called}")
     return found
 

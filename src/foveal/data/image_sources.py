@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExamplePart
         "the embedded pictures",
     )
     if not subfolders(root) and (tars := sorted(root.glob("[!.]*.tar"))):
+        left.add_beside(root, tars)
         parts = file_parts(tars)
         if parts is None:
             return ExampleParts(of_shards(tars, printable(root.name), config.size, left))
@@ -51,13 +54,25 @@ def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExamplePart
             of_parts(parts, root, left, lambda p, name: of_shards(p, name, config.size, left)),
             left,
         )
-    archives = file_parts(sorted(root.glob("[!.]*.npz"))) if not subfolders(root) else None
+    packed = sorted(root.glob("[!.]*.npz")) if not subfolders(root) else []
+    archives = file_parts(packed)
     if archives is None:
         return find_pictures(root, config.size, left)
-    found = {
-        part: find_archive(paths[0], config.size, left).train for part, paths in archives.items()
-    }
-    return in_parts(found, left)
+    left.add_beside(root, packed)
+    return in_parts(
+        of_parts(archives, root, left, lambda p, _: _of_archive(p, config.size, left)), left
+    )
+
+
+def _of_archive(paths: Sequence[Path], size: int, left: LeftOut) -> Examples:
+    """The examples of a part; each part is one archive."""
+    if len(paths) > 1:
+        names = ", ".join(printable(path.name) for path in paths[:3])
+        raise ValueError(
+            f"a part of {printable(paths[0].parent)} must be one .npz archive, got {len(paths)}: "
+            f"{names}; join them, or name one."
+        )
+    return find_archive(paths[0], size, left).train
 
 
 def _find_emoji(size: int) -> ExampleParts:

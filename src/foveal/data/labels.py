@@ -54,6 +54,11 @@ def _from_texts(
     classes = sorted(set(found.tolist())) if names is None else list(names)
     if "" in set(found.tolist()):
         raise ValueError(f"labels of {where} must not be empty texts.")
+    broken = [name for name in classes if not _is_text(name)]
+    if broken:
+        raise ValueError(
+            f"labels of {where} must be whole texts, got half a letter: {broken[0]!r}."
+        )
     places = {name: place for place, name in enumerate(classes)}
     unknown = sorted(set(found.tolist()) - places.keys())
     if unknown:
@@ -62,6 +67,15 @@ def _from_texts(
             f"got {unknown[0]!r}."
         )
     return np.array([places[name] for name in found.tolist()], np.int64), classes, True
+
+
+def _is_text(name: str) -> bool:
+    """Whether all letters of a text are whole; JSON can hold half of one."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _whole(found: np.ndarray, where: str) -> np.ndarray:

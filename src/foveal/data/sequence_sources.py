@@ -205,7 +205,7 @@ def _of_tables(
                 values.append(value)
     kinds = sorted({type(value).__name__ for value in values})
     where = f"{printable(paths[0].name)}, column {label!r}"
-    if len(kinds) > 1 and "str" in kinds:
+    if len(kinds) > 1 and kinds != ["float", "int"]:
         raise ValueError(f"labels of {where} must be of one kind, got {' and '.join(kinds)}.")
     if any(isinstance(value, list | dict) for value in values):
         raise ValueError(f"labels of {where} must be one class for each example, got {kinds[0]}.")

@@ -17,7 +17,7 @@ from typing import Any
 
 from foveal.common.inputs import require_file
 from foveal.data.corpus import Corpus, Span
-from foveal.data.folders import Parts, file_parts, folder_parts, part_of
+from foveal.data.folders import TEXTS, Parts, file_parts, folder_parts, part_of
 from foveal.data.hub_streams import open_streamed_texts
 from foveal.data.hub_texts import hub_texts
 from foveal.data.image_hub import HUB, STREAM
@@ -215,8 +215,7 @@ def _find_parts(root: Path, path: str, column: str, left: LeftOut) -> TextParts:
     """The parts of a folder, by its folders or its files; all of it where there are none."""
     folders = folder_parts(root)
     if folders is not None and (folders.valid or folders.test):
-        for other in folders.others:
-            left.add("folder beside the parts", other.name)
+        folders.count_others(left)
         files = {part: walk(homes[0], left) for part, homes in folders.items()}
     else:
         below = walk(root, left)
@@ -306,7 +305,7 @@ def _chosen(found: Parts, below: list[Path], left: LeftOut) -> dict[str, list[Pa
 def _may_be_part(path: Path, column: str) -> bool:
     if column:
         return is_table(path, json_too=True)
-    return unpacked_name(path).suffix.lower() in ("", ".txt", ".text", ".raw", ".tokens", ".tok")
+    return unpacked_name(path).suffix.lower() in ("", *TEXTS)
 
 
 def _spans(files: list[Path], column: str, left: LeftOut) -> list[Span]:

@@ -84,6 +84,13 @@ def text_of(row: Row, column: str, called: str) -> str:
     return text
 
 
+def _check_once(path: Path, columns: Sequence[str], known: list[str]) -> None:
+    """Each of the columns, or each that has a name where none are asked for, is there once."""
+    for name in columns or filter(None, known):
+        if known.count(name) > 1:
+            raise ValueError(f"the table {printable(path)} has the column {name!r} twice.")
+
+
 def _check_columns(path: Path, columns: Sequence[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in columns:
@@ -93,8 +100,6 @@ def _check_columns(path: Path, columns: Sequence[str], known: Iterable[str]) -> 
             raise ValueError(
                 f"the table {printable(path)} has no column {name!r}, it has {there}; {hint}"
             )
-        if known.count(name) > 1:
-            raise ValueError(f"the table {printable(path)} has the column {name!r} twice.")
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -105,19 +110,43 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
         if not line.strip():
             continue
         called = f"line {number} of {printable(path)}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            yield called, BadRowError(f"{called} is not JSON.")
-            continue
-        yield called, row if isinstance(row, dict) else BadRowError(f"{called} is no JSON object.")
+        yield called, json_row(line, called)
+
+
+def json_row(text: str, called: str) -> Row | BadRowError:
+    """The JSON object in a text, or what is wrong with it.
+
+    Args:
+        called: what to call it: "line 3 of a.jsonl".
+    """
+    try:
+        row = json.loads(text, object_pairs_hook=_each_once)
+    except _TwiceError as error:
+        return BadRowError(f"{called} has {error} twice.")
+    except (ValueError, RecursionError):
+        return BadRowError(f"{called} is not JSON.")
+    return row if isinstance(row, dict) else BadRowError(f"{called} is no JSON object.")
+
+
+class _TwiceError(ValueError):
+    """A name that is there twice, of which one value would be lost."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(repr(next(name for name in names if names.count(name) > 1)))
+    return row
 
 
 def _json(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
     """A list of objects."""
     text = read_text(path)
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_each_once)
+    except _TwiceError as error:
+        raise ValueError(f"{printable(path)} has {error} twice in one object.") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{printable(path)} is not JSON: {reason}.") from None
@@ -147,6 +176,7 @@ def _separated(
         rows = _parsed(path, text, delimiter, csv.QUOTE_NONE)  # quotes are letters to many
     header = [name.strip() for name in rows[0][1]]
     _check_columns(path, columns, header)
+    _check_once(path, columns, header)
     for number, fields in rows[1:]:
         yield (
             f"line {number} of {printable(path)}",
@@ -200,6 +230,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | Ba
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(path, columns, file.schema_arrow.names)
+            _check_once(path, columns, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(_BATCH, columns=list(columns) or None):
                 for row in batch.to_pylist():

@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def data_path(path: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         shown = path if len(path) < _SHOWN else f"{path[:_SHOWN]}..."
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"the data path {shown!r} cannot be used: {reason}.") from None
+        raise ValueError(
+            f"the data path {shown!r} cannot be used: {reason.rstrip('.')}."
+        ) from None
     if not path:
         raise ValueError("the data path must not be empty, got ''.")
     return target
@@ -155,6 +158,12 @@ class LeftOut:
         """Count a file by its suffix."""
         kind = f"*{path.suffix.lower()}" if path.suffix else "without a suffix"
         self.add(kind, path.name)
+
+    def add_beside(self, root: Path, used: Collection[Path]) -> None:
+        """Count what else lies in a folder; hidden and system files passed over."""
+        for path in sorted(root.iterdir()):
+            if path not in used and not is_hidden(path.name):
+                self.add_file(path)
 
     def __bool__(self) -> bool:
         return bool(self._counts or self.problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveal.draw.style import INK, save_figure
+from foveal.draw.style import INK, save_figure, shown
 
 _MAX_NUMBERS, _MAX_NAMES = 15, 40
 
@@ -27,8 +27,9 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if number <= _MAX_NAMES:
-        axes.set_xticks(range(number), classes, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(number), classes)
+        names = [shown(name) for name in classes]
+        axes.set_xticks(range(number), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(number), names)
     if number <= _MAX_NUMBERS:
         for row in range(number):
             for column in range(number):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ READ = "#1f6fb4"
 QUERY = "#e07b00"
 EMPTY = "#ffffff"
 FUTURE = "#e9edf1"
+_MOST_LETTERS = 32
 
 
 class Picture(bytes):
@@ -26,10 +28,19 @@ class Picture(bytes):
         return f"<PNG, {len(self):,} bytes>"
 
 
+def shown(name: str) -> str:
+    """A name that data brought as matplotlib writes it: on one line, short, and no formula."""
+    name = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    name = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}\u2026"
+    return name.replace("$", r"\$")
+
+
 def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure of matplotlib in one step, in the format that its suffix names."""
     form = path.suffix.removeprefix(".") or "png"
-    write_file(path, lambda partial: figure.savefig(partial, format=form))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it draws a box, which says enough
+        write_file(path, lambda partial: figure.savefig(partial, format=form))
     return path
 
 

@@ -56,7 +56,7 @@ def draw_pictures(
     run = open_run(run)
     require_task(run.config, "captions", "draw picture")
     tokenizer = read_asset("tokenizer", run.folder)
-    if not tokenizer.encode(text):
+    if not text.strip() or not tokenizer.encode(text):
         raise ValueError(f"the text must not be empty, got {text!r}; try 'woman juggling'.")
     tokens = tokenizer.tokenize(text, run.config.data.text_length).expand(candidates, -1)
     model, _ = open_model(run, device)

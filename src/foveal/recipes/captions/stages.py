@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 
@@ -147,7 +148,8 @@ def _load(source: Path, config: RunConfig, task: str) -> nn.Module:
         return load_model(source)
     of_run = load_config(source)
     require_task(of_run, task, f"data.{task}={str(source)!r}")
-    return load_run(source, of_run)[0]
+    with torch.device("cpu"):  # weights that are read need a place, whatever is only sized up
+        return load_run(source, of_run)[0]
 
 
 def _copy(source: Path, home: Path, config: RunConfig, task: str) -> None:
