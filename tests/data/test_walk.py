@@ -110,16 +110,43 @@ def test_what_was_left_out_is_told_once_by_kind(tmp_path):
     assert second.endswith("and 4 more kinds.")
 
 
-@pytest.mark.parametrize("path", ["", "a" * 5000, "~nobody-here/a", "a" * 300 + "/b"])
-def test_paths_that_nothing_can_have_are_refused(path):
-    """In one short line for every kind of data."""
-    for opened in (
+def open_all(path):
+    """Every kind of data as a recipe opens it."""
+    return (
         lambda: open_corpus(path),
         lambda: open_images(ImageDataConfig(path=path)),
         lambda: open_captions(PictureDataConfig(path=path)),
-        lambda: open_captions(PictureDataConfig(path=path + "{0..9}.tar")),
         lambda: open_sequences(SequenceDataConfig(path=path)),
-    ):
+    )
+
+
+@pytest.mark.parametrize("path", ["", "a" * 5000, "~nobody-here/a", "a" * 300 + "/b"])
+def test_paths_that_nothing_can_have_are_refused(path):
+    """In one short line for every kind of data."""
+    archives = PictureDataConfig(path=path + "{0..9}.tar")
+    for opened in (*open_all(path), lambda: open_captions(archives)):
         with pytest.raises(ValueError, match="data") as caught:
             opened()
         assert len(str(caught.value)) < 300
+
+
+SYSTEMS_OWN = ["/", "//", "/usr/..", "/proc", "/proc/self", "/sys/kernel", "/proc/self/root"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a system without /proc")
+@pytest.mark.parametrize("path", SYSTEMS_OWN)
+def test_the_whole_system_is_no_data(path, monkeypatch):
+    """As of `--data $EMPTY/`: refused at once, before the disk is walked to its end."""
+    monkeypatch.setattr(os, "scandir", pytest.fail)
+    for opened in open_all(path):
+        with pytest.raises(ValueError, match="is the system's own and holds no data; name their"):
+            opened()
+
+
+def test_files_behind_proc_are_data(tmp_path):
+    """A file that was opened, as shells name it, is the file."""
+    path = tmp_path / "a.txt"
+    path.write_text("text " * 50)
+    with path.open() as file:
+        train, held_out = open_corpus(f"/dev/fd/{file.fileno()}")
+    assert len(train) + len(held_out) == 250

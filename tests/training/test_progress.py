@@ -89,19 +89,33 @@ def test_work_of_unknown_length_is_shown_while_it_says_nothing(monkeypatch):
     err, out = io.StringIO(), io.StringIO()
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     monkeypatch.setattr(progress, "_TOLD_EVERY", 0.01)
+    monkeypatch.setattr(progress, "_SHORT", 0.0)
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(sys, "stdout", out)
     with waiting("exporting", ("tracing", "writing")) as tell:
-        for stage, share in (("tracing", "0%"), ("writing", "50%"), ("more", "0%")):
+        for stage, share in (("tracing", "   0%"), ("writing", "  50%"), ("more", "")):
             tell(stage)
-            line = f"exporting {share:>4}  {stage}, 0:00 so far"
-            until = time.monotonic() + 5
-            while line not in err.getvalue() and time.monotonic() < until:
-                time.sleep(0.01)
-            assert line in err.getvalue()
+            assert told_in_time(f"exporting{share}  {stage}, 0:00 so far", err)
+    with waiting("reading"):
+        assert told_in_time("reading  0:00 so far", err)
     told = err.getvalue()
     time.sleep(0.05)
     assert err.getvalue() == told
     with pytest.raises(KeyError), waiting("exporting", ()):  # an error passes, the teller ends
         raise KeyError
     assert out.getvalue() == ""
+    told = err.getvalue()
+    with waiting("reading", enabled=False):
+        time.sleep(0.05)
+    monkeypatch.setattr(progress, "_SHORT", 9.0)
+    with waiting("reading"):  # done at once
+        time.sleep(0.05)
+    assert err.getvalue() == told
+
+
+def told_in_time(line, stream):
+    """Whether a line comes within some seconds."""
+    until = time.monotonic() + 5
+    while line not in stream.getvalue() and time.monotonic() < until:
+        time.sleep(0.01)
+    return line in stream.getvalue()

@@ -77,7 +77,8 @@ def data_path(path: str) -> Path:
     """Where data lie, there or not.
 
     Raises:
-        ValueError: nothing can lie there: an empty name, one that is too long, an unknown user's.
+        ValueError: nothing can lie there: an empty name, one that is too long, an unknown user's,
+            the root of the system.
     """
     try:
         target = Path(path).expanduser()
@@ -92,7 +93,17 @@ def data_path(path: str) -> Path:
         ) from None
     if not path:
         raise ValueError("the data path must not be empty, got ''.")
+    if os.name == "posix" and _is_of_the_system(target):
+        raise ValueError(
+            f"the data path {path!r} is the system's own and holds no data; name their folder."
+        )
     return target
+
+
+def _is_of_the_system(target: Path) -> bool:
+    """Whether it is the root of all, or what a kernel tells, of which some files never end."""
+    real = target.resolve()
+    return real == real.parent or (real.parts[1] in ("proc", "sys") and real.is_dir())
 
 
 def data_folder(path: str, otherwise: str) -> Path:

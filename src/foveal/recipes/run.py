@@ -22,6 +22,7 @@ from foveal.training.config import check_training
 from foveal.training.layout import Layout
 from foveal.training.machine import keep_freed_memory
 from foveal.training.processes import from_first, together
+from foveal.training.progress import waiting
 from foveal.training.trainer import Outcome, Trainer, make_accelerator
 
 __all__ = ["Score", "compare", "evaluate", "generate", "train"]
@@ -50,7 +51,8 @@ def train(
         accelerator, lambda: Layout(*place, config.parallel, accelerator.device.type)
     )
     with ClaimedFolder(config, output, resume, accelerator) as claimed:
-        task = together(accelerator, lambda: KindTask(config, layout))
+        with waiting("reading", enabled=accelerator.is_main_process):
+            task = together(accelerator, lambda: KindTask(config, layout))
         if task.has_stages:
             if claimed.last is None:  # a run that goes on has been checked, and has its stages
                 together(accelerator, lambda: task.kind.check_stages(task))

@@ -18,7 +18,7 @@ from foveal.recipes.report import EVALUATION, write_run_report
 from foveal.recipes.runs import open_model, open_run, write_json
 from foveal.training.dealing import sharing
 from foveal.training.processes import from_first, share_tensors, together
-from foveal.training.progress import showing
+from foveal.training.progress import showing, waiting
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,7 +108,7 @@ def _score(
         _check_options(run, options)
         opened = open_model(run, device)
         named = run.config.data.path if data is None else data
-        with showing("reading"), reading(f"data={named!r}"):
+        with waiting("reading"), reading(f"data={named!r}"):
             return *opened, kind.to_score(run, data, full, **options)
 
     # what one process cannot open stops all of them

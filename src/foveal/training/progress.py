@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
 
 _LINE_EVERY = 10.0
 _TOLD_EVERY = 0.5
+_SHORT = 1.0  # seconds that nobody need be told of
 _Part = TypeVar("_Part")
 
 
@@ -26,8 +27,8 @@ class Progress:
     def __exit__(self, *details: object) -> None:
         """Stop, leaving the last state on the screen."""
 
-    def update(self, fraction: float, text: str) -> None:
-        """Show a fraction from 0 to 1 and a few words."""
+    def update(self, fraction: float | None, text: str) -> None:
+        """Show a fraction from 0 to 1, where anybody knows it, and a few words."""
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -78,13 +79,16 @@ def tracked(parts: Sequence[_Part] | Iterable[_Part], total: int | None = None) 
 
 
 @contextmanager
-def waiting(title: str, stages: Sequence[str]) -> Iterator[Callable[[str], None]]:
+def waiting(
+    title: str, stages: Sequence[str] = (), enabled: bool = True
+) -> Iterator[Callable[[str], None]]:
     """Work of which nobody knows how long it takes: its stage, and how long that has taken so far.
 
-    Shown on the error output, again and again while the work itself says nothing.
+    Shown on the error output, again and again while the work itself says nothing; of work that is
+    done at once nothing is.
 
     Yields:
-        What is to be called with each stage as it begins.
+        What is to be called with each stage as it begins, if it has any.
     """
     began, stage, ended = time.monotonic(), "", threading.Event()
 
@@ -92,13 +96,17 @@ def waiting(title: str, stages: Sequence[str]) -> Iterator[Callable[[str], None]
         nonlocal began, stage
         began, stage = time.monotonic(), name
 
-    def tell() -> None:
+    def tell(stack: ExitStack) -> None:
+        if ended.wait(_SHORT):
+            return
+        bar = stack.enter_context(make_progress(title, enabled, sys.stderr))
         while not ended.wait(_TOLD_EVERY):
-            done = stages.index(stage) / len(stages) if stage in stages else 0.0
-            bar.update(done, f"{stage}, {clock(time.monotonic() - began)} so far")
+            done = stages.index(stage) / len(stages) if stage in stages else None
+            spent = f"{clock(time.monotonic() - began)} so far"
+            bar.update(done, f"{stage}, {spent}" if stage else spent)
 
-    with make_progress(title, out=sys.stderr) as bar:
-        teller = threading.Thread(target=tell, daemon=True)
+    with ExitStack() as stack:
+        teller = threading.Thread(target=tell, args=(stack,), daemon=True)
         teller.start()
         try:
             yield begin
@@ -114,10 +122,11 @@ class _Lines(Progress):
         self._title, self._out = title, out
         self._next = time.monotonic() + _LINE_EVERY
 
-    def update(self, fraction: float, text: str) -> None:
+    def update(self, fraction: float | None, text: str) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_EVERY
-            self.say(f"{self._title} {fraction:4.0%}  {text}")
+            done = "" if fraction is None else f" {fraction:4.0%}"
+            self.say(f"{self._title}{done}  {text}")
 
     def say(self, line: str) -> None:
         print(line, file=self._out, flush=True)
@@ -134,10 +143,10 @@ class _Bar(Progress):
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f}%  {task.fields[text]}"),
+            TextColumn("{task.fields[done]}  {task.fields[text]}"),
             console=Console(file=out),
         )
-        self._task: Any = self._bar.add_task(title, total=1.0, text="")
+        self._task: Any = self._bar.add_task(title, total=None, text="", done="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -146,8 +155,12 @@ class _Bar(Progress):
     def __exit__(self, *details: object) -> None:
         self._bar.stop()
 
-    def update(self, fraction: float, text: str) -> None:
-        self._bar.update(self._task, completed=fraction, text=text)
+    def update(self, fraction: float | None, text: str) -> None:
+        if fraction is None:  # a bar that moves to and fro
+            self._bar.update(self._task, total=None, done="", text=text)
+        else:
+            done = f"{fraction:4.0%}"
+            self._bar.update(self._task, total=1.0, completed=fraction, done=done, text=text)
 
     def say(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, markup=False)
