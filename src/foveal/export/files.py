@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -166,35 +167,51 @@ def _as_onnx(
     return about, with_note(graph, about)
 
 
-def load(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
+def load(
+    path: str | Path, check: Callable[[Any], object] | None = None
+) -> tuple[ExportedProgram, dict[str, Any]]:
     """(the program, what `describe` said of it) of a file that `save` wrote.
 
     Only of somebody whom you trust: torch.export.load runs what a file tells it to.
+
+    Args:
+        check: called with what the file says of itself before the program is loaded, which may
+            take many seconds; what it raises passes.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no program of foveal.
     """
-    path, extra = Path(path), {DESCRIPTION: ""}
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file.")
+    with _blaming(path):
+        about = _description_in(path)
+    if check is not None:
+        check(about)
+    with _blaming(path), open(path, "rb") as file, quiet("torch.export"):
+        return torch.export.load(file), about
+
+
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Errors of torch, which are of any type, are the file's fault."""
     try:
-        _check_archive(path)
-        with open(path, "rb") as file, quiet("torch.export"):
-            program = torch.export.load(file, extra_files=extra)
-    except Exception as error:  # of torch, of any type
+        yield
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is damaged or no program of foveal: {reason}") from error
-    return program, json.loads(extra[DESCRIPTION])
 
 
-def _check_archive(path: Path) -> None:
-    """Raise ValueError for what torch would not say, or only in a log."""
+def _description_in(path: Path) -> Any:
+    """What an archive says of itself; raises what torch would not say, or only in a log."""
     with zipfile.ZipFile(path) as archive:
-        if not any(name.endswith(f"/{DESCRIPTION}") for name in archive.namelist()):
+        names = [name for name in archive.namelist() if name.endswith(f"/{DESCRIPTION}")]
+        if not names:
             raise ValueError(f"it has no {DESCRIPTION} inside")
         if broken := archive.testzip():
             raise ValueError(f"{broken} is not what was written")
+        return json.loads(archive.read(names[0]))
 
 
 def describe(program: ExportedProgram, model: Any) -> dict[str, Any]:

@@ -27,11 +27,6 @@ class OpenedProgram:
 
     def __init__(self, path: Path, run: Callable[..., Any], about: Mapping[str, Any]) -> None:
         self.path, self.about, self._run = path, about, run
-        if not _is_description(about):
-            raise ValueError(
-                f"{str(path)!r} has no note of what it takes, so foveal export did not write it; "
-                "name a file that it wrote."
-            )
         self.inputs: list[dict[str, Any]] = about["inputs"]
 
     def __repr__(self) -> str:
@@ -87,22 +82,38 @@ class OpenedProgram:
                 )
 
 
-def open_program(path: str | Path) -> OpenedProgram:
+def open_program(
+    path: str | Path, check: Callable[[Mapping[str, Any]], object] | None = None
+) -> OpenedProgram:
     """A file that `foveal export` wrote.
 
     A .pt2 of a stranger may run anything (see torch.export.load), an ONNX file does not.
+
+    Args:
+        check: see `foveal.export.load`.
 
     Raises:
         ModuleNotFoundError: it is ONNX, and onnxruntime is missing.
         ValueError: there is no such file, or it is damaged or by somebody else.
     """
     path = require_file(path, "an exported program")
+
+    def check_about(about: Any) -> None:
+        if not _is_description(about):
+            raise ValueError(
+                f"{str(path)!r} has no note of what it takes, so foveal export did not write it; "
+                "name a file that it wrote."
+            )
+        if check is not None:
+            check(about)
+
     with path.open("rb") as file:
         is_torch = file.read(len(_ZIP)) == _ZIP or path.suffix.lower() == FORMATS["torch"]
     if is_torch:
-        program, about = load(path)
+        program, about = load(path, check_about)
         return OpenedProgram(path, program.module(), about)
     found = OnnxProgram(path)
+    check_about(found.about)
     return OpenedProgram(path, found, found.about)
 
 

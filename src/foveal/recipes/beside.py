@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,19 @@ def open_beside(path: str | Path, model: Any) -> tuple[Exported, bool]:
         raise ValueError(
             f"only a model of foveal has such programs, and the run's is a {type(model).__name__}."
         )
-    program = open_program(path)
     config = json.loads(json.dumps(model.settings.to_json()))
-    about, own = program.about, {"family": model.family, "config": config}
-    for key, value in own.items():
-        if about.get(key) != value:
-            raise ValueError(
-                f"{str(path)!r} was exported from another model: {_other(about.get(key), value)}; "
-                "name the program of this run."
-            )
-    return Exported(program), about.get("weights") == digest(model)
+    own = {"family": model.family, "config": config}
+
+    def check(about: Mapping[str, Any]) -> None:
+        for key, value in own.items():
+            if about.get(key) != value:
+                raise ValueError(
+                    f"{str(path)!r} was exported from another model: "
+                    f"{_other(about.get(key), value)}; name the program of this run."
+                )
+
+    program = open_program(path, check)
+    return Exported(program), program.about.get("weights") == digest(model)
 
 
 def _other(theirs: Any, ours: Any) -> str:
