@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from foveal.common.meta import on_meta
+from foveal.common.meta import draw_truncated, on_meta
+from foveal.integrations import natten
 
 CODE = """
 import sys
@@ -39,3 +41,17 @@ def test_the_initialisation_is_skipped_and_the_generator_left_alone():
     with pytest.raises(NotImplementedError):
         layer.weight.tolist()
     assert nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_table_that_is_cut_has_fake_tensors(dims):
+    """Where no number can be looked at; elsewhere the numbers are those of torch."""
+    make = getattr(natten, f"NeighborhoodAttention{dims}D")
+    with FakeTensorMode():
+        table = make(8, 2, 3, rel_pos_bias=True).rpb
+    assert isinstance(table, FakeTensor)
+    assert table.shape == (2, *[5] * dims)
+    torch.manual_seed(dims)
+    found = draw_truncated(torch.empty(7, 9), std=0.02)
+    torch.manual_seed(dims)
+    assert torch.equal(found, nn.init.trunc_normal_(torch.empty(7, 9), std=0.02))

@@ -102,7 +102,8 @@ def test_copies_and_pickles(case):
 
 @each
 def test_meta_and_fake_tensors(case):
-    """Shapes are known without numbers; a model that was tried so still computes afterwards."""
+    """Shapes are known without numbers, of a model that was made without as well; one that was
+    tried so still computes afterwards."""
     model = case.make().eval()
     shape = run(case, model).shape
     twin = copy.deepcopy(model).to("meta")
@@ -111,6 +112,7 @@ def test_meta_and_fake_tensors(case):
     fresh = case.make().eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert case(fresh).shape == shape
+        case.make()
     assert torch.equal(run(case, fresh), run(case, model))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.common.checks import check_sizes
+from foveal.common.meta import draw_truncated
 from foveal.integrations.natten.checks import SIZES, check_rank
 from foveal.integrations.natten.functional import neighborhood_attention_generic
 from foveal.integrations.natten.rule import Rule
@@ -77,7 +78,7 @@ class NeighborhoodAttentionGeneric(nn.Module):
 
     def _make_rpb(self) -> nn.Parameter:
         table = torch.empty(self.num_heads, *(2 * kernel - 1 for kernel in self.kernel_size))
-        return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        return nn.Parameter(draw_truncated(table, std=0.02))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Attention of tokens to each other.

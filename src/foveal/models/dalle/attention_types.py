@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-
+from foveal.common.meta import with_values
 from foveal.patterns import Axial, BlockSparse, Full, Neighborhood, Pattern, TextImage
 from foveal.patterns.image import GridPattern
 
@@ -101,7 +100,7 @@ def block_sparse(
     """
     if num_random_blocks is None:
         num_random_blocks = seq_len // block_size // 4
-    with torch.device("cpu"):  # a model may be made on meta, where a layout would hold nothing
+    with with_values():
         return BlockSparse.variable(
             seq_len + 1,
             block_size,

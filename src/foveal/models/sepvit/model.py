@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveal.common.meta import draw_truncated
 from foveal.layers.dropout import Dropout
 from foveal.layers.patch import (
     PEG,
@@ -82,7 +83,7 @@ class SepVisionTransformer(StagedModel):
     def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                draw_truncated(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
