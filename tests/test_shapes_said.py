@@ -14,7 +14,10 @@ ROOMS = ("patterns", "ops", "caches", "layers", "generation", "models", "testing
 SKIPPED = {
     "foveal.ops.triton.kernels",  # runs on a GPU alone
     # the inside of a call, where tensors have the shapes that `attend` says
-    *(f"foveal.ops.{name}" for name in ("checks", "define", "formula", "fused", "known")),
+    *(
+        f"foveal.ops.{name}"
+        for name in ("checks", "define", "formula", "fused", "glance", "known")
+    ),
     *(f"foveal.ops.{name}" for name in ("operator", "tiled", "work")),
     # what a step written in C++ points to
     "foveal.layers.native_step",

@@ -1,12 +1,11 @@
 """The short way of a call like one before: the same bits, and left wherever anything differs."""
 
-import contextlib
-import dataclasses
 import threading
 from dataclasses import dataclass
 
 import pytest
 import torch
+from known_calls import LENGTH, PATTERN, PATTERNS, attend, glances, inputs
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,23 +16,6 @@ import foveal
 from foveal import patterns as P
 from foveal.ops import known, native
 from foveal.testing import assert_close, dense_attention
-
-EMPTY = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 1]])
-PATTERNS = [
-    P.Full(),
-    P.Full(causal=True),
-    P.SlidingWindow(9),
-    P.BlockSparse(EMPTY, 16),  # queries without keys, and keys that nobody reads
-    P.BlockSparse(torch.stack([EMPTY, 1 - EMPTY]), 16),
-    P.Pyramid(4, causal=True),
-    P.Halo((6, 8), 3, 1),
-]
-LENGTH = 48
-
-
-def inputs(length=LENGTH, dtype=torch.float32, **options):
-    g = torch.Generator().manual_seed(0)
-    return [torch.randn(2, n, length, 8, generator=g).to(dtype, **options) for n in (2, 1, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -85,24 +67,6 @@ def test_the_same_bits(pattern, dtype, masked, grad):
                 assert_close(again[0], want, rtol=1e-10)
 
 
-@contextlib.contextmanager
-def glances():
-    """Notes the calls that are computed as the latest of their pattern, without a key."""
-    seen, latest = [], list(known.CALLS.latest.values())
-
-    def watched(run):
-        return lambda *args: (seen.append(True), run(*args))[1]
-
-    ways = [(one.run, one.fused) for one in latest]
-    for one, (run, _) in zip(latest, ways, strict=True):
-        one.run, one.fused = watched(run), None
-    try:
-        yield seen
-    finally:
-        for one, way in zip(latest, ways, strict=True):
-            one.run, one.fused = way
-
-
 def taken(call):
     """(whether the short way was taken, the result)"""
     used, look = [], known.CALLS.find
@@ -119,13 +83,6 @@ def taken(call):
     finally:
         del known.CALLS.find
     return bool(seen) or any(used), result
-
-
-PATTERN = P.SlidingWindow(9)
-
-
-def attend(*tensors, **options):
-    return foveal.attend(*tensors, PATTERN, **options)
 
 
 class Seen(TorchDispatchMode):
@@ -411,123 +368,6 @@ def test_scales_that_are_not_positive(pattern, scale):
     foveal.attend(q, k, v, pattern)
     got = foveal.attend(q, k, v, pattern, scale=scale)
     assert_close(got, foveal.attend(q, k, v, pattern, scale=scale, impl="reference"), rtol=1e-9)
-
-
-def glanced(*tensors, pattern=PATTERN, **options):
-    """Whether the call is told from others without a key."""
-    with glances() as seen:
-        foveal.attend(*tensors, pattern, **options)
-    return bool(seen)
-
-
-def test_the_latest_call_of_a_pattern_is_told_by_a_glance():
-    """From the third on; another size, dtype, gradient, scale or option takes another look."""
-    tensors = inputs()
-    assert [glanced(*tensors) for _ in range(4)] == [False, False, True, True]
-    assert glanced(*[x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors])
-    assert glanced(*tensors, scale=0.3)
-    graded = [x.clone().requires_grad_() for x in tensors]
-    others = [
-        ([x[:1] for x in tensors], {}),
-        ([x[:, :, :40] for x in tensors], {}),
-        ([x.double() for x in tensors], {}),
-        (graded, {}),
-        ([*graded[:1], *tensors[1:]], {}),
-        ([tensors[0], tensors[1], tensors[1]], {}),
-        (tensors, {"impl": "tiled"}),
-        (tensors, {"scale": -0.3}),
-        (tensors, {"dropout_p": 0.5}),
-        (tensors, {"return_lse": True}),
-    ]
-    for given, options in others:
-        assert not glanced(*given, **options)
-        out = attend(*given, **options)
-        out = out[0] if options.get("return_lse") else out
-        assert out.requires_grad == any(x.requires_grad for x in given)
-        assert out.dtype == given[0].dtype
-        attend(*tensors)
-        assert glanced(*tensors)
-    for _ in range(3):
-        attend(*graded)
-    assert glanced(*graded)
-    with torch.no_grad():
-        assert not glanced(*graded)
-        assert not attend(*graded).requires_grad
-    assert attend(*graded).requires_grad
-    with torch.inference_mode():
-        assert attend(*tensors).is_inference()
-
-
-class Named(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.seen.append(getattr(func, "__name__", ""))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.usefixtures("unforced")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("dim", [16, 8, 4])  # SDPA's own factor is 8 ** -0.5 but for rounding
-@pytest.mark.parametrize("pattern", PATTERNS[:3], ids=repr)
-def test_a_call_that_is_one_of_torchs_is_made_at_once(pattern, dim, dtype):
-    """The bits of the first, its derivatives, and seen by who looks on, as the long way is."""
-    g = torch.Generator().manual_seed(1)
-    given = [torch.randn(2, 2, LENGTH, dim, generator=g, dtype=dtype) for _ in "qkv"]
-    given = [x.requires_grad_() for x in given]
-    weight = torch.randn(2, 2, LENGTH, dim, generator=g, dtype=dtype)
-
-    def call(impl="dense", **options):
-        return foveal.attend(*given, pattern, impl=impl, **options)
-
-    def first(out):
-        return [out, *torch.autograd.grad(out, given, weight)]
-
-    want = first(call())
-    call()
-    one = known.CALLS.latest[id(pattern)]
-    assert (one.fused is None) == (dim == 8)
-    for options in ({}, {"scale": dim**-0.5}):
-        assert all(map(torch.equal, first(call(**options)), want))
-    assert_close(call(scale=0.4), call("reference", scale=0.4), rtol=1e-5)
-    for out in (call(), call()):  # a backward pass that is differentiated, and one that is not
-        grads = torch.autograd.grad(out, given, weight, create_graph=True)
-        again = torch.autograd.grad(sum(x.sin().sum() for x in grads), given)
-        reference = torch.autograd.grad(call("reference"), given, weight, create_graph=True)
-        right = torch.autograd.grad(sum(x.sin().sum() for x in reference), given)
-        for got, wanted in zip(again, right, strict=True):
-            assert_close(got, wanted, rtol=1e-3 if dtype == torch.float32 else 1e-9)
-        assert all(map(torch.equal, first(call()), want))
-    with Named() as mode:
-        assert torch.equal(call(), want[0])
-    assert "scaled_dot_product_attention" in mode.seen
-    assert known.CALLS.latest[id(pattern)] is one
-    del one
-    own = dataclasses.replace(pattern)
-    for _ in range(3):
-        assert torch.equal(foveal.attend(*given, own, impl="dense"), want[0])
-    assert id(own) in known.CALLS.latest
-    where = id(own)
-    del own
-    assert where not in known.CALLS.latest
-
-
-def test_patterns_that_are_made_for_each_call_are_not_learned_for_ever():
-    """Nor kept alive; equal ones that stay are each told by a glance."""
-    tensors = inputs()
-    for _ in range(300):
-        foveal.attend(*tensors, P.SlidingWindow(9))
-        assert len(known.CALLS.latest) <= known.Calls.MOST_PATTERNS
-    assert not known.CALLS.latest  # whose ids may be those of others now
-    known.CALLS.clear()
-    layers = [P.SlidingWindow(9) for _ in range(4)]
-    for _ in range(2):
-        [foveal.attend(*tensors, layer) for layer in layers]
-    assert all(glanced(*tensors, pattern=layer) for layer in layers)
-    known.CALLS.clear()
-    assert not any(glanced(*tensors, pattern=layer) for layer in layers[:1])
 
 
 def test_views_need_not_be_known_again():

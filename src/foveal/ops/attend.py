@@ -6,9 +6,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
-from torch.nn import functional
+from torch.compiler import is_compiling
 
 from foveal.common import by_example
 from foveal.common.words import suggest
@@ -16,13 +14,12 @@ from foveal.ops import autocast, dense, known, offset
 from foveal.ops.bias import Bias, WindowBias, settle
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
 from foveal.ops.choose import IMPLS, is_settled, pick
-from foveal.ops.define import dispatch_modes, function_modes, in_mode_of, is_stray, profiled
+from foveal.ops.define import in_mode_of, is_stray
 from foveal.ops.drop import ByPlace
-from foveal.ops.fused import make_differentiable
+from foveal.ops.glance import at_a_glance
 from foveal.ops.implementations import IMPLEMENTATIONS
-from foveal.ops.known import ENVIRON, IMPL, LATEST, NATIVE, grad_enabled, num_threads
 from foveal.ops.lowered import attend_lowered, is_lowering
-from foveal.ops.sharded import LOCAL, check_context, in_context_parallel
+from foveal.ops.sharded import check_context
 from foveal.ops.work import Call, Work, work_of
 from foveal.patterns import Pattern
 
@@ -64,6 +61,7 @@ def attend(
     softcap: float | None = None,
     q_offset: int = 0,
 ) -> tuple[Tensor, Tensor]: ...
+@at_a_glance
 def attend(
     q: Tensor,
     k: Tensor,
@@ -129,34 +127,6 @@ def attend(
         >>> foveal.attend(q, k, v, P.SlidingWindow(128)).shape
         torch.Size([1, 8, 1000, 64])
     """
-    one = None if is_dynamo_compiling() else LATEST.get(id(pattern))  # and nobody else's id
-    if (
-        one is not None
-        and one.alike(q, k, v)
-        and bias is key_mask is sinks is softcap is None
-        and (scale is None or (type(scale) is float and 0.0 < scale < 1e30))
-        and type(dropout_p) is float
-        and not dropout_p
-        and return_lse is False
-        and impl is one.impl
-        and type(q_offset) is int
-        and not q_offset
-        and not dispatch_modes()
-        and forward_ad._current_level < 0
-        and one.threads == num_threads()
-        and (one.graded is None or one.graded is grad_enabled())
-        and one.forced == ENVIRON.get(IMPL)
-        and one.native == ENVIRON.get(NATIVE)
-        and (functional.scaled_dot_product_attention is LOCAL or not in_context_parallel())
-    ):  # written out here: beside short attention, in cold caches, a call in Python counts
-        fused = one.fused
-        if fused is not None and scale is None:
-            out = LOCAL(q, k, v, fused.mask, 0.0, fused.causal)
-            if fused.graded:
-                make_differentiable(out)
-            return out
-        if not (function_modes() or profiled()):  # which see torch's own call anyhow
-            return one.run(q, k, v, pattern, None, one.factor if scale is None else scale)
     if type(q_offset) is not int or q_offset != 0:
         options = {"scale": scale, "dropout_p": dropout_p, "impl": impl, "return_lse": return_lse}
         options |= {"sinks": sinks, "softcap": softcap}

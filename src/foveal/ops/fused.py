@@ -58,32 +58,33 @@ def fused_attention(
 
 
 def make_differentiable(out: Tensor) -> None:
-    """Give what `scaled_dot_product_attention` gave a second derivative, if it has none."""
-    node: Any = out.grad_fn  # asked once: each time makes an object of it
-    kind = type(node)
-    if kind is _FUSED[0] or "ScaledDotProduct" in kind.__name__:
-        _FUSED[0] = kind
-        node._register_hook_dict(_HOOKED)  # what out.register_hook does, in a third of the time
+    """Give what `scaled_dot_product_attention` gave a second derivative, if it has none.
 
-
-_FUSED: list[Any] = [None]
-"""The kind of node that was seen last."""
+    Its gradient must be asked for.
+    """
+    # what out.register_hook does, in a third of the time
+    out.grad_fn._register_hook_dict(HOOKS)  # type: ignore[union-attr]
 
 
 def _before(grad: Tensor) -> None:
     """Hook of the output: looks on when the gradients are to be differentiated."""
     if not grad_enabled():  # no create_graph=True
         return
+    node: Any = torch._C._current_autograd_node()
+    if "ScaledDotProduct" not in type(node).__name__:  # plain operations, which can be
+        return
 
     def once(found: Gradients, grads: Gradients) -> Gradients | None:
         handle.remove()
         return _differentiable(found, grads)
 
-    handle = torch._C._current_autograd_node().register_hook(once)
+    handle = node.register_hook(once)
 
 
-_HOOKED: Any = torch.empty(0, device="cpu")  # what is registered is the hooks of a tensor
-_HOOKED._backward_hooks = OrderedDict({0: _before})
+HOOKS: Any = torch.empty(0, device="cpu")
+"""What is registered is the hooks of a tensor."""
+
+HOOKS._backward_hooks = OrderedDict({0: _before})
 
 
 def _plainly(

@@ -2,49 +2,26 @@
 
 To check a call and to choose for it takes longer than short attention itself. Whatever either
 depends on is in the key, so nothing here can be out of date; a call that is out of the ordinary
-has no key.
-
-To make and find a key takes 3 us where the shortest attention takes 25. So `attend` compares a
-call first, in a third of that, with the latest of its pattern: torch compares the three tensors in
-one step, as it does before it runs what was compiled.
+has no key. What was found by its key is told at a glance from then on.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from foveal.common.memo import Kept, num_bytes
+from foveal.ops import glance
 from foveal.ops.define import is_untraced, is_unwatched
-from foveal.ops.dense import Fused
+from foveal.ops.glance import ENVIRON, IMPL, NATIVE, Glance, asks_grad
 from foveal.ops.implementations import Implementation
 from foveal.ops.sharded import LOCAL, in_context_parallel
 from foveal.ops.work import Call, Run, Work
 from foveal.patterns import Pattern
-
-
-@dataclass(slots=True)
-class Latest:
-    """A call of one pattern object, as it is told from others without a key."""
-
-    pattern: weakref.ref[Pattern]
-    alike: Callable[[Tensor, Tensor, Tensor], bool]
-    graded: bool | None  # whether gradients were on; None where no tensor asks for any
-    impl: str | None
-    threads: int
-    forced: object  # FOVEAL_IMPL
-    native: object  # FOVEAL_NATIVE
-    factor: float  # of the products, unless the call names another
-    run: Run
-    fused: Fused | None  # what it is, if it is a call of SDPA that needs neither factor nor heads
 
 
 class Known:
@@ -54,88 +31,47 @@ class Known:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._latest: Latest | None = None
+        self._latest: tuple[weakref.ref[Pattern], Glance] | None = None
         self._left = 64  # pattern objects to learn: those that are made for each call do not pay
 
     def latest(
         self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, impl: str | None
-    ) -> Latest | None:
-        """How calls like this one are told from others; None where that cannot be or not pay."""
-        if self._latest is not None and self._latest.pattern() is pattern:
-            return self._latest
-        if not self._left or q is k or k is v or v is q or not pattern.has_fixed_key():
-            return None  # the comparison takes no tensor twice
-        self._left -= 1
-        try:  # sizes, dtype, device, type and what it dispatches to; strides may be any
-            guards: Any = torch._C._dynamo.guards
-            strides = [[None] * 4] * 3
-            alike = guards.TensorGuards(
-                q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=strides
-            ).check
-        except (AttributeError, TypeError):  # it is torch's own, and may move
-            self._left = 0
+    ) -> Glance | None:
+        """How calls like this one are told at a glance; None where that cannot be or not pay."""
+        if self._latest is not None and self._latest[0]() is pattern:
+            return self._latest[1]
+        if not self._left or not pattern.has_fixed_key():
             return None
-        graded = torch.is_grad_enabled() if _asks_grad(q, k, v) else None
-        self._latest = Latest(
-            weakref.ref(pattern, _forgets(id(pattern))),
-            alike,
-            graded,
-            impl,
-            torch.get_num_threads(),
-            ENVIRON.get(IMPL),
-            ENVIRON.get(NATIVE),
-            q.shape[3] ** -0.5,
-            self.run,
-            _alone(self.run, q.shape[3]),
-        )
-        return self._latest
+        one = glance.glance_of(q, k, v, impl, self.run)
+        if one is not None:
+            self._left -= 1
+            self._latest = glance.watched(pattern), one
+        return one
 
 
 class Calls(Kept[Known]):
-    """Calls by key, and the latest of each of some pattern objects by its id."""
-
-    MOST_PATTERNS = 256
-
-    def __init__(self, entries: int, most_bytes: int) -> None:
-        super().__init__(entries, most_bytes)
-        self.latest: dict[int, Latest] = {}
+    """Calls by key, and a glance at the latest of each of some pattern objects."""
 
     def keep(self, key: Hashable, result: Known, size: int | None = None) -> None:
         """As Kept's; what has to go does not live on as the latest of a pattern."""
         super().keep(key, result, size)
         if self._tight:
-            self.latest.clear()
+            glance.LATEST.clear()
 
     def clear(self) -> None:
         """Forget all."""
         super().clear()
-        self.latest.clear()
+        glance.LATEST.clear()
 
-    def learn(self, pattern: Pattern, latest: Latest) -> None:
-        """Compare the next call of a pattern with this one first."""
-        if self._tight or len(self.latest) >= self.MOST_PATTERNS:
-            self.latest.clear()
-        if not self._tight:
-            self.latest[id(pattern)] = latest
+    def learn(self, pattern: Pattern, one: Glance) -> None:
+        """Compare the next call of a pattern with this one first, unless memory is tight."""
+        if self._tight:
+            glance.LATEST.clear()
+        else:
+            glance.learn(pattern, one)
 
 
 CALLS = Calls(entries=1024, most_bytes=64 << 20)
-LATEST = CALLS.latest
-
-
-def _forgets(key: int) -> Callable[[Any], object]:
-    """For when a pattern goes: its id may soon be another's."""
-
-    def forget(_: Any, pop: Callable[..., object] = LATEST.pop) -> None:
-        pop(key, None)
-
-    return forget
-
-
-# os.environ.get takes 1 us, most of it for a name that is not there
-ENVIRON = getattr(os.environ, "_data", os.environ)
-IMPL, NATIVE = map(getattr(os.environ, "encodekey", str), ("FOVEAL_IMPL", "FOVEAL_NATIVE"))
-num_threads, grad_enabled = torch.get_num_threads, torch.is_grad_enabled
 
 
 def find_by_key(
@@ -152,8 +88,8 @@ def find_by_key(
     if found is None:
         return None
     known = found[0]
-    if key_mask is None and (latest := known.latest(q, k, v, pattern, impl)) is not None:
-        CALLS.learn(pattern, latest)
+    if key_mask is None and (one := known.latest(q, k, v, pattern, impl)) is not None:
+        CALLS.learn(pattern, one)
     return known.run
 
 
@@ -199,7 +135,7 @@ def key_of(
         q.dtype,
         k.dtype,
         v.dtype,
-        torch.is_grad_enabled() and _asks_grad(q, k, v),
+        torch.is_grad_enabled() and asks_grad(q, k, v),
         mask,
         impl,
         torch.get_num_threads(),
@@ -212,16 +148,6 @@ def keep(key: Hashable, one: Implementation, work: Work) -> None:
     """Remember that `one` computes calls with this key."""
     run, held = one.prepared(work) or (_checked(one, work), None)
     CALLS.keep(key, Known(run), num_bytes(held))
-
-
-def _alone(run: Run, head_dim: int) -> Fused | None:
-    """What a run is, if SDPA would multiply with the same factor by itself."""
-    usual = 1.0 / math.sqrt(head_dim) == head_dim**-0.5
-    return run if usual and isinstance(run, Fused) and not run.grouped else None
-
-
-def _asks_grad(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    return q.requires_grad or k.requires_grad or v.requires_grad
 
 
 def _checked(one: Implementation, work: Work) -> Run:
