@@ -1,6 +1,7 @@
 """What mkdocs does besides: lists the decisions, stands in for figures, renders the notebooks,
 writes the explorer."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def on_files(files: Files, config: Any) -> Files:
         for name, picture in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """In a row of a table GitHub wants \\| for |, which the site would show as it stands."""
+    return re.sub(r"^\|.*", lambda row: row[0].replace(r"\|", "|"), markdown, flags=re.MULTILINE)
 
 
 def on_post_build(config: Any) -> None:

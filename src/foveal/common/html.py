@@ -48,13 +48,13 @@ def table(
         title, note: above and below it.
         head: names of the columns.
     """
+    rows = list(rows)
     body = "".join(f"<tr>{''.join(map(_cell, row, range(len(row))))}</tr>" for row in rows)
     parts = [f'<table style="{_TABLE}">']
     if title:
         parts.append(f'<caption style="{_CAPTION}">{escape(title)}</caption>')
     if head:
-        style = _CELL.format(side="left", weight=600, space="nowrap")
-        names = "".join(f'<th scope="col" style="{style}">{escape(name)}</th>' for name in head)
+        names = "".join(_name(name, [row[i] for row in rows]) for i, name in enumerate(head))
         parts.append(f"<thead><tr>{names}</tr></thead>")
     parts.append(f"<tbody>{body}</tbody></table>")
     if note:
@@ -68,8 +68,20 @@ def facts(rows: Mapping[str, Any], *, title: str = "", note: str = "") -> str:
     return table(found, title=title, note=note)
 
 
+def _name(name: str, cells: Sequence[Any]) -> str:
+    """The head of a column, above its numbers where it has no others."""
+    given = [cell for cell in cells if cell is not None]
+    side = "right" if given and all(map(_is_number, given)) else "left"
+    style = _CELL.format(side=side, weight=600, space="nowrap")
+    return f'<th scope="col" style="{style}">{escape(name)}</th>'
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(value: Any, column: int) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = _is_number(value)
     if column == 0:
         style = _CELL.format(side="left", weight="normal", space="nowrap")
         return f'<th scope="row" style="{style};opacity:.75">{escape(value)}</th>'
