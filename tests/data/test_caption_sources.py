@@ -13,7 +13,8 @@ from PIL import Image
 
 from foveal.data import archives
 from foveal.data import images as image_module
-from foveal.data.captions import PictureDataConfig, captions_to_score, open_captions
+from foveal.data.caption_sources import captions_to_score, open_captions
+from foveal.data.captions import PictureDataConfig
 
 
 def png(shade=0):

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from foveal.data.captions import PictureDataConfig, open_captions
+from foveal.data.caption_sources import open_captions
+from foveal.data.captions import PictureDataConfig
 from foveal.data.image_sources import open_images
 from foveal.data.images import ImageDataConfig
 from foveal.data.sequence_sources import open_sequences

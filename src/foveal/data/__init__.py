@@ -1,6 +1,7 @@
 """Data: bytes, pictures, captions; one stream over them that resumes; tokenizers."""
 
-from foveal.data.captions import CaptionedSet, open_captions
+from foveal.data.caption_sources import open_captions
+from foveal.data.captioned_set import CaptionedSet
 from foveal.data.prefetch import Prefetched
 from foveal.data.sampling import ShuffledSampler
 from foveal.data.sources import Corpus, open_corpus

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foveal.data.captions import CAPTIONED, CaptionedSet
+from foveal.data.caption_sources import CAPTIONED
+from foveal.data.captioned_set import CaptionedSet
 from foveal.recipes.charts import Entries, chart, score_curve
 from foveal.recipes.kind import Kind, KindTask, Run
 
