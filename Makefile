@@ -1,5 +1,7 @@
 # Needs Python 3.11 or newer, make and access to a package index; everything else goes into .venv.
-PYTHON ?= python3
+ifeq ($(origin PYTHON),undefined)
+PYTHON = $(eval PYTHON := $(or $(shell python3 benchmarks/fastest_python.py 2> /dev/null),python3))$(PYTHON)
+endif
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -110,7 +112,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' |
 
 $(STAMP): pyproject.toml constraints.txt peers.txt
 	@$(CHECK_PYTHON)
-	@echo "Setting up $(VENV) (about a minute; PyTorch is large) ..."
+	@echo "Setting up $(VENV) with $(PYTHON) (about a minute; PyTorch is large) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install --no-deps -r peers.txt
