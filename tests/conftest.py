@@ -54,6 +54,25 @@ def seeds_of_what_is_here() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_without_asking() -> Iterator[None]:
+    """torch.compile measures its guards for a line of its log, and collects garbage: not here.
+
+    Both take longer than many a graph, and change nothing of it. Where nothing that was collected
+    has loaded the compiler, it stays unloaded.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    import torch._dynamo.guards
+
+    with pytest.MonkeyPatch.context() as patch:
+        measured = "profile_guard_manager"  # a name of torch's own, which may go
+        patch.setattr(torch._dynamo.guards, measured, lambda *guards: 0.0, raising=False)
+        patch.setattr(torch._dynamo.config, "run_gc_after_compile", False)
+        yield
+
+
 @pytest.fixture
 def nothing_kept() -> Iterator[None]:
     """For graphs over sizes that are symbols: what operators give of them is asked each time.
