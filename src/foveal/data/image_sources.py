@@ -45,27 +45,33 @@ def find_images(config: Any, path: str, left: LeftOut, most: int) -> ExamplePart
         "a folder of class folders, a .npz archive, webdataset archives (.tar), or 'emoji' for "
         "the embedded pictures",
     )
-    if not subfolders(root) and (tars := sorted(root.glob("[!.]*.tar"))):
-        left.add_beside(root, tars)
-        parts = file_parts(tars)
-        if parts is None:
-            return ExampleParts(of_shards(tars, printable(root.name), config.size, left))
-        return in_parts(
-            of_parts(parts, root, left, lambda p, name: of_shards(p, name, config.size, left)),
-            left,
-        )
-    packed = sorted(root.glob("[!.]*.npz")) if not subfolders(root) else []
-    archives = file_parts(packed)
-    if archives is None:
-        return find_pictures(root, config.size, left)
-    left.add_beside(root, packed)
-    return in_parts(
-        of_parts(archives, root, left, lambda p, _: _of_archive(p, config.size, left)), left
-    )
+    return _find_folder(root, config.size, left)
 
 
-def _of_archive(paths: Sequence[Path], size: int, left: LeftOut) -> Examples:
-    """The examples of a part; each part is one archive."""
+def _find_folder(root: Path, size: int, left: LeftOut) -> ExampleParts:
+    """Class folders; where there are none, archives, each of the part that its name tells."""
+
+    def shards_of(paths: Sequence[Path], name: str) -> Examples:
+        return of_shards(paths, name, size, left)
+
+    def archive_of(paths: Sequence[Path], name: str) -> Examples:
+        return _the_archive(paths, size, left)
+
+    packed: dict[str, list[Path]] = {".tar": [], ".npz": []}
+    if not subfolders(root):
+        packed = {ending: sorted(root.glob(f"[!.]*{ending}")) for ending in packed}
+    tars, arrays = packed.values()
+    parts = file_parts(tars or arrays)
+    if parts is None and not tars:
+        return find_pictures(root, size, left)
+    left.add_beside(root, tars or arrays)
+    if parts is None:
+        return ExampleParts(shards_of(tars, printable(root.name)))
+    return in_parts(of_parts(parts, root, left, shards_of if tars else archive_of), left)
+
+
+def _the_archive(paths: Sequence[Path], size: int, left: LeftOut) -> Examples:
+    """The examples of a part, which is one archive."""
     if len(paths) > 1:
         names = ", ".join(printable(path.name) for path in paths[:3])
         raise ValueError(

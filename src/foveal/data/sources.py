@@ -247,21 +247,29 @@ def _find_far(url: str, column: str, left: LeftOut) -> TextParts:
     if len(files) == 1 and not folder:
         return TextParts(url, [_far_span(files[0])])
     parts: dict[str, list[Span]] = {}
-    named: dict[Any, RemoteFile] = {file.path: file for file in files}
-    found = file_parts(named) if folder else None
-    homes = {file: _home(file, folder) for file in files}
-    has_parts = {"train"} < {part for part in homes.values() if part}
-    for part, paths in found.items() if found and not has_parts else []:
-        homes |= {named[path]: part for path in paths}
-    for file in files:
-        if (has_parts or found) and not homes[file]:
+    for file, home in _homes(files, folder).items():
+        if home is None:
             left.add("file beside the parts", file.path.name)
             continue
         try:
-            parts.setdefault(homes[file] or "train", []).append(_far_span(file))
+            parts.setdefault(home, []).append(_far_span(file))
         except _NoTextError:
             left.add_file(Path(file.path))
     return TextParts(url, parts.get("train", []), parts.get("valid"), parts.get("test"))
+
+
+def _homes(files: list[RemoteFile], folder: str) -> dict[RemoteFile, str | None]:
+    """The part that each file is of, by folders or by names; None is beside the parts."""
+    homes = {file: _home(file, folder) for file in files}
+    if {"train"} < {part for part in homes.values() if part}:
+        return homes
+    named: dict[Any, RemoteFile] = {file.path: file for file in files}
+    found = file_parts(named) if folder else None
+    if not found:
+        return {file: home or "train" for file, home in homes.items()}
+    for part, paths in found.items():
+        homes |= {named[path]: part for path in paths}
+    return homes
 
 
 def _home(file: RemoteFile, folder: str) -> str | None:

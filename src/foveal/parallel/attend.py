@@ -111,11 +111,7 @@ def attend(
     local = localize(pattern, sizes, ranks, queries)
     here = brought_near(local.pattern, bias)
     k, v, key_mask = _with_foreign(k, v, key_mask, local.share, ranks)
-    if isinstance(bias, WindowBias):
-        parts = [bias.dense(pattern, b - a, local.first, a) for a, b in local.keys]  # type: ignore[arg-type]
-        bias = torch.cat(parts, -1)
-    elif isinstance(bias, Tensor) and bias.shape[-1] == length > 1:
-        bias = bias[..., listed(local.keys).to(bias.device)]
+    bias = _over_keys(bias, pattern, local, length)
     if isinstance(dropout, ByPlace):
         places = torch.arange(local.first, local.first + count, device="cpu")
         options |= {"dropout_p": dropout.at(places, listed(local.keys)), "impl": "tiled"}
@@ -162,6 +158,16 @@ def part(pattern: Pattern, first: int, last: int, length: int, keys: Stretches) 
     if plain and pattern.takes_length(keys[0][1]):
         return Part(pattern, first, last - first, keys[0][0])
     return Gathered(pattern, first, last - first, keys, length)
+
+
+def _over_keys(bias: Bias | None, pattern: Pattern, local: Local, length: int) -> Bias | None:
+    """What of a bias falls on the keys that are here; rules and tables stay as they are."""
+    if isinstance(bias, WindowBias):
+        parts = [bias.dense(pattern, b - a, local.first, a) for a, b in local.keys]  # type: ignore[arg-type]
+        return torch.cat(parts, -1)
+    if isinstance(bias, Tensor) and bias.shape[-1] == length > 1:
+        return bias[..., listed(local.keys).to(bias.device)]
+    return bias
 
 
 def _with_foreign(

@@ -84,11 +84,16 @@ def train(
         # the others do not wait for what the first has left to do: it may take long
         if accelerator.is_main_process:
             claimed.check()
-            keep_model(task, trainer.weights.end(outcome.checkpoint), claimed.path / MODEL)
-            write_result(claimed.path, task, outcome, accelerator.device)
-            finish(claimed.path, task)
-            write_run_report(claimed.path)
+            _conclude(claimed.path, task, trainer, outcome)
         return claimed.path, outcome
+
+
+def _conclude(folder: Path, task: KindTask, trainer: Trainer, outcome: Outcome) -> None:
+    """What a run ends with: the model, how the training went, and the report."""
+    keep_model(task, trainer.weights.end(outcome.checkpoint), folder / MODEL)
+    write_result(folder, task, outcome, trainer.accelerator.device)
+    finish(folder, task)
+    write_run_report(folder)
 
 
 def keep_model(task: KindTask, whole: nn.Module | None, folder: Path) -> None:

@@ -84,6 +84,26 @@ class HaloNetConfig(StagedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_stages()
+        check_entries(1, dims=self.dims, heads=self.heads, strides=self.strides)
+        check_entries(1, stem_dims=self.stem_dims)
+        pair(self.image_size, "image_size")
+        check_entries(0, depths=self.depths)
+        given = {"final_dim": self.final_dim, "dim_head": self.dim_head}
+        check_sizes(**{name: size for name, size in given.items() if size is not None})
+        self._check_blocks()
+        check_sizes(
+            stem_dim=self.stem_dim, stem_kernel=self.stem_kernel, stem_stride=self.stem_stride
+        )
+        for dim, heads in zip(self.dims, self.heads, strict=True):
+            if dim % heads:
+                raise ValueError(
+                    f"heads must divide dims stage by stage, got dims={self.dims} and "
+                    f"heads={self.heads}."
+                )
+
+    def _check_stages(self) -> None:
+        """Raise ValueError unless all that is said of stages is said of each."""
         stages = len(self.depths)
         for name in ("dims", "heads", "strides"):
             if len(getattr(self, name)) != stages:
@@ -101,23 +121,6 @@ class HaloNetConfig(StagedConfig):
                 f"bottleneck_ratio must be a number or {stages} of them, got "
                 f"{self.bottleneck_ratio}."
             )
-        check_entries(1, dims=self.dims, heads=self.heads, strides=self.strides)
-        check_entries(1, stem_dims=self.stem_dims)
-        pair(self.image_size, "image_size")
-        check_entries(0, depths=self.depths)
-        for name in ("final_dim", "dim_head"):
-            if getattr(self, name) is not None:
-                check_sizes(**{name: getattr(self, name)})
-        self._check_blocks()
-        check_sizes(
-            stem_dim=self.stem_dim, stem_kernel=self.stem_kernel, stem_stride=self.stem_stride
-        )
-        for dim, heads in zip(self.dims, self.heads, strict=True):
-            if dim % heads:
-                raise ValueError(
-                    f"heads must divide dims stage by stage, got dims={self.dims} and "
-                    f"heads={self.heads}."
-                )
 
     def _check_blocks(self) -> None:
         """Raise ValueError unless the stem reduces as it says, and blocks have a width."""
