@@ -327,6 +327,30 @@ def test_help_and_version(capsys):
         assert option in printed
 
 
+@pytest.mark.parametrize("columns", ["1", "3", "0", "-5", "many"])
+def test_help_ends_in_any_terminal(capsys, monkeypatch, columns):
+    """Of few columns, of none, of what is no number; the variable stays as it was."""
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        main(["list", "--help"])
+    assert "usage: foveal list" in capsys.readouterr().out
+    assert os.environ["COLUMNS"] == columns
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]])
+def test_whoever_closed_the_output_hears_nothing(monkeypatch, tmp_path, closed):
+    """A command started with >&- does its work; Python has no such stream then."""
+    with monkeypatch.context() as patch:
+        for name in closed:
+            patch.setattr(sys, name, None)
+        codes = [main(["draw", "Full()"]), main(["list"]), main(["evaluate", "nowhere"])]
+        held = [getattr(sys, name) for name in closed]
+    for stream in held:
+        stream.close()
+    assert codes == [0, 0, 2]
+    assert (tmp_path / "full.png").read_bytes().startswith(b"\x89PNG")
+
+
 def _nothing():
     import contextlib
 

@@ -1,5 +1,6 @@
 """Files: the old or the new, never half; leftovers of the dead go; bad ones are named."""
 
+import errno
 import json
 import os
 import threading
@@ -16,7 +17,7 @@ from foveal.common.files import (
     write_folder,
     write_text,
 )
-from foveal.common.inputs import require_file
+from foveal.common.inputs import reason, require_file
 
 DEAD = 2**22 + 7
 """No process has this number: it is above the kernel's largest."""
@@ -45,6 +46,22 @@ def test_an_error_while_writing_leaves_the_old(tmp_path):
         write_file(tmp_path / "f", fail)
     assert (tmp_path / "x" / "a").read_text() == (tmp_path / "f").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["f", "x"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_is_full_is_told_of_a_file(tmp_path, number):
+    """The system names none: what could not be written is named, in a line."""
+
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    for write, name in ((write_file, "a"), (write_folder, "b")):
+        with pytest.raises(OSError, match=name) as caught:
+            write(tmp_path / name, fail)
+        assert reason(caught.value).startswith(f"{tmp_path / name}: ")
+    with pytest.raises(OSError, match="other"):
+        write_file(tmp_path / "a", lambda path: (tmp_path / "no/other").read_text())
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_is_replaced_and_removed_as_a_whole(tmp_path):

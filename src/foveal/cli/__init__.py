@@ -40,6 +40,7 @@ _OUR_FAULT = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a mistake in the input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _hold_streams()
     for stream in (sys.stdout, sys.stderr):
         _write_anything(stream)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -116,6 +117,17 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
     """Our own warnings as one line; those of other packages about their code are not for users."""
     if issubclass(category, UserWarning):
         print("foveal: warning:", shorten(str(message), 500), file=sys.stderr)
+
+
+def _hold_streams() -> None:
+    """Open what whoever started us has closed, as cron and services do: nothing is to be heard.
+
+    Otherwise the next file that is opened would take the place of the output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so its own
+            setattr(sys, name, os.fdopen(nothing, mode))
 
 
 def _write_anything(stream: TextIO) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
 import re
+import shutil
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import (
@@ -29,6 +31,7 @@ from foveal.common.inputs import require_place
 from foveal.common.words import meant
 
 OptionsT = TypeVar("OptionsT")
+_LEAST_COLUMNS = 20
 
 
 def parse(
@@ -48,7 +51,7 @@ def parse(
     if not pairs:
         config += (tyro.conf.FlagCreatePairsOff,)
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _wide_enough():
             read = plain(options)
             return tyro.cli(
                 read,
@@ -61,6 +64,21 @@ def parse(
             raise
     message = _one_line(said.getvalue())
     raise ValueError(f"{message} (foveal {command} --help explains the options)")
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """As if the terminal had some columns: in three of them tyro's help never ends."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _one_line(box: str) -> str:

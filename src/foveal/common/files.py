@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         for left in reversed(range(_ATTEMPTS)):
             try:
-                write(partial)
-                sync(partial)
+                with _told_of(path):
+                    write(partial)
+                    sync(partial)
                 os.replace(partial, path)
                 break
             except FileNotFoundError:
@@ -40,6 +41,17 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """A disk that is full says so of no file: the error gets the name of what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,8 +67,9 @@ def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
     """
     partial = begin_folder(path)
     try:
-        write(partial)
-        finish_folder(partial, path)
+        with _told_of(path):
+            write(partial)
+            finish_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

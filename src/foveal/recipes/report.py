@@ -53,8 +53,8 @@ def write_run_report(folder: Path) -> Path | None:
         sections = list(_sections(folder, kind, result or {}, score, samples or []))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{RESULT}, {EVALUATION} or {SAMPLES} in {folder} is not as foveal writes it "
-            f"({error!r}); delete the damaged one."
+            f"the report of {folder} cannot be made ({error!r}); if {RESULT}, {EVALUATION} or "
+            f"{SAMPLES} there is damaged, delete it."
         ) from error
     return write_report(
         folder / REPORT,
