@@ -15,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from foveal.ops.bias import TableBias, WindowBias, finite, window_place
 from foveal.ops.logits import capped, with_sink_key, with_sinks
-from foveal.ops.lowered.state import has_symbols, planned
+from foveal.ops.lowered.state import has_symbols, planned, without_choice
 from foveal.ops.rows_without_keys import open_dead_rows, softmax_rows
 from foveal.ops.table import Alibi
 from foveal.patterns import Halo, Pattern
@@ -193,7 +193,8 @@ def _fused(call: Lowered, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None)
         q, k = pad(q, (0, width - dim)), pad(k, (0, width - dim))
     elif width < dim:
         v = pad(v, (0, dim - width))
-    out = scaled_dot_product_attention(q, k, v, added, scale=scale)
+    with without_choice(q.shape[0]):
+        out = scaled_dot_product_attention(q, k, v, added, scale=scale)
     return out[..., :width] if width < dim else out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -96,3 +96,16 @@ def has_symbols(value: Any) -> bool:
     if isinstance(value, Pattern):
         return any(has_symbols(one) for one in vars(value).values())
     return isinstance(value, torch.SymInt)
+
+
+def without_choice(examples: int | torch.SymInt) -> contextlib.AbstractContextManager[None]:
+    """For a call of SDPA, which stays whole in the graph and chooses its kernel when it runs.
+
+    torch 2.11 chooses within the trace too, and asks whether there is one example or more: a range
+    of lengths that has both would be refused.
+    """
+    if not isinstance(examples, torch.SymInt) or torch.compiler.is_dynamo_compiling():
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return cast(contextlib.AbstractContextManager[None], sdpa_kernel(SDPBackend.MATH))
