@@ -3,8 +3,8 @@
     python3 benchmarks/fastest_python.py
 
 The first python3 of PATH, unless there is another one of the same version that is clearly faster:
-an interpreter that was built without profiles, as pyenv builds it by default, takes a third longer
-for all that is Python, and Python is most of what `make test` waits for.
+an interpreter that was built without profiles, as pyenv builds it by default, takes up to a third
+longer for what is Python alone: sympy, tracing, compiling.
 """
 
 import os
