@@ -2,9 +2,9 @@
 
     python3 benchmarks/fastest_python.py
 
-The first python3 of PATH, unless there is another one of the same version that is clearly faster:
-an interpreter that was built without profiles, as pyenv builds it by default, takes up to a third
-longer for what is Python alone: sympy, tracing, compiling.
+The first python3 of PATH, unless another one of the same version is clearly faster: one that was
+built without profiles, as pyenv builds it by default, takes a tenth to a third longer for what is
+Python alone (docs/decisions/0025-the-faster-of-two-interpreters.md).
 """
 
 import os
