@@ -228,6 +228,21 @@ def test_prefill_and_steps(case):
         torch.testing.assert_close(torch.stack(rows, 1), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@each
+def test_tensors_of_other_kinds(case):
+    """Nested and sparse inputs, of which most operations of torch know nothing, are named."""
+    model, inputs = case.make(), case.inputs()
+    for i, x in enumerate(inputs):
+        for other, kind in (
+            (torch.nested.nested_tensor(list(x)), "nested"),
+            (x.to_sparse(), "coo"),
+        ):
+            given = [*inputs[:i], other, *inputs[i + 1 :]]
+            with pytest.raises(ValueError, match=f"must be a dense tensor, got .*{kind}"):
+                case(model, *given)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @each
 def test_half_precision(case, dtype):

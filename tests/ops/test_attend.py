@@ -407,8 +407,16 @@ def test_flex_cross_check():
         ({"bias": torch.ones(3, 50)}, ValueError, "bias"),
         ({"pattern": P.Axial(7)}, ValueError, "49"),
         ({"bias": torch.ones(50, 50).to_sparse()}, ValueError, "bias .* dense"),
-        ({"v": torch.zeros(2, 4, 50, 16).to_sparse()}, ValueError, "dense tensors, .*sparse"),
-        ({"q": torch.zeros(2, 4, 50, 16).to_sparse(3)}, ValueError, "dense tensors, .*sparse"),
+        (
+            {"v": torch.zeros(2, 4, 50, 16).to_sparse()},
+            ValueError,
+            "v must be a dense tensor, .*sparse",
+        ),
+        (
+            {"q": torch.zeros(2, 4, 50, 16).to_sparse(3)},
+            ValueError,
+            "q must be a dense tensor, .*sparse",
+        ),
         ({"impl": "dense", "return_lse": True}, ValueError, "tiled"),
     ],
 )

@@ -78,6 +78,21 @@ def check_sizes(**values: Any) -> None:
         as_int(name, value, 1)
 
 
+def check_dense(name: str, x: Any) -> None:
+    """Raise ValueError for a tensor of another kind: nested (without sizes), sparse, quantised."""
+    if not isinstance(x, torch.Tensor):
+        return
+    if x.is_nested:
+        raise ValueError(
+            f"{name} must be a dense tensor, got a nested one; pad it by .to_padded_tensor() and "
+            "pass a mask, or lay its sequences side by side for attend_varlen."
+        )
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {x.layout}; use .to_dense() first.")
+    if x.is_quantized:
+        raise ValueError(f"{name} must not be quantised, got {x.dtype}; use .dequantize() first.")
+
+
 def _is_bool(value: Any) -> bool:
     """Whether it is Python's bool or NumPy's, which this layer does not import."""
     return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")

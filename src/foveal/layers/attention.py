@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveal.caches import AttentionCache, PyramidCache
 from foveal.common.arguments import checked
+from foveal.common.checks import check_dense
 from foveal.layers.checks import Device, check_dropout, check_sizes, head_size, join_heads
 from foveal.layers.dropout import Dropout
 from foveal.layers.grid_rotary import Rotation
@@ -288,6 +289,7 @@ class SelfAttention(nn.Module):
         self, x: Tensor, offset: int | Tensor, rotary: Turn | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q (batch, heads, tokens, dim_head); k, v (batch, kv_heads, tokens, dim_head)."""
+        check_dense("x", x)
         turn = self.rotary if rotary is None else rotary
         qkv = project(self.to_qkv, x).unflatten(-1, (-1, self.dim_head))
         if turn is not None and self.rotate_values:

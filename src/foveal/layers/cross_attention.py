@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foveal.caches import AttentionCache
 from foveal.common.arguments import checked
+from foveal.common.checks import check_dense
 from foveal.common.symbols import take_first
 from foveal.layers.checks import (
     Device,
@@ -148,10 +149,12 @@ class CrossAttention(nn.Module):
 
     def queries(self, x: Tensor, offset: int = 0, stride: int = 1) -> Tensor:
         """(batch, tokens, dim) -> (batch, heads, tokens, dim_head)."""
+        check_dense("x", x)
         return self._turn(project(self.to_q, x), offset, stride)
 
     def keys(self, context: Tensor, offset: int = 0, stride: int = 1) -> tuple[Tensor, Tensor]:
         """(batch, tokens, dim) -> keys and values (batch, heads, tokens, dim_head)."""
+        check_dense("context", context)
         k, v = project(self.to_kv, context).chunk(2, dim=-1)
         return self._turn(k, offset, stride), split_heads(v, self.dim_head)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from foveal.common.arguments import checked
+from foveal.common.checks import check_dense
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.linear import is_plain, linear
 from foveal.layers.relative_position import RelPosEmb, RelPosMode, Size
@@ -132,6 +133,7 @@ class HaloAttention(nn.Module):
 
         Sizes are rounded up. The result lies in memory with its channels last.
         """
+        check_dense("x", x)
         if x.ndim != 4 or x.shape[1] != self.dim:
             raise ValueError(
                 f"x must be (batch, {self.dim}, height, width), got {tuple(x.shape)}."

@@ -14,6 +14,7 @@ from torch.nn.functional import gelu
 
 from foveal.common.arguments import checked
 from foveal.common.by_example import dropout as drop
+from foveal.common.checks import check_dense
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.dropout import Dropout
 from foveal.layers.linear import is_plain, linear
@@ -345,5 +346,6 @@ def mix_windows(shares: Tensor, maps: Tensor, real: Tensor | None) -> Tensor:
 
 
 def _check_map(x: Tensor, dim: int) -> None:
+    check_dense("x", x)
     if x.ndim != 4 or x.shape[1] != dim:
         raise ValueError(f"x must be (batch, {dim}, height, width), got {tuple(x.shape)}.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.caches import DecodingState
-from foveal.common.checks import as_int
+from foveal.common.checks import as_int, check_dense
 from foveal.generation import Decoder, Recompute, Recorded, Sampler, generate
 from foveal.generation.loop import Prompts
 from foveal.layers.checks import Device, check_dropout, check_sizes
@@ -378,6 +378,8 @@ def check_tokens(
         return
     if not isinstance(tokens, Tensor):
         raise TypeError(f"{name} must be a tensor (batch, length), got {type(tokens).__name__}.")
+    check_dense(name, tokens)
+    check_dense("mask", mask)
     if tokens.ndim != 2 or not are_ints(tokens) or tokens.shape[1] < least:
         raise ValueError(
             f"{name} must be (batch, length) of an int type with at least one token, got "

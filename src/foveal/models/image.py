@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.common.by_example import dropout
+from foveal.common.checks import check_dense
 from foveal.layers.checks import check_dropout, check_sizes
 from foveal.layers.rows import HERE, Rows
 from foveal.layers.weights import dtype_of
@@ -273,6 +274,7 @@ class ImageModel(Model):
         return cast(Tensor, checkpoint(stage, x, use_reentrant=False))
 
     def _check(self, x: Tensor) -> None:
+        check_dense("x", x)
         channels = self.settings.in_chans
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(

@@ -155,7 +155,7 @@ def attend(
             softcap=softcap,
         )
     if not compiling:
-        check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, sinks)
+        check_tensors(q, k, v, pattern, bias, key_mask, dropout_p, return_lse, sinks, scale)
         softcap = as_softcap(softcap)
     else:
         check_context()
@@ -249,7 +249,7 @@ def _at_offset(
     """The call of queries that are some of those of the pattern."""
     q, k, v, pattern = tensors
     if not is_compiling():
-        others = [options[name] for name in ("dropout_p", "return_lse", "sinks")]
+        others = [options[name] for name in ("dropout_p", "return_lse", "sinks", "scale")]
         check_tensors(q, k, v, pattern, bias, key_mask, *others)
     k, v, pattern, bias, key_mask = offset.applied(q, k, v, pattern, bias, key_mask, q_offset)
     return attend(q, k, v, pattern, bias=bias, key_mask=key_mask, **options)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.common.checks import as_bool, as_number
+from foveal.common.checks import as_bool, as_number, check_dense
 from foveal.common.memo import remember
 from foveal.common.words import shorten
 from foveal.ops.bias import Alibi, Bias, TableBias, WindowBias
@@ -32,6 +32,7 @@ def check_tensors(
     dropout_p: Any,
     return_lse: Any,
     sinks: Any = None,
+    scale: Any = None,
 ) -> None:
     """Raise ValueError or TypeError naming the first argument that is of a wrong kind.
 
@@ -47,9 +48,9 @@ def check_tensors(
             "q, k and v must share one floating dtype (float64, float32, float16 or bfloat16), "
             f"got {q.dtype}, {k.dtype}, {v.dtype}."
         )
-    if not q.layout == k.layout == v.layout == torch.strided:
-        kinds = ", ".join(str(x.layout) for x in (q, k, v))
-        raise ValueError(f"q, k and v must be dense tensors, got {kinds}; call .to_dense() first.")
+    check_dense("q", q)
+    check_dense("k", k)
+    check_dense("v", v)
     if not q.device == k.device == v.device:
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}."
@@ -64,6 +65,7 @@ def check_tensors(
         _check_key_mask(q, k, key_mask)
     if sinks is not None:
         _check_sinks(q, sinks)
+    check_dense("scale", scale)
 
 
 def check_pattern(pattern: Any) -> None:
@@ -149,6 +151,8 @@ def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
     if q.ndim != 4 or k.ndim != 4:
         return  # which `check_sizes` says
     if isinstance(bias, WindowBias | TableBias | Alibi):
+        for field, values in zip(bias._fields, bias, strict=True):
+            check_dense(f"{type(bias).__name__}.{field}", values)
         if pattern.biased_by_table and isinstance(bias, WindowBias):
             _refuse_bias(bias, pattern)
         bias.check(q, pattern)
@@ -168,10 +172,7 @@ def _check_bias(q: Tensor, k: Tensor, pattern: Pattern, bias: Bias) -> None:
             f"bias must be floating (float64, float32, float16 or bfloat16), got {bias.dtype}; a "
             "mask of keys is a key_mask."
         )
-    if bias.layout != torch.strided:
-        raise ValueError(
-            f"bias must be a dense tensor, got {bias.layout}; call .to_dense() first."
-        )
+    check_dense("bias", bias)
     if bias.device != q.device:
         raise ValueError(f"bias must be on the device of q, {q.device}, got {bias.device}.")
 
@@ -211,6 +212,7 @@ def _check_tokens(q: Tensor, k: Tensor, pattern: Pattern, bias: TableBias | Alib
 def _check_key_mask(q: Tensor, k: Tensor, key_mask: Any) -> None:
     if not isinstance(key_mask, Tensor):
         raise TypeError(f"key_mask must be a bool tensor, got {type(key_mask).__name__}.")
+    check_dense("key_mask", key_mask)
     expected = (k.shape[0], k.shape[2]) if k.ndim == 4 else ()
     if key_mask.dtype != torch.bool or tuple(key_mask.shape) != expected:
         raise ValueError(
@@ -231,6 +233,7 @@ def _check_sinks(q: Tensor, sinks: Any) -> None:
         raise ValueError(
             f"sinks must be floating (float64, float32, float16 or bfloat16), got {sinks.dtype}."
         )
+    check_dense("sinks", sinks)
     if q.ndim == 4 and tuple(sinks.shape) != (q.shape[1],):
         raise ValueError(
             f"sinks must hold a logit for each head, (heads,) = ({q.shape[1]},), got "

@@ -149,6 +149,11 @@ def glance_of(q: Tensor, k: Tensor, v: Tensor, impl: str | None, run: Run) -> Gl
         impl: str | None = None,
         scale: float | None = None,
     ) -> Tensor | None:
+        try:
+            if q.is_nested or k.is_nested or v.is_nested:  # torch, comparing, would abort
+                return None
+        except AttributeError:  # no tensor
+            return None
         if (
             alike(q, k, v)
             and impl is named

@@ -71,6 +71,7 @@ class Calls(Kept[Known]):
             glance.learn(pattern, one)
 
 
+STRIDED = torch.strided
 CALLS = Calls(entries=1024, most_bytes=64 << 20)
 
 
@@ -112,6 +113,7 @@ def key_of(
     """
     if (
         not (type(q) is type(k) is type(v) is Tensor and q.is_cpu and k.is_cpu and v.is_cpu)
+        or not q.layout is k.layout is v.layout is STRIDED
         or not isinstance(pattern, Pattern)
         or not (scale is None or (type(scale) is float and 0.0 < scale < 1e30))
         or type(dropout_p) is not float
@@ -122,26 +124,36 @@ def key_of(
         or (functional.scaled_dot_product_attention is not LOCAL and in_context_parallel())
     ):
         return None
-    mask: Hashable = None
-    if key_mask is not None:
-        if type(key_mask) is not Tensor or not key_mask.is_cpu:
+    try:
+        mask: Hashable = None
+        if key_mask is not None:
+            if not (type(key_mask) is Tensor and key_mask.is_cpu and key_mask.layout is STRIDED):
+                return None
+            mask = key_mask.shape, key_mask.dtype
+        return (
+            pattern.cache_key(),
+            q.shape,
+            k.shape,
+            v.shape,
+            q.dtype,
+            k.dtype,
+            v.dtype,
+            torch.is_grad_enabled() and asks_grad(q, k, v),
+            mask,
+            impl,
+            torch.get_num_threads(),
+            ENVIRON.get(IMPL),
+            ENVIRON.get(NATIVE),
+        )
+    except RuntimeError:  # nested tensors have no shape
+        if (
+            q.is_nested
+            or k.is_nested
+            or v.is_nested
+            or (key_mask is not None and key_mask.is_nested)
+        ):
             return None
-        mask = key_mask.shape, key_mask.dtype
-    return (
-        pattern.cache_key(),
-        q.shape,
-        k.shape,
-        v.shape,
-        q.dtype,
-        k.dtype,
-        v.dtype,
-        torch.is_grad_enabled() and asks_grad(q, k, v),
-        mask,
-        impl,
-        torch.get_num_threads(),
-        ENVIRON.get(IMPL),
-        ENVIRON.get(NATIVE),
-    )
+        raise
 
 
 def keep(key: Hashable, one: Implementation, work: Work) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foveal.common.checks import check_dense
 from foveal.common.memo import sizes_of
 
 
@@ -24,17 +25,27 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         (out, lse) of the softmax over all keys together; zeros and -inf where no part has a key.
 
     Raises:
-        ValueError: there is no part, or shapes differ.
+        ValueError: there is no part, they are not of dense floating tensors, or shapes or devices
+            differ.
     """
     if not parts:
         raise ValueError("parts must hold at least one (out, lse) pair, got none.")
     first_out, first_lse = parts[0]
     for out, lse in parts:
+        check_dense("out of parts", out)
+        check_dense("lse of parts", lse)
         if sizes_of(out) != sizes_of(first_out) or sizes_of(lse) != sizes_of(out)[:-1]:
             raise ValueError(
                 "parts must have equal shapes, with lse as out without its last dimension; got "
                 f"out {tuple(out.shape)} and lse {tuple(lse.shape)} beside "
                 f"{tuple(first_out.shape)} and {tuple(first_lse.shape)}."
+            )
+        if not (out.is_floating_point() and lse.is_floating_point()):
+            raise ValueError(f"parts must be floating, got out {out.dtype} and lse {lse.dtype}.")
+        if not out.device == lse.device == first_out.device:
+            raise ValueError(
+                f"parts must be on one device, got out on {out.device} and lse on {lse.device} "
+                f"beside {first_out.device}."
             )
     if len(parts) == 1:
         return first_out.masked_fill((first_lse == -torch.inf)[..., None], 0.0), first_lse

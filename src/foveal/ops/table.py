@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foveal.common.checks import as_bool, as_int
+from foveal.common.checks import as_bool, as_int, check_dense
 from foveal.common.memo import remember
 from foveal.common.words import shorten
 from foveal.patterns import Pattern
@@ -201,6 +201,8 @@ class Alibi(NamedTuple):
         """Raise ValueError if it does not fit queries (batch, heads, n_queries, head_dim)."""
         if pattern.biased_by_table or pattern.pools:
             raise ValueError(f"alibi counts single keys, got {pattern}; pass a TableBias.")
+        if self.slopes.is_meta and not q.is_meta:
+            raise ValueError(f"Alibi.slopes must hold numbers for q on {q.device}, got meta.")
         if tuple(self.slopes.shape) not in ((q.shape[1],), (1,)):
             raise ValueError(
                 f"alibi has a slope for each of {self.slopes.numel()} heads, but q has "
@@ -248,6 +250,7 @@ def alibi(heads: int, slopes: Tensor | None = None) -> Alibi:
     if not isinstance(slopes, Tensor) or not slopes.dtype.is_floating_point:
         kind = getattr(slopes, "dtype", type(slopes).__name__)
         raise ValueError(f"slopes must be a floating tensor (heads,) = ({heads},), got {kind}.")
+    check_dense("slopes", slopes)
     if tuple(slopes.shape) not in ((heads,), (1,)):
         raise ValueError(
             f"slopes must be (heads,) = ({heads},) or (1,), got {tuple(slopes.shape)}."

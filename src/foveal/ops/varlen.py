@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from foveal.common.checks import check_dense
 from foveal.ops.attend import attend
 from foveal.ops.checks import check_pattern
 from foveal.ops.define import define
@@ -141,6 +142,7 @@ def _check(q: Any, k: Any, v: Any) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"q, k and v must be tensors, got {name}={type(x).__name__}.")
+        check_dense(name, x)
         if x.ndim != 3:
             raise ValueError(
                 f"{name} must be (tokens, heads, head_dim), all sequences side by side, got "
@@ -157,6 +159,7 @@ def _check_bias(bias: Any) -> None:
 
 
 def _lengths(name: str, borders: Any, tokens: int) -> tuple[int, ...]:
+    check_dense(name, borders)
     if isinstance(borders, Tensor) and (borders.ndim != 1 or borders.dtype not in INTS):
         raise ValueError(
             f"{name} must be (sequences + 1,) of int32 or int64, got {borders.dtype} "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.common.checks import check_dense
 from foveal.common.constant import constant_of
 from foveal.patterns import layouts
 from foveal.patterns.base import HeadMask, Overlap, Pattern
@@ -392,6 +393,7 @@ def _as_layout(layout: Any) -> Tensor:
             layout = torch.tensor(layout, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"layout must be a tensor of blocks, got {layout!r}.") from error
+    check_dense("layout", layout)
     if layout.device.type == "meta":
         raise ValueError("layout must hold values, got a tensor of the meta device.")
     values = layout.detach().to("cpu")

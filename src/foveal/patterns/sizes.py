@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from foveal.common.checks import as_bool, as_int
+from foveal.common.checks import as_bool, as_int, check_dense
 
 INTS = (int, torch.SymInt)  # sizes are symbols while a model is exported
 
@@ -133,6 +133,7 @@ def each_bool(value: Any, name: str, count: int) -> bool | tuple[bool, ...]:
 
 def as_lengths(name: str, values: Any) -> tuple[int, ...]:
     """Ints of at least 0 from a tuple, list, array or tensor of one dimension."""
+    check_dense(name, values)
     if isinstance(values, torch.Tensor) and values.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the meta device.")
     if isinstance(values, torch.Tensor) or hasattr(values, "__array_interface__"):

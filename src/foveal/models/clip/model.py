@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveal.common.checks import check_dense
 from foveal.common.lazy import provided
 from foveal.layers.weights import dtype_of, table
 from foveal.models.base import Model
@@ -100,6 +101,8 @@ class CLIP(Model):
         Raises:
             ValueError: shapes that do not fit.
         """
+        check_dense("text", text)
+        check_dense("image", image)
         if text.shape[0] != image.shape[0]:
             raise ValueError(
                 f"text and image must be pairs, got {len(text)} texts and {len(image)} pictures."
@@ -125,6 +128,8 @@ class CLIP(Model):
             ValueError: text that is not (batch, up to text_seq_len).
         """
         length = self.settings.text_seq_len
+        check_dense("text", text)
+        check_dense("text_mask", text_mask)
         if text.ndim != 2 or text.shape[1] > length:
             raise ValueError(
                 f"text must be (batch, up to text_seq_len={length}), got shape "
@@ -165,6 +170,7 @@ class CLIP(Model):
     def _patches(self, image: Tensor) -> Tensor:
         """(batch, patches, pixels and channels of a patch)."""
         c, size = self.settings, self.settings.visual_patch_size
+        check_dense("image", image)
         expected = (c.channels, *c.pixels)
         if image.ndim != 4 or tuple(image.shape[1:]) != expected:
             raise ValueError(

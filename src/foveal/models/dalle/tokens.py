@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.common.checks import check_dense
 from foveal.common.dtypes import wide
 from foveal.layers.weights import is_traced
 from foveal.models.vocabulary import check_within
@@ -19,6 +20,7 @@ def checked_text(text: Tensor, longest: int, vocabulary: int) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return text.long()
+    check_dense("text", text)
     if text.ndim != 2 or text.is_floating_point() or text.dtype == torch.bool:
         raise ValueError(
             f"text must be (batch, words) of an int type, got shape {tuple(text.shape)} of "
@@ -42,6 +44,7 @@ def checked_image(image: Tensor, batch: int, grid: tuple[int, int], vocabulary: 
     """
     if torch.compiler.is_compiling():
         return image.long()
+    check_dense("image", image)
     if image.ndim != 2 or image.is_floating_point() or image.shape[0] != batch:
         raise ValueError(
             "image must be pictures (batch, channels, height, width) or int tokens (batch, "

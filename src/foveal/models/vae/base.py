@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foveal.common.checks import check_dense
 from foveal.layers.weights import dtype_of
 from foveal.models.base import Model
 from foveal.models.pictures import as_pixels
@@ -110,6 +111,7 @@ class ImageTokenizer(Model):
     def _prepare(self, images: Tensor) -> Tensor:
         """Check, normalize, and pad to whole tokens."""
         expected = (self.channels, *self.settings.pixels)
+        check_dense("images", images)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must be (batch, channels, height, width) = (batch, "
@@ -145,6 +147,7 @@ class ImageTokenizer(Model):
     def _decode(self, img_seq: Tensor) -> Tensor:
         """Tokens -> normalized pictures, without the padding."""
         rows, columns = self.grid
+        check_dense("img_seq", img_seq)
         if img_seq.ndim != 2 or img_seq.shape[1] != rows * columns:
             raise ValueError(
                 f"img_seq must be (batch, {rows * columns}) tokens for a grid of {rows} x "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from foveal.common.checks import as_bool
+from foveal.common.checks import as_bool, check_dense
 from foveal.ops.checks import DTYPES
 from foveal.ops.sharded import check_whole
 from foveal.patterns import Pattern
@@ -29,6 +29,7 @@ def check_tensors(query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
             raise ValueError(
                 f"{name} must be no nested tensor; pack the sequences and mask them as documents."
             )
+        check_dense(name, x)
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must be (batch, heads, length, head_dim), got shape {tuple(x.shape)}."

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from foveal.common.checks import as_bool, as_int
+from foveal.common.checks import as_bool, as_int, check_dense
 from foveal.common.words import suggest
 from foveal.ops import autocast, native
 from foveal.ops.checks import as_scale, as_softcap, check_sizes, check_tensors, fold_scale
@@ -129,7 +129,7 @@ def attend_selected(
         with autocast.off(device):
             return attend_selected(q, k, v, blocks, block_size, **options)
     if not torch.compiler.is_compiling():
-        check_tensors(q, k, v, Full(), None, key_mask, 0.0, return_lse, sinks)
+        check_tensors(q, k, v, Full(), None, key_mask, 0.0, return_lse, sinks, scale)
         check_sizes(work_of(q, k, v, Full(), None, key_mask, 0.0, return_lse))
         softcap, causal = as_softcap(softcap), as_bool("causal", causal)
         block_size = as_int("block_size", block_size, 1)
@@ -201,6 +201,7 @@ def _check_blocks(q: Tensor, k: Tensor, blocks: Any, query_block: int) -> None:
     """Raise ValueError or TypeError where blocks cannot be what names them; no value is read."""
     if not isinstance(blocks, Tensor):
         raise TypeError(f"blocks must be an int tensor, got {type(blocks).__name__}.")
+    check_dense("blocks", blocks)
     if blocks.dtype.is_floating_point or blocks.dtype.is_complex or blocks.dtype == torch.bool:
         raise ValueError(
             f"blocks must be of an int dtype, indices of blocks, got {blocks.dtype}; a bool mask "
