@@ -164,6 +164,25 @@ def test_compact_equals_vit_pytorch(peer: Callable[[str], ModuleType]) -> None:
 # -- timm's conventions -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["halonet", "sepvit", "sepvit compact"])
+def test_gradients_of_each_sample(name: str) -> None:
+    """torch.func.vmap over pictures gives the gradients of each alone."""
+    model, (images,) = CASES[name].make().double().eval(), CASES[name].inputs()
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+
+    def gradients(image: Tensor) -> dict[str, Tensor]:
+        def loss(values: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(model, values, (image[None],)).square().sum()
+
+        return torch.func.grad(loss)(weights)
+
+    together = torch.func.vmap(gradients)(images.double())
+    model(images.double()[1:]).square().sum().backward()
+    for name, value in model.named_parameters():
+        assert value.grad is not None
+        assert_close(together[name][1], value.grad, 1e-9)
+
+
 @kinds
 def test_features_and_head(kind: str) -> None:
     """forward is forward_head after forward_features; pre_logits gives num_features."""

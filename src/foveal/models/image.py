@@ -17,6 +17,7 @@ from foveal.layers.rows import HERE, Rows
 from foveal.layers.weights import dtype_of
 from foveal.models.base import Model
 from foveal.models.config import ModelConfig
+from foveal.ops.define import is_beyond_functions
 from foveal.patterns.sizes import pair
 
 GlobalPool = Literal["avg", "max", "avgmax", "catavgmax", ""]
@@ -308,3 +309,11 @@ def classifier(features: int, num_classes: int) -> nn.Module:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same maps, channels last in memory; as they lie within torch.func.
+
+    torch.vmap knows no such layout.
+    """
+    return x if is_beyond_functions(x) else x.contiguous(memory_format=torch.channels_last)

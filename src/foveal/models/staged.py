@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from foveal.layers.relative_position import Size
-from foveal.models.image import ImageConfig, ImageModel
+from foveal.models.image import ImageConfig, ImageModel, channels_last
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class StagedModel(ImageModel):
 
     def _stages(self, x: Tensor) -> Iterator[Tensor]:
         # attention reads pixels as rows of channels, so the whole network keeps channels last
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(channels_last(x))
         for stage in self.stages:
             x = self._run(stage, x)
             yield x

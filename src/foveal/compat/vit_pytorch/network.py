@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from foveal.layers.checks import check_dropout, check_sizes
@@ -24,7 +23,7 @@ from foveal.layers.patch import (
 )
 from foveal.layers.separable import DSSA
 from foveal.models.config import ModelConfig, check_entries, check_range
-from foveal.models.image import FeatureInfo, ImageModel, classifier
+from foveal.models.image import FeatureInfo, ImageModel, channels_last, classifier
 from foveal.models.registry import register
 from foveal.models.sepvit.config import check_stages
 
@@ -154,7 +153,7 @@ class SepViT(ImageModel):
         return self.mlp_head[1](self._mean(x))
 
     def _stages(self, x: Tensor) -> Iterator[Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         for stage in self.layers:
             for part in cast(nn.ModuleList, stage):
                 x = self._run(part, x)
