@@ -254,3 +254,21 @@ def test_patterns_that_are_made_for_each_call_are_not_learned_for_ever():
     assert all(glanced(*tensors, pattern=layer) for layer in layers)
     known.CALLS.clear()
     assert not any(glanced(*tensors, pattern=layer) for layer in layers[:1])
+
+
+@pytest.mark.parametrize("other", [P.Full, lambda: P.SlidingWindow(2), lambda: P.Strided(4)])
+def test_a_pattern_at_the_place_of_one_that_is_gone_is_no_other(other):
+    """Many equal patterns are told by a glance, and none of them when they are gone."""
+    tensors, before = inputs(), len(glance._WATCHED)
+    layers = [P.SlidingWindow(9) for _ in range(40)]  # as in copies of a model
+    for layer in layers:
+        for _ in range(3):
+            foveal.attend(*tensors, layer)
+    assert len(LATEST) == 40
+    del layer, layers
+    assert not LATEST
+    assert len(glance._WATCHED) <= before
+    want = foveal.attend(*tensors, other(), impl="reference")
+    new = [other() for _ in range(80)]  # some of which stand where those stood
+    for one in new:
+        assert_close(foveal.attend(*tensors, one), want, 1e-5)

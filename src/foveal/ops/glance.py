@@ -117,14 +117,23 @@ def learn(pattern: Pattern, one: Glance) -> None:
     """Compare the next call of a pattern with this one first."""
     if len(LATEST) >= MOST_PATTERNS:
         LATEST.clear()
-    LATEST[id(pattern)] = one
+    key = id(pattern)
+    if key not in _WATCHED:
+        _WATCHED[key] = _watched(pattern)
+    LATEST[key] = one
 
 
-def watched(pattern: Pattern) -> weakref.ref[Pattern]:
+_WATCHED: dict[int, weakref.ref[Pattern]] = {}
+"""By id, references to patterns that were learned: one that is not held would forget nothing."""
+
+
+def _watched(pattern: Pattern) -> weakref.ref[Pattern]:
     """A reference to a pattern, with which its call is forgotten: its id may soon be another's."""
+    key, latest, others = id(pattern), LATEST.pop, _WATCHED.pop
 
-    def forget(_: Any, key: int = id(pattern), pop: Callable[..., object] = LATEST.pop) -> None:
-        pop(key, None)
+    def forget(_: Any) -> None:
+        latest(key, None)
+        others(key, None)
 
     return weakref.ref(pattern, forget)
 

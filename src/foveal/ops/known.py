@@ -45,7 +45,7 @@ class Known:
         one = glance.glance_of(q, k, v, impl, self.run)
         if one is not None:
             self._left -= 1
-            self._latest = glance.watched(pattern), one
+            self._latest = weakref.ref(pattern), one
         return one
 
 
