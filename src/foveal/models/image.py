@@ -312,7 +312,7 @@ def classifier(features: int, num_classes: int) -> nn.Module:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same maps, channels last in memory; as they lie within torch.func.
+    """Maps (batch, channels, height, width), channels last in memory; as they lie in torch.func.
 
     torch.vmap knows no such layout.
     """
