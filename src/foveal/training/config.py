@@ -70,8 +70,9 @@ class TrainingConfig:
         loss_chunk: of language models, make the logits of so many tokens at a time, in the
             backward pass too, so that those of a long sequence need not fit; 0 makes all.
         trackers: who is told the numbers besides metrics.jsonl, by the names that Accelerate has
-            for them: "tensorboard", "wandb", "mlflow", "trackio", ...; none for [], and
-            TensorBoard, where it is installed, unless given.
+            for them: "tensorboard", "wandb", "mlflow", "trackio", ...; none for an empty list
+            (on the command line, the bare option), and TensorBoard, where it is installed,
+            unless given.
     """
 
     steps: int | None = None
