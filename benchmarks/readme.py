@@ -154,8 +154,9 @@ def reached(found: dict[str, Any]) -> str:
     text = (
         f"In its {found['minutes']:.2g} minutes it took {found['steps']:,} steps and reached "
         f"{found['bits_per_byte']:.2f} bits per held-out byte of the library of Python "
-        f"{found['machine']['python']}, where `gzip -9` needs {found['gzip']:.2f} and `xz -9e` {found['xz']:.2f}. To score {found['bytes']:,} bytes "
-        f"took {found['scoring_seconds']:.0f} s, of the {found['evaluation_seconds']:.0f} s of "
+        f"{found['machine']['python']}, where `gzip -9` needs {found['gzip']:.2f} and `xz -9e` "
+        f"{found['xz']:.2f}. To score {found['bytes']:,} bytes took "
+        f"{found['scoring_seconds']:.0f} s, of the {found['evaluation_seconds']:.0f} s of "
         f"`foveal evaluate`; {found['bytes_per_second']:,.0f} bytes a second were written "
         f"({where(found['machine'])}).{untold}"
     )
