@@ -63,7 +63,7 @@ def make_differentiable(out: Tensor) -> None:
     Its gradient must be asked for.
     """
     # what out.register_hook does, in a third of the time
-    out.grad_fn._register_hook_dict(HOOKS)  # type: ignore[union-attr]
+    out.grad_fn._register_hook_dict(_HOOKS)  # type: ignore[union-attr]
 
 
 def _before(grad: Tensor) -> None:
@@ -81,10 +81,10 @@ def _before(grad: Tensor) -> None:
     handle = node.register_hook(once)
 
 
-HOOKS: Any = torch.empty(0, device="cpu")
+_HOOKS: Any = torch.empty(0, device="cpu")
 """What is registered is the hooks of a tensor."""
 
-HOOKS._backward_hooks = OrderedDict({0: _before})
+_HOOKS._backward_hooks = OrderedDict({0: _before})
 
 
 def _plainly(

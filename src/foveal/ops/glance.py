@@ -13,7 +13,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from foveal.ops.define import dispatch_modes, function_modes, profiled
 from foveal.ops.dense import Fused
-from foveal.ops.fused import HOOKS
+from foveal.ops.fused import make_differentiable
 from foveal.ops.sharded import LOCAL, in_context_parallel
 from foveal.ops.work import Run
 from foveal.patterns import Pattern
@@ -39,18 +39,9 @@ environ = ENVIRON.get
 num_threads, grad_enabled = torch.get_num_threads, torch.is_grad_enabled
 
 
-class Glance(Protocol):
-    """Computes a call that is like the one it was made of; None for any other call."""
-
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        pattern: Pattern,
-        impl: str | None = None,
-        scale: float | None = None,
-    ) -> Tensor | None: ...
+Glance = Callable[[Tensor, Tensor, Tensor, Pattern, str | None, float | None], Tensor | None]
+"""(q, k, v, pattern, impl, scale) -> out of a call that is like the one it was made of; None for
+any other call."""
 
 
 class _Latest(dict[int, Glance | None]):
@@ -70,9 +61,10 @@ def at_a_glance(attend: Callable[Args, Result]) -> Callable[Args, Result]:
     def glanced(q: Any, k: Any, v: Any, pattern: Any, **options: Any) -> Any:
         one = None if is_dynamo_compiling() else LATEST[id(pattern)]  # and nobody else's id
         if one is not None:
-            found = (
-                one(q, k, v, pattern) if not options else _with(one, q, k, v, pattern, **options)
-            )
+            if options:
+                found = _with(one, q, k, v, pattern, **options)
+            else:
+                found = one(q, k, v, pattern, None, None)
             if found is not None:
                 return found
         return attend(q, k, v, pattern, **options)
@@ -155,8 +147,8 @@ def glance_of(q: Tensor, k: Tensor, v: Tensor, impl: str | None, run: Run) -> Gl
         k: Tensor,
         v: Tensor,
         pattern: Pattern,
-        impl: str | None = None,
-        scale: float | None = None,
+        impl: str | None,
+        scale: float | None,
     ) -> Tensor | None:
         try:
             if q.is_nested or k.is_nested or v.is_nested:  # torch, comparing, would abort
@@ -177,7 +169,7 @@ def glance_of(q: Tensor, k: Tensor, v: Tensor, impl: str | None, run: Run) -> Gl
             if alone and scale is None:
                 out = LOCAL(q, k, v, mask, 0.0, causal)
                 if graded:
-                    out.grad_fn._register_hook_dict(HOOKS)  # type: ignore[union-attr]
+                    make_differentiable(out)
                 return out
             if not (function_modes() or profiled()):  # which see torch's own call anyhow
                 return run(q, k, v, pattern, None, factor if scale is None else scale)

@@ -146,12 +146,7 @@ def key_of(
             ENVIRON.get(NATIVE),
         )
     except RuntimeError:  # nested tensors have no shape
-        if (
-            q.is_nested
-            or k.is_nested
-            or v.is_nested
-            or (key_mask is not None and key_mask.is_nested)
-        ):
+        if any(x.is_nested for x in (q, k, v, key_mask) if x is not None):
             return None
         raise
 
