@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from foveal.data.text_files import is_whole
+
 _MOST_NUMBERED = 1024
 
 
@@ -54,7 +56,7 @@ def _from_texts(
     classes = sorted(set(found.tolist())) if names is None else list(names)
     if "" in set(found.tolist()):
         raise ValueError(f"labels of {where} must not be empty texts.")
-    broken = [name for name in classes if not _is_text(name)]
+    broken = [name for name in classes if not is_whole(name)]
     if broken:
         raise ValueError(
             f"labels of {where} must be whole texts, got half a letter: {broken[0]!r}."
@@ -67,15 +69,6 @@ def _from_texts(
             f"got {unknown[0]!r}."
         )
     return np.array([places[name] for name in found.tolist()], np.int64), classes, True
-
-
-def _is_text(name: str) -> bool:
-    """Whether all letters of a text are whole; JSON can hold half of one."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _whole(found: np.ndarray, where: str) -> np.ndarray:

@@ -7,13 +7,14 @@ import io
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from foveal.common.inputs import require_file
 from foveal.common.words import suggest
-from foveal.data.text_files import lines, read_text, unpacked_name
+from foveal.data.text_files import is_whole, lines, read_text, unpacked_name
 from foveal.data.walk import printable
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -77,29 +78,25 @@ def text_of(row: Row, column: str, called: str) -> str:
     if value in (math.inf, -math.inf):  # JSON's 1e999, whose digits are lost
         raise BadRowError(f"{column!r} must be text in {called}, got a number that is too large.")
     text = str(value)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRowError(f"{column!r} has half a character in {called}.") from None
+    if not is_whole(text):
+        raise BadRowError(f"{column!r} has half a character in {called}.")
     return text
 
 
-def _check_once(path: Path, columns: Sequence[str], known: list[str]) -> None:
-    """Each of the columns, or each that has a name where none are asked for, is there once."""
-    for name in columns or filter(None, known):
-        if known.count(name) > 1:
-            raise ValueError(f"the table {printable(path)} has the column {name!r} twice.")
-
-
 def _check_columns(path: Path, columns: Sequence[str], known: Iterable[str]) -> None:
+    """Each of the columns is there, and each that is read, all where none are named, is once."""
     known = list(known)
+    counts = Counter(known)
     for name in columns:
-        if name not in known:
+        if name not in counts:
             there = ", ".join(map(repr, known)) or "none"
             hint = suggest(name, known, f"name one of them: {there}.")
             raise ValueError(
                 f"the table {printable(path)} has no column {name!r}, it has {there}; {hint}"
             )
+    for name in columns or filter(None, counts):
+        if counts[name] > 1:
+            raise ValueError(f"the table {printable(path)} has the column {name!r} twice.")
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -176,7 +173,6 @@ def _separated(
         rows = _parsed(path, text, delimiter, csv.QUOTE_NONE)  # quotes are letters to many
     header = [name.strip() for name in rows[0][1]]
     _check_columns(path, columns, header)
-    _check_once(path, columns, header)
     for number, fields in rows[1:]:
         yield (
             f"line {number} of {printable(path)}",
@@ -230,7 +226,6 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | Ba
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(path, columns, file.schema_arrow.names)
-            _check_once(path, columns, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(_BATCH, columns=list(columns) or None):
                 for row in batch.to_pylist():

@@ -42,6 +42,15 @@ def lines(text: str) -> list[str]:
     return found[:-1] if found[-1] == "" else found
 
 
+def is_whole(text: str) -> bool:
+    """Whether all letters of a text are whole; JSON can hold half of one."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_text(path: Path) -> str:
     """The whole of a text file, unpacked and decoded.
 
